@@ -1,0 +1,74 @@
+# `make demo` and `make test` each do all their own set-up, in .venv; nothing needs to be activated.
+#
+#   make demo         install, then fuse the shipped checkpoint and prove that nothing changed
+#   make test         install, then the fast tests and the slow ones whose run time is bounded
+#   make test-slow    every test (those that need a GPU skip themselves where there is none)
+#   make check        lint, types and `make test`: what CI runs
+#   make format       rewrite the code in the project's format
+#   make clean        delete what the others made, but for the environment; `make distclean` deletes that, too
+
+# The first interpreter that is new enough; `make demo PYTHON=/path/to/python3.12` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# `make demo CONSTRAINTS=` installs the newest versions setup.cfg allows instead of the tested ones.
+CONSTRAINTS ?= constraints.txt
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
+
+# Somebody else's modules must not stand in for what is installed here.
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.NOTPARALLEL:
+.PHONY: demo test test-slow check lint types format clean distclean help
+
+help:
+	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
+
+demo: $(BIN)/.installed
+	$(BIN)/repconv demo
+
+test: $(BIN)/.installed-dev
+	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "slow and not exhaustive and not gpu"
+
+test-slow: $(BIN)/.installed-dev
+	$(BIN)/pytest
+
+check: lint types test
+
+lint: $(BIN)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(BIN)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# From inside the tree that looks as the package installs, where the checkout's own folders cannot shadow it.
+types: $(BIN)/.installed-dev
+	$(BIN)/python tests/type_tree.py
+	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p repconv
+
+clean:
+	rm -rf build dist repconv.egg-info repconv-demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find repconv search export benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(BIN)/.created:
+	@test -n "$(PYTHON)" || { echo "repconv needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(BIN)/.installed: $(BIN)/.created $(METADATA)
+	$(INSTALL) --editable .
+	touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.created $(METADATA)
+	$(INSTALL) --editable ".[dev]"
+	touch $(BIN)/.installed $@

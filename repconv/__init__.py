@@ -1,0 +1,102 @@
+"""Fold trained multi-branch convolution blocks, exactly, into the single convolutions that deploy."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agreement import compare
+    from .block import RepBlock
+    from .branches import BRANCHES
+    from .checkpoint import load, save
+    from .errors import (
+        BackendError,
+        BuildError,
+        CheckpointError,
+        FusionError,
+        GeometryError,
+        OutputError,
+        RepconvError,
+        SourceError,
+        VerificationError,
+    )
+    from .expand import expand
+    from .fuse import fuse
+    from .kernels import Kernel
+    from .models import create_model, list_models
+    from .report import FusionReport, Refusal
+
+__all__ = [
+    "BRANCHES",
+    "BackendError",
+    "BuildError",
+    "CheckpointError",
+    "FusionError",
+    "FusionReport",
+    "GeometryError",
+    "Kernel",
+    "OutputError",
+    "Refusal",
+    "RepBlock",
+    "RepconvError",
+    "SourceError",
+    "VerificationError",
+    "compare",
+    "create_model",
+    "expand",
+    "fuse",
+    "list_models",
+    "load",
+    "save",
+]
+
+_HOMES = {
+    "BRANCHES": ".branches",
+    "BackendError": ".errors",
+    "BuildError": ".errors",
+    "CheckpointError": ".errors",
+    "FusionError": ".errors",
+    "FusionReport": ".report",
+    "GeometryError": ".errors",
+    "Kernel": ".kernels",
+    "OutputError": ".errors",
+    "Refusal": ".report",
+    "RepBlock": ".block",
+    "RepconvError": ".errors",
+    "SourceError": ".errors",
+    "VerificationError": ".errors",
+    "compare": ".agreement",
+    "create_model": ".models",
+    "expand": ".expand",
+    "fuse": ".fuse",
+    "list_models": ".models",
+    "load": ".checkpoint",
+    "save": ".checkpoint",
+}
+"""Where each public name lives; resolved when first used, so that the command line starts without torch."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # the module protocol
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_HOMES[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This package: `fuse` and `expand` are functions here, though modules of those names are imported below it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set, as ever, but keep an imported submodule from taking the place of a public name."""
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,246 @@
+"""Self-describing checkpoints: weights, and all it takes to build the network they belong to.
+
+A `.pt` file holds tensors and plain containers only and is read with `weights_only=True`; a `.safetensors` file holds
+the same state, with the same description as JSON in its metadata (key `repconv`). See `docs/formats.md`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block import BranchSet, RepBlock
+from .branches import ConvBranch
+from .errors import CheckpointError, RepconvError
+from .expand import with_blocks
+from .files import whole_file
+from .fuse import outermost_branches, with_single_convolutions
+from .models.spec import ModelSpec
+from .models.zoo import create_plain
+
+FORMAT = "repconv.checkpoint"
+VERSION = 1
+SUFFIXES = (".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What images in [0, 1] go through before the network: `(image - mean) / std`, one number a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in evaluation mode and what its file says of it.
+
+    input_shape: (c, h, w) of the images it was trained on; metrics: by name, as measured when it was saved.
+    """
+
+    model: nn.Module
+    fused: bool
+    class_names: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    input_shape: tuple[int, int, int] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] = (),
+    normalization: Normalization | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    storage_dtype: torch.dtype | None = None,
+) -> None:
+    """Write `model`, made by `create_model` (and perhaps `fuse`), to a `.pt` or `.safetensors` file.
+
+    Args:
+        model: the network, multi-branch, plain or fused.
+        path: the file; the suffix chooses the format.
+        class_names: what the logits stand for.
+        normalization: what images go through first.
+        input_shape: (c, h, w) of the images it was trained on.
+        metrics: anything measured, by name.
+        storage_dtype: floating-point weights are stored in it and read back into the model's own dtype.
+
+    Raises:
+        CheckpointError: a model no file can describe, or another suffix.
+        OutputError: the file cannot be written.
+    """
+    suffix = checked_suffix(path)
+    structure = describe(model)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    if storage_dtype is not None:
+        state = {n: t.to(storage_dtype) if t.is_floating_point() else t for n, t in state.items()}
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        **structure,
+        "dtype": str(dtype).removeprefix("torch."),
+        "class_names": list(class_names),
+        "normalization": None
+        if normalization is None
+        else {"mean": list(normalization.mean), "std": list(normalization.std)},
+        "input_shape": None if input_shape is None else list(input_shape),
+        "metrics": dict(metrics or {}),
+    }
+    if suffix == ".pt":
+        # Into memory first: torch names entries of the archive after the file, and equal models give equal bytes.
+        buffer = io.BytesIO()
+        torch.save({**description, "state": state}, buffer)
+        content = buffer.getvalue()
+    else:
+        from safetensors.torch import save as to_bytes
+
+        content = to_bytes({n: t.clone() for n, t in state.items()}, {"repconv": json.dumps(description)})
+    with whole_file(path) as stream:
+        stream.write(content)
+
+
+def checked_suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix of `path`, one of `SUFFIXES`.
+
+    Raises:
+        CheckpointError: it has another.
+    """
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise CheckpointError(f"{path}: a checkpoint ends in {' or '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}")
+    return suffix
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The part of a description that rebuilds the modules of `model`: name, arguments, blocks, folded layers.
+
+    Raises:
+        CheckpointError: the model was not made by `create_model`, or holds something else where it has convolutions.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        raise CheckpointError(
+            f"{type(model).__name__} was not made by repconv.create_model, so a file of its weights could not rebuild it"
+        )
+    with torch.device("meta"):
+        plain = create_plain(spec)
+    blocks: dict[str, dict[str, list[str]]] = {}
+    folded = []
+    for name, _ in outermost_branches(plain):
+        module = model.get_submodule(name)
+        if isinstance(module, RepBlock):
+            fixed, searchable = module.branch_set
+            blocks[name] = {"fixed": list(fixed), "branches": list(searchable)}
+        elif isinstance(module, nn.Conv2d):
+            folded.append(name)
+        elif not isinstance(module, ConvBranch):
+            raise CheckpointError(f"{name} is a {type(module).__name__}, which no checkpoint can describe")
+    return {
+        "model": {"name": spec.name, "arguments": json.loads(json.dumps(dict(spec.arguments)))},
+        "blocks": blocks,
+        "folded": folded,
+    }
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """The modules a description stands for, on the meta device: shapes without numbers.
+
+    Raises:
+        CheckpointError: the description is not one, or is of a newer version.
+    """
+    try:
+        arguments = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in description["model"]["arguments"].items()
+        }
+        with torch.device("meta"):
+            model = create_plain(ModelSpec(description["model"]["name"], arguments))
+            sets = {
+                name: BranchSet(tuple(block["fixed"]), tuple(block["branches"]))
+                for name, block in description["blocks"].items()
+            }
+            return with_single_convolutions(with_blocks(model, sets), description["folded"])
+    except (KeyError, TypeError, AttributeError, RepconvError) as error:
+        raise CheckpointError(f"the description of the model makes no sense: {error}") from error
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a file written by `save`; the model is on the CPU, in evaluation mode, needing none of the user's code.
+
+    Raises:
+        CheckpointError: not a readable checkpoint of this format, a newer version, or a state that does not fit.
+    """
+    description, state = read(path)
+    try:
+        model = rebuild(description)
+        dtype = getattr(torch, description["dtype"])
+        state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+        model.load_state_dict(state, assign=True)
+    except (RuntimeError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    normalization = description.get("normalization")
+    shape = description.get("input_shape")
+    return Checkpoint(
+        model.eval(),
+        bool(description["folded"]) and not description["blocks"],
+        tuple(description.get("class_names") or ()),
+        None if normalization is None else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
+        None if shape is None else tuple(shape),
+        dict(description.get("metrics") or {}),
+    )
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the state of a checkpoint file, as they are stored.
+
+    Raises:
+        CheckpointError: missing, not readable, not of this format, or of a newer version.
+    """
+    suffix = checked_suffix(path)
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: {'is a directory' if Path(path).is_dir() else 'no such file'}")
+    try:
+        description, state = _read_pt(path) if suffix == ".pt" else _read_safetensors(path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and safetensors raise many types for a broken file
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path}: not a readable {suffix} file of tensors and plain values ({first}); if it holds a pickled "
+            "module, save model.state_dict() or use repconv.save(model, path) instead"
+        ) from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save")
+    if not isinstance(description.get("version"), int) or description["version"] > VERSION:
+        raise CheckpointError(
+            f"{path}: format version {description.get('version')}, this repconv reads up to {VERSION}; upgrade repconv"
+        )
+    return description, state
+
+
+def _read_pt(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
+        return None, {}
+    return {key: value for key, value in content.items() if key != "state"}, content["state"]
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device="cpu") as file:
+        described = (file.metadata() or {}).get("repconv")
+        if described is None:
+            return None, {}
+        return json.loads(described), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict

@@ -1,0 +1,135 @@
+"""`repconv demo`: the main job, on the checkpoint and the images that ship with the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import json_option
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..agreement import Function
+
+_CHECKPOINT = "irep_resnet_cifar10.pt"
+_IMAGES = "cifar10_test_sheet.npz"
+
+
+@click.command(epilog="Example: repconv demo --output-dir demo")
+@click.option(
+    "--output-dir", type=click.Path(file_okay=False, path_type=Path), default="repconv-demo", show_default=True,
+    help="Folder for the files it writes.",
+)  # fmt: skip
+@json_option
+def command(output_dir: Path, json_file: str | None) -> None:
+    """Fuse the network that ships with repconv, prove that nothing changed, and show what was gained."""
+    import torch
+
+    from repconv.benchmarks.timing import measure, ratio
+    from repconv.export.to_onnx import onnx_function, to_onnx, verify_onnx
+
+    from ..checkpoint import load, save
+    from ..errors import OutputError, VerificationError
+    from ..files import whole_file
+    from ..fuse import fuse
+    from ..verify import count_flops, probes, verify
+    from .record import file_record, write_json
+    from .text import fusion_tables, table
+
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {output_dir}: {error.strerror}") from error
+    assets = Path(str(files("repconv") / "assets"))
+    known = load(assets / _CHECKPOINT)
+    model = known.model
+    shape = known.input_shape or (3, 32, 32)
+    images, labels = _images(assets / _IMAGES, known.normalization)
+
+    click.echo(f"1. Fuse {_CHECKPOINT}, an IRep-ResNet trained on CIFAR-10.\n")
+    fused, report = fuse(model)
+    report = report.with_flops(count_flops(model, shape), count_flops(fused, shape))
+    agreement = verify(model, fused, probes(shape))
+    report = report.with_agreement(agreement)
+    click.echo(fusion_tables(report))
+    click.echo(f"\n  {agreement.verdict}")
+    agreement.require("the fused network")
+
+    click.echo("\n2. Write it, and run the ONNX file in onnxruntime.\n")
+    written = {name: output_dir / name for name in ("fused.pt", "fused.onnx")}
+    described = {"class_names": known.class_names, "normalization": known.normalization, "input_shape": shape}
+    save(fused, written["fused.pt"], **described)  # type: ignore[arg-type]
+    content = to_onnx(fused, images[:1], dynamic_batch=True).SerializeToString()
+    in_runtime = verify_onnx(content, model, [images[:1], images[:7]])
+    in_runtime.require("the ONNX model in onnxruntime")
+    with whole_file(written["fused.onnx"]) as stream:
+        stream.write(content)
+    for path in written.values():
+        click.echo(f"  wrote {path}: {path.stat().st_size:,} bytes")
+    click.echo(f"  {in_runtime.verdict}")
+
+    click.echo(f"\n3. Classify {len(images)} real test images before and after.\n")
+    onnx = onnx_function(content)
+    forms: dict[str, Function] = {"before": model, "fused": fused, "fused ONNX": onnx}
+    with torch.inference_mode():
+        answers = {name: run(images).argmax(1) for name, run in forms.items()}
+    rows = [["", "right", "as before"]]
+    for name, answer in answers.items():
+        rows.append([name, f"{int((answer == labels).sum())}/{len(labels)}",
+                     f"{int((answer == answers['before']).sum())}/{len(labels)}"])  # fmt: skip
+    click.echo(table(rows, right=(1, 2)))
+    differing = [i for i in range(len(images)) if len({int(a[i]) for a in answers.values()}) > 1]
+    if differing:
+        raise VerificationError(f"predictions differ on images {differing} of {_IMAGES}")
+
+    click.echo("\n4. Latency of one image, measured in turns.\n")
+    one = images[:1]
+    with torch.inference_mode():
+        timed = measure({name: lambda run=run: run(one) for name, run in forms.items()}, rounds=60)
+    sizes = {"before": _bytes(model), "fused": _bytes(fused), "fused ONNX": len(content)}
+    rows = [["", "median ms", "times faster", "95 % interval", "bytes"]]
+    for name, latency in timed.items():
+        gain = ratio(timed["before"], latency)
+        interval = "" if name == "before" else f"{gain.low:.1f} to {gain.high:.1f}"
+        faster = "" if name == "before" else f"{gain.value:.1f}"
+        rows.append([name, f"{latency.median_ms:.2f}", faster, interval, f"{sizes[name]:,}"])
+    click.echo(table(rows, right=(1, 2, 3, 4)))
+    click.echo("  before and fused run in PyTorch, fused ONNX in onnxruntime; bytes are of float32 weights")
+
+    click.echo(
+        "\nNext, a model of your own:\n"
+        "  train   model = repconv.create_model('irep_resnet18', num_classes=10)\n"
+        "  save    repconv.save(model.eval(), 'checkpoint.pt', input_shape=(3, 32, 32))\n"
+        "  fuse    repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch"
+    )
+    if json_file is not None:
+        write_json(json_file, "repconv.demo/1", {
+            "source": file_record(assets / _CHECKPOINT), "outputs": [file_record(p) for p in written.values()],
+            "report": report.to_dict(), "onnxruntime": in_runtime.to_dict(),
+            "right": {name: int((a == labels).sum()) for name, a in answers.items()}, "images": len(images),
+            "latency": [latency.to_dict() for latency in timed.values()],
+        })  # fmt: skip
+
+
+def _images(path: Path, normalization: object) -> tuple[Tensor, Tensor]:
+    """The sheet of test images as network inputs [n, 3, 32, 32], and their labels [n]."""
+    import numpy as np
+    import torch
+
+    from ..checkpoint import Normalization
+
+    with np.load(path, allow_pickle=False) as sheet:
+        pixels, labels = torch.from_numpy(sheet["images"]), torch.from_numpy(sheet["labels"]).long()
+    images = pixels.permute(0, 3, 1, 2).float() / 255
+    if isinstance(normalization, Normalization):
+        mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
+        images = (images - mean) / std
+    return images, labels
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())

@@ -1,0 +1,31 @@
+"""Option types the commands share."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+
+class ImageShape(click.ParamType):
+    """`3,224,224` or `3x224x224`, with or without a leading batch of 1."""
+
+    name = "C,H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:  # noqa: ANN401  # click's signature
+        """Return (c, h, w)."""
+        if isinstance(value, tuple):
+            return value
+        parts = re.split(r"[,x]", str(value))
+        if len(parts) == 4 and parts[0] == "1":
+            parts = parts[1:]
+        if len(parts) != 3 or not all(p.isdecimal() and int(p) for p in parts):
+            self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
+        channels, height, width = map(int, parts)
+        return channels, height, width
+
+
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Write everything measured to this JSON file."
+)

@@ -1,0 +1,56 @@
+"""Plain-text tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..report import FusionReport
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Rows as aligned columns, the first row a heading; columns in `right` are aligned right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    lines.insert(1, "  " + "-" * (sum(widths) + 2 * len(widths) - 2))
+    return "\n".join(lines)
+
+
+def fusion_tables(report: FusionReport) -> str:
+    """What was fused layer by layer, what was not, and the network before and after."""
+    parts = []
+    if report.layers:
+        errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
+        rows = [["layer", "branches", "becomes", "error", "unfused"]]
+        for layer in report.layers:
+            found = errors.get(layer.name)
+            rows.append([
+                layer.name or "(the model)",
+                f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else "conv + BN",
+                layer.geometry,
+                f"{found.error.to_scale:.1e}" if found else "",
+                f"{found.own.to_scale:.1e}" if found and found.own else "",
+            ])  # fmt: skip
+        parts.append(table(rows, right=(3, 4)))
+        if errors:
+            parts.append(
+                "  error: largest difference from float64, relative to the layer's output; unfused: the same for the\n"
+                "  branches it was made of, in the same precision"
+            )
+    parts += [f"  left as it is: {r.where}: {r.why}" for r in report.refusals]
+    before, after = report.before, report.after
+    rows = [["", "before", "after"]]
+    rows.append(["multi-branch blocks", str(len(report.blocks) + len(report.refusals)), str(len(report.refusals))])
+    for label, key in (
+        ("convolutions", "convolutions"),
+        ("batch norms", "batch_norms"),
+        ("parameters", "parameters"),
+        ("FLOPs an image", "flops"),
+    ):
+        pair = (getattr(before, key), getattr(after, key))
+        if None not in pair:
+            rows.append([label, *(f"{value:,}" for value in pair)])
+    parts.append(table(rows, right=(1, 2)))
+    return "\n\n".join(parts)

@@ -1,0 +1,37 @@
+"""The errors a user can meet; every message says what was expected, what came, where, and what to do."""
+
+
+class RepconvError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class GeometryError(RepconvError, ValueError):
+    """An operation on convolutions that would not be exact, or shapes that do not fit."""
+
+
+class FusionError(RepconvError, ValueError):
+    """A model that cannot be fused as it stands, such as one in training mode."""
+
+
+class CheckpointError(RepconvError, ValueError):
+    """A file that is not a readable checkpoint, or a model a checkpoint cannot describe."""
+
+
+class SourceError(RepconvError, ValueError):
+    """A command-line source that names nothing readable."""
+
+
+class OutputError(RepconvError, OSError):
+    """An output that cannot be written; whatever was there before is untouched."""
+
+
+class VerificationError(RepconvError):
+    """An artefact disagrees with its reference; it was not written."""
+
+
+class BackendError(RepconvError):
+    """A backend is not installed; the message carries the line that installs it."""
+
+
+class BuildError(RepconvError):
+    """A backend is installed but could not build the artefact."""

@@ -1,0 +1,166 @@
+"""`fuse`: every block of branches, and every convolution with its batch normalisation, becomes one convolution."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from .block import RepBlock
+from .branches import Branch
+from .errors import FusionError, GeometryError
+from .kernels import Kernel
+from .report import FusedLayer, FusionReport, Refusal, Size
+
+
+def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
+    """A single-path copy of `model`, and what was done.
+
+    Every `RepBlock`, and every other `Branch` (the convolutions of this package's plain networks), is replaced by one
+    `Conv2d` with bias, folded in float64 and cast once to the block's own dtype. The input is not changed. The result
+    is an ordinary trainable module in evaluation mode, on the same device, in the same memory format.
+
+    Raises:
+        FusionError: the model is in training mode, a batch normalisation keeps no running statistics, or a folded
+            weight is not finite in the block's dtype.
+    """
+    where = next((name for name, module in model.named_modules() if module.training), None)
+    if where is not None:
+        raise FusionError(
+            f"the model is in training mode (at {where or 'its root'}), where batch normalisation is no fixed "
+            "convolution; call model.eval() first"
+        )
+    memo: dict[int, object] = {}
+    layers, refusals = [], []
+    for name, branch in outermost_branches(model):
+        reason = _hooked(branch)
+        if reason is None:
+            try:
+                conv = fold(branch)
+            except GeometryError as error:
+                reason = str(error)
+            except FusionError as error:
+                raise FusionError(f"{name or 'the model'}: {error}") from None
+        if reason is not None:
+            refusals.append(Refusal(name, reason))
+            continue
+        memo[id(branch)] = conv
+        kinds = branch.branch_set.fixed + branch.branch_set.searchable if isinstance(branch, RepBlock) else ()
+        layers.append(FusedLayer(name, _describe(conv), kinds, size(branch), size(conv)))
+    # Whatever stands in deepcopy's memo counts as copied already: folded convolutions take their blocks' places,
+    # shared blocks stay shared, and no branch is copied.
+    fused: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)  # type: ignore[assignment]
+    return fused, FusionReport(tuple(layers), tuple(refusals), size(model), size(fused))
+
+
+def outermost_branches(model: nn.Module) -> Iterator[tuple[str, Branch]]:
+    """Every `Branch` of `model` that is not inside another, with its name."""
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Branch) and id(module) not in inside:
+            inside.update(id(child) for child in module.modules())
+            yield name, module
+
+
+def fold(branch: Branch) -> nn.Conv2d:
+    """The `Conv2d` that `branch` is in evaluation, in its dtype, memory format and on its device.
+
+    Raises:
+        GeometryError: the branch is not one zero-padded convolution.
+        FusionError: statistics are missing, or the folded numbers are not finite in the branch's dtype.
+    """
+    with torch.no_grad():
+        kernel = branch.kernel()
+    # One pass over each: the largest magnitude, which is NaN or Inf as soon as any is.
+    peaks = [torch.linalg.vector_norm(t, torch.inf) for t in (kernel.weight, kernel.bias)]
+    largest = float(torch.stack(peaks).max())
+    if not math.isfinite(largest):
+        raise FusionError("the folded weights are NaN or Inf: a weight is not finite, or a running variance is negative")
+    dtype = next(t.dtype for t in _tensors(branch) if t.is_floating_point())
+    if largest > torch.finfo(dtype).max:
+        raise FusionError(
+            f"a folded weight of {largest:.3g} does not fit {str(dtype).removeprefix('torch.')}; fuse in float32"
+        )
+    cast = kernel.to(dtype=dtype)
+    conv = to_conv2d(cast)
+    if any(_is_channels_last(p) for p in branch.parameters()):
+        conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return conv
+
+
+def to_conv2d(kernel: Kernel) -> nn.Conv2d:
+    """`kernel` as a trainable `Conv2d` in evaluation mode.
+
+    `Conv2d` pads both sides alike, so a kernel that does not gets zero taps until it does.
+    """
+    top, left, bottom, right = kernel.padding
+    rows, columns = max(top, bottom, 0), max(left, right, 0)
+    kh, kw = kernel.weight.shape[2:]
+    grown = kernel.enlarge(
+        (kh + 2 * rows - top - bottom, kw + 2 * columns - left - right), (rows, columns, rows, columns)
+    )
+    shape = grown.geometry
+    conv = nn.Conv2d(
+        shape.in_channels, shape.out_channels, shape.size, shape.stride, (rows, columns), groups=shape.groups,
+        device="meta",
+    )  # fmt: skip
+    # The kernel may share memory with the model's own weights when there was nothing to compute.
+    conv.weight = nn.Parameter(grown.weight.detach().clone(memory_format=torch.contiguous_format))
+    conv.bias = nn.Parameter(grown.bias.detach().clone())
+    return conv.eval()
+
+
+def with_single_convolutions(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A copy of `model` whose named branches are single convolutions of their geometry, without numbers (meta)."""
+    memo: dict[int, object] = {}
+    for name in names:
+        branch = model.get_submodule(name)
+        if not isinstance(branch, Branch):
+            raise FusionError(f"{name} is a {type(branch).__name__}, not a branch that folds")
+        memo[id(branch)] = to_conv2d(branch.kernel(lambda norm, _: (_empty(norm), _empty(norm)))).to("meta")
+    return copy.deepcopy(model, memo)
+
+
+def _empty(norm: nn.BatchNorm2d) -> torch.Tensor:
+    return torch.empty(norm.num_features, device="meta")
+
+
+def size(model: nn.Module) -> Size:
+    """Convolutions, batch normalisations and parameters of `model`; a shared one counts once."""
+    modules = list(model.modules())
+    return Size(
+        sum(isinstance(m, nn.Conv2d) for m in modules),
+        sum(isinstance(m, nn.BatchNorm2d) for m in modules),
+        sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _describe(conv: nn.Conv2d) -> str:
+    (kh, kw), groups = conv.kernel_size, f", groups {conv.groups}" if conv.groups > 1 else ""
+    stride = "" if conv.stride == (1, 1) else f", stride {'x'.join(map(str, conv.stride))}"
+    return f"{kh}x{kw}, {conv.in_channels} -> {conv.out_channels}{stride}{groups}"
+
+
+def _hooked(branch: Branch) -> str | None:
+    """Why `branch` cannot be replaced without losing a user's hook."""
+    for name, module in branch.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001  # torch has no public way to ask
+            at = f"on {name}, " if name else ""
+            return f"a forward hook {at}which a folded convolution would silently drop; remove it to fuse"
+    return None
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _is_channels_last(parameter: torch.Tensor) -> bool:
+    return (
+        parameter.dim() == 4
+        and parameter.is_contiguous(memory_format=torch.channels_last)
+        and not parameter.is_contiguous()
+    )

@@ -1,0 +1,121 @@
+"""Networks by name: a plain base, and the same base expanded with a set of branches.
+
+A name is a base (`resnet18`) or a set and a base (`irep_resnet18`): every multi-branch network is `expand` of a plain
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Literal
+
+from torch import nn
+
+from ..block import BranchSet
+from ..branches import BRANCHES
+from ..errors import GeometryError
+from ..expand import expand
+from .resnet import ResNet
+from .spec import ModelSpec
+from .vgg import VGG
+
+BASES: Mapping[str, Mapping[str, object]] = MappingProxyType({
+    "vgg16": {"blocks": (2, 2, 3, 3, 3), "num_classes": 10},
+    "resnet18": {"unit": "basic", "blocks": (2, 2, 2, 2), "stem": "cifar", "num_classes": 10},
+    "resnet34": {"unit": "basic", "blocks": (3, 4, 6, 3), "stem": "imagenet", "num_classes": 1000},
+    "resnet50": {"unit": "bottleneck", "blocks": (3, 4, 6, 3), "stem": "imagenet", "num_classes": 1000},
+})  # fmt: skip
+"""Plain networks and their defaults: the data set the paper trains each on (ResNet-34: as ResNet-50)."""
+
+SETS: Mapping[str, BranchSet] = MappingProxyType({
+    "irep": BranchSet(("3x3",), tuple(name for name in BRANCHES if name != "3x3")),
+    "repvgg": BranchSet(("3x3", "1x1", "skip")),
+    "acnet": BranchSet(("3x3", "1x3", "3x1")),
+    "dbb": BranchSet(("3x3", "1x1", "1x1_3x3", "avg")),
+})  # fmt: skip
+"""Sets of branches. `irep` is the paper's (on a VGG, `skip` is fixed as well); the others are all fixed."""
+
+
+def list_models() -> list[str]:
+    """Every name `create_model` knows."""
+    return [*BASES, *(f"{prefix}_{base}" for prefix in SETS for base in BASES)]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    width: int | None = None,
+    blocks: Sequence[int] | None = None,
+    stem: Literal["imagenet", "cifar"] | None = None,
+    in_channels: int | None = None,
+    fixed: Iterable[str] | None = None,
+    branches: Iterable[str] | None = None,
+) -> nn.Module:
+    """A network of `list_models()` with fresh weights, in training mode; None means the name's own default.
+
+    Args:
+        name: a base (`resnet18`, plain) or a set of branches and a base (`irep_resnet18`).
+        num_classes: logits.
+        width: channels of the first stage (64).
+        blocks: residual units (ResNet) or convolutions (VGG) a stage, of any number of stages.
+        stem: "imagenet" or "cifar", ResNets only.
+        in_channels: channels of the image (3).
+        fixed: kinds of branches without a gate, instead of the set's.
+        branches: searchable kinds of branches, instead of the set's.
+
+    Raises:
+        GeometryError: an unknown name, or an argument the network does not have.
+    """
+    given = {
+        "num_classes": num_classes, "width": width, "stem": stem, "in_channels": in_channels,
+        "blocks": None if blocks is None else tuple(blocks),
+    }  # fmt: skip
+    base, branch_set = resolve(name)
+    arguments = {**BASES[base], **{key: value for key, value in given.items() if value is not None}}
+    model = create_plain(ModelSpec(name, arguments))
+    if branch_set is None and fixed is None and branches is None:
+        return model
+    default = branch_set or BranchSet(("3x3",))
+    return expand(
+        model,
+        fixed=default.fixed if fixed is None else fixed,
+        branches=default.searchable if branches is None else branches,
+    )
+
+
+def create_plain(spec: ModelSpec) -> nn.Module:
+    """The plain network of `spec`, which the model keeps as `model.spec`.
+
+    Raises:
+        GeometryError: an unknown name, or an argument the network does not have.
+    """
+    base, _ = resolve(spec.name)
+    family = VGG if base.startswith("vgg") else ResNet
+    try:
+        model = family(**spec.arguments)  # type: ignore[arg-type]  # values are checked by the constructor
+    except TypeError as error:
+        raise GeometryError(f"{spec.name}: {error}; its arguments are {', '.join(BASES[base])}, width") from None
+    model.spec = spec  # type: ignore[assignment]  # nn.Module types attributes as tensors or modules
+    return model
+
+
+def resolve(name: str) -> tuple[str, BranchSet | None]:
+    """The base of a model name and the set of branches it is expanded with, None for a plain network.
+
+    Raises:
+        GeometryError: no such name.
+    """
+    if name not in list_models():
+        near = get_close_matches(name, list_models(), 1, cutoff=0.5)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise GeometryError(f"unknown model {name!r}{hint}; the names are {', '.join(list_models())}")
+    prefix, _, base = name.rpartition("_")
+    if not prefix:
+        return base, None
+    if prefix == "irep" and base == "vgg16":
+        searchable = tuple(kind for kind in SETS["irep"].searchable if kind != "skip")
+        return base, BranchSet(("3x3", "skip"), searchable)
+    return base, SETS[prefix]

@@ -1,0 +1,1 @@
+"""Searching for blocks; nothing here yet is public."""

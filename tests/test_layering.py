@@ -1,0 +1,188 @@
+"""Imports point one way, and library code neither prints nor asserts; who breaks it is named."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAPPED = ("search", "export", "benchmarks")
+
+LAYERS = (
+    ("errors", "files"),
+    ("geometry",),
+    ("kernels",),
+    ("branches",),
+    ("sampling",),
+    ("block",),
+    ("expand",),
+    ("models",),
+    ("agreement",),
+    ("report",),
+    ("graph",),
+    ("fuse",),
+    ("verify",),
+    ("checkpoint",),
+    ("sources",),
+    ("search", "export"),
+    ("benchmarks",),
+    ("cli",),
+)
+"""Modules and subpackages of `repconv`, lowest first. One imports from rows above its own only, or from itself.
+
+Errors aside, which anyone may import, neighbours in a row do not know each other.
+"""
+HEIGHT = {unit: height for height, row in enumerate(LAYERS) for unit in row}
+
+
+def read() -> dict[str, Path]:
+    """Every module of the package by the name it installs under."""
+    found = {}
+    for top in ("repconv", *MAPPED):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts if top == "repconv" else ("repconv", *parts))
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = read()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in MODULES.items()}
+PUBLIC = ast.literal_eval(
+    next(n.value for n in TREES["repconv"].body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "_HOMES")
+)
+
+
+def unit(module: str) -> str:
+    """`repconv.models.zoo` belongs to `models`."""
+    return module.split(".")[1]
+
+
+def package(module: str) -> str:
+    """The mapped package a module is in: `repconv`, or one of the folders beside it."""
+    return unit(module) if module != "repconv" and unit(module) in MAPPED else "repconv"
+
+
+def resolve(module: str, node: ast.ImportFrom) -> str:
+    """The absolute name of what `from ... import` imports from."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    if MODULES[module].name != "__init__.py":
+        parts = parts[:-1]
+    base = parts[: len(parts) - node.level + 1]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def imports(module: str) -> Iterator[tuple[int, str, bool]]:
+    """Line, target module, and whether it is relative, of every import from this package anywhere in `module`."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, False) for alias in node.names if alias.name.startswith("repconv."))
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve(module, node)
+            if origin != "repconv" and not origin.startswith("repconv."):
+                continue
+            for alias in node.names:
+                home = f"{origin}.{alias.name}"
+                if origin == "repconv" and home not in MODULES:
+                    home = f"repconv{PUBLIC.get(alias.name, '.' + alias.name)}"
+                yield node.lineno, home if home in MODULES or origin == "repconv" else origin, bool(node.level)
+
+
+def is_script(module: str) -> bool:
+    """Run by its path, `python benchmarks/NAME.py`, so that it has no package to be relative to."""
+    return any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in TREES[module].body)
+
+
+def names(offences: list[str]) -> str:
+    return "\n" + "\n".join(offences)
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    homeless = sorted({unit(module) for module in MODULES if module != "repconv"} - set(HEIGHT))
+    assert not homeless, f"give {', '.join(homeless)} a place in LAYERS"
+
+
+def test_imports_point_one_way() -> None:
+    offences = []
+    for module in MODULES:
+        if module == "repconv":
+            continue
+        for line, target, _ in imports(module):
+            mine, theirs = unit(module), unit(target)
+            # Whoever imports `repconv.fuse` has imported `repconv`, which imports nothing by itself.
+            if theirs in HEIGHT and (mine == theirs or theirs == "errors" or HEIGHT[theirs] < HEIGHT[mine]):
+                continue
+            offences.append(f"{MODULES[module].relative_to(ROOT)}:{line}: {mine} may not import {theirs} ({target})")
+    assert not offences, names(offences)
+
+
+def test_the_package_itself_imports_nothing_at_run_time() -> None:
+    guarded = next(n for n in TREES["repconv"].body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    inside = {id(node) for node in ast.walk(guarded)}
+    eager = [
+        ast.unparse(node)
+        for node in ast.walk(TREES["repconv"])
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside
+    ]
+    heavy = [line for line in eager if line.split()[1].split(".")[0] not in sys.stdlib_module_names]
+    assert not [line for line in heavy if not line.startswith("from __future__")], heavy
+
+
+def test_imports_are_relative_inside_a_mapped_package_and_absolute_across() -> None:
+    offences = []
+    for module, path in MODULES.items():
+        for line, target, relative in imports(module):
+            inside = package(module) == package(target)
+            if inside != relative and not (inside and is_script(module)):
+                form = "relative" if inside else "absolute"
+                offences.append(f"{path.relative_to(ROOT)}:{line}: import {target} in its {form} form")
+    assert not offences, names(offences)
+
+
+def test_only_the_command_line_and_the_benchmark_scripts_print() -> None:
+    offences = [
+        f"{MODULES[module].relative_to(ROOT)}:{node.lineno}"
+        for module, tree in TREES.items()
+        if module == "repconv" or unit(module) not in ("cli", "benchmarks")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not offences, names(offences)
+
+
+def narrows_a_type(test: ast.expr) -> bool:
+    """`isinstance(...)` or `... is not None`: said to the type checker, of something the code itself guarantees."""
+    if isinstance(test, ast.Compare):
+        return len(test.ops) == 1 and isinstance(test.ops[0], ast.IsNot) and ast.unparse(test.comparators[0]) == "None"
+    return isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id == "isinstance"
+
+
+def test_no_users_mistake_is_an_assertion() -> None:
+    offences = [
+        f"{MODULES[module].relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) and not narrows_a_type(node.test)
+    ]
+    assert not offences, names(offences)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("from ..search import space", "repconv.search.space"),
+        ("from repconv import load", "repconv.checkpoint"),
+        ("import repconv.cli", "repconv.cli"),
+        ("def f():\n    from ..errors import GeometryError", "repconv.errors"),
+    ],
+)
+def test_this_test_sees_every_form_of_import(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TREES, "repconv.models.zoo", ast.parse(source))
+    monkeypatch.setitem(MODULES, "repconv.search.space", ROOT / "search" / "space.py")
+    assert [found for _, found, _ in imports("repconv.models.zoo")] == [target]

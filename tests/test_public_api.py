@@ -1,0 +1,123 @@
+"""The names users may rely on, and that reaching them costs nothing before they are used."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import repconv
+
+PUBLIC = [
+    "BRANCHES",
+    "BackendError",
+    "BuildError",
+    "CheckpointError",
+    "FusionError",
+    "FusionReport",
+    "GeometryError",
+    "Kernel",
+    "OutputError",
+    "Refusal",
+    "RepBlock",
+    "RepconvError",
+    "SourceError",
+    "VerificationError",
+    "compare",
+    "create_model",
+    "expand",
+    "fuse",
+    "list_models",
+    "load",
+    "save",
+]
+"""Written out: adding or dropping a public name is a decision, and shows in a diff of this list."""
+
+
+def fresh(program: str, folder: Path) -> str:
+    """What `program` prints in a new interpreter started away from the checkout."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_public_names_are_these() -> None:
+    assert repconv.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(repconv))
+
+
+def test_the_three_lists_of_names_agree() -> None:
+    """`__all__`, the table of homes, and the imports only type checkers run."""
+    tree = ast.parse(Path(repconv.__file__).read_text(encoding="utf-8"))
+    guarded = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    typed = {
+        alias.name: "." + str(node.module)
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == repconv._HOMES
+    assert sorted(typed) == repconv.__all__
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_resolves(name: str) -> None:
+    value = getattr(repconv, name)
+    assert not inspect.ismodule(value)
+    if name.endswith("Error"):
+        assert issubclass(value, repconv.RepconvError)
+
+
+def test_every_error_is_public() -> None:
+    from repconv import errors
+
+    defined = {name for name, value in vars(errors).items() if inspect.isclass(value)}
+    assert defined == {name for name in PUBLIC if name.endswith("Error")}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'repconv' has no attribute 'fold'"):
+        _ = repconv.fold
+
+
+def test_importing_the_package_does_not_import_torch(tmp_path: Path) -> None:
+    program = (
+        "import repconv, sys; dir(repconv); print([m for m in ('torch', 'numpy', 'onnx', 'click') if m in sys.modules])"
+    )
+    assert fresh(program, tmp_path) == "[]"
+
+
+def test_a_function_is_not_replaced_by_the_module_of_its_name(tmp_path: Path) -> None:
+    """Importing `repconv.fuse` sets an attribute `fuse` of the package, which is the module, unless prevented."""
+    program = (
+        "import repconv.fuse, repconv.expand, repconv\n"
+        "from repconv.expand import replaceable\n"
+        "repconv.create_model, repconv.load\n"
+        "from repconv import fuse, expand\n"
+        "print(all(callable(f) for f in (fuse, expand, repconv.fuse, repconv.expand)))\n"
+    )
+    assert fresh(program, tmp_path) == "True"
+
+
+def test_everything_public_is_documented() -> None:
+    missing = []
+    for name in PUBLIC:
+        value = getattr(repconv, name)
+        if not callable(value):
+            continue
+        if not inspect.getdoc(value) or (inspect.isclass(value) and not value.__dict__.get("__doc__")):
+            missing.append(name)
+        if inspect.isclass(value):
+            missing += [
+                f"{name}.{member}"
+                for member, held in vars(value).items()
+                if not member.startswith("_") and (inspect.isfunction(held) or isinstance(held, property))
+                if not inspect.getdoc(held)
+            ]
+    assert not missing, f"no docstring: {', '.join(missing)}"
