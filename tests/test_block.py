@@ -25,7 +25,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.f
 
 def full(randomise: Randomise, **arguments: int | bool) -> RepBlock:
     """A 4 -> 4 block of `3x3` and nine searchable kinds in float64, nothing at its initial value."""
-    block = randomise(RepBlock(4, 4, branches=SEARCHABLE, **arguments)).double()  # type: ignore[arg-type]
+    block = randomise(RepBlock(4, 4, branches=SEARCHABLE, **arguments)).double()
     assert isinstance(block, RepBlock)
     return block
 
@@ -48,11 +48,14 @@ class TestGates:
         block = randomise(RepBlock(4, 4, fixed=("3x3", "skip"), branches=("1x1", "avg", "2x2_d2"))).double()
         assert isinstance(block, RepBlock)
         with torch.no_grad():
-            block.beta.fill_(0.7)  # type: ignore[union-attr]
+            block.beta.fill_(0.7)
             for name, value in (("1x1", -1.2), ("avg", 0.4), ("2x2_d2", 3.0)):
                 block.alpha[name].fill_(value)
         # 1 / (1 + exp(-z)) of 0.7, -1.2, 0.4 and 3.0.
-        beta, gates = 0.6681877721681662, {"1x1": 0.23147521650098238, "avg": 0.598687660112452, "2x2_d2": 0.9525741268224334}
+        beta, gates = (
+            0.6681877721681662,
+            {"1x1": 0.23147521650098238, "avg": 0.598687660112452, "2x2_d2": 0.9525741268224334},
+        )
         for training in (True, False):
             block.train(training)
             x, b = picture(), block.branches
@@ -140,7 +143,7 @@ class TestRefusals:
     )
     def test_a_block_that_cannot_be(self, arguments: dict[str, object], words: str) -> None:
         with pytest.raises(GeometryError, match=words):
-            RepBlock(**{"in_channels": 4, "out_channels": 4, **arguments})  # type: ignore[arg-type]
+            RepBlock(**{"in_channels": 4, "out_channels": 4, **arguments})
 
     def test_the_kernel_of_a_block_in_training_mode(self) -> None:
         with pytest.raises(FusionError, match=r"in training mode normalises by each batch.*call model\.eval\(\) first"):
@@ -149,7 +152,7 @@ class TestRefusals:
     def test_the_kernel_of_a_block_without_running_statistics(self) -> None:
         block = RepBlock(4, 4).eval()
         block.branches["3x3"].bn = nn.BatchNorm2d(4, track_running_stats=False).eval()
-        with pytest.raises(FusionError, match="track_running_stats=False normalises by each batch.*re-estimate them"):
+        with pytest.raises(FusionError, match=r"track_running_stats=False normalises by each batch.*re-estimate them"):
             block.kernel()
 
 
@@ -178,7 +181,7 @@ class TestFormats:
     @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
     def test_channels_last_stays_channels_last(self, sampling: Sampling | None, training: bool) -> None:
         """Of every branch too, or the sum would copy."""
-        block = RepBlock(4, 4, branches=SEARCHABLE, bias=True).to(memory_format=torch.channels_last).train(training)  # type: ignore[call-overload]
+        block = RepBlock(4, 4, branches=SEARCHABLE, bias=True).to(memory_format=torch.channels_last).train(training)
         block.sampling = sampling
         x = picture().float().to(memory_format=torch.channels_last)
         for module in (block, *block.branches.values()):
@@ -196,8 +199,8 @@ class TestTrainingAsOneConvolution:
         """Two equal blocks, momentum None in one normalisation of each."""
         names = [n for n in names if n != "skip" or stride == 1]
         block = RepBlock(4, 4, stride=stride, groups=groups, bias=True, branches=names)
-        block = randomise(block).double()  # type: ignore[assignment]
-        block.branches["3x3"].bn.momentum = None  # type: ignore[assignment]
+        block = randomise(block).double()
+        block.branches["3x3"].bn.momentum = None
         return block, copy.deepcopy(block)
 
     @pytest.mark.parametrize("active", MASKS, ids=str)
@@ -265,7 +268,9 @@ def test_a_block_of_any_dtype_trains_as_one_convolution(dtype: torch.dtype, posi
     y = block(picture().to(dtype))
     y.float().square().sum().backward()
     assert y.dtype == dtype
-    assert all(p.grad is not None and p.grad.dtype == dtype and torch.isfinite(p.grad).all() for p in block.parameters())
+    assert all(
+        p.grad is not None and p.grad.dtype == dtype and torch.isfinite(p.grad).all() for p in block.parameters()
+    )
 
 
 def test_the_sampled_grids_partition_the_positions() -> None:
@@ -279,7 +284,7 @@ def test_the_sampled_grids_partition_the_positions() -> None:
     means = set()
     for _ in range(60):
         block(x)
-        means.add(tuple(norm.running_mean.tolist()))  # type: ignore[union-attr]
+        means.add(tuple(norm.running_mean.tolist()))
     assert len(means) == 4
     expected = block.branches["3x3"].conv(x).mean((0, 2, 3)).detach()
     torch.testing.assert_close(torch.tensor(sorted(means), dtype=torch.float64).mean(0), expected)

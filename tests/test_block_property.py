@@ -96,9 +96,8 @@ def law(case: Case, randomise: Randomise, apart: Apart) -> None:
 
     float64: 1e-12 of the output's scale. float32: the larger of 1e-5 of it and twice the unfused block's own error.
     float16, bfloat16: at every pixel, one unit in the last place of |K| * |x| + |b|, half for rounding the weights once
-    and half for rounding the output, sums being kept in float32; and, as measured on these ranges with something to
-    spare, 2e-3 and 1.5e-2 of the output's scale. (The unfused block is allowed nothing: it rounds every branch, and is
-    up to three times further away.)
+    and half for rounding the output, sums being kept in float32 (measured: 0.91); and 2e-3 and 1.5e-2 of the output's
+    scale (measured in 4,000 cases: 8.5e-4 and 6.9e-3). The unfused block rounds every branch: 8.2e-3 and 3.5e-2.
     """
     with torch.no_grad():
         block, x = case.build(randomise)
@@ -131,13 +130,13 @@ def test_a_drawn_block_is_its_kernel(case: Case, randomise: Randomise, apart: Ap
 
 
 @pytest.mark.slow
-@settings(max_examples=2500, **common)
+@settings(max_examples=2200, **common)
 @given(case=cases())
 def test_thousands_of_drawn_blocks_are_their_kernels(case: Case, randomise: Randomise, apart: Apart) -> None:
     law(case, randomise, apart)
 
 
-def test_the_draw_reaches_what_the_table_names(randomise: Randomise) -> None:
+def test_the_draw_reaches_what_the_table_names() -> None:
     """Otherwise the law could hold by never being tried."""
     drawn: list[Case] = []
 

@@ -119,7 +119,9 @@ class TestKindsThatDoNotFit:
     def test_every_other_kind_fits_every_block(self) -> None:
         assert [n for n, kind in BRANCHES.items() if kind.unfit(Geometry(4, 8, (3, 3), (3, 2))) is not None] == ["skip"]
 
-    @pytest.mark.parametrize(("name", "hint"), [("1x1-3x3", r"did you mean '1x1_3x3'\?"), ("pool", "the kinds are 3x3, ")])
+    @pytest.mark.parametrize(
+        ("name", "hint"), [("1x1-3x3", r"did you mean '1x1_3x3'\?"), ("pool", "the kinds are 3x3, ")]
+    )
     def test_an_unknown_kind_is_refused_with_the_names(self, name: str, hint: str) -> None:
         with pytest.raises(GeometryError, match=f"unknown branch kind '{name}'.*{hint}"):
             branch_kind(name)
@@ -208,7 +210,9 @@ class TestBordersInTraining:
             by_hand[0](first)
             by_hand[1](second)
         for norm, expected in zip((inner, outer), by_hand, strict=True):
-            torch.testing.assert_close(dict(norm.named_buffers()), dict(expected.named_buffers()), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                dict(norm.named_buffers()), dict(expected.named_buffers()), rtol=1e-12, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("name", TWO_STEPS)

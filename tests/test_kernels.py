@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from repconv.kernels import average, compose, identity
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 laws = settings(max_examples=60, derandomize=True, deadline=None)
-exact = {"rtol": 1e-12, "atol": 1e-12}
+assert_close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
 
 
 def random_kernel(geometry: Geometry, bias: bool = True) -> Kernel:
@@ -38,14 +39,14 @@ def image(channels: int, height: int = 12, width: int = 11) -> Tensor:
 def assert_same(a: Kernel, b: Kernel) -> None:
     """Both kernels have one geometry and, to rounding, the same numbers."""
     assert a.geometry == b.geometry
-    torch.testing.assert_close(a.weight, b.weight, **exact)
-    torch.testing.assert_close(a.bias, b.bias, **exact)
+    assert_close(a.weight, b.weight)
+    assert_close(a.bias, b.bias)
 
 
 def assert_same_map(a: Kernel, b: Kernel, height: int = 12, width: int = 11) -> None:
     """Both kernels make the same of an image, whatever they are written like."""
     x = image(a.geometry.in_channels, height, width)
-    torch.testing.assert_close(a(x), b(x), **exact)
+    assert_close(a(x), b(x))
 
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 3))
@@ -91,7 +92,7 @@ class TestParallel:
     def test_the_sum_of_kernels_is_the_sum_of_outputs(self, kernels: list[Kernel]) -> None:
         a, b = kernels
         x = image(12)
-        torch.testing.assert_close((a + b)(x), a(x) + b(x), **exact)
+        assert_close((a + b)(x), a(x) + b(x))
 
     @laws
     @given(addable(2))
@@ -128,7 +129,7 @@ class TestScaling:
         c = torch.randn(6, dtype=torch.float64)
         assert_same(c * (a + b), c * a + c * b)
         x = image(12)
-        torch.testing.assert_close((c * a)(x), c[:, None, None] * a(x), **exact)
+        assert_close((c * a)(x), c[:, None, None] * a(x))
 
     @laws
     @given(chainable(2))
@@ -140,7 +141,7 @@ class TestScaling:
     def test_shift_moves_the_output(self) -> None:
         a, x = random_kernel(Geometry(3, 2, (2, 2))), image(3)
         offset = torch.randn(2, dtype=torch.float64)
-        torch.testing.assert_close(a.shift(offset)(x), a(x) + offset[:, None, None], **exact)
+        assert_close(a.shift(offset)(x), a(x) + offset[:, None, None])
 
 
 class TestSeries:
@@ -152,7 +153,7 @@ class TestSeries:
         outer, inner = kernels
         x = image(inner.geometry.in_channels, 17, 19)
         assume(min(inner(x).shape[2:]) > 5)
-        torch.testing.assert_close((outer @ inner)(x), outer(inner(x)), **exact)
+        assert_close((outer @ inner)(x), outer(inner(x)))
 
     @laws
     @given(chainable(3))
@@ -186,7 +187,7 @@ class TestSeries:
         outer = random_kernel(Geometry(6, 4, (3, 2), data.draw(strides), padding))
         inner = random_kernel(Geometry(4, 6, stride=data.draw(strides), padding=(1, 0, 0, 2)), bias=False)
         x = image(4, *data.draw(st.tuples(st.integers(9, 13), st.integers(9, 13))))
-        torch.testing.assert_close((outer @ inner)(x), outer(inner(x)), **exact)
+        assert_close((outer @ inner)(x), outer(inner(x)))
 
     @laws
     @given(st.data())
@@ -201,7 +202,7 @@ class TestSeries:
         bordered = inner.bias[:, None, None].expand(n, m, h + top + bottom, w + left + right).clone()
         bordered[:, :, top : top + h, left : left + w] = middle
         unpadded = Kernel(outer.weight, outer.bias, outer.stride, groups=outer.groups)
-        torch.testing.assert_close(compose(outer, inner, border="inner")(x), unpadded(bordered), **exact)
+        assert_close(compose(outer, inner, border="inner")(x), unpadded(bordered))
 
     @pytest.mark.parametrize("groups", [1, 2, 6])
     def test_identity_is_neutral_on_both_sides(self, groups: int) -> None:
@@ -227,7 +228,7 @@ class TestCall:
         first = max(0, top), max(0, left)
         bordered[:, :, first[0] : first[0] + seen.shape[2], first[1] : first[1] + seen.shape[3]] = seen
         expected = functional.conv2d(bordered, a.weight, a.bias, stride, groups=2)
-        torch.testing.assert_close(a(x), expected, **exact)
+        assert_close(a(x), expected)
 
     @laws
     @given(addable(1), st.integers(7, 12), st.integers(7, 12))
@@ -262,7 +263,7 @@ class TestDilate:
     def test_a_dilated_kernel_is_a_dilated_convolution(self, rate: tuple[int, int]) -> None:
         a, x = random_kernel(Geometry(4, 6, (3, 2), (1, 2), (1, 1, 1, 1), 2)), image(4)
         expected = functional.conv2d(x, a.weight, a.bias, (1, 2), (1, 1), rate, 2)
-        torch.testing.assert_close(a.dilate(rate)(x), expected, **exact)
+        assert_close(a.dilate(rate)(x), expected)
 
     def test_one_number_dilates_both_ways(self) -> None:
         a = random_kernel(Geometry(2, 2, (2, 3)))
@@ -287,13 +288,15 @@ class TestFoldBatchNorm:
             norm.running_mean, norm.running_var, norm.weight, norm.bias, eps
         )
         x = image(4)
-        torch.testing.assert_close(folded(x), norm(conv(x)), **exact)
+        assert_close(folded(x), norm(conv(x)))
 
 
 class TestConvKernel:
     """A `Conv2d` as a kernel."""
 
-    @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # the uneven sides are the point
+    @pytest.mark.filterwarnings(
+        "ignore:Using padding='same' with even kernel lengths"
+    )  # the uneven sides are the point
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -307,12 +310,12 @@ class TestConvKernel:
     )
     def test_the_kernel_is_the_layer(self, arguments: dict[str, Any]) -> None:
         conv, x = nn.Conv2d(4, 8, **arguments).double(), image(4)
-        torch.testing.assert_close(conv_kernel(conv, torch.float64)(x), conv(x), **exact)
+        assert_close(conv_kernel(conv, torch.float64)(x), conv(x))
 
     @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
     def test_padding_with_other_than_zeros_is_refused(self, mode: str) -> None:
         with pytest.raises(GeometryError, match=f"padding_mode='{mode}' does not pad with zeros"):
-            conv_kernel(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode), torch.float64)  # type: ignore[arg-type]
+            conv_kernel(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode), torch.float64)
 
 
 class TestSimpleKernels:
@@ -324,12 +327,14 @@ class TestSimpleKernels:
         assert unit.groups == groups
         assert torch.equal(unit(x), x)
 
-    @pytest.mark.parametrize(("size", "stride", "padding"), [((3, 3), (1, 1), 1), ((2, 3), (2, 1), 1), ((1, 2), (3, 2), 0)])
+    @pytest.mark.parametrize(
+        ("size", "stride", "padding"), [((3, 3), (1, 1), 1), ((2, 3), (2, 1), 1), ((1, 2), (3, 2), 0)]
+    )
     def test_average_counts_padded_pixels(self, size: tuple[int, int], stride: tuple[int, int], padding: int) -> None:
         x = image(3)
         pool = average(3, size=size, stride=stride, padding=(0, padding, 0, padding))
         expected = functional.avg_pool2d(x, size, stride, (0, padding), count_include_pad=True)
-        torch.testing.assert_close(pool(x), expected, **exact)
+        assert_close(pool(x), expected)
 
 
 OPERATIONS: dict[str, Callable[[Kernel, Kernel, Tensor], Kernel]] = {
@@ -398,7 +403,8 @@ class TestEveryOperation:
 
 def test_new_kernels_come_in_the_asked_dtype_and_device() -> None:
     device = torch.device("meta")
-    for made in (identity(2, dtype=torch.float16, device=device), average(2, size=(2, 2), dtype=torch.float16, device=device)):
+    half = {"dtype": torch.float16, "device": device}
+    for made in (identity(2, **half), average(2, size=(2, 2), **half)):
         assert (made.weight.dtype, made.weight.device, made.bias.dtype) == (torch.float16, device, torch.float16)
     moved = identity(2).to(dtype=torch.bfloat16, device=device)
     assert (moved.weight.dtype, moved.bias.device) == (torch.bfloat16, device)
@@ -411,12 +417,12 @@ def make(i: int = 4, o: int = 4, size: tuple[int, int] = (3, 3), bias: bool = Tr
 
 padded: dict[str, Any] = {"padding": (1, 1, 1, 1)}
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "differing stride": (lambda: make() + make(stride=(2, 2)), r"strides differ: 4->4 3x3 stride 1x1 .* \+ .* stride 2x2"),
+    "differing stride": (lambda: make() + make(stride=(2, 2)), r"strides differ: 4->4 3x3 stride 1x1 .* stride 2x2"),
     "differing output size": (lambda: make() + make(size=(1, 1)), "outputs differ in size"),
     "differing input channels": (lambda: make(i=2) + make(), "input channels differ"),
     "differing output channels": (lambda: make(o=2) + make(), "output channels differ"),
     "a chain of unlike channels": (lambda: make() @ make(o=6), "takes 4 channels, the inner one gives 6"),
-    "a biased 1x1, then zeros": (lambda: make(**padded) @ make(size=(1, 1)), "convolution with bias followed by one padded"),
+    "a biased 1x1, then zeros": (lambda: make(**padded) @ make(size=(1, 1)), "with bias followed by one padded with"),
     "a padded 3x3 after a 3x3": (lambda: make(**padded) @ make(bias=False), "is not one convolution at the border"),
     "padding after a crop": (
         lambda: make(**padded) @ make(size=(1, 1), bias=False, padding=(-1, 0, 0, 0)),
@@ -429,7 +435,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "groups that do not divide": (lambda: Geometry(6, 4, groups=3), "3 groups must divide both 6 input and 4 output"),
     "no groups": (lambda: Geometry(4, 4, groups=0), "must be at least 1, got 4->4 .* groups 0"),
     "no stride": (lambda: Geometry(4, 4, stride=(1, 0)), "at least 1, got .* stride 1x0"),
-    "a flat weight": (lambda: Kernel(torch.ones(2, 2), torch.ones(2)), r"weight is \[o, i/g, kh, kw\], got shape \(2, 2\)"),
+    "a flat weight": (lambda: Kernel(torch.ones(2, 2), torch.ones(2)), r"is \[o, i/g, kh, kw\], got shape \(2, 2\)"),
     "a bias of another size": (
         lambda: Kernel(torch.ones(2, 2, 1, 1), torch.ones(3)), r"bias is \[o\] = \[2\], got shape \(3,\)"
     ),
@@ -441,7 +447,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "an offset of another size": (lambda: make().shift(torch.ones(4, 4)), r"bias is \[o\] = \[4\]"),
     "no dilation": (lambda: make().dilate((0, 1)), r"dilation is at least 1 in each direction, got \(0, 1\)"),
     "enlarging to less": (lambda: make(**padded).enlarge((1, 1), (0, 0, 0, 0)), "cannot be written with 1x1 taps"),
-    "enlarging past the padding": (lambda: make(**padded).enlarge((5, 5), (1, 1, 1, 1)), "cannot be written with 5x5 taps"),
+    "enlarging past the padding": (lambda: make(**padded).enlarge((5, 5), (1, 1, 1, 1)), "be written with 5x5 taps"),
 }  # fmt: skip
 
 

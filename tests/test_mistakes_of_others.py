@@ -65,7 +65,7 @@ def test_a_dilated_convolution_is_not_expanded_as_if_it_were_not(dilation: tuple
 def test_padding_that_is_not_zero_is_refused_and_kept(mode: str, ready: Randomise, apart: Apart) -> None:
     """YOLOv6 drops `padding_mode`: zeros instead of the image's mirror."""
     branch = ConvBranch(4, 4, (3, 3))
-    branch.conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)  # type: ignore[arg-type]
+    branch.conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)
     ready(branch)
     with pytest.raises(GeometryError, match=f"padding_mode='{mode}'"):
         conv_kernel(branch.conv, torch.float64)
@@ -74,13 +74,11 @@ def test_padding_that_is_not_zero_is_refused_and_kept(mode: str, ready: Randomis
     x = image()
     assert apart(fused(x), model(x)) <= 1e-12
     assert [(r.where, mode in r.why) for r in report.refusals] == [("0", True)]
-    assert isinstance(expand(model, branches=("1x1",))[0], ConvBranch)  # type: ignore[index]
+    assert isinstance(expand(model, branches=("1x1",))[0], ConvBranch)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_normalisation_without_affine_has_scale_one_and_shift_zero(
-    name: str, ready: Randomise, apart: Apart
-) -> None:
+def test_a_normalisation_without_affine_has_scale_one_and_shift_zero(name: str, ready: Randomise, apart: Apart) -> None:
     """optimum gave it the bias 1."""
     block = RepBlock(4, 4, fixed=(name,), bias=True)
     for path, module in list(block.named_modules()):
@@ -103,7 +101,7 @@ class Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.block(x))
-        return self.once(self.again(torch.relu(self.block(x))) + x)  # type: ignore[no-any-return]
+        return self.once(self.again(torch.relu(self.block(x))) + x)
 
 
 def test_a_module_used_twice_is_folded_once_and_still_shared(ready: Randomise, apart: Apart) -> None:
@@ -113,7 +111,7 @@ def test_a_module_used_twice_is_folded_once_and_still_shared(ready: Randomise, a
     x = image()
     assert apart(fused(x), model(x)) <= 1e-12
     assert fused.again is fused.block
-    assert fused.once[0] is fused.once[2] is fused.conv  # type: ignore[index]
+    assert fused.once[0] is fused.once[2] is fused.conv
     assert convolutions(fused) == 2
 
 
@@ -129,7 +127,9 @@ def test_one_convolution_under_two_normalisations_is_folded_into_neither(ready: 
 def test_a_normalisation_that_follows_no_convolution_stays(ready: Randomise, apart: Apart) -> None:
     """RepViT's helper turns what is left over into an identity."""
     model = ready(
-        nn.Sequential(nn.BatchNorm2d(4), RepBlock(4, 4, branches=SEARCHABLE), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+        nn.Sequential(
+            nn.BatchNorm2d(4), RepBlock(4, 4, branches=SEARCHABLE), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)
+        )
     )
     fused, _ = fuse(model)
     x = image()
@@ -140,12 +140,12 @@ def test_a_normalisation_that_follows_no_convolution_stays(ready: Randomise, apa
 def test_a_1x3_comes_out_inside_a_3x3(name: str, taps: tuple[int, int], ready: Randomise, apart: Apart) -> None:
     """DBB's transform pads the short side by the long side's amount and gives a 1x5."""
     block = ready(RepBlock(4, 4, fixed=(name,), bias=True))
-    kernel = block.kernel()  # type: ignore[operator]
+    kernel = block.kernel()
     rows, columns = (torch.count_nonzero(kernel.weight.abs().sum((0, 1, axis))).item() for axis in (3, 2))
     assert (rows, columns) == taps
     fused, _ = fuse(block)
     x = image()
-    assert fused.weight.shape == (4, 4, 3, 3)  # type: ignore[union-attr]
+    assert fused.weight.shape == (4, 4, 3, 3)
     assert apart(fused(x), block(x)) <= 1e-12
 
 
@@ -171,7 +171,7 @@ class Unit(nn.Module):
         self.act = nn.Hardswish()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.se(self.block(x))) + x  # type: ignore[no-any-return]
+        return self.act(self.se(self.block(x))) + x
 
 
 def test_what_stands_beside_a_block_is_kept(ready: Randomise, apart: Apart) -> None:
@@ -195,7 +195,7 @@ def test_a_convolution_whose_output_has_a_second_user_keeps_it(ready: Randomise,
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(self.block(x))
-            return self.bn(y) + y  # type: ignore[no-any-return]
+            return self.bn(y) + y
 
     model = ready(Fork())
     x = image()
@@ -258,7 +258,7 @@ def test_fused_weights_can_be_trained(name: str, ready: Randomise) -> None:
     assert all(isinstance(p, nn.Parameter) and p.requires_grad and p.is_leaf for p in fused.parameters())
     fused(image()).square().sum().backward()
     assert all(p.grad is not None for p in fused.parameters())
-    assert fused[2].weight.grad.abs().max() > 0  # type: ignore[index,union-attr]
+    assert fused[2].weight.grad.abs().max() > 0
 
 
 def test_a_skip_alone_fuses_to_a_convolution(ready: Randomise, apart: Apart) -> None:

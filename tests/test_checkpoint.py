@@ -1,0 +1,174 @@
+"""Checkpoints rebuild their network from the file alone, or say in words why not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from repconv import CheckpointError, OutputError, create_model, expand, fuse, load, save
+from repconv.checkpoint import Normalization
+from repconv.models.zoo import SETS
+
+SUFFIXES = [".pt", ".safetensors"]
+FORMS = {
+    "multi-branch": lambda: create_model("irep_resnet18", width=4, blocks=(1, 2)).eval(),
+    "fixed branches": lambda: create_model("dbb_vgg16", width=4, blocks=(1, 2)).eval(),
+    "own branches": lambda: create_model("resnet50", width=4, blocks=(1, 1), fixed=(), branches=("1x1", "avg")).eval(),
+    "plain": lambda: create_model("resnet34", width=4, blocks=(1, 1), stem="cifar", num_classes=7).eval(),
+    "fused": lambda: fuse(create_model("irep_vgg16", width=4, blocks=(2,)).eval())[0],
+    "expanded by hand": lambda: expand(create_model("resnet18", width=4, blocks=(1,)), branches=["3x1"]).eval(),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_comes_back_with_its_description(form, suffix, tmp_path, randomise):
+    model = randomise(FORMS[form]())
+    path = tmp_path / f"m{suffix}"
+    described = {
+        "class_names": ("cat", "dog"),
+        "normalization": Normalization((0.5,), (0.25,)),
+        "input_shape": (3, 32, 32),
+        "metrics": {"top1": 0.5},
+    }
+    save(model, path, **described)
+    back = load(path)
+    x = torch.randn(2, 3, 17, 15)
+    assert torch.equal(back.model(x), model(x))
+    assert back.fused == (form == "fused")
+    assert not any(m.training for m in back.model.modules())
+    assert {key: getattr(back, key) for key in described} == described
+    assert {n: p.requires_grad for n, p in back.model.named_parameters()} == {
+        n: True for n, _ in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_loads_in_a_fresh_process(suffix, tmp_path, randomise):
+    path = tmp_path / f"m{suffix}"
+    model = randomise(FORMS["multi-branch"]())
+    save(model, path)
+    code = f"import repconv, torch; print(float(repconv.load({str(path)!r}).model(torch.ones(1, 3, 8, 8)).detach().sum()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert float(done.stdout) == pytest.approx(float(model(torch.ones(1, 3, 8, 8)).detach().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_equal_models_give_equal_bytes_under_any_name(suffix, tmp_path):
+    model = FORMS["multi-branch"]()
+    for name in ("a", "b"):
+        save(model, tmp_path / f"{name}{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_half_storage_comes_back_in_the_models_dtype(suffix, tmp_path, randomise):
+    model = randomise(FORMS["multi-branch"]())
+    save(model, tmp_path / f"full{suffix}")
+    save(model, tmp_path / f"half{suffix}", storage_dtype=torch.float16)
+    assert (tmp_path / f"half{suffix}").stat().st_size < 0.95 * (tmp_path / f"full{suffix}").stat().st_size
+    back = load(tmp_path / f"half{suffix}").model
+    for name, tensor in back.state_dict().items():
+        wanted = model.state_dict()[name]
+        assert tensor.dtype == wanted.dtype
+        assert torch.equal(tensor, wanted.half().to(wanted.dtype) if wanted.is_floating_point() else wanted)
+
+
+def test_every_set_of_branches_saves(tmp_path):
+    for prefix in SETS:
+        save(create_model(f"{prefix}_resnet18", width=4, blocks=(1,)).eval(), tmp_path / "m.pt")
+        assert load(tmp_path / "m.pt").model.spec.name == f"{prefix}_resnet18"
+
+
+def test_a_loaded_network_can_be_saved_and_fused_again(tmp_path):
+    save(FORMS["multi-branch"](), tmp_path / "a.pt")
+    save(load(tmp_path / "a.pt").model, tmp_path / "b.pt")
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    fused, _ = fuse(load(tmp_path / "b.pt").model)
+    save(fused, tmp_path / "c.pt")
+    assert load(tmp_path / "c.pt").fused
+
+
+def _edited(path, **changes) -> None:
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, **changes}, path)
+
+
+REFUSALS = {
+    "newer": (lambda p: _edited(p, version=99), "format version 99.*upgrade repconv"),
+    "other format": (lambda p: _edited(p, format="x"), "not a repconv checkpoint"),
+    "empty": (lambda p: p.write_bytes(b""), "not a readable .pt file"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:1000]), "not a readable .pt file"),
+    "text": (lambda p: p.write_text("hello"), "not a readable .pt file"),
+    "bare state": (lambda p: torch.save({"w": torch.ones(1)}, p), "not a repconv checkpoint"),
+    "pickled module": (lambda p: torch.save(nn.ReLU(), p), r"save model.state_dict\(\) or use repconv.save"),
+    "unknown model": (
+        lambda p: _edited(p, model={"name": "irep_resnet19", "arguments": {}}), "did you mean 'irep_resnet18'"),
+    "unknown branch": (
+        lambda p: _edited(p, blocks={"stem": {"fixed": ["4x4"], "branches": []}}), "unknown branch kind '4x4'"),
+    "missing weights": (lambda p: _edited(p, state={}), "Missing key"),
+    "no description": (lambda p: _edited(p, blocks=None), "the description of the model makes no sense"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_files_are_refused_in_words(name, tmp_path):
+    spoil, words = REFUSALS[name]
+    path = tmp_path / "m.pt"
+    save(FORMS["multi-branch"](), path)
+    spoil(path)
+    with pytest.raises(CheckpointError, match=words):
+        load(path)
+
+
+def test_a_planted_payload_stays_unexecuted(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
+
+    path = tmp_path / "m.pt"
+    torch.save({"format": "repconv.checkpoint", "version": 1, "state": Payload()}, path)
+    with pytest.raises(CheckpointError, match="not a readable"):
+        load(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_missing_files_and_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        load(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match="is a directory"):
+        (tmp_path / "d.pt").mkdir()
+        load(tmp_path / "d.pt")
+    with pytest.raises(CheckpointError, match=r"ends in .pt or .safetensors, got '.bin'"):
+        save(FORMS["plain"](), tmp_path / "m.bin")
+
+
+def test_a_foreign_module_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not made by repconv.create_model"):
+        save(nn.Sequential(nn.Conv2d(3, 3, 3)), tmp_path / "m.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_output_leaves_what_was_there(tmp_path):
+    target = tmp_path / "m.pt"
+    target.mkdir()
+    (target / "kept").write_text("x")
+    with pytest.raises(OutputError, match="is a directory"):
+        save(FORMS["plain"](), target)
+    with pytest.raises(OutputError, match="nothing was written"):
+        save(FORMS["plain"](), tmp_path / "none" / "m.pt")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept", "m.pt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    from repconv.files import whole_file
+
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as stream:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
