@@ -1,6 +1,6 @@
 """Make the sheet of real test images that ships with the package: the first 20 of each class.
 
-    python benchmarks/make_sheet.py cifar10-test.zip repconv/assets/cifar10_test_sheet.npz
+python benchmarks/make_sheet.py cifar10-test.zip repconv/assets/cifar10_test_sheet.npz
 """
 
 from __future__ import annotations

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
         SourceError,
         VerificationError,
     )
-    from .expand import expand
-    from .fuse import fuse
+    from .expansion import expand
+    from .fusion import fuse
     from .kernels import Kernel
     from .models import create_model, list_models
     from .report import FusionReport, Refusal
@@ -70,8 +68,8 @@ _HOMES = {
     "VerificationError": ".errors",
     "compare": ".agreement",
     "create_model": ".models",
-    "expand": ".expand",
-    "fuse": ".fuse",
+    "expand": ".expansion",
+    "fuse": ".fusion",
     "list_models": ".models",
     "load": ".checkpoint",
     "save": ".checkpoint",
@@ -88,15 +86,3 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  # the module protocol
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """This package: `fuse` and `expand` are functions here, though modules of those names are imported below it."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Set, as ever, but keep an imported submodule from taking the place of a public name."""
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

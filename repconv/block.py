@@ -23,6 +23,18 @@ class BranchSet(NamedTuple):
     fixed: tuple[str, ...]
     searchable: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, fixed: Iterable[str], searchable: Iterable[str]) -> BranchSet:
+        """From any collections of names.
+
+        Raises:
+            GeometryError: a bare string, which would be read letter by letter.
+        """
+        for names in (fixed, searchable):
+            if isinstance(names, str):
+                raise GeometryError(f"branches are given as a collection of names, such as [{names!r}], got {names!r}")
+        return cls(tuple(fixed), tuple(searchable))
+
     def fitting(self, target: Geometry) -> BranchSet:
         """The branches of this set that can be part of a block of geometry `target`."""
         return BranchSet(*(tuple(n for n in names if branch_kind(n).unfit(target) is None) for names in self))
@@ -65,7 +77,7 @@ class RepBlock(Branch):
         super().__init__()
         steps = (stride, stride) if isinstance(stride, int) else stride
         self.geometry = Geometry(in_channels, out_channels, (3, 3), steps, (1, 1, 1, 1), groups)
-        self.branch_set = BranchSet(tuple(fixed), tuple(branches))
+        self.branch_set = BranchSet.of(fixed, branches)
         names = self.branch_set.fixed + self.branch_set.searchable
         if not names or len(set(names)) < len(names):
             raise GeometryError(f"a block needs branches, each at most once; got {', '.join(names) or 'none'}")

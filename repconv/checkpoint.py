@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from .block import BranchSet, RepBlock
 from .branches import ConvBranch
 from .errors import CheckpointError, RepconvError
-from .expand import with_blocks
+from .expansion import with_blocks
 from .files import whole_file
-from .fuse import outermost_branches, with_single_convolutions
+from .fusion import outermost_branches, with_single_convolutions
 from .models.spec import ModelSpec
 from .models.zoo import create_plain
 
@@ -131,7 +131,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         raise CheckpointError(
-            f"{type(model).__name__} was not made by repconv.create_model, so a file of its weights could not rebuild it"
+            f"{type(model).__name__} was not made by repconv.create_model, so no file of its weights could rebuild it"
         )
     with torch.device("meta"):
         plain = create_plain(spec)
@@ -221,7 +221,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             "module, save model.state_dict() or use repconv.save(model, path) instead"
         ) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save")
+        raise CheckpointError(
+            f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save"
+        )
     if not isinstance(description.get("version"), int) or description["version"] > VERSION:
         raise CheckpointError(
             f"{path}: format version {description.get('version')}, this repconv reads up to {VERSION}; upgrade repconv"

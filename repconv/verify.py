@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .agreement import Agreement, Comparison, Function, compare
-from .fuse import fuse, outermost_branches
+from .fusion import fuse, outermost_branches
 
 
 def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:

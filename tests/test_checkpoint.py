@@ -50,7 +50,9 @@ def test_a_file_loads_in_a_fresh_process(suffix, tmp_path, randomise):
     path = tmp_path / f"m{suffix}"
     model = randomise(FORMS["multi-branch"]())
     save(model, path)
-    code = f"import repconv, torch; print(float(repconv.load({str(path)!r}).model(torch.ones(1, 3, 8, 8)).detach().sum()))"
+    code = (
+        f"import repconv, torch; print(float(repconv.load({str(path)!r}).model(torch.ones(1, 3, 8, 8)).detach().sum()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert float(done.stdout) == pytest.approx(float(model(torch.ones(1, 3, 8, 8)).detach().sum()), rel=1e-6)
 
@@ -138,15 +140,15 @@ def test_a_planted_payload_stays_unexecuted(tmp_path):
 def test_missing_files_and_other_suffixes_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load(tmp_path / "none.pt")
+    (tmp_path / "d.pt").mkdir()
     with pytest.raises(CheckpointError, match="is a directory"):
-        (tmp_path / "d.pt").mkdir()
         load(tmp_path / "d.pt")
     with pytest.raises(CheckpointError, match=r"ends in .pt or .safetensors, got '.bin'"):
         save(FORMS["plain"](), tmp_path / "m.bin")
 
 
 def test_a_foreign_module_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="not made by repconv.create_model"):
+    with pytest.raises(CheckpointError, match=r"not made by repconv\.create_model"):
         save(nn.Sequential(nn.Conv2d(3, 3, 3)), tmp_path / "m.pt")
     assert not list(tmp_path.iterdir())
 
@@ -167,8 +169,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
     path = tmp_path / "m.pt"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as stream:
-        stream.write(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole_file(path) as stream:
+            stream.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]

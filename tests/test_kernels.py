@@ -410,7 +410,7 @@ def test_new_kernels_come_in_the_asked_dtype_and_device() -> None:
     assert (moved.weight.dtype, moved.bias.device) == (torch.bfloat16, device)
 
 
-def make(i: int = 4, o: int = 4, size: tuple[int, int] = (3, 3), bias: bool = True, **rest: Any) -> Kernel:  # noqa: ANN401
+def make(i: int = 4, o: int = 4, size: tuple[int, int] = (3, 3), bias: bool = True, **rest: Any) -> Kernel:
     """A random kernel, for the rules below."""
     return random_kernel(Geometry(i, o, size, **rest), bias)
 

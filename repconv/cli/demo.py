@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from ..checkpoint import load, save
     from ..errors import OutputError, VerificationError
     from ..files import whole_file
-    from ..fuse import fuse
+    from ..fusion import fuse
     from ..verify import count_flops, probes, verify
     from .record import file_record, write_json
     from .text import fusion_tables, table
@@ -89,7 +90,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     click.echo("\n4. Latency of one image, measured in turns.\n")
     one = images[:1]
     with torch.inference_mode():
-        timed = measure({name: lambda run=run: run(one) for name, run in forms.items()}, rounds=60)
+        timed = measure({name: partial(run, one) for name, run in forms.items()}, rounds=60)
     sizes = {"before": _bytes(model), "fused": _bytes(fused), "fused ONNX": len(content)}
     rows = [["", "median ms", "times faster", "95 % interval", "bytes"]]
     for name, latency in timed.items():

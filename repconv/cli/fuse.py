@@ -93,7 +93,7 @@ def _checked_output(source: str, output: str) -> Path:
 
 def _fuse_and_verify(loaded: Source, shape: tuple[int, int, int], *, strict: bool) -> tuple[nn.Module, FusionReport]:
     from ..errors import SourceError
-    from ..fuse import fuse
+    from ..fusion import fuse
     from ..verify import count_flops, dtype_of, probes, verify
 
     model = loaded.checkpoint.model

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-class ImageShape(click.ParamType):
+class ImageShape(click.ParamType[tuple[int, int, int]]):
     """`3,224,224` or `3x224x224`, with or without a leading batch of 1."""
 
     name = "C,H,W"

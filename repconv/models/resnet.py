@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         in_channels: channels of the image.
 
     Raises:
-        GeometryError: an unknown unit or stem, or no stages.
+        GeometryError: an unknown unit or stem.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class ResNet(nn.Module):
         super().__init__()
         if stem not in ("imagenet", "cifar"):
             raise GeometryError(f"a ResNet's stem is 'imagenet' or 'cifar', got {stem!r}")
-        if not blocks or min(blocks) < 1:
-            raise GeometryError(f"a ResNet needs stages of at least one unit, got blocks={tuple(blocks)}")
+        if unit not in ("basic", "bottleneck"):
+            raise GeometryError(f"a ResNet's unit is 'basic' or 'bottleneck', got {unit!r}")
         make, expansion = {"basic": (_Basic, 1), "bottleneck": (_Bottleneck, 4)}[unit]
         large = stem == "imagenet"
         self.stem = _conv(in_channels, width, 7 if large else 3, 2 if large else 1)

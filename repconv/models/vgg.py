@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..branches import ConvBranch
-from ..errors import GeometryError
 
 
 class VGG(nn.Module):
@@ -23,15 +22,10 @@ class VGG(nn.Module):
         width: channels of the first stage.
         num_classes: logits.
         in_channels: channels of the image.
-
-    Raises:
-        GeometryError: no stages.
     """
 
     def __init__(self, *, blocks: Sequence[int], width: int = 64, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        if not blocks or min(blocks) < 1:
-            raise GeometryError(f"a VGG needs stages of at least one convolution, got blocks={tuple(blocks)}")
         layers: list[nn.Module] = []
         channels = in_channels
         for stage, count in enumerate(blocks):

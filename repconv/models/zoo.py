@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from torch import nn
 from ..block import BranchSet
 from ..branches import BRANCHES
 from ..errors import GeometryError
-from ..expand import expand
+from ..expansion import expand
 from .resnet import ResNet
 from .spec import ModelSpec
 from .vgg import VGG
@@ -71,7 +72,7 @@ def create_model(
     """
     given = {
         "num_classes": num_classes, "width": width, "stem": stem, "in_channels": in_channels,
-        "blocks": None if blocks is None else tuple(blocks),
+        "blocks": tuple(blocks) if isinstance(blocks, Iterable) else blocks,
     }  # fmt: skip
     base, branch_set = resolve(name)
     arguments = {**BASES[base], **{key: value for key, value in given.items() if value is not None}}
@@ -94,12 +95,27 @@ def create_plain(spec: ModelSpec) -> nn.Module:
     """
     base, _ = resolve(spec.name)
     family = VGG if base.startswith("vgg") else ResNet
-    try:
-        model = family(**spec.arguments)  # type: ignore[arg-type]  # values are checked by the constructor
-    except TypeError as error:
-        raise GeometryError(f"{spec.name}: {error}; its arguments are {', '.join(BASES[base])}, width") from None
+    _check(spec, inspect.signature(family).parameters)
+    model = family(**spec.arguments)  # type: ignore[arg-type]  # checked just above
     model.spec = spec  # type: ignore[assignment]  # nn.Module types attributes as tensors or modules
     return model
+
+
+def _check(spec: ModelSpec, known: Mapping[str, object]) -> None:
+    """Raise unless every argument of `spec` is one of the network's and a whole number where one is meant."""
+    unknown = set(spec.arguments) - set(known)
+    if unknown:
+        raise GeometryError(
+            f"{spec.name} has no argument {', '.join(sorted(unknown))}; "
+            f"it has {', '.join(sorted(set(known) - {'unit'}))}"
+        )
+    for key in ("num_classes", "width", "in_channels"):
+        value = spec.arguments.get(key, 1)
+        if not isinstance(value, int) or value < 1:
+            raise GeometryError(f"{spec.name}: {key} is a whole number of at least 1, got {value!r}")
+    blocks = spec.arguments["blocks"]
+    if not isinstance(blocks, Sequence) or not blocks or not all(isinstance(n, int) and n > 0 for n in blocks):
+        raise GeometryError(f"{spec.name}: blocks are whole numbers of at least 1, one a stage, got {blocks!r}")
 
 
 def resolve(name: str) -> tuple[str, BranchSet | None]:

@@ -36,17 +36,13 @@ def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
     memo: dict[int, object] = {}
     layers, refusals = [], []
     for name, branch in outermost_branches(model):
-        reason = _hooked(branch)
-        if reason is None:
-            try:
-                conv = fold(branch)
-            except GeometryError as error:
-                reason = str(error)
-            except FusionError as error:
-                raise FusionError(f"{name or 'the model'}: {error}") from None
-        if reason is not None:
-            refusals.append(Refusal(name, reason))
+        try:
+            conv = fold(branch)
+        except GeometryError as error:
+            refusals.append(Refusal(name, str(error)))
             continue
+        except FusionError as error:
+            raise FusionError(f"{name or 'the model'}: {error}") from None
         memo[id(branch)] = conv
         kinds = branch.branch_set.fixed + branch.branch_set.searchable if isinstance(branch, RepBlock) else ()
         layers.append(FusedLayer(name, _describe(conv), kinds, size(branch), size(conv)))
@@ -69,16 +65,19 @@ def fold(branch: Branch) -> nn.Conv2d:
     """The `Conv2d` that `branch` is in evaluation, in its dtype, memory format and on its device.
 
     Raises:
-        GeometryError: the branch is not one zero-padded convolution.
+        GeometryError: the branch is not one zero-padded convolution, or a forward hook sees inside it.
         FusionError: statistics are missing, or the folded numbers are not finite in the branch's dtype.
     """
+    _refuse_hooks(branch)
     with torch.no_grad():
         kernel = branch.kernel()
     # One pass over each: the largest magnitude, which is NaN or Inf as soon as any is.
     peaks = [torch.linalg.vector_norm(t, torch.inf) for t in (kernel.weight, kernel.bias)]
     largest = float(torch.stack(peaks).max())
     if not math.isfinite(largest):
-        raise FusionError("the folded weights are NaN or Inf: a weight is not finite, or a running variance is negative")
+        raise FusionError(
+            "the folded weights are NaN or Inf: a weight is not finite, or a running variance is negative"
+        )
     dtype = next(t.dtype for t in _tensors(branch) if t.is_floating_point())
     if largest > torch.finfo(dtype).max:
         raise FusionError(
@@ -87,7 +86,7 @@ def fold(branch: Branch) -> nn.Conv2d:
     cast = kernel.to(dtype=dtype)
     conv = to_conv2d(cast)
     if any(_is_channels_last(p) for p in branch.parameters()):
-        conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        conv.to(memory_format=torch.channels_last)
     return conv
 
 
@@ -144,13 +143,14 @@ def _describe(conv: nn.Conv2d) -> str:
     return f"{kh}x{kw}, {conv.in_channels} -> {conv.out_channels}{stride}{groups}"
 
 
-def _hooked(branch: Branch) -> str | None:
-    """Why `branch` cannot be replaced without losing a user's hook."""
+def _refuse_hooks(branch: Branch) -> None:
+    """Raise if replacing `branch` would silently lose a user's hook."""
     for name, module in branch.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001  # torch has no public way to ask
-            at = f"on {name}, " if name else ""
-            return f"a forward hook {at}which a folded convolution would silently drop; remove it to fuse"
-    return None
+            raise GeometryError(
+                f"a forward hook {f'on {name}, ' if name else ''}would be lost in a folded convolution; "
+                "remove it to fuse"
+            )
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:

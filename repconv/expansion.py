@@ -29,7 +29,7 @@ def expand(model: nn.Module, *, branches: Iterable[str] = (), fixed: Iterable[st
     Raises:
         GeometryError: an unknown kind, or nothing to replace.
     """
-    wanted = BranchSet(tuple(fixed), tuple(branches))
+    wanted = BranchSet.of(fixed, branches)
     targets = replaceable(model)
     if not targets:
         raise GeometryError(
@@ -60,7 +60,10 @@ def with_blocks(model: nn.Module, sets: Mapping[str, BranchSet]) -> nn.Module:
         plain = model.get_submodule(name)
         if not isinstance(plain, ConvBranch):
             raise GeometryError(f"{name}: expected a ConvBranch to expand, got {type(plain).__name__}")
-        memo[id(plain)] = _block(plain, branch_set)
+        try:
+            memo[id(plain)] = _block(plain, branch_set)
+        except GeometryError as error:
+            raise GeometryError(f"{name}: {error}") from None
     # Whatever stands in deepcopy's memo counts as copied already, so blocks take the place of what they replace,
     # shared modules stay shared, and nothing replaced is copied.
     expanded: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)  # type: ignore[assignment]
