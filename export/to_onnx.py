@@ -64,8 +64,9 @@ def _export(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) 
     """With the current exporter from opset 18 on, with the older one before that."""
     if opset < 18:
         buffer = io.BytesIO()
-        torch.onnx.export(
-            model, (example,), buffer, dynamo=False, opset_version=opset, input_names=["input"],
+        torch.onnx.export(  # takes file objects, though its annotation names paths only
+            model, (example,), buffer,  # type: ignore[arg-type]
+            dynamo=False, opset_version=opset, input_names=["input"],
             output_names=["output"], dynamic_axes={"input": [0], "output": [0]} if dynamic_batch else None,
         )  # fmt: skip
         return onnx.load_from_string(buffer.getvalue())

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .fusion import fuse
     from .kernels import Kernel
     from .models import create_model, list_models
-    from .report import FusionReport, Refusal
+    from .refusal import Refusal
+    from .report import FusionReport
 
 __all__ = [
     "BRANCHES",
@@ -61,7 +62,7 @@ _HOMES = {
     "GeometryError": ".errors",
     "Kernel": ".kernels",
     "OutputError": ".errors",
-    "Refusal": ".report",
+    "Refusal": ".refusal",
     "RepBlock": ".block",
     "RepconvError": ".errors",
     "SourceError": ".errors",

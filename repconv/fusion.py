@@ -13,7 +13,8 @@ from .block import RepBlock
 from .branches import Branch
 from .errors import FusionError, GeometryError
 from .kernels import Kernel
-from .report import FusedLayer, FusionReport, Refusal, Size
+from .refusal import Refusal
+from .report import FusedLayer, FusionReport, Size
 
 
 def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:

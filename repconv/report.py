@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from .agreement import Agreement
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Something that was left as it is, and why, in words."""
-
-    where: str
-    why: str
+from .refusal import Refusal
 
 
 @dataclass(frozen=True)

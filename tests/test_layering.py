@@ -13,19 +13,20 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("search", "export", "benchmarks")
 
 LAYERS = (
-    ("errors", "files"),
+    ("errors", "files", "refusal"),
     ("geometry",),
     ("kernels",),
     ("branches",),
     ("sampling",),
     ("block",),
+    ("tracing",),
     ("expansion",),
     ("models",),
     ("agreement",),
     ("report",),
     ("graph",),
     ("fusion",),
-    ("verify",),
+    ("forecast", "verify"),
     ("checkpoint",),
     ("sources",),
     ("search", "export"),

@@ -166,11 +166,16 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("name", "arguments", "message"),
         [
-            ("vgg16", {"stem": "cifar"}, "vgg16: .*'stem'; its arguments are "),
+            ("vgg16", {"stem": "cifar"}, "vgg16 has no argument stem; it has blocks, in_channels, num_classes, width"),
             ("resnet18", {"stem": "cifar10"}, "stem is 'imagenet' or 'cifar', got 'cifar10'"),
-            ("resnet18", {"blocks": ()}, "at least one unit, got blocks="),
-            ("resnet18", {"blocks": (2, 0)}, "at least one unit, got blocks="),
-            ("vgg16", {"blocks": (0,)}, "at least one convolution, got blocks="),
+            ("resnet18", {"blocks": ()}, "blocks are whole numbers of at least 1, one a stage, got"),
+            ("resnet18", {"blocks": (2, 0)}, "blocks are whole numbers of at least 1, one a stage, got"),
+            ("vgg16", {"blocks": (0,)}, "blocks are whole numbers of at least 1, one a stage, got"),
+            ("resnet18", {"blocks": 3}, "blocks are whole numbers of at least 1, one a stage, got 3"),
+            ("vgg16", {"width": 0}, "vgg16: width is a whole number of at least 1, got 0"),
+            ("resnet50", {"num_classes": 1.5}, "num_classes is a whole number of at least 1, got 1.5"),
+            ("resnet18", {"branches": "1x1", "width": 4}, r"collection of names, such as \['1x1'\], got '1x1'"),
+            ("resnet18", {"fixed": ("skip",), "width": 4}, r"stem: a block needs branches"),
             ("resnet18", {"branches": ("1x1", "1x1"), "width": 4}, "each at most once; got 3x3, 1x1, 1x1"),
         ],
     )

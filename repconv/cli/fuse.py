@@ -45,11 +45,13 @@ def command(
     """
     path = Path(source)
     out = _checked_output(source, output or str(path.with_name(f"{path.stem}.fused{path.suffix}")))
-    from ..errors import SourceError
+    from ..errors import OutputError, SourceError
     from ..sources import open_source
     from .record import file_record, write_json
     from .text import fusion_tables
 
+    if json_file is not None and not Path(json_file).parent.is_dir():
+        raise OutputError(f"{json_file}: there is no folder {Path(json_file).parent}; make it first")
     loaded = open_source(source)
     shape = input_shape or loaded.checkpoint.input_shape
     if shape is None:

@@ -1,0 +1,1 @@
+"""Fusing at the level of graphs: ONNX files and exported programs."""
