@@ -6,6 +6,7 @@ the same state, with the same description as JSON in its metadata (key `repconv`
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from .files import whole_file
 from .fusion import outermost_branches, with_single_convolutions
 from .models.spec import ModelSpec
 from .models.zoo import create_plain
+from .states import put_state, read_content
 
 FORMAT = "repconv.checkpoint"
 VERSION = 1
@@ -84,7 +86,11 @@ def save(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     dtype = next(t.dtype for t in state.values() if t.is_floating_point())
     if storage_dtype is not None:
-        state = {n: t.to(storage_dtype) if t.is_floating_point() else t for n, t in state.items()}
+        stored = {n: t.to(storage_dtype) if t.is_floating_point() else t for n, t in state.items()}
+        lost = [n for n, t in stored.items() if not torch.equal(torch.isfinite(t), torch.isfinite(state[n]))]
+        if lost:
+            raise CheckpointError(f"{lost[0]} holds numbers too large to be stored as {storage_dtype}; use float32")
+        state = stored
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -95,8 +101,9 @@ def save(
         if normalization is None
         else {"mean": list(normalization.mean), "std": list(normalization.std)},
         "input_shape": None if input_shape is None else list(input_shape),
-        "metrics": dict(metrics or {}),
+        "metrics": {str(name): float(value) for name, value in (metrics or {}).items()},
     }
+    description["digest"] = digest(description, state)
     if suffix == ".pt":
         # Into memory first: torch names entries of the archive after the file, and equal models give equal bytes.
         buffer = io.BytesIO()
@@ -131,7 +138,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         raise CheckpointError(
-            f"{type(model).__name__} was not made by repconv.create_model, so no file of its weights could rebuild it"
+            f"{type(model).__name__} was not made by repconv.create_model, so no file of its weights could rebuild it; "
+            "write an .onnx file instead"
         )
     with torch.device("meta"):
         plain = create_plain(spec)
@@ -179,70 +187,83 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a file written by `save`; the model is on the CPU, in evaluation mode, needing none of the user's code.
 
     Raises:
-        CheckpointError: not a readable checkpoint of this format, a newer version, or a state that does not fit.
+        CheckpointError: not a readable checkpoint of this format, a newer version, damaged, or a state that does not
+            fit or cannot be weights.
     """
-    description, state = read(path)
+    checked_suffix(path)
+    content, metadata = read_content(path)
+    if not is_checkpoint(content, metadata):
+        raise CheckpointError(
+            f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save"
+        )
+    return from_content(content, metadata, path)
+
+
+def is_checkpoint(content: object, metadata: Mapping[str, str]) -> bool:
+    """Whether what `read_content` returned is of this format, of any version."""
+    return "repconv" in metadata or (isinstance(content, Mapping) and content.get("format") == FORMAT)
+
+
+def from_content(content: Any, metadata: Mapping[str, str], path: str | os.PathLike[str]) -> Checkpoint:  # noqa: ANN401
+    """The checkpoint in what `read_content` returned.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    description, state = _split(content, metadata, path)
+    version = description.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"{path}: the format version is {version!r}, expected a whole number from 1 on")
+    if version > VERSION:
+        raise CheckpointError(f"{path}: format version {version}, this repconv reads up to {VERSION}; upgrade repconv")
+    if description.get("digest") != digest(description, state):
+        raise CheckpointError(
+            f"{path}: the file is damaged: its contents do not match their digest; fetch or save it again"
+        )
     try:
         model = rebuild(description)
         dtype = getattr(torch, description["dtype"])
         state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
-        model.load_state_dict(state, assign=True)
-    except (RuntimeError, KeyError, TypeError, AttributeError, CheckpointError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    normalization = description.get("normalization")
-    shape = description.get("input_shape")
-    return Checkpoint(
-        model.eval(),
-        bool(description["folded"]) and not description["blocks"],
-        tuple(description.get("class_names") or ()),
-        None if normalization is None else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
-        None if shape is None else tuple(shape),
-        dict(description.get("metrics") or {}),
-    )
+        normalization, shape = description["normalization"], description["input_shape"]
+        checkpoint = Checkpoint(
+            model,
+            bool(description["folded"]) and not description["blocks"],
+            tuple(description["class_names"]),
+            None if normalization is None else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
+            None if shape is None else tuple(shape),
+            dict(description["metrics"]),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the description makes no sense: {type(error).__name__}: {error}") from error
+    put_state(model, state, str(path))
+    model.eval()
+    return checkpoint
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the state of a checkpoint file, as they are stored.
-
-    Raises:
-        CheckpointError: missing, not readable, not of this format, or of a newer version.
-    """
-    suffix = checked_suffix(path)
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: {'is a directory' if Path(path).is_dir() else 'no such file'}")
+def _split(
+    content: Any,  # noqa: ANN401  # whatever the file held
+    metadata: Mapping[str, str],
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and state, from where either format keeps them."""
     try:
-        description, state = _read_pt(path) if suffix == ".pt" else _read_safetensors(path)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch and safetensors raise many types for a broken file
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{path}: not a readable {suffix} file of tensors and plain values ({first}); if it holds a pickled "
-            "module, save model.state_dict() or use repconv.save(model, path) instead"
-        ) from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save"
-        )
-    if not isinstance(description.get("version"), int) or description["version"] > VERSION:
-        raise CheckpointError(
-            f"{path}: format version {description.get('version')}, this repconv reads up to {VERSION}; upgrade repconv"
-        )
-    return description, state
+        description = json.loads(metadata["repconv"]) if "repconv" in metadata else dict(content)
+        state = content if "repconv" in metadata else description.pop("state")
+        tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        if not isinstance(description, dict) or len(tensors) < len(state):
+            raise TypeError("expected a description and a state dict of tensors")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the checkpoint has no readable description and state ({error})") from error
+    return description, tensors
 
 
-def _read_pt(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
-        return None, {}
-    return {key: value for key, value in content.items() if key != "state"}, content["state"]
-
-
-def _read_safetensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt", device="cpu") as file:
-        described = (file.metadata() or {}).get("repconv")
-        if described is None:
-            return None, {}
-        return json.loads(described), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+def digest(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description (without its `digest`) and every tensor's name, dtype, shape and bytes."""
+    sha = hashlib.sha256()
+    plain = {key: value for key, value in description.items() if key != "digest"}
+    sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

@@ -169,8 +169,9 @@ def combine(kernels: Sequence[Kernel], factors: Sequence[Tensor | None] | None =
     """
     target = reduce(Geometry.parallel, (k.geometry for k in kernels))
     first = kernels[0]
+    dtype = reduce(torch.promote_types, (k.weight.dtype for k in kernels))
     # One accumulator, added to in place: summing padded copies spends most of its time on fresh memory.
-    weight, bias = first.weight.new_zeros(target.weight_shape), torch.zeros_like(first.bias)
+    weight, bias = first.weight.new_zeros(target.weight_shape, dtype=dtype), torch.zeros_like(first.bias)
     for kernel, factor in zip(kernels, factors or [None] * len(kernels), strict=True):
         part = kernel.regroup(target.groups).weight
         top, left = target.padding[0] - kernel.padding[0], target.padding[1] - kernel.padding[1]

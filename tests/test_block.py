@@ -134,6 +134,8 @@ class TestRefusals:
             ({"fixed": ("3x3", "5x5")}, "unknown branch kind '5x5'"),
             ({"fixed": ("3x3", "1x1"), "branches": ("1x1",)}, "each at most once; got 3x3, 1x1, 1x1"),
             ({"fixed": ("3x3", "3x3")}, "each at most once; got 3x3, 3x3"),
+            ({"fixed": "3x3"}, r"a collection of names, such as \['3x3'\], got '3x3'"),
+            ({"branches": "avg"}, r"a collection of names, such as \['avg'\], got 'avg'"),
             ({"fixed": ()}, "a block needs branches, each at most once; got none"),
             ({"branches": ("skip",), "stride": 2}, "branch 'skip' needs stride 1 and as many output as input"),
             ({"branches": ("skip",), "out_channels": 8}, "branch 'skip' needs stride 1 .* the block is 4->8"),

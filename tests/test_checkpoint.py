@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repconv import CheckpointError, OutputError, create_model, expand, fuse, load, save
-from repconv.checkpoint import Normalization
+from repconv.checkpoint import Normalization, digest
 from repconv.models.zoo import SETS
 
 SUFFIXES = [".pt", ".safetensors"]
@@ -94,25 +94,60 @@ def test_a_loaded_network_can_be_saved_and_fused_again(tmp_path):
 
 
 def _edited(path, **changes) -> None:
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, **changes}, path)
+    """Change a file knowingly: its digest is made to fit."""
+    content = {**torch.load(path, weights_only=True), **changes}
+    state = content.pop("state")
+    torch.save({**content, "digest": digest(content, state), "state": state}, path)
+
+
+def _flipped(path, position: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 0x10
+    path.write_bytes(content)
+
+
+def _poisoned(path, name: str, value: float) -> None:
+    state = torch.load(path, weights_only=True)["state"]
+    state[name].view(-1)[0] = value
+    _edited(path, state=state)
 
 
 REFUSALS = {
-    "newer": (lambda p: _edited(p, version=99), "format version 99.*upgrade repconv"),
-    "other format": (lambda p: _edited(p, format="x"), "not a repconv checkpoint"),
-    "empty": (lambda p: p.write_bytes(b""), "not a readable .pt file"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:1000]), "not a readable .pt file"),
-    "text": (lambda p: p.write_text("hello"), "not a readable .pt file"),
-    "bare state": (lambda p: torch.save({"w": torch.ones(1)}, p), "not a repconv checkpoint"),
-    "pickled module": (lambda p: torch.save(nn.ReLU(), p), r"save model.state_dict\(\) or use repconv.save"),
+    "newer": (lambda p: _edited(p, version=99), r"format version 99.*upgrade repconv"),
+    "version of words": (lambda p: _edited(p, version="x"), r"version is 'x', expected a whole number"),
+    "other format": (lambda p: _edited(p, format="x"), r"not a repconv checkpoint"),
+    "empty": (lambda p: p.write_bytes(b""), r"the file is empty"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:1000]), r"not a readable file of tensors"),
+    "bit flip in a weight": (lambda p: _flipped(p, 0.5), r"the file is damaged: .* fails its check sum"),
+    "text": (lambda p: p.write_text("hello"), r"not a readable file of tensors"),
+    "image": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0" + bytes(range(256))), r"not a readable file of tensors"),
+    "bare state": (lambda p: torch.save({"w": torch.ones(1)}, p), r"not a repconv checkpoint"),
+    "pickled module": (lambda p: torch.save(nn.ReLU(), p), r"never executed here.*torch.save\(model.state_dict\(\)"),
     "unknown model": (
-        lambda p: _edited(p, model={"name": "irep_resnet19", "arguments": {}}), "did you mean 'irep_resnet18'"),
+        lambda p: _edited(p, model={"name": "irep_resnet19", "arguments": {}}),
+        r"did you mean 'irep_resnet18'",
+    ),
     "unknown branch": (
-        lambda p: _edited(p, blocks={"stem": {"fixed": ["4x4"], "branches": []}}), "unknown branch kind '4x4'"),
-    "missing weights": (lambda p: _edited(p, state={}), "Missing key"),
-    "no description": (lambda p: _edited(p, blocks=None), "the description of the model makes no sense"),
-}  # fmt: skip
+        lambda p: _edited(p, blocks={"stem": {"fixed": ["4x4"], "branches": []}}),
+        r"unknown branch kind '4x4'",
+    ),
+    "no weights": (lambda p: _edited(p, state={}), r"missing \(.* and \d+ more\)"),
+    "no description": (lambda p: _edited(p, blocks=None), r"the description of the model makes no sense"),
+    "changed without its digest": (
+        lambda p: torch.save({**torch.load(p, weights_only=True), "class_names": ["x"]}, p),
+        r"do not match their digest",
+    ),
+    "NaN": (lambda p: _poisoned(p, "fc.weight", float("nan")), r"NaN or Inf in fc.weight"),
+    "Inf": (lambda p: _poisoned(p, "fc.bias", float("inf")), r"NaN or Inf in fc.bias"),
+    "negative variance": (
+        lambda p: _poisoned(p, "stem.branches.3x3.bn.running_var", -1.0),
+        r"negative running variance in stem.branches",
+    ),
+    "endless": (
+        lambda p: _edited(p, model={"name": "vgg16", "arguments": {"blocks": [10**9], "num_classes": 2}}),
+        "at most 10 stages",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -125,6 +160,23 @@ def test_bad_files_are_refused_in_words(name, tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("position", [0.001, 0.2, 0.9])
+def test_a_flipped_bit_in_a_safetensors_file_is_found(position, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save(FORMS["multi-branch"](), path)
+    _flipped(path, position)
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+def test_numbers_too_large_for_half_storage_are_refused(tmp_path):
+    model = FORMS["plain"]()
+    model.fc.weight.data[0, 0] = 1e6
+    with pytest.raises(CheckpointError, match=r"fc.weight holds numbers too large to be stored as torch.float16"):
+        save(model, tmp_path / "m.pt", storage_dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_planted_payload_stays_unexecuted(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -132,7 +184,7 @@ def test_a_planted_payload_stays_unexecuted(tmp_path):
 
     path = tmp_path / "m.pt"
     torch.save({"format": "repconv.checkpoint", "version": 1, "state": Payload()}, path)
-    with pytest.raises(CheckpointError, match="not a readable"):
+    with pytest.raises(CheckpointError, match="never executed"):
         load(path)
     assert not (tmp_path / "owned").exists()
 

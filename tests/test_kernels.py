@@ -16,7 +16,7 @@ from torch.nn import functional
 from repconv import GeometryError, Kernel
 from repconv.branches import conv_kernel
 from repconv.geometry import Geometry
-from repconv.kernels import average, compose, identity
+from repconv.kernels import average, combine, compose, identity
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 laws = settings(max_examples=60, derandomize=True, deadline=None)
@@ -105,6 +105,22 @@ class TestParallel:
     def test_addition_associates(self, kernels: list[Kernel]) -> None:
         a, b, c = kernels
         assert_same((a + b) + c, a + (b + c))
+
+    @laws
+    @given(addable(3))
+    def test_a_combination_is_the_scaled_sum(self, kernels: list[Kernel]) -> None:
+        """`combine` adds in place what `+` and `*` say one by one."""
+        a, b, c = kernels
+        factors = [torch.tensor(-1.5, dtype=torch.float64), None, torch.tensor(0.0, dtype=torch.float64)]
+        assert_same(combine([a, b, c], factors), -1.5 * a + b + 0 * c)
+
+    @pytest.mark.parametrize("swap", [False, True])
+    def test_kernels_of_two_dtypes_add_in_the_wider_one(self, swap: bool) -> None:
+        """As tensors do, whichever comes first."""
+        a, b = random_kernel(Geometry(4, 4)).to(dtype=torch.float32), random_kernel(Geometry(4, 4))
+        total = b + a if swap else a + b
+        assert (total.weight.dtype, total.bias.dtype) == (torch.float64, torch.float64)
+        assert torch.equal(total.weight, a.weight + b.weight)
 
     def test_the_sum_is_no_larger_than_what_its_terms_reach(self) -> None:
         """3x3 + 1x1 + identity is a 3x3 with padding 1; two depthwise kernels stay depthwise."""
@@ -340,6 +356,7 @@ class TestSimpleKernels:
 OPERATIONS: dict[str, Callable[[Kernel, Kernel, Tensor], Kernel]] = {
     "add": lambda a, b, c: a + b,  # noqa: ARG005
     "series": lambda a, b, c: compose(a, b, border="inner"),  # noqa: ARG005
+    "combine": lambda a, b, c: combine([a, b, a], [None, c[0], c[1]]),
     "scale": lambda a, b, c: c * a,  # noqa: ARG005
     "scale by a number": lambda a, b, c: 0.5 * a,  # noqa: ARG005
     "shift": lambda a, b, c: a.shift(c),  # noqa: ARG005

@@ -27,6 +27,7 @@ LAYERS = (
     ("graph",),
     ("fusion",),
     ("forecast", "verify"),
+    ("states",),
     ("checkpoint",),
     ("sources",),
     ("search", "export"),

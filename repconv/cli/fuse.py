@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageShape, json_option
+from .options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,7 @@ _FORMATS = (".pt", ".safetensors", ".onnx")
 @click.option("--opset", type=click.IntRange(13, 26), default=18, show_default=True, help="ONNX opset to write.")
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size of an ONNX file open.")
 @click.option("--strict", is_flag=True, help="Exit 2 if there is nothing to fuse.")
+@source_options
 @json_option
 def command(
     source: str,
@@ -37,22 +38,26 @@ def command(
     opset: int,
     dynamic_batch: bool,
     strict: bool,
+    model_name: str | None,
+    state_key: str | None,
     json_file: str | None,
 ) -> None:
-    """Fold SOURCE, a multi-branch checkpoint, into single convolutions; verify; write the result.
+    """Fold SOURCE, a multi-branch network, into single convolutions; verify; write the result.
+
+    SOURCE is a repconv checkpoint, a state dict of a network named by --model, or timm:NAME[@WEIGHTS],
+    torchvision:NAME[@WEIGHTS] or package.module:factory[@WEIGHTS].
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
-    path = Path(source)
-    out = _checked_output(source, output or str(path.with_name(f"{path.stem}.fused{path.suffix}")))
-    from ..errors import OutputError, SourceError
+    from ..errors import SourceError
     from ..sources import open_source
     from .record import file_record, write_json
     from .text import fusion_tables
 
-    if json_file is not None and not Path(json_file).parent.is_dir():
-        raise OutputError(f"{json_file}: there is no folder {Path(json_file).parent}; make it first")
-    loaded = open_source(source)
+    out = _checked_output(source, output, json_file)
+    loaded = open_source(source, model=model_name, state_key=state_key)
+    for note in loaded.notes:
+        click.echo(f"repconv: {source}: {note}", err=True)
     shape = input_shape or loaded.checkpoint.input_shape
     if shape is None:
         raise SourceError(f"{source} records no image shape; give one, such as --input-shape 3,224,224")
@@ -72,24 +77,29 @@ def command(
     click.echo(f"\n  wrote {out}: {written['bytes']:,} bytes, sha256 {str(written['sha256'])[:16]}")
     if json_file is not None:
         write_json(json_file, "repconv.fuse/1", {
-            "source": file_record(loaded.path),
+            "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
             "settings": {"input_shape": shape, "opset": opset, "dynamic_batch": dynamic_batch, "strict": strict},
             "output": {**written, "format": out.suffix.removeprefix("."), "verified": True, **extra},
             "report": report.to_dict(),
         })  # fmt: skip
 
 
-def _checked_output(source: str, output: str) -> Path:
+def _checked_output(source: str, output: str | None, json_file: str | None) -> Path:
     """Refuse, before anything is computed, an output that could not be written or would eat its source."""
     from ..errors import OutputError
 
-    out = Path(output)
+    path = Path(source)
+    if output is None and not path.is_file():
+        raise OutputError(f"{source} is no file to write the result beside; name an output with -o")
+    suffix = path.suffix if path.suffix in _FORMATS else ".pt"
+    out = Path(output) if output is not None else path.with_name(f"{path.stem}.fused{suffix}")
     if out.suffix not in _FORMATS:
-        raise OutputError(f"{output}: the output ends in {', '.join(_FORMATS)}, got {out.suffix or 'no suffix'!r}")
-    if not out.parent.is_dir():
-        raise OutputError(f"{output}: there is no folder {out.parent}; make it first")
-    if Path(source).exists() and out.exists() and out.samefile(source):
-        raise OutputError(f"{output} is the source itself; name another output")
+        raise OutputError(f"{out}: the output ends in {', '.join(_FORMATS)}, got {out.suffix or 'no suffix'!r}")
+    for file in (out, *([Path(json_file)] if json_file else [])):
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
+        if path.exists() and file.exists() and file.samefile(path):
+            raise OutputError(f"{file} is the source itself; name another output")
     return out
 
 
@@ -102,8 +112,9 @@ def _fuse_and_verify(loaded: Source, shape: tuple[int, int, int], *, strict: boo
     fused, report = fuse(model)
     if not report.layers:
         if strict and not loaded.checkpoint.fused:
-            raise SourceError(f"{loaded.path}: nothing to fuse in it")
-        click.echo(f"repconv: {loaded.path} is already fused; it is verified and written as it is", err=True)
+            raise SourceError(f"{loaded.name}: nothing to fuse in it")
+        state = "is already fused" if loaded.checkpoint.fused else "holds no blocks to fuse"
+        click.echo(f"repconv: {loaded.name} {state}; it is verified and written as it is", err=True)
     report = report.with_flops(count_flops(model, shape), count_flops(fused, shape))
     return fused, report.with_agreement(verify(model, fused, probes(shape, dtype=dtype_of(model))))
 
@@ -124,7 +135,7 @@ def _write_onnx(
         "convolutions": [report.before.convolutions, report.after.convolutions],
         "parameters": [report.before.parameters, report.after.parameters],
     }
-    metadata = {"repconv.fusion": json.dumps(summary), "repconv.source_sha256": loaded.sha256}
+    metadata = {"repconv.fusion": json.dumps(summary), "repconv.source_sha256": loaded.sha256 or ""}
     if loaded.checkpoint.class_names:
         metadata["class_names"] = json.dumps(loaded.checkpoint.class_names)
     if loaded.checkpoint.normalization is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -24,6 +25,19 @@ class ImageShape(click.ParamType[tuple[int, int, int]]):
             self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
         channels, height, width = map(int, parts)
         return channels, height, width
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def source_options(command: F) -> F:
+    """How to read a SOURCE that does not describe itself."""
+    for option in (
+        click.option("--state-key", help="Key in the file under which the weights are, if there are several."),
+        click.option("--model", "model_name", help="Network of a bare state dict: a name, or package.module:factory."),
+    ):
+        command = option(command)
+    return command
 
 
 json_option = click.option(

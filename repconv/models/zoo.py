@@ -116,6 +116,8 @@ def _check(spec: ModelSpec, known: Mapping[str, object]) -> None:
     blocks = spec.arguments["blocks"]
     if not isinstance(blocks, Sequence) or not blocks or not all(isinstance(n, int) and n > 0 for n in blocks):
         raise GeometryError(f"{spec.name}: blocks are whole numbers of at least 1, one a stage, got {blocks!r}")
+    if len(blocks) > 10 or sum(blocks) > 1000:
+        raise GeometryError(f"{spec.name}: at most 10 stages and 1000 blocks in all, got {blocks!r}")
 
 
 def resolve(name: str) -> tuple[str, BranchSet | None]:
