@@ -55,10 +55,14 @@ def test_a_dilation_survives(dilation: tuple[int, int], ready: Randomise, apart:
 
 
 @pytest.mark.parametrize("dilation", [(2, 2), (1, 2)])
-def test_a_dilated_convolution_is_not_expanded_as_if_it_were_not(dilation: tuple[int, int]) -> None:
+@pytest.mark.parametrize("padding", [None, (1, 1)], ids=["centred", "padding 1"])
+def test_a_dilated_convolution_is_not_expanded_as_if_it_were_not(
+    dilation: tuple[int, int], padding: tuple[int, int] | None
+) -> None:
     """A 3x3 block could not stand for it."""
+    model = nn.Sequential(ConvBranch(4, 4, (3, 3), padding=padding, dilation=dilation))
     with pytest.raises(GeometryError, match="nothing to expand"):
-        expand(nn.Sequential(ConvBranch(4, 4, (3, 3), dilation=dilation)), branches=("1x1",))
+        expand(model, branches=("1x1",))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
