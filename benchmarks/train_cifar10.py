@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from repconv import RepBlock, create_model
 from repconv.benchmarks.cifar10 import CLASSES, MEAN, STD, augment, normalize, read_zip
+from repconv.benchmarks.environment import environment
+from repconv.files import sha256
 from repconv.sampling import Sampling
 
 MODEL = {"num_classes": 10, "width": 16, "blocks": (2, 2, 2)}
@@ -145,7 +147,20 @@ def main() -> None:
     # What ships is what is measured: the stored, rounded weights.
     metrics = {"test_top1": accuracy(load(out).model.to(memory_format=torch.channels_last), images, labels)}
     save(model, out, metrics=metrics, **described)  # type: ignore[arg-type]
-    print(json.dumps({"metrics": metrics, "checkpoint": str(out), "bytes": out.stat().st_size}))
+    settings = {key: getattr(arguments, key) for key in ("epochs", "batch", "lr", "positions", "seed")}
+    result = {
+        "command": "python benchmarks/train_cifar10.py --train cifar10-train.zip --test cifar10-test.zip",
+        "environment": environment(),
+        "model": {"name": "irep_resnet18", **MODEL},
+        "settings": settings,
+        "test_images": len(labels),
+        "metrics": metrics,
+        "bytes": out.stat().st_size,
+        "sha256": sha256(out),
+    }
+    text = json.dumps(result, indent=1)
+    (arguments.run / "result.json").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def command(output_dir: Path, json_file: str | None) -> None:
     shape = known.input_shape or (3, 32, 32)
     images, labels = _images(assets / _IMAGES, known.normalization)
 
-    click.echo(f"1. Fuse {_CHECKPOINT}, an IRep-ResNet trained on CIFAR-10.\n")
+    accuracy = known.metrics.get("test_top1")
+    trained = f" to {accuracy:.1%} test accuracy" if accuracy is not None else ""
+    click.echo(f"1. Fuse {_CHECKPOINT}, an IRep-ResNet trained on CIFAR-10{trained}.\n")
     fused, report = fuse(model)
     report = report.with_flops(count_flops(model, shape), count_flops(fused, shape))
     agreement = verify(model, fused, probes(shape))
