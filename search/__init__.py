@@ -1,1 +1,1 @@
-"""Searching for blocks; nothing here yet is public."""
+"""Searching for blocks: the package's place in the layout; no search has landed yet."""

@@ -1,1 +1,0 @@
-"""Fusing at the level of graphs: ONNX files and exported programs."""
