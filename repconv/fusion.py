@@ -69,7 +69,7 @@ def fold(branch: Branch) -> nn.Conv2d:
         GeometryError: the branch is not one zero-padded convolution, or a forward hook sees inside it.
         FusionError: statistics are missing, or the folded numbers are not finite in the branch's dtype.
     """
-    _refuse_hooks(branch)
+    refuse_hooks(branch)
     with torch.no_grad():
         kernel = branch.kernel()
     # One pass over each: the largest magnitude, which is NaN or Inf as soon as any is.
@@ -144,7 +144,7 @@ def _describe(conv: nn.Conv2d) -> str:
     return f"{kh}x{kw}, {conv.in_channels} -> {conv.out_channels}{stride}{groups}"
 
 
-def _refuse_hooks(branch: Branch) -> None:
+def refuse_hooks(branch: Branch) -> None:
     """Raise if replacing `branch` would silently lose a user's hook."""
     for name, module in branch.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001  # torch has no public way to ask

@@ -95,8 +95,8 @@ def _by_name(source: str, state_key: str | None) -> Source:
     else:
         network = _factory(name)()
     if file is None:
-        notes = () if own else ("no weights named: they are random, or whatever the factory makes",)
-        return Source(source, None, None, Checkpoint(network.eval(), fused=False), notes)
+        warning = "no weights named: they are random, or whatever the factory makes"
+        return Source(source, None, None, Checkpoint(network.eval(), fused=False), () if own else (warning,))
     content, _ = read_content(file)
     state, note = find_state(content, file, state_key)
     notes = tuple(n for n in (note, _fill(network, state, file, name)) if n)

@@ -24,7 +24,7 @@ LAYERS = (
     ("agreement",),
     ("report",),
     ("fusion",),
-    ("verify",),
+    ("inspection", "verify"),
     ("states",),
     ("checkpoint",),
     ("sources",),

@@ -15,6 +15,7 @@ import click
 _COMMANDS = {
     "demo": "Fuse the checkpoint that ships with repconv and prove that nothing changed.",
     "fuse": "Fold a multi-branch network into single convolutions, verified.",
+    "inspect": "Show what is inside a network, and what fusing would make of it.",
 }
 
 

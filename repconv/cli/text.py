@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report import FusionReport
+from ..report import FusionReport, Size
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
@@ -40,17 +40,20 @@ def fusion_tables(report: FusionReport) -> str:
                 "  branches it was made of, in the same precision"
             )
     parts += [f"  left as it is: {r.where}: {r.why}" for r in report.refusals]
-    before, after = report.before, report.after
-    rows = [["", "before", "after"]]
-    rows.append(["multi-branch blocks", str(len(report.blocks) + len(report.refusals)), str(len(report.refusals))])
-    for label, key in (
-        ("convolutions", "convolutions"),
-        ("batch norms", "batch_norms"),
-        ("parameters", "parameters"),
-        ("FLOPs an image", "flops"),
-    ):
-        pair = (getattr(before, key), getattr(after, key))
-        if None not in pair:
-            rows.append([label, *(f"{value:,}" for value in pair)])
-    parts.append(table(rows, right=(1, 2)))
+    kept = len(report.refusals)
+    parts.append(size_table(len(report.blocks) + kept, kept, report.before, report.after))
     return "\n\n".join(parts)
+
+
+def size_table(blocks: int, kept: int, before: Size, after: Size) -> str:
+    """A network before and after: its multi-branch blocks, how many of them stay, and its sizes, where known."""
+    rows = [["", "before", "after"], ["multi-branch blocks", str(blocks), str(kept)]]
+    for label, values in (
+        ("convolutions", (before.convolutions, after.convolutions)),
+        ("batch norms", (before.batch_norms, after.batch_norms)),
+        ("parameters", (before.parameters, after.parameters)),
+        ("FLOPs an image", (before.flops, after.flops)),
+    ):
+        if None not in values:
+            rows.append([label, *(f"{value:,}" for value in values)])
+    return table(rows, right=(1, 2))

@@ -1,0 +1,100 @@
+"""`repconv inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import json_option, source_options
+
+if TYPE_CHECKING:
+    from ..inspection import Inspection, Layer
+    from ..sources import Source
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@click.command(epilog="Example: repconv inspect checkpoint.pt")
+@click.argument("source")
+@source_options
+@json_option
+def command(source: str, model_name: str | None, state_key: str | None, json_file: str | None) -> None:
+    """Show what is inside SOURCE, block by block, and what fusing would make of it, without computing it."""
+    from ..inspection import inspect
+    from ..sources import open_source
+    from .record import file_record, write_json
+
+    loaded = open_source(source, model=model_name, state_key=state_key)
+    for note in loaded.notes:
+        click.echo(f"repconv: {source}: {note}", err=True)
+    found = inspect(loaded.checkpoint.model)
+    facts = _facts(loaded)
+    click.echo("\n".join(f"  {key:<14} {value}" for key, value in facts.items()) + "\n")
+    click.echo(_picture(found))
+    if json_file is not None:
+        write_json(json_file, "repconv.inspect/1", {
+            "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
+            "facts": facts, "inspection": found.to_dict(),
+        })  # fmt: skip
+
+
+def _facts(loaded: Source) -> dict[str, str]:
+    """What the file says of itself; what it does not say is left out."""
+    from ..models.spec import ModelSpec
+    from ..verify import dtype_of
+
+    known = loaded.checkpoint
+    spec = getattr(known.model, "spec", None)
+    arguments = ", ".join(f"{k}={v}" for k, v in spec.arguments.items()) if isinstance(spec, ModelSpec) else ""
+    facts = {
+        "network": f"{spec.name} ({arguments})" if isinstance(spec, ModelSpec) else type(known.model).__name__,
+        "form": "fused" if known.fused else "training",
+        "dtype": str(dtype_of(known.model)).removeprefix("torch."),
+        "input": "x".join(map(str, known.input_shape)) if known.input_shape else "",
+        "normalization": f"mean {known.normalization.mean}, std {known.normalization.std}"
+        if known.normalization
+        else "",
+        "classes": f"{len(known.class_names)}: {', '.join(known.class_names[:10])}" if known.class_names else "",
+        "metrics": ", ".join(f"{k} {v:g}" for k, v in known.metrics.items()),
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _picture(found: Inspection) -> str:
+    """One row a layer, one column a kind of branch."""
+    from ..branches import BRANCHES
+    from .text import size_table, table
+
+    kinds = [kind for kind in BRANCHES if any(kind in (*la.fixed, *la.gates) for la in found.layers)]
+    if not found.layers:
+        return "  nothing in it fuses: no blocks of branches, no convolutions of this package with batch normalisation"
+    rows = [["layer", *kinds, "becomes"]]
+    rows += [[la.name or "(the model)", *(_mark(la, kind) for kind in kinds), _becomes(la)] for la in found.layers]
+    lines = [table(rows), ""]
+    if kinds:
+        lines += [
+            f"  fixed: a branch without a gate; {_BARS[0]} to {_BARS[-1]} and the number: its gate, from 0 to 1",
+            "",
+        ]
+    blocks = [la for la in found.layers if la.fixed or la.gates]
+    kept = sum(la.refusal is not None for la in blocks)
+    return "\n".join([*lines, size_table(len(blocks), kept, found.before, found.after)])
+
+
+def _mark(layer: Layer, kind: str) -> str:
+    if kind in layer.fixed:
+        return "fixed"
+    if kind not in layer.gates:
+        return "."
+    gate = layer.gates[kind]
+    return f"{_BARS[min(len(_BARS) - 1, int(gate * len(_BARS)))]} {gate:.2f}"
+
+
+def _becomes(layer: Layer) -> str:
+    if layer.refusal:
+        return f"stays: {layer.refusal}"
+    shape = layer.geometry
+    stride = "" if shape.stride == (1, 1) else f" /{shape.stride[0]}"
+    groups = "" if shape.groups == 1 else f", groups {shape.groups}"
+    return f"{shape.size[0]}x{shape.size[1]}, {shape.in_channels} -> {shape.out_channels}{stride}{groups}"

@@ -1,0 +1,65 @@
+"""`repconv inspect` says what `fuse` will do before anything is computed."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from repconv import create_model, fuse, save
+from repconv.branches import ConvBranch
+from repconv.cli.inspect import command
+from repconv.inspection import inspect
+
+
+@pytest.mark.parametrize("name", ["irep_resnet18", "irep_vgg16", "dbb_resnet50", "acnet_resnet34", "resnet18"])
+def test_what_is_foretold_is_what_fusing_does(name):
+    model = create_model(name, width=4, blocks=(1, 1)).eval()
+    foretold = inspect(model)
+    _, report = fuse(model)
+    assert (foretold.before, foretold.after) == (report.before, report.after)
+    assert [layer.name for layer in foretold.layers] == [layer.name for layer in report.layers]
+    assert [(*layer.fixed, *layer.gates) for layer in foretold.layers] == [layer.branches for layer in report.layers]
+    assert [layer.parameters_after for layer in foretold.layers] == [layer.after.parameters for layer in report.layers]
+
+
+def test_what_would_stay_says_why():
+    model = create_model("irep_resnet18", width=4, blocks=(1,)).eval()
+    model.get_submodule("stages.0.0.conv1").register_forward_hook(lambda *_: None)
+    model.stem = ConvBranch(3, 4, (3, 3)).eval()
+    model.stem.conv.padding_mode = "reflect"
+    foretold = {layer.name: layer.refusal for layer in inspect(model).layers}
+    assert "forward hook" in foretold["stages.0.0.conv1"]
+    assert "padding_mode='reflect'" in foretold["stem"]
+    assert foretold["stages.0.0.conv2"] is None
+    assert (inspect(model).before, inspect(model).after) == (fuse(model)[1].before, fuse(model)[1].after)
+
+
+def test_gates_are_shown_as_they_are():
+    model = create_model("irep_resnet18", width=4, blocks=(1,)).eval()
+    block = model.get_submodule("stages.0.0.conv1")
+    with torch.no_grad():
+        block.beta.fill_(2.0)
+        block.alpha["avg"].fill_(-1.0)
+    gates = inspect(model).layers[1].gates
+    assert gates["avg"] == pytest.approx(0.8808 * 0.2689, abs=1e-4)
+    assert gates["1x1"] == pytest.approx(0.8808 * 0.5, abs=1e-4)
+
+
+def test_the_command_shows_facts_branches_and_sizes(tmp_path):
+    path = tmp_path / "m.pt"
+    model = create_model("irep_resnet18", width=4, blocks=(1,)).eval()
+    save(model, path, class_names=("cat", "dog"), input_shape=(3, 8, 8), metrics={"top1": 0.5})
+    done = CliRunner().invoke(command, [str(path), "--json", str(tmp_path / "r.json")])
+    assert done.exit_code == 0
+    for words in ("irep_resnet18", "2: cat, dog", "top1 0.5", "3x8x8", "fixed", "0.25", "3x3, 4 -> 4", "multi-branch"):
+        assert words in done.output
+    assert max(map(len, done.output.splitlines())) <= 130
+    assert json.loads((tmp_path / "r.json").read_text())["schema"] == "repconv.inspect/1"
+
+
+def test_a_fused_checkpoint_says_so(tmp_path):
+    save(fuse(create_model("irep_resnet18", width=4, blocks=(1,)).eval())[0], tmp_path / "f.pt")
+    done = CliRunner().invoke(command, [str(tmp_path / "f.pt")])
+    assert "form           fused" in done.output
+    assert "nothing in it fuses" in done.output
