@@ -13,8 +13,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from repconv.agreement import Agreement, Function, compare
+from repconv.agreement import Agreement, comparisons
 from repconv.errors import BuildError
+from repconv.leaves import Function
 
 OPSETS = range(13, 27)
 DEFAULT_OPSET = 18
@@ -125,7 +126,8 @@ def verify_onnx(content: bytes, model: nn.Module, inputs: Sequence[Tensor]) -> A
     run = onnx_function(content)
     reference = copy.deepcopy(model).double()
     return Agreement(end_to_end=tuple(
-        compare(reference, run, x, original=model, where=f"onnxruntime, {'x'.join(map(str, x.shape))}") for x in inputs
+        c for x in inputs for c in
+        comparisons(reference, run, x, original=model, where=f"onnxruntime, {'x'.join(map(str, x.shape))}")
     ))  # fmt: skip
 
 

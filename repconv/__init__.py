@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         SourceError,
         VerificationError,
     )
-    from .expansion import expand
+    from .expansion import expand, expandable
+    from .forecasting import forecast
     from .fusion import fuse
     from .kernels import Kernel
     from .models import create_model, list_models
@@ -46,6 +47,8 @@ __all__ = [
     "compare",
     "create_model",
     "expand",
+    "expandable",
+    "forecast",
     "fuse",
     "list_models",
     "load",
@@ -70,6 +73,8 @@ _HOMES = {
     "compare": ".agreement",
     "create_model": ".models",
     "expand": ".expansion",
+    "expandable": ".expansion",
+    "forecast": ".forecasting",
     "fuse": ".fusion",
     "list_models": ".models",
     "load": ".checkpoint",

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from .block import BranchSet, RepBlock
-from .branches import ConvBranch
-from .errors import CheckpointError, RepconvError
-from .expansion import with_blocks
+from .errors import BackendError, CheckpointError, GeometryError, RepconvError
 from .files import whole_file
 from .fusion import outermost_branches, with_single_convolutions
 from .models.spec import ModelSpec
 from .models.zoo import create_plain
+from .named import create_named, is_own_code
+from .placing import Placement, place, placement_of, replaced
 from .states import put_state, read_content
 
 FORMAT = "repconv.checkpoint"
@@ -133,58 +133,150 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """The part of a description that rebuilds the modules of `model`: name, arguments, blocks, folded layers.
 
     Raises:
-        CheckpointError: the model was not made by `create_model`, or holds something else where it has convolutions.
+        CheckpointError: the model was made neither by `create_model` nor by name, or holds something else where it has
+            convolutions.
     """
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         raise CheckpointError(
-            f"{type(model).__name__} was not made by repconv.create_model, so no file of its weights could rebuild it; "
-            "write an .onnx file instead"
+            f"{type(model).__name__} was made neither by repconv.create_model nor by name (timm:NAME, "
+            "torchvision:NAME, package.module:factory), so no file of its weights could rebuild it; write an .onnx "
+            "file instead"
         )
-    with torch.device("meta"):
-        plain = create_plain(spec)
-    blocks: dict[str, dict[str, list[str]]] = {}
+    plain = _plain(spec, own_code=spec.name)
+    norms = replaced(model)
+    blocks: dict[str, dict[str, Any]] = {}
     folded = []
-    for name, _ in outermost_branches(plain):
-        module = model.get_submodule(name)
-        if isinstance(module, RepBlock):
-            fixed, searchable = module.branch_set
-            blocks[name] = {"fixed": list(fixed), "branches": list(searchable)}
+    for name in dict.fromkeys([*(name for name, _ in outermost_branches(plain)), *norms]):
+        try:
+            module, before = model.get_submodule(name), plain.get_submodule(name)
+        except AttributeError:
+            raise CheckpointError(f"no checkpoint can describe this {spec.name}: it has no module {name}") from None
+        if isinstance(module, RepBlock) and not isinstance(before, RepBlock):
+            try:
+                blocks[name] = _block_to_dict(placement_of(module, norms.get(name)))
+            except GeometryError as error:
+                raise CheckpointError(f"{name}: {error}, which no checkpoint can describe") from None
         elif isinstance(module, nn.Conv2d):
             folded.append(name)
-        elif not isinstance(module, ConvBranch):
+        elif type(module) is not type(before):
             raise CheckpointError(f"{name} is a {type(module).__name__}, which no checkpoint can describe")
-    return {
+    absorbed = {name: norm for name, norm in norms.items() if name in folded and norm is not None}
+    description = {
         "model": {"name": spec.name, "arguments": json.loads(json.dumps(dict(spec.arguments)))},
         "blocks": blocks,
         "folded": folded,
+        **({"absorbed": absorbed} if absorbed else {}),
     }
+    _check_described(model, description)
+    return description
 
 
-def rebuild(description: Mapping[str, Any]) -> nn.Module:
-    """The modules a description stands for, on the meta device: shapes without numbers.
+def _check_described(model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Raise unless `description` gives modules that hold what `model` holds."""
+    again = rebuild(description, own_code=description["model"]["name"])
+    shapes, wanted = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (again, model))
+    if shapes != wanted:
+        odd = sorted(n for n in {**shapes, **wanted} if shapes.get(n) != wanted.get(n))
+        raise CheckpointError(
+            f"no checkpoint can describe this {description['model']['name']}: {odd[0]} is "
+            f"{wanted.get(odd[0], 'missing')}, expected {shapes.get(odd[0], 'nothing of that name')}"
+        )
+    norms = {n: m.eps for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for name, module in again.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and norms.get(name) != module.eps:
+            raise CheckpointError(
+                f"no checkpoint can describe {name}: its eps is {norms.get(name)}, that of a "
+                f"{description['model']['name']} {module.eps}"
+            )
+
+
+def _block_to_dict(placement: Placement) -> dict[str, Any]:
+    """A block's placement as plain values; what is as usual is left out."""
+    usual = {field.name: field.default for field in fields(Placement)}
+    known = {key: value for key, value in vars(placement).items() if key != "branches" and value != usual[key]}
+    return {"fixed": list(placement.branches.fixed), "branches": list(placement.branches.searchable), **known}
+
+
+def _block_from_dict(block: Mapping[str, Any]) -> Placement:
+    rest = {key: value for key, value in block.items() if key not in ("fixed", "branches")}
+    numbers = [rest.get("eps", 1e-5), rest.get("momentum", 0.1)]
+    if not all(isinstance(n, float) and 0 < n < 1 for n in numbers if n is not None) or numbers[0] is None:
+        raise TypeError(f"eps and momentum of a batch normalisation are {numbers}")
+    return Placement(BranchSet(tuple(block["fixed"]), tuple(block["branches"])), **rest)
+
+
+def rebuild(description: Mapping[str, Any], *, own_code: str | None = None) -> nn.Module:
+    """The modules a description stands for. Those of this package's networks are on the meta device, without numbers.
+
+    Args:
+        description: of `describe`.
+        own_code: the `package.module:factory` that may be run to make the network.
 
     Raises:
-        CheckpointError: the description is not one, or is of a newer version.
+        CheckpointError: the description is not one, or needs code that `own_code` does not name.
+        BackendError: the network's library is not installed.
     """
     try:
         arguments = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in description["model"]["arguments"].items()
         }
-        with torch.device("meta"):
-            model = create_plain(ModelSpec(description["model"]["name"], arguments))
-            sets = {
-                name: BranchSet(tuple(block["fixed"]), tuple(block["branches"]))
-                for name, block in description["blocks"].items()
-            }
-            return with_single_convolutions(with_blocks(model, sets), description["folded"])
+        spec = ModelSpec(description["model"]["name"], arguments)
+        plain = _plain(spec, own_code=own_code)
+        folded, absorbed = list(description["folded"]), dict(description.get("absorbed", {}))
+        placements = {name: _block_from_dict(block) for name, block in description["blocks"].items()}
+        # A folded convolution of another package stands where a block stood.
+        foreign = [name for name in folded if isinstance(plain.get_submodule(name), nn.Conv2d)]
+        placements |= {name: Placement(BranchSet(("3x3",)), absorbed.get(name)) for name in foreign}
+        with torch.device("cpu" if ":" in spec.name else "meta"):
+            return with_single_convolutions(place(plain, placements), folded)
+    except BackendError:
+        raise
     except (KeyError, TypeError, AttributeError, RepconvError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"the description of the model makes no sense: {error}") from error
 
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a file written by `save`; the model is on the CPU, in evaluation mode, needing none of the user's code.
+def _plain(spec: ModelSpec, *, own_code: str | None) -> nn.Module:
+    """The network before it was expanded: of this package on the meta device, of others as they make it.
+
+    Raises:
+        CheckpointError: it takes the user's own code, and `own_code` does not name that.
+    """
+    if ":" not in spec.name:
+        with torch.device("meta"):
+            return create_plain(spec)
+    if is_own_code(spec.name) and spec.name != own_code:
+        raise CheckpointError(
+            f"the network is made by {spec.name}, which is no code of this package and is not run unasked; if you "
+            f"trust it, say so: --model {spec.name}, or repconv.load(path, own_code={spec.name!r})"
+        )
+    return create_named(spec.name)
+
+
+def own_code_of(content: Any, metadata: Mapping[str, str], path: str | os.PathLike[str]) -> str | None:  # noqa: ANN401
+    """The `package.module:factory` a checkpoint's network is made by, None if it needs no code of the user's.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    description, _ = _split(content, metadata, path)
+    try:
+        name = str(description["model"]["name"])
+    except (KeyError, TypeError):
+        return None
+    return name if is_own_code(name) else None
+
+
+def load(path: str | os.PathLike[str], *, own_code: str | None = None) -> Checkpoint:
+    """Read a file written by `save`; the model is on the CPU, in evaluation mode.
+
+    Args:
+        path: the file.
+        own_code: for a network made by `package.module:factory`, that name again: nothing but this package and the
+            libraries timm and torchvision is run without being asked for.
 
     Raises:
         CheckpointError: not a readable checkpoint of this format, a newer version, damaged, or a state that does not
@@ -196,7 +288,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save"
         )
-    return from_content(content, metadata, path)
+    return from_content(content, metadata, path, own_code=own_code)
 
 
 def is_checkpoint(content: object, metadata: Mapping[str, str]) -> bool:
@@ -204,7 +296,13 @@ def is_checkpoint(content: object, metadata: Mapping[str, str]) -> bool:
     return "repconv" in metadata or (isinstance(content, Mapping) and content.get("format") == FORMAT)
 
 
-def from_content(content: Any, metadata: Mapping[str, str], path: str | os.PathLike[str]) -> Checkpoint:  # noqa: ANN401
+def from_content(
+    content: Any,  # noqa: ANN401  # whatever the file held
+    metadata: Mapping[str, str],
+    path: str | os.PathLike[str],
+    *,
+    own_code: str | None = None,
+) -> Checkpoint:
     """The checkpoint in what `read_content` returned.
 
     Raises:
@@ -221,8 +319,10 @@ def from_content(content: Any, metadata: Mapping[str, str], path: str | os.PathL
             f"{path}: the file is damaged: its contents do not match their digest; fetch or save it again"
         )
     try:
-        model = rebuild(description)
+        model = rebuild(description, own_code=own_code)
         dtype = getattr(torch, description["dtype"])
+        if ":" in description["model"]["name"]:
+            model.to(dtype)
         state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
         normalization, shape = description["normalization"], description["input_shape"]
         checkpoint = Checkpoint(

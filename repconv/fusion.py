@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .block import RepBlock
-from .branches import Branch
+from .branches import Branch, conv_kernel
 from .errors import FusionError, GeometryError
 from .kernels import Kernel
 from .refusal import Refusal
@@ -46,7 +46,9 @@ def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
             raise FusionError(f"{name or 'the model'}: {error}") from None
         memo[id(branch)] = conv
         kinds = branch.branch_set.fixed + branch.branch_set.searchable if isinstance(branch, RepBlock) else ()
-        layers.append(FusedLayer(name, _describe(conv), kinds, size(branch), size(conv)))
+        layers.append(
+            FusedLayer(name, conv_kernel(conv, conv.weight.dtype).geometry.label, kinds, size(branch), size(conv))
+        )
     # Whatever stands in deepcopy's memo counts as copied already: folded convolutions take their blocks' places,
     # shared blocks stay shared, and no branch is copied.
     fused: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)  # type: ignore[assignment]
@@ -114,18 +116,19 @@ def to_conv2d(kernel: Kernel) -> nn.Conv2d:
 
 
 def with_single_convolutions(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy of `model` whose named branches are single convolutions of their geometry, without numbers (meta)."""
+    """A copy of `model` whose named branches are single convolutions of their geometry, on their device, untrained."""
     memo: dict[int, object] = {}
     for name in names:
         branch = model.get_submodule(name)
         if not isinstance(branch, Branch):
             raise FusionError(f"{name} is a {type(branch).__name__}, not a branch that folds")
-        memo[id(branch)] = to_conv2d(branch.kernel(lambda norm, _: (_empty(norm), _empty(norm)))).to("meta")
+        with torch.no_grad():
+            memo[id(branch)] = to_conv2d(branch.kernel(_no_statistics))
     return copy.deepcopy(model, memo)
 
 
-def _empty(norm: nn.BatchNorm2d) -> torch.Tensor:
-    return torch.empty(norm.num_features, device="meta")
+def _no_statistics(_: nn.BatchNorm2d, before: Kernel) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros_like(before.bias), torch.ones_like(before.bias)
 
 
 def size(model: nn.Module) -> Size:
@@ -136,12 +139,6 @@ def size(model: nn.Module) -> Size:
         sum(isinstance(m, nn.BatchNorm2d) for m in modules),
         sum(p.numel() for p in model.parameters()),
     )
-
-
-def _describe(conv: nn.Conv2d) -> str:
-    (kh, kw), groups = conv.kernel_size, f", groups {conv.groups}" if conv.groups > 1 else ""
-    stride = "" if conv.stride == (1, 1) else f", stride {'x'.join(map(str, conv.stride))}"
-    return f"{kh}x{kw}, {conv.in_channels} -> {conv.out_channels}{stride}{groups}"
 
 
 def refuse_hooks(branch: Branch) -> None:

@@ -48,6 +48,13 @@ class Geometry:
         )
 
     @property
+    def label(self) -> str:
+        """What a table shows: `3x3, 8 -> 16, stride 2x2, groups 4`; padding is left out."""
+        groups = f", groups {self.groups}" if self.groups > 1 else ""
+        stride = "" if self.stride == (1, 1) else f", stride {self.stride[0]}x{self.stride[1]}"
+        return f"{self.size[0]}x{self.size[1]}, {self.in_channels} -> {self.out_channels}{stride}{groups}"
+
+    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """[o, i/g, kh, kw]."""
         return (self.out_channels, self.in_channels // self.groups, *self.size)

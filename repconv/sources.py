@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, from_content, is_checkpoint
-from .errors import BackendError, CheckpointError, GeometryError, SourceError
+from .checkpoint import Checkpoint, from_content, is_checkpoint, own_code_of
+from .errors import CheckpointError, GeometryError, SourceError
 from .files import sha256
 from .models.zoo import create_model, list_models
+from .named import create_named, image_shape, is_own_code
 from .states import find_state, put_state, read_content, strip_prefix
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
@@ -66,123 +64,41 @@ def open_source(source: str, *, model: str | None = None, state_key: str | None 
         raise SourceError(f"{source}: {path.suffix or 'no suffix'!r} is no known format; SOURCE is {FORMS}")
     content, metadata = read_content(path)
     if is_checkpoint(content, metadata):
-        if model is not None:
-            raise SourceError(f"{source} is a repconv checkpoint, which describes its own network; leave out --model")
-        return Source(source, path, sha256(path), from_content(content, metadata, path))
+        own_code = own_code_of(content, metadata, path)
+        if model is not None and model != own_code:
+            needs = f"the network of {own_code}" if own_code else "its own network"
+            raise SourceError(f"{source} is a repconv checkpoint, which describes {needs}; leave out --model {model}")
+        return Source(source, path, sha256(path), from_content(content, metadata, path, own_code=model))
     if model is None:
         raise SourceError(
             f"{source} holds weights without their network; name it with --model: one of repconv.list_models(), such "
             "as --model irep_resnet18, or --model package.module:factory"
         )
     state, note = find_state(content, path, state_key)
-    network = _factory(model)() if ":" in model else _named(model, state)
+    network = create_named(model) if ":" in model else _named(model, state)
     notes = (note, _fill(network, state, path, model))
-    return Source(source, path, sha256(path), Checkpoint(network.eval(), fused=False), tuple(n for n in notes if n))
+    return Source(source, path, sha256(path), _checkpoint(network), tuple(n for n in notes if n))
+
+
+def _checkpoint(network: nn.Module) -> Checkpoint:
+    return Checkpoint(network.eval(), fused=False, input_shape=image_shape(network))
 
 
 def _by_name(source: str, state_key: str | None) -> Source:
     """`timm:`, `torchvision:` or a factory, with `@weights` that are a file or the library's own."""
     name, _, weights = source.partition("@")
-    home, _, entry = name.partition(":")
     file = Path(weights) if weights and Path(weights).exists() else None
     own = weights if weights and file is None else None
-    if home == "timm":
-        network = _timm(entry, own)
-    elif home == "torchvision":
-        network = _torchvision(entry, own)
-    elif own is not None:
+    if own is not None and is_own_code(name):
         raise SourceError(f"{source}: no weight file {weights}")
-    else:
-        network = _factory(name)()
+    network = create_named(name, own)
     if file is None:
         warning = "no weights named: they are random, or whatever the factory makes"
-        return Source(source, None, None, Checkpoint(network.eval(), fused=False), () if own else (warning,))
+        return Source(source, None, None, _checkpoint(network), () if own else (warning,))
     content, _ = read_content(file)
     state, note = find_state(content, file, state_key)
     notes = tuple(n for n in (note, _fill(network, state, file, name)) if n)
-    return Source(source, file, sha256(file), Checkpoint(network.eval(), fused=False), notes)
-
-
-def _timm(entry: str, weights: str | None) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise BackendError("timm is not installed; install it with: pip install timm") from None
-    if not timm.is_model(entry):
-        near = timm.list_models(f"*{entry}*")[:3]
-        raise SourceError(f"timm has no model {entry!r}" + (f"; near it: {', '.join(near)}" if near else ""))
-    tagged = entry if weights in (None, "pretrained") else f"{entry}.{weights}"
-    with _foreign(f"timm:{tagged}"):
-        network: nn.Module = timm.create_model(tagged, pretrained=weights is not None)
-    return network
-
-
-def _torchvision(entry: str, weights: str | None) -> nn.Module:
-    try:
-        from torchvision import models
-    except ImportError:
-        raise BackendError("torchvision is not installed; install it with: pip install torchvision") from None
-    if entry not in models.list_models():
-        near = [n for n in models.list_models() if entry in n][:3]
-        raise SourceError(f"torchvision has no model {entry!r}" + (f"; near it: {', '.join(near)}" if near else ""))
-    with _foreign(f"torchvision:{entry}"):
-        network: nn.Module = models.get_model(entry, weights=weights)
-    return network
-
-
-class _Factory:
-    """A user's `package.module:factory`, resolved from the working directory."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        module, _, attribute = name.partition(":")
-        with _working_directory(), _foreign(name):
-            found: object = importlib.import_module(module)
-        for part in attribute.split("."):
-            if part not in dir(found):
-                known = [n for n in dir(found) if not n.startswith("_")]
-                raise SourceError(f"{name}: no {part!r} in it; it has {', '.join(known[:8]) or 'nothing'}")
-            found = getattr(found, part)
-        self.call = found
-
-    def __call__(self) -> nn.Module:
-        if isinstance(self.call, nn.Module):
-            return self.call
-        if not callable(self.call):
-            raise SourceError(f"{self.name} is a {type(self.call).__name__}, expected a function that makes a network")
-        with _working_directory(), _foreign(self.name):
-            network = self.call()
-        if not isinstance(network, nn.Module):
-            raise SourceError(f"{self.name} returned a {type(network).__name__}, expected a torch.nn.Module")
-        return network
-
-
-def _factory(name: str) -> _Factory:
-    return _Factory(name)
-
-
-@contextlib.contextmanager
-def _working_directory() -> Iterator[None]:
-    """Let imports find the user's modules."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-@contextlib.contextmanager
-def _foreign(name: str) -> Iterator[None]:
-    """Somebody else's code: what it raises is reported with where, instead of a traceback."""
-    try:
-        yield
-    except Exception as error:  # anything may come out of it
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        at = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace else ""
-        raise SourceError(f"{name} failed: {type(error).__name__}: {error}{at}") from error
+    return Source(source, file, sha256(file), _checkpoint(network), notes)
 
 
 def _named(name: str, state: Mapping[str, Tensor]) -> nn.Module:

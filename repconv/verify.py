@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .agreement import Agreement, Comparison, Function, compare
+from .agreement import Agreement, Comparison, comparisons
 from .fusion import fuse, outermost_branches
 
 
@@ -32,10 +32,10 @@ def verify(model: nn.Module, fused: nn.Module, inputs: Sequence[Tensor]) -> Agre
     """
     reference = copy.deepcopy(model).double()
     exact, _ = fuse(reference)
-    end_to_end = []
+    end_to_end: list[Comparison] = []
     for x in inputs:
-        end_to_end.append(compare(reference, exact, x.double(), where=f"end to end, {_shape(x)}, float64"))
-        end_to_end.append(compare(reference, fused, x, original=model, where=f"end to end, {_shape(x)}"))
+        end_to_end += comparisons(reference, exact, x.double(), where=f"end to end, {_shape(x)}, float64")
+        end_to_end += comparisons(reference, fused, x, original=model, where=f"end to end, {_shape(x)}")
     return Agreement(tuple(block_by_block(model, fused, inputs[-1])), tuple(end_to_end))
 
 
@@ -58,9 +58,10 @@ def block_by_block(model: nn.Module, fused: nn.Module, x: Tensor) -> Iterator[Co
             handle.remove()
     for name, branch in folded.items():
         if name in seen:
-            candidate: Function = fused.get_submodule(name)
             reference = copy.deepcopy(branch).double()
-            yield compare(reference, candidate, seen[name], original=branch, where=name or "the model")
+            yield from comparisons(
+                reference, fused.get_submodule(name), seen[name], original=branch, where=name or "the model"
+            )
 
 
 def _shape(x: Tensor) -> str:
@@ -70,8 +71,13 @@ def _shape(x: Tensor) -> str:
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Floating-point operations, two a multiply-add, of convolutions and linear layers on one image (c, h, w)."""
     shapes_only = copy.deepcopy(model).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shapes_only(torch.empty(1, *input_shape, device="meta"))
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            shapes_only(torch.empty(1, *input_shape, device="meta"))
+    except (NotImplementedError, RuntimeError):
+        # Some networks look at numbers, of buffers they keep on another device, say; then it is run.
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, *input_shape, dtype=dtype_of(model)))
     return int(counter.get_total_flops())
 
 

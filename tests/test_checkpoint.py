@@ -200,7 +200,7 @@ def test_missing_files_and_other_suffixes_are_refused(tmp_path):
 
 
 def test_a_foreign_module_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"not made by repconv\.create_model"):
+    with pytest.raises(CheckpointError, match=r"made neither by repconv\.create_model nor by name"):
         save(nn.Sequential(nn.Conv2d(3, 3, 3)), tmp_path / "m.pt")
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@
 
 import json
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 from repconv import create_model, fuse, save
 from repconv.branches import ConvBranch
 from repconv.cli.inspect import command
+from repconv.errors import SourceError
+from repconv.export.to_onnx import to_onnx
 from repconv.inspection import inspect
 
 
@@ -63,3 +66,29 @@ def test_a_fused_checkpoint_says_so(tmp_path):
     done = CliRunner().invoke(command, [str(tmp_path / "f.pt")])
     assert "form           fused" in done.output
     assert "nothing in it fuses" in done.output
+
+
+def test_an_onnx_file_shows_its_outside_operators_and_metadata(tmp_path):
+    fused, _ = fuse(create_model("irep_resnet18", width=4, blocks=(1,)).eval())
+    proto = to_onnx(fused, torch.randn(1, 3, 8, 8), opset=17, dynamic_batch=True, metadata={"class_names": '["cat"]'})
+    onnx.save(proto, tmp_path / "f.onnx")
+    done = CliRunner().invoke(command, [str(tmp_path / "f.onnx"), "--json", str(tmp_path / "r.json")])
+    assert done.exit_code == 0, done.output
+    for words in ("opset          17", "input: float32 ", "x 3 x 8 x 8", "output: float32", "class_names", "Conv"):
+        assert words in done.output
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["schema"] == "repconv.inspect/1"
+    assert record["onnx"]["nodes"]["Conv"] == sum(isinstance(m, torch.nn.Conv2d) for m in fused.modules())
+    assert record["onnx"]["parameters"] == sum(
+        onnx.numpy_helper.to_array(tensor).size for tensor in proto.graph.initializer
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no protobuf", None])
+def test_a_file_that_is_no_onnx_model_is_refused(content, tmp_path):
+    path = tmp_path / "f.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    result = CliRunner().invoke(command, [str(path)])
+    assert isinstance(result.exception, SourceError)
+    assert "f.onnx" in str(result.exception)

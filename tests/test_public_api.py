@@ -30,6 +30,8 @@ PUBLIC = [
     "compare",
     "create_model",
     "expand",
+    "expandable",
+    "forecast",
     "fuse",
     "list_models",
     "load",

@@ -14,8 +14,10 @@ import click
 
 _COMMANDS = {
     "demo": "Fuse the checkpoint that ships with repconv and prove that nothing changed.",
+    "expand": "Make the 3x3 convolutions of a network blocks of branches, to train.",
     "fuse": "Fold a multi-branch network into single convolutions, verified.",
     "inspect": "Show what is inside a network, and what fusing would make of it.",
+    "verify": "Compare two artefacts, each in its own runtime.",
 }
 
 

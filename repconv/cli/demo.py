@@ -14,7 +14,7 @@ from .options import json_option
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..agreement import Function
+    from ..leaves import Function
 
 _CHECKPOINT = "irep_resnet_cifar10.pt"
 _IMAGES = "cifar10_test_sheet.npz"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageShape, json_option, source_options
+from .options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,11 +50,13 @@ def command(
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
     from ..errors import SourceError
+    from ..forecasting import forecast
     from ..sources import open_source
+    from ..verify import dtype_of, probes
     from .record import file_record, write_json
-    from .text import fusion_tables
+    from .text import fusion_tables, paragraph
 
-    out = _checked_output(source, output, json_file)
+    out = checked_output(output or _beside(source), source, _FORMATS, json_file)
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
@@ -62,13 +64,15 @@ def command(
     if shape is None:
         raise SourceError(f"{source} records no image shape; give one, such as --input-shape 3,224,224")
     fused, report = _fuse_and_verify(loaded, shape, strict=strict)
-    click.echo(fusion_tables(report) + "\n")
+    foretold = forecast(loaded.checkpoint.model, fused, report, probes(shape, dtype=dtype_of(fused)))
+    click.echo(fusion_tables(report, foretold) + "\n")
+    click.echo(paragraph(f"On random inputs, {foretold.verdict}.") + "\n")
     if report.agreement is not None:
-        click.echo(f"  {report.agreement.verdict}")
+        click.echo(paragraph(report.agreement.verdict))
         report.agreement.require("the fused network")
     if out.suffix == ".onnx":
         in_runtime = _write_onnx(out, loaded, fused, report, shape, opset, dynamic_batch=dynamic_batch)
-        click.echo(f"  in onnxruntime {in_runtime.verdict}")
+        click.echo(paragraph(f"in onnxruntime {in_runtime.verdict}"))
         extra: dict[str, object] = {"opset": opset, "dynamic_batch": dynamic_batch, "onnxruntime": in_runtime.to_dict()}
     else:
         _write_checkpoint(out, loaded, fused, shape)
@@ -80,27 +84,18 @@ def command(
             "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
             "settings": {"input_shape": shape, "opset": opset, "dynamic_batch": dynamic_batch, "strict": strict},
             "output": {**written, "format": out.suffix.removeprefix("."), "verified": True, **extra},
-            "report": report.to_dict(),
+            "report": report.to_dict(), "forecast": foretold.to_dict(),
         })  # fmt: skip
 
 
-def _checked_output(source: str, output: str | None, json_file: str | None) -> Path:
-    """Refuse, before anything is computed, an output that could not be written or would eat its source."""
+def _beside(source: str) -> str:
+    """The default output, in the folder of the source."""
     from ..errors import OutputError
 
     path = Path(source)
-    if output is None and not path.is_file():
+    if not path.is_file():
         raise OutputError(f"{source} is no file to write the result beside; name an output with -o")
-    suffix = path.suffix if path.suffix in _FORMATS else ".pt"
-    out = Path(output) if output is not None else path.with_name(f"{path.stem}.fused{suffix}")
-    if out.suffix not in _FORMATS:
-        raise OutputError(f"{out}: the output ends in {', '.join(_FORMATS)}, got {out.suffix or 'no suffix'!r}")
-    for file in (out, *([Path(json_file)] if json_file else [])):
-        if not file.parent.is_dir():
-            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
-        if path.exists() and file.exists() and file.samefile(path):
-            raise OutputError(f"{file} is the source itself; name another output")
-    return out
+    return str(path.with_name(f"{path.stem}.fused{path.suffix if path.suffix in _FORMATS else '.pt'}"))
 
 
 def _fuse_and_verify(loaded: Source, shape: tuple[int, int, int], *, strict: bool) -> tuple[nn.Module, FusionReport]:

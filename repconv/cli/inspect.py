@@ -9,10 +9,14 @@ import click
 from .options import json_option, source_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..inspection import Inspection, Layer
     from ..sources import Source
 
 _BARS = "▁▂▃▄▅▆▇█"
+_METADATA_SHOWN = 80
+"""Characters of an ONNX metadata value; the JSON has all of it."""
 
 
 @click.command(epilog="Example: repconv inspect checkpoint.pt")
@@ -20,11 +24,19 @@ _BARS = "▁▂▃▄▅▆▇█"
 @source_options
 @json_option
 def command(source: str, model_name: str | None, state_key: str | None, json_file: str | None) -> None:
-    """Show what is inside SOURCE, block by block, and what fusing would make of it, without computing it."""
+    """Show what is inside SOURCE, block by block, and what fusing would make of it, without computing it.
+
+    Of an .onnx file: opset, inputs, outputs, operators and metadata.
+    """
+    from pathlib import Path
+
     from ..inspection import inspect
     from ..sources import open_source
     from .record import file_record, write_json
 
+    if Path(source).suffix == ".onnx":
+        _inspect_onnx(Path(source), json_file)
+        return
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
@@ -36,6 +48,33 @@ def command(source: str, model_name: str | None, state_key: str | None, json_fil
         write_json(json_file, "repconv.inspect/1", {
             "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
             "facts": facts, "inspection": found.to_dict(),
+        })  # fmt: skip
+
+
+def _inspect_onnx(path: Path, json_file: str | None) -> None:
+    from repconv.export.onnx_summary import summarise_onnx
+
+    from ..errors import SourceError
+    from .record import file_record, write_json
+    from .text import table
+
+    if not path.is_file():
+        raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
+    found = summarise_onnx(path)
+    facts = {
+        "form": "ONNX", "written by": found.producer,
+        "opset": ", ".join(f"{v}" if k == "ai.onnx" else f"{k} {v}" for k, v in found.opsets.items()),
+        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "weights": f"{found.parameters:,}",
+        **{key: value if len(value) <= _METADATA_SHOWN else f"{value[:_METADATA_SHOWN]} ..."
+           for key, value in found.metadata.items()},
+    }  # fmt: skip
+    width = max(14, *map(len, facts))
+    click.echo("\n".join(f"  {key:<{width}} {value}" for key, value in facts.items() if value) + "\n")
+    rows = [["operator", "nodes"], *([kind, str(count)] for kind, count in found.nodes.items())]
+    click.echo(table(rows, right=(1,)))
+    if json_file is not None:
+        write_json(json_file, "repconv.inspect/1", {
+            "source": {"name": str(path), **file_record(path)}, "facts": facts, "onnx": found.to_dict(),
         })  # fmt: skip
 
 
@@ -94,7 +133,4 @@ def _mark(layer: Layer, kind: str) -> str:
 def _becomes(layer: Layer) -> str:
     if layer.refusal:
         return f"stays: {layer.refusal}"
-    shape = layer.geometry
-    stride = "" if shape.stride == (1, 1) else f" /{shape.stride[0]}"
-    groups = "" if shape.groups == 1 else f", groups {shape.groups}"
-    return f"{shape.size[0]}x{shape.size[1]}, {shape.in_channels} -> {shape.out_channels}{stride}{groups}"
+    return layer.geometry.label

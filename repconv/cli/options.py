@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -25,6 +26,21 @@ class ImageShape(click.ParamType[tuple[int, int, int]]):
             self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
         channels, height, width = map(int, parts)
         return channels, height, width
+
+
+def checked_output(output: str, source: str, formats: Sequence[str], json_file: str | None) -> Path:
+    """Refuse, before anything is computed, an output that could not be written or would eat its source."""
+    from ..errors import OutputError
+
+    path, out = Path(source), Path(output)
+    if out.suffix not in formats:
+        raise OutputError(f"{out}: the output ends in {', '.join(formats)}, got {out.suffix or 'no suffix'!r}")
+    for file in (out, *([Path(json_file)] if json_file else [])):
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
+        if path.exists() and file.exists() and file.samefile(path):
+            raise OutputError(f"{file} is the source itself; name another output")
+    return out
 
 
 F = TypeVar("F", bound=Callable[..., object])

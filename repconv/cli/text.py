@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import click
+
+from ..forecasting import Forecast
 from ..report import FusionReport, Size
 
 
@@ -18,12 +21,18 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
     return "\n".join(lines)
 
 
-def fusion_tables(report: FusionReport) -> str:
+def paragraph(text: str) -> str:
+    """Text as lines a terminal shows whole."""
+    return click.wrap_text(text, 116, "  ", "  ")
+
+
+def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str:
     """What was fused layer by layer, what was not, and the network before and after."""
     parts = []
     if report.layers:
         errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
-        rows = [["layer", "branches", "becomes", "error", "unfused"]]
+        weights = {layer.name: layer for layer in (foretold.layers if foretold else ())}
+        rows = [["layer", "branches", "becomes", "error", "unfused", *(["range", "int8"] if weights else [])]]
         for layer in report.layers:
             found = errors.get(layer.name)
             rows.append([
@@ -33,11 +42,22 @@ def fusion_tables(report: FusionReport) -> str:
                 f"{found.error.to_scale:.1e}" if found else "",
                 f"{found.own.to_scale:.1e}" if found and found.own else "",
             ])  # fmt: skip
-        parts.append(table(rows, right=(3, 4)))
+            if layer.name in weights:
+                growth, cost = weights[layer.name].range_growth, weights[layer.name].fused
+                rows[-1] += [
+                    "" if growth is None else f"x{growth:.2f}",
+                    f"{cost.int8_per_tensor:.1%} {cost.int8_per_channel:.1%}",
+                ]
+        parts.append(table(rows, right=(3, 4, 5, 6)))
         if errors:
             parts.append(
                 "  error: largest difference from float64, relative to the layer's output; unfused: the same for the\n"
                 "  branches it was made of, in the same precision"
+            )
+        if weights:
+            parts.append(
+                "  range: largest weight over that of the 3x3 branch alone; int8: error of the weights with one scale\n"
+                "  a tensor and with one a channel"
             )
     parts += [f"  left as it is: {r.where}: {r.why}" for r in report.refusals]
     kept = len(report.refusals)

@@ -1,0 +1,162 @@
+"""`repconv verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import ImageShape, json_option, source_options
+
+if TYPE_CHECKING:
+    from repconv.export.artefacts import Artefact
+    from repconv.export.locate import Located
+
+    from ..agreement import Agreement, Comparison
+
+_AROUND = 3
+"""How many steps before and after the first difference are shown."""
+
+
+@click.command(epilog="Example: repconv verify checkpoint.pt fused.onnx --locate")
+@click.argument("a")
+@click.argument("b")
+@click.option("--input-shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.option("--locate", is_flag=True, help="Compare layer by layer, and show where the two first differ.")
+@source_options
+@json_option
+def command(
+    a: str,
+    b: str,
+    input_shape: tuple[int, int, int] | None,
+    locate: bool,
+    model_name: str | None,
+    state_key: str | None,
+    json_file: str | None,
+) -> None:
+    """Compare A and B, each run in its own runtime, and say whether they are the same network.
+
+    A and B are .onnx files (onnxruntime), .pt2 programs (torch.export), or whatever `repconv fuse` takes (PyTorch):
+    checkpoints, state dicts of a network named by --model, models by name.
+
+    Exit code 1 if they differ by more than rounding.
+    """
+    from repconv.export.artefacts import PYTORCH, open_artefact
+    from repconv.export.checks import inputs_for, verify_artefacts
+    from repconv.export.locate import locate as find
+
+    from ..errors import SourceError
+    from .record import write_json
+
+    described = [_describes_itself(text) for text in (a, b)]
+    if model_name is not None and all(described):
+        raise SourceError("--model names code that neither A nor B needs: both bring their own network")
+    opened = []
+    for text, alone in zip((a, b), described, strict=True):
+        opened.append(open_artefact(text, model=None if alone else model_name, state_key=state_key))
+        for note in opened[-1].notes:
+            click.echo(f"repconv: {text}: {note}", err=True)
+    first, second = opened
+    inputs = inputs_for(first, second, input_shape)
+    agreement, reference = verify_artefacts(first, second, inputs)
+    for label, artefact in zip("AB", opened, strict=True):
+        click.echo(f"  {label}  {artefact.name}, run by {artefact.kind}")
+    click.echo(f"  measured against {reference}\n")
+    click.echo(_agreement_table(agreement, PYTORCH in (first.kind, second.kind)))
+    click.echo("\n" + click.wrap_text(agreement.verdict, 116, "  ", "  "))
+    located = find(first, second, inputs[0]) if locate else None
+    if located is not None:
+        click.echo("\n" + _located_table(located, agreement))
+    if json_file is not None:
+        write_json(json_file, "repconv.verify/1", {
+            "a": _record(first), "b": _record(second), "settings": {"input_shape": input_shape, "locate": locate},
+            "reference": reference, "agreement": agreement.to_dict(),
+            **({} if located is None else {"located": _located_record(located)}),
+        })  # fmt: skip
+    if not agreement.passed:
+        raise click.exceptions.Exit(1)
+
+
+def _describes_itself(text: str) -> bool:
+    """Whether a source needs no --model, so that one --model can serve the other."""
+    from pathlib import Path
+
+    from ..errors import CheckpointError
+    from ..sources import SUFFIXES
+    from ..states import read_content
+
+    path = Path(text)
+    if path.suffix not in SUFFIXES or not path.is_file():
+        return True
+    from ..checkpoint import is_checkpoint, own_code_of
+
+    try:
+        content, metadata = read_content(path)
+        return is_checkpoint(content, metadata) and own_code_of(content, metadata, path) is None
+    except CheckpointError:
+        return False
+
+
+def _agreement_table(agreement: Agreement, has_reference: bool) -> str:
+    from .text import table
+
+    paths = any(c.path for c in agreement.comparisons)
+    rows = [["input", *(["output"] if paths else []), "error", *(["own"] if has_reference else []), "allowed", ""]]
+    rows += [
+        [
+            c.where, *([c.path] if paths else []), _error(c),
+            *([f"{c.own.to_scale:.1e}" if c.own else ""] if has_reference else []),
+            f"{c.tolerance:.1e}", "equal" if c.passed else f"DIFFERS{f': {c.mismatch}' if c.mismatch else ''}",
+        ]
+        for c in agreement.comparisons
+    ]  # fmt: skip
+    numbers = range(2 if paths else 1, len(rows[0]) - 1)
+    note = "  error: largest difference, relative to the output's scale"
+    if has_reference:
+        note += "; own: the same for the PyTorch network in its own precision"
+    return table(rows, right=tuple(numbers)) + "\n" + note
+
+
+def _error(c: Comparison) -> str:
+    return "" if c.mismatch else f"{c.error.to_scale:.1e}" if c.error.finite else "NaN/Inf"
+
+
+def _located_table(located: Located, agreement: Agreement) -> str:
+    from .text import table
+
+    if not located.steps:
+        return "  no intermediate tensors of the two could be matched"
+    first = located.first
+    head = f"  {len(located.steps)} intermediate tensors compared, matched {located.method}"
+    if first is None or agreement.passed:
+        return f"{head}\n  {'no difference' if agreement.passed else 'none differs here: the difference arises later'}"
+    start, end = max(0, first - _AROUND), min(len(located.steps), first + _AROUND + 1)
+    rows = [["", "at", "shape", "error", "allowed", ""]]
+    for index in range(start, end):
+        step = located.steps[index]
+        said = "" if step.passed else "no counterpart" if index in located.excused else step.mismatch or "DIFFERS"
+        rows.append([
+            ">" if index == first else "", _short(step.where), "x".join(map(str, step.shape)), _error(step),
+            f"{step.tolerance:.1e}", said,
+        ])  # fmt: skip
+    said = f"  first difference at {located.steps[first].where}, number {first + 1} of them"
+    return f"{head}\n{said}\n\n{table(rows, right=(3, 4))}"
+
+
+def _short(name: str, width: int = 64) -> str:
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}..{name[1 - width // 2 :]}"
+
+
+def _located_record(located: Located) -> dict[str, object]:
+    from ..agreement import Agreement
+
+    steps = Agreement(end_to_end=located.steps).to_dict()["end_to_end"]
+    return {"method": located.method, "first": located.first, "no_counterpart": sorted(located.excused), "steps": steps}
+
+
+def _record(artefact: Artefact) -> dict[str, object]:
+    from .record import file_record
+
+    inputs = [{"name": i.name, "dtype": str(i.dtype).removeprefix("torch."), "shape": i.shape} for i in artefact.inputs]
+    file = file_record(artefact.path) if artefact.path else {}
+    return {"name": artefact.name, "runtime": artefact.kind, "inputs": inputs, **file}
