@@ -1,0 +1,21 @@
+"""Fuse any graph: regions between non-linearities become single convolutions, whoever wrote the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .exported_program import fuse_program as fuse_program
+    from .onnx_model import fuse_onnx as fuse_onnx
+
+_HOMES = {"fuse_onnx": ".onnx_model", "fuse_program": ".exported_program"}
+
+__all__ = ["fuse_onnx", "fuse_program"]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,201 @@
+"""`fuse_program`: any exported PyTorch program, its affine regions written as single convolutions."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+
+from ..errors import FusionError
+from ..kernels import Kernel
+from ..refusal import Refusal
+from ..report import FusedLayer, FusionReport, Size
+from .expression import Expression, Term
+from .program_reader import NORMS, ProgramFacts, passes_through, read_program
+from .region import plan
+
+_aten = torch.ops.aten
+
+
+def fuse_program(program: ExportedProgram) -> tuple[ExportedProgram, FusionReport]:
+    """A program with one convolution where affine regions allow it, and what was done; the one given is not changed.
+
+    The result is an exported program again: it saves to `.pt2`, compiles, and exports to ONNX without the model's code.
+    Open sizes stay open.
+
+    Raises:
+        FusionError: the program has no example inputs to be traced with again, or cannot be.
+    """
+    if program.example_inputs is None:
+        raise FusionError("the exported program holds no example inputs; export it again with them")
+    # In-place operations become ordinary ones; with no decompositions given, convolutions and the like stay.
+    module = program.run_decompositions({}).module(check_guards=False)
+    if not isinstance(module, fx.GraphModule):
+        raise FusionError("the exported program gives no graph module")
+    for node in list(module.graph.nodes):
+        # These look at a tensor's type alone, and would keep it alive.
+        if str(node.target) == "aten._assert_tensor_metadata.default":
+            module.graph.erase_node(node)
+        elif str(node.target) == "aten.new_zeros.default" and all(isinstance(n, int) for n in node.args[1]):
+            like = node.meta["val"]
+            with module.graph.inserting_before(node):
+                zeros = module.graph.call_function(
+                    _aten.zeros.default, (node.args[1],), {"dtype": like.dtype, "device": like.device}
+                )
+            zeros.meta["val"] = like
+            node.replace_all_uses_with(zeros)
+            module.graph.erase_node(node)
+    before = _measure(module)
+    facts = ProgramFacts(module)
+    steps, refusals = read_program(facts)
+    nodes = dict(facts.nodes)
+    made = {step.output for step in steps}
+    needed = {
+        source.name
+        for node in module.graph.nodes
+        if node.name not in made and not passes_through(node)
+        for source in node.all_input_nodes
+    } & made
+    sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
+    chosen = plan(steps, needed, sizes)
+    layers = []
+    try:
+        for name, found in chosen.rewritten.items():
+            layers += _emit(module, nodes, name, found, chosen.origins[name])
+    except FusionError as error:
+        return program, FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
+    if not chosen.rewritten:
+        return program, FusionReport((), (*refusals, *chosen.refusals), before, before)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    _drop_unread(module)
+    module.recompile()
+    arguments, options = program.example_inputs
+    leaves = [v.meta.get("val") for v in module.graph.nodes if v.op == "placeholder"]
+    is_open = any(not isinstance(d, int) for v in leaves if isinstance(v, Tensor) for d in v.shape)
+    dynamic = _dynamic(module, arguments, options) if is_open else None
+    try:
+        fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise FusionError(f"the fused program cannot be exported again: {str(error).splitlines()[0]}") from error
+    return fused, FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, _measure(module))
+
+
+def _dynamic(module: fx.GraphModule, arguments: tuple[object, ...], options: dict[str, object]) -> object:
+    """Every open side of the inputs as `Dim.AUTO`, in the inputs' own structure."""
+    values = iter([node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"])
+
+    def describe(leaf: object) -> object:
+        value = next(values, None)
+        if not isinstance(leaf, Tensor) or not isinstance(value, Tensor):
+            return None
+        return {axis: Dim.AUTO for axis, side in enumerate(value.shape) if not isinstance(side, int)}
+
+    described: tuple[object, ...] = torch.utils._pytree.tree_map(describe, (arguments, options))  # noqa: SLF001
+    positional, named = described
+    if not options:
+        return positional
+    return positional if not named else None
+
+
+def _emit(
+    module: fx.GraphModule, nodes: dict[str, fx.Node], name: str, found: Expression, origins: tuple[str, ...]
+) -> list[FusedLayer]:
+    """Put what makes `name` in its place.
+
+    Raises:
+        FusionError: a number is not finite in the program's dtype.
+    """
+    old = nodes[name]
+    like = old.meta["val"]
+    graph = module.graph
+    bias = None if found.bias.is_zero else found.bias.parts[0]
+    layers, parts = [], []
+    with graph.inserting_before(old):
+        for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
+            source = nodes[term.source]
+            if term.form.is_identity:
+                parts.append(source)
+            elif term.form.is_diagonal:
+                factor = _held(module, f"{name}_scale", _channelwise(term.kernel.weight, like), like)
+                parts.append(graph.call_function(_aten.mul.Tensor, (source, factor)))
+            else:
+                parts.append(_convolve(module, source, term, bias, name, like))
+                bias = None
+                layers.append(_layer(parts[-1].name, term, origins))
+        total = parts[0]
+        for part in parts[1:]:
+            total = graph.call_function(_aten.add.Tensor, (total, part))
+        if bias is not None:
+            shift = _held(module, f"{name}_shift", _channelwise(bias, like), like)
+            total = graph.call_function(_aten.add.Tensor, (total, shift))
+    total.meta["val"] = like
+    old.replace_all_uses_with(total)
+    nodes[name] = total
+    return layers
+
+
+def _channelwise(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *(1,) * (like.dim() - 2))
+
+
+def _convolve(
+    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, name: str, like: Tensor
+) -> fx.Node:
+    graph, form, kernel = module.graph, term.form.without_cropping(), term.kernel
+    shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
+    if like.dim() == 2:
+        weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
+        return graph.call_function(_aten.linear.default, (source, weight, shift))
+    if form != term.form:
+        kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
+    rows, columns = form.dilation
+    weight = _held(module, f"{name}_weight", kernel.weight[:, :, ::rows, ::columns], like)
+    top, left, bottom, right = kernel.padding
+    if (top, left) != (bottom, right):
+        source = graph.call_function(_aten.pad.default, (source, [left, right, top, bottom]))
+        top = left = 0
+    return graph.call_function(
+        _aten.conv2d.default,
+        (source, weight, shift, list(kernel.stride), [top, left], [rows, columns], kernel.groups),
+    )
+
+
+def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:
+    """A new parameter, cast once.
+
+    Raises:
+        FusionError: a number is not finite in the program's dtype.
+    """
+    cast = value.to(dtype=like.dtype, device=like.device).contiguous()
+    if not bool(torch.isfinite(cast).all()):
+        raise FusionError(f"{name}: a folded number is not finite in {like.dtype}; the program was left as it is")
+    wanted, count = f"fused_{name}", 1
+    while wanted in dict(module.named_parameters()):
+        wanted, count = f"fused_{name}_{count}", count + 1
+    module.register_parameter(wanted, torch.nn.Parameter(cast))
+    return module.graph.get_attr(wanted)
+
+
+def _layer(name: str, term: Term, origins: tuple[str, ...]) -> FusedLayer:
+    kernel: Kernel = term.kernel
+    return FusedLayer(name, str(kernel.geometry), origins, Size(0, 0, 0), Size(1, 0, term.form.weights))
+
+
+def _drop_unread(module: fx.GraphModule) -> None:
+    """Delete parameters and buffers that no node reads any more."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(operator.attrgetter(path)(module) if path else module, leaf)
+
+
+def _measure(module: fx.GraphModule) -> Size:
+    names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+    return Size(
+        sum(n.startswith("aten.conv2d.") for n in names), sum(n in NORMS for n in names),
+        sum(p.numel() for p in module.parameters()),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Linear tensors as sums over sources, `T = sum_s K_s * s + b`: forms first, numbers only when asked for.
+
+A `Term` knows its form at once and computes its kernel, in float64, when somebody reads it. So regions are chosen from
+shapes alone, and only what is written is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..errors import GeometryError
+from ..geometry import Geometry
+from ..kernels import Kernel, combine, compose, identity
+from .form import Form, identity_form
+
+Weight = Callable[[], Tensor]
+"""Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
+
+CANCELS_WITHIN = 8.0
+"""A bias counts as zero if it is within this many roundings of the parts it is the sum of: exporters write constants
+that cancel exactly in real numbers (a border of BN(0) subtracted and added again) rounded to the model's dtype."""
+
+
+class Term:
+    """A convolution without bias of one tensor, `source`, whose numbers come when asked for."""
+
+    def __init__(self, source: str, form: Form, addends: Sequence[tuple[Form, Weight]]) -> None:
+        self.source = source
+        self.form = form
+        self._addends = tuple(addends)
+
+    @classmethod
+    def leaf(cls, source: str, form: Form, weight: Weight | None = None) -> Term:
+        """A term as the graph has it; `weight` None for an identity's numbers."""
+        return cls(source, form, [(form, weight or _ones(form.geometry))])
+
+    @classmethod
+    def itself(cls, source: str, channels: int) -> Term:
+        """The term that is its source."""
+        return cls.leaf(source, identity_form(channels))
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """The numbers, bias 0, in float64."""
+        kernels = [_kernel(form.geometry, weight()) for form, weight in self._addends]
+        return kernels[0] if len(kernels) == 1 else combine(kernels)
+
+    def plus(self, other: Term) -> Term:
+        """The sum with another term of this source.
+
+        Raises:
+            GeometryError: they are not one convolution together.
+        """
+        return Term(self.source, self.form.parallel(other.form), self._addends + other._addends)
+
+    def after(self, inner: Term) -> Term:
+        """This term of the tensor that `inner` makes.
+
+        Raises:
+            GeometryError: not one convolution at every pixel.
+        """
+        if inner.form.is_identity:
+            return Term(inner.source, self.form, self._addends)
+        if self.form.is_identity:
+            return inner
+        form = self.form.series(inner.form)
+        return Term(inner.source, form, [(form, lambda: _series(self, inner, form).weight)])
+
+
+def _ones(geometry: Geometry) -> Weight:
+    return lambda: identity(geometry.in_channels, groups=geometry.groups).weight
+
+
+def _kernel(geometry: Geometry, weight: Tensor) -> Kernel:
+    return Kernel(weight, weight.new_zeros(weight.shape[0]), geometry.stride, geometry.padding, geometry.groups)
+
+
+def _series(outer: Term, inner: Term, form: Form) -> Kernel:
+    """The numbers of `outer` after `inner`; scales and shifts of the grid need no general composition."""
+    target = form.geometry
+    if outer.form.is_diagonal:
+        return _kernel(target, (inner.kernel * outer.kernel.weight.reshape(-1)).weight)
+    if outer.form.ones:
+        return _kernel(target, inner.kernel.weight)
+    if inner.form.ones or inner.form.is_diagonal:
+        g, (o, m, kh, kw) = outer.kernel.groups, outer.kernel.weight.shape
+        scale = inner.kernel.weight.reshape(g, 1, m, 1, 1)
+        weight = (outer.kernel.weight.reshape(g, o // g, m, kh, kw) * scale).reshape(o, m, kh, kw)
+        return _kernel(target, _kernel(target, weight).dilate(inner.form.geometry.stride).weight)
+    return compose(outer.kernel, inner.kernel)
+
+
+class Bias:
+    """The constant part of a tensor, [o] in float64, with the size of the numbers it was made of."""
+
+    def __init__(self, compute: Callable[[], tuple[Tensor, Tensor]] | None, rounding: float) -> None:
+        self._compute = compute
+        self._rounding = rounding
+
+    @property
+    def is_surely_zero(self) -> bool:
+        """True if there is none, without looking at a number."""
+        return self._compute is None
+
+    @cached_property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The bias and the sum of its parts' magnitudes, [o] each; what cancels to rounding is 0.
+
+        Raises:
+            GeometryError: there is no bias.
+        """
+        if self._compute is None:
+            raise GeometryError("a bias that is surely zero has no parts")
+        value, magnitude = self._compute()
+        noise = value.abs() <= CANCELS_WITHIN * self._rounding * magnitude
+        return torch.where(noise, 0.0, value), magnitude
+
+    @property
+    def is_zero(self) -> bool:
+        """True if every number is 0."""
+        return self.is_surely_zero or not bool(self.parts[0].any())
+
+
+@dataclass(frozen=True)
+class Expression:
+    """`sum_s K_s * s + b`; a source appears more than once only where its terms are not one convolution."""
+
+    terms: tuple[Term, ...]
+    bias: Bias
+
+
+def merge(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The same sum with one term a source where that is one convolution."""
+    merged: list[Term] = []
+    for term in terms:
+        for position, known in enumerate(merged):
+            if known.source == term.source:
+                try:
+                    merged[position] = known.plus(term)
+                except GeometryError:
+                    continue
+                break
+        else:
+            merged.append(term)
+    return tuple(merged)
+
+
+def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
+    """`term` of a tensor that is `inner` itself, without the bias.
+
+    Raises:
+        GeometryError: not one convolution a source at every pixel; `what` names the tensor.
+    """
+    if max(term.form.geometry.padding) > 0 and not inner.bias.is_zero:
+        raise GeometryError(
+            f"{what} has a bias and is padded with zeros afterwards: where the padding shows, the two are not one "
+            "convolution"
+        )
+    return tuple(term.after(t) for t in inner.terms)
+
+
+def respond(term: Term, bias: Bias) -> tuple[Tensor, Tensor]:
+    """What `term` makes of a constant image `bias`, and of its magnitude, [o] each."""
+    value, magnitude = bias.parts
+    if term.form.is_identity:
+        return value, magnitude
+    taps = term.kernel.weight
+    g, (o, m) = term.kernel.groups, taps.shape[:2]
+
+    def apply(weight: Tensor, constant: Tensor) -> Tensor:
+        return (weight.sum((2, 3)).reshape(g, o // g, m) * constant.reshape(g, 1, m)).sum(2).reshape(o)
+
+    return apply(taps, value), apply(taps.abs(), magnitude)

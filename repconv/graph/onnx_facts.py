@@ -1,0 +1,290 @@
+"""What is known of an ONNX graph's tensors before anything is fused: constants, types and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx.reference
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from ..errors import FusionError
+from .sizes import Dims, broadcast, symbol
+
+Array = NDArray[np.generic]
+
+_LARGE = 1024
+"""Initialisers with more elements are only shapes to shape inference, which so works above 2 GB."""
+
+_FOLDED = frozenset((
+    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Concat", "ConstantOfShape", "Conv", "Div", "Exp",
+    "Expand", "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Range",
+    "Reciprocal", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Sqrt", "Squeeze", "Sub",
+    "Sum", "Tanh", "Transpose", "Unsqueeze",
+))  # fmt: skip
+"""Operations that are evaluated when all they read is constant."""
+
+_KEEPS_SIZE = frozenset((
+    "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus",
+    "Softsign", "Tanh", "Clip", "Gelu", "Erf", "Mish", "Swish", "Cast", "Identity", "Dropout", "Neg", "Abs",
+    "Exp", "Sqrt", "BatchNormalization", "InstanceNormalization", "GroupNormalization",
+))  # fmt: skip
+_ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"))
+
+
+def nested(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The subgraphs of a node (If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captured(graph: onnx.GraphProto) -> set[str]:
+    """Every name that nodes of subgraphs read, wherever it is made."""
+    found: set[str] = set()
+    pending = [sub for node in graph.node for sub in nested(node)]
+    while pending:
+        sub = pending.pop()
+        found.update(value.name for value in sub.output)
+        for node in sub.node:
+            found.update(node.input)
+            pending.extend(nested(node))
+    return found
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, object]:
+    """A node's attributes by name."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with large initialisers as inputs: all there is to check and infer but their bytes."""
+    light = onnx.ModelProto()
+    light.ir_version = max(model.ir_version, 4)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    inputs = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims)) <= _LARGE:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
+
+
+class Facts:
+    """Constants, element types and sizes of the tensors of one graph.
+
+    Raises:
+        FusionError: shapes that contradict each other.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.model = model
+        self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+        self.inputs = {value.name for value in graph.input}
+        self.initializers = {t.name: t for t in graph.initializer}
+        self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.types: dict[str, int] = {t.name: t.data_type for t in graph.initializer}
+        self.dims: dict[str, Dims] = {}
+        self.flat: set[str] = set()
+        """Tensors [n, c]; they count as [n, c, 1, 1]."""
+        self._values: dict[str, Array | None] = {}
+        self._constant: dict[str, bool] = {}
+        self._infer(model)
+
+    def _infer(self, model: onnx.ModelProto) -> None:
+        light = without_weights(model)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+            raise FusionError(f"the ONNX model's shapes contradict each other: {first_line(error)}") from error
+        for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
+            tensor_type = value.type.tensor_type
+            self.types.setdefault(value.name, tensor_type.elem_type)
+            if not tensor_type.HasField("shape") or len(tensor_type.shape.dim) not in (2, 4):
+                continue
+            sides = [
+                d.dim_value if d.HasField("dim_value") else symbol(d.dim_param or f"{value.name}#{axis}")
+                for axis, d in enumerate(tensor_type.shape.dim)
+            ]
+            if len(sides) == 2:
+                self.flat.add(value.name)
+                sides += [1, 1]
+            self.dims[value.name] = (sides[0], sides[1], sides[2], sides[3])
+
+    def rank(self, name: str) -> int:
+        """2 or 4, of a tensor whose size is known."""
+        return 2 if name in self.flat else 4
+
+    def refine(self, node: onnx.NodeProto) -> None:
+        """Replace open sides of what `node` makes by those of what it reads, where its kind says they are equal."""
+        if not node.output or node.domain not in ("", "ai.onnx") or self.is_constant(node.output[0]):
+            return
+        known = self.dims.get(node.output[0])
+        if known is not None and all(isinstance(side, int) for side in known):
+            return
+        sources = [self.dims.get(name) for name in node.input if name and not self.is_constant(name)]
+        found: Dims | None = None
+        if node.op_type in _KEEPS_SIZE and sources:
+            found = sources[0]
+        elif node.op_type in _ELEMENTWISE and sources and None not in sources and self._constants_broadcast(node):
+            found = sources[0]
+            for other in sources[1:]:
+                found = broadcast(found, other) if found is not None and other is not None else None
+        if found is not None:
+            self.set_dims(node.output[0], found)
+            if all(name in self.flat for name in node.input if name in self.dims):
+                self.flat.add(node.output[0])
+
+    def _constants_broadcast(self, node: onnx.NodeProto) -> bool:
+        """True if no constant operand can make the result larger than the tensors: at most one number a channel."""
+        for name in node.input:
+            if self.is_constant(name):
+                value = self.constant(name)
+                if value is None or value.size != 1:
+                    return False
+        return True
+
+    def set_dims(self, name: str, dims: Dims) -> None:
+        """Note the size of a tensor; sides that are known already stay."""
+        known = self.dims.get(name)
+        if known is not None:
+            merged = [k if isinstance(k, int) else d for k, d in zip(known, dims, strict=True)]
+            dims = (merged[0], merged[1], merged[2], merged[3])
+        self.dims[name] = dims
+
+    def is_constant(self, name: str) -> bool:
+        """True for initialisers nobody can override, constants, and cheap operations on constants."""
+        if name not in self._constant:
+            self._constant[name] = self._find_constant(name)
+        return self._constant[name]
+
+    def _find_constant(self, name: str) -> bool:
+        if name in self.initializers:
+            return name not in self.inputs
+        node = self.makers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return False
+        if node.op_type == "Constant":
+            return True
+        if node.op_type in ("Shape", "Gather") and self._size_of(node) is not None:
+            return True
+        if node.op_type == "CastLike":  # its second operand lends its type only
+            return self.is_constant(node.input[0]) and bool(self.types.get(node.input[1]))
+        return (
+            node.op_type in _FOLDED
+            and len(node.output) == 1
+            and bool(node.input)
+            and all(self.is_constant(n) for n in node.input if n)
+        )
+
+    def _size_of(self, node: onnx.NodeProto) -> Array | None:
+        """What Shape, or Gather of a Shape, gives where those sides are known; the others may be open."""
+        index: Array | None = None
+        if node.op_type == "Gather":
+            shape = self.makers.get(node.input[0])
+            index = self.constant(node.input[1])
+            if shape is None or shape.op_type != "Shape" or index is None:
+                return None
+            node = shape
+        dims = self.dims.get(node.input[0])
+        if dims is None:
+            return None
+        known = attributes(node)
+        rank = self.rank(node.input[0])
+        start, end = known.get("start", 0), known.get("end", rank)
+        if not isinstance(start, int) or not isinstance(end, int):
+            return None
+        sides = np.array([d if isinstance(d, int) else -1 for d in dims[:rank][start:end]], dtype=np.int64)
+        found = sides if index is None else sides[index.astype(np.int64)]
+        return None if bool((found < 0).any()) else found
+
+    def reads_sizes(self, name: str) -> bool:
+        """True for a constant that is computed from the size of a tensor, which must not keep that tensor alive."""
+        node = self.makers.get(name)
+        if node is None or node.op_type == "Constant" or not self.is_constant(name):
+            return False
+        return any(not self.is_constant(n) or self.reads_sizes(n) for n in node.input if n)
+
+    def constant(self, name: str) -> Array | None:
+        """The value of a constant, None if it is none.
+
+        Raises:
+            FusionError: its bytes cannot be read.
+        """
+        if name not in self._values:
+            self._values[name] = self._evaluate(name) if self.is_constant(name) else None
+        return self._values[name]
+
+    def _evaluate(self, name: str) -> Array | None:
+        try:
+            if name in self.initializers:
+                return numpy_helper.to_array(self.initializers[name])
+            node = self.makers[name]
+            if node.op_type == "Constant":
+                return _constant_node(node)
+            if node.op_type in ("Shape", "Gather"):
+                size = self._size_of(node)
+                if size is not None:
+                    return size
+            if node.op_type == "CastLike":
+                value = self.constant(node.input[0])
+                kind = helper.tensor_dtype_to_np_dtype(self.types[node.input[1]])
+                return None if value is None else value.astype(kind)
+            feeds = {n: self.constant(n) for n in node.input if n}
+            if node.op_type == "BatchNormalization":
+                return _normalised(node, [v for v in feeds.values() if v is not None])
+            graph = helper.make_graph(
+                [node], "constant", [_untyped(n, v) for n, v in feeds.items() if v is not None],
+                [onnx.ValueInfoProto(name=name)],
+            )  # fmt: skip
+            small = helper.make_model(graph, opset_imports=self.model.opset_import)
+            found = onnx.reference.ReferenceEvaluator(small).run(None, feeds)
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, OSError) as error:
+            raise FusionError(f"the ONNX model's constant {name!r} cannot be read: {first_line(error)}") from error
+        return np.asarray(found[0]) if isinstance(found, list) else None
+
+
+def _untyped(name: str, value: Array) -> onnx.ValueInfoProto:
+    info: onnx.ValueInfoProto = helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+    )
+    return info
+
+
+def _constant_node(node: onnx.NodeProto) -> Array | None:
+    known = attributes(node)
+    for name, value in known.items():
+        if name == "value" and isinstance(value, onnx.TensorProto):
+            return numpy_helper.to_array(value)
+        if name in ("value_float", "value_floats"):
+            return np.asarray(value, dtype=np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.asarray(value, dtype=np.int64)
+    return None
+
+
+def _normalised(node: onnx.NodeProto, values: list[Array]) -> Array:
+    """Batch normalisation of a constant; the reference of old opsets is another one."""
+    x, scale, shift, mean, variance = (v.astype(np.float64) for v in values)
+    epsilon = attributes(node).get("epsilon", 1e-5)
+    axes = (-1, *(1,) * (x.ndim - 2))
+    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
+    result: Array = (x - mean.reshape(axes)) * factor.reshape(axes) + shift.reshape(axes)
+    return result.astype(values[0].dtype)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

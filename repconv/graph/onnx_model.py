@@ -1,0 +1,196 @@
+"""`fuse_onnx`: any ONNX model, its affine regions written as single convolutions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # protobuf has no types
+from onnx import numpy_helper
+
+from ..errors import FusionError
+from ..refusal import Refusal
+from ..report import FusedLayer, FusionReport, Size
+from .onnx_facts import Facts, captured, first_line, without_weights
+from .onnx_reader import read_steps
+from .onnx_writer import Emission, Names, emit, without_unread
+from .region import Plan, Step, plan
+from .sizes import nominal
+
+
+def fuse_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, FusionReport]:
+    """A copy of `model` with one convolution where affine regions allow it, and what was done.
+
+    Exact in real arithmetic at every pixel, borders included; what would not be is refused in words. Names of inputs
+    and outputs, metadata, opset and every node that nothing substituted feeds stay as they are. A model with nothing to
+    gain comes back with every node and weight untouched. External data is read into the result; above 2 GB save it with
+    `onnx.save(..., save_as_external_data=True)`.
+
+    Raises:
+        FusionError: not a readable, valid ONNX model.
+    """
+    source = model if isinstance(model, onnx.ModelProto) else load(model)
+    _check(source)
+    facts = Facts(source)
+    steps, refusals = read_steps(facts)
+    outer = captured(source.graph)
+    needed = {value.name for value in source.graph.output} | outer
+    made = {step.output for step in steps}
+    affine = {id(facts.makers[name]) for name in made}
+    for node in source.graph.node:
+        if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
+            needed.update(name for name in node.input if name in made)
+    sizes = {name: nominal(dims) for name, dims in facts.dims.items() if isinstance(dims[1], int)}
+    chosen = plan(steps, needed, sizes)
+    result, layers, more = _write(source, facts, steps, chosen, outer)
+    _check(result)
+    report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
+    return result, report
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """An ONNX file with its external data.
+
+    Raises:
+        FusionError: no file, or not a readable ONNX model.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise FusionError(f"{where}: there is no such file")
+    try:
+        loaded: onnx.ModelProto = onnx.load(str(where))
+    except DecodeError as error:
+        raise FusionError(f"{where} is not an ONNX model, or is damaged or cut short: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise FusionError(f"{where} cannot be read, its external data included: {first_line(error)}") from error
+    return loaded
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """Refuse what the ONNX checker refuses; it is not handed the weights' bytes, which may be more than it can take."""
+    if not model.graph.node:
+        raise FusionError("the ONNX model has no nodes; the file is empty or not an ONNX model")
+    try:
+        onnx.checker.check_model(without_weights(model))
+    except (onnx.checker.ValidationError, EncodeError, ValueError, RuntimeError) as error:
+        raise FusionError(f"the ONNX model is not valid: {first_line(error)}") from error
+
+
+def _write(
+    source: onnx.ModelProto, facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
+) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal]]:
+    names = Names(_taken(source))
+    emissions: dict[str, Emission] = {}
+    layers: list[FusedLayer] = []
+    where = {step.output: step.where for step in steps}
+    for name, found in chosen.rewritten.items():
+        try:
+            emission = emit(name, where[name], found, facts.types[name], names, flat=name in facts.flat)
+        except FusionError as error:
+            # Regions depend on each other through written tensors only, but one number that does not fit means that
+            # the graph's type is too narrow for its own weights; nothing is half done.
+            why = f"{error}; the whole graph was left as it is, fuse it in float32"
+            copy = onnx.ModelProto()
+            copy.CopyFrom(source)
+            return copy, (), [Refusal(where[name], why)]
+        emissions[name] = emission
+        for label, shape in emission.convolutions:
+            layers.append(_layer(label, shape, chosen.origins[name], emission, facts))
+    if not emissions and not chosen.virtual:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return copy, (), []
+    result = onnx.ModelProto()
+    for field, value in source.ListFields():
+        if field.name != "graph":
+            _set(result, field.name, value)
+    for field, value in source.graph.ListFields():
+        if field.name not in ("node", "value_info", "initializer"):
+            _set(result.graph, field.name, value)
+    gone = chosen.virtual | set(emissions)
+    needed = outer | {value.name for value in source.graph.output}
+    needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
+    for node in source.graph.node:
+        if _is_size(facts, node):
+            value = facts.constant(node.output[0])
+            if value is not None and node.output[0] in needed:
+                result.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+            continue
+        dropped = [name for name in node.output if name in gone]
+        for name in dropped:
+            if name in emissions:
+                result.graph.node.extend(emissions[name].nodes)
+        if len(dropped) < len([n for n in node.output if n]):
+            result.graph.node.append(node)
+            for position, name in enumerate(node.output):
+                if name in gone:
+                    result.graph.node[-1].output[position] = names.new(f"{name}.unused")
+    weights = [t for emission in emissions.values() for t in emission.weights]
+    result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
+    read = {name for node in source.graph.node for name in node.input}
+    without_unread(result.graph, [*source.graph.initializer, *weights], read, outer)
+    return result, tuple(layers), []
+
+
+def _is_size(facts: Facts, node: onnx.NodeProto) -> bool:
+    return len(node.output) == 1 and facts.reads_sizes(node.output[0])
+
+
+def _set(message: object, name: str, value: object) -> None:
+    """Copy one protobuf field."""
+    target = getattr(message, name)
+    if hasattr(target, "extend"):
+        target.extend(value)
+    elif hasattr(target, "CopyFrom"):
+        target.CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+def _taken(model: onnx.ModelProto) -> set[str]:
+    graph = model.graph
+    taken = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)} | captured(graph)
+    for node in graph.node:
+        taken.update(node.input, node.output, (node.name,))
+    return taken
+
+
+def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, facts: Facts) -> FusedLayer:
+    nodes = [n for n in facts.model.graph.node if (n.name or (n.output[0] if n.output else "")) in set(origins)]
+    before = Size(
+        sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
+        sum(_elements(facts, i) for n in nodes for i in n.input),
+    )  # fmt: skip
+    after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
+    return FusedLayer(name, shape, origins, before, after)
+
+
+def _elements(facts: Facts, name: str) -> int:
+    return int(np.prod(facts.initializers[name].dims)) if name in facts.initializers else 0
+
+
+def measure(model: onnx.ModelProto, facts: Facts) -> Size:
+    """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
+
+    Open sides count as `sizes.NOMINAL`; flops are None where a size is not known at all.
+    """
+    shapes: Mapping[str, object] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    nodes = model.graph.node
+    flops: int | None = 0
+    for node in nodes:
+        if node.op_type != "Conv":
+            continue
+        weight = shapes.get(node.input[1])
+        dims = facts.dims.get(node.output[0]) or facts.dims.get(node.output[0].split(".part")[0])
+        if not isinstance(weight, tuple) or dims is None or flops is None:
+            flops = None
+            continue
+        _, height, width = nominal(dims)
+        flops += 2 * height * width * int(np.prod(weight))
+    return Size(
+        sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
+        sum(int(np.prod(t.dims)) for t in model.graph.initializer), flops,
+    )  # fmt: skip

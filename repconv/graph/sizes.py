@@ -1,0 +1,53 @@
+"""Sizes of tensors whose height, width or batch may be open, comparable without knowing them.
+
+Every pass of a convolution maps a side n to floor((n + e) / s) + 1, and such maps compose. So an open side is
+(root, s, e): two are equal for every input if these agree.
+"""
+
+from __future__ import annotations
+
+from ..geometry import Geometry
+
+Dim = int | tuple[str, int, int]
+Dims = tuple[Dim, Dim, Dim, Dim]
+
+NOMINAL = 64
+"""What an open side counts as when something is priced."""
+
+
+def symbol(name: str) -> Dim:
+    """An open side of its own."""
+    return (name, 1, -1)
+
+
+def through(geometry: Geometry, dims: Dims) -> Dims:
+    """The size of what a convolution makes of a tensor of size `dims`."""
+    top, left, bottom, right = geometry.padding
+    sides: list[Dim] = []
+    for side, pad, k, s in zip(dims[2:], (top + bottom, left + right), geometry.size, geometry.stride, strict=True):
+        if isinstance(side, int):
+            sides.append((side + pad - k) // s + 1)
+        else:
+            root, stride, excess = side
+            sides.append((root, stride * s, excess + stride * (1 + pad - k)))
+    return (dims[0], geometry.out_channels, sides[0], sides[1])
+
+
+def nominal(dims: Dims) -> tuple[int, int, int]:
+    """Channels, height and width with `NOMINAL` for open roots, at least 1."""
+    values = [d if isinstance(d, int) else (NOMINAL + d[2]) // d[1] + 1 for d in dims[1:]]
+    channels, height, width = (max(v, 1) for v in values)
+    return channels, height, width
+
+
+def broadcast(first: Dims, second: Dims) -> Dims | None:
+    """The size of an elementwise operation, None where it cannot be known."""
+    joined: list[Dim] = []
+    for a, b in zip(first, second, strict=True):
+        if a == b or b == 1:
+            joined.append(a)
+        elif a == 1:
+            joined.append(b)
+        else:
+            return None
+    return (joined[0], joined[1], joined[2], joined[3])

@@ -1,0 +1,98 @@
+"""The same core on programs that torch.export wrote."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repconv
+from repconv.graph import fuse_program
+
+
+def shake(model: nn.Module) -> nn.Module:
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            with torch.no_grad():
+                part.running_mean.normal_()
+                part.running_var.uniform_(0.5, 2)
+                part.weight.uniform_(0.5, 1.5)
+                part.bias.normal_()
+    return model.eval()
+
+
+def kinds(program: torch.export.ExportedProgram) -> Counter[str]:
+    return Counter(str(n.target) for n in program.graph.nodes if n.op == "call_function")
+
+
+def export(model: nn.Module, x: Tensor, **options: object) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, (x,), **options)
+
+
+class InPlace(nn.Module):
+    """A sum written over its first term, as many re-parameterised models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.first(x)
+        out += self.second(x)
+        return self.norm(out).relu_()
+
+
+def test_a_network_of_blocks_is_what_fuse_makes_of_it() -> None:
+    model, x = shake(repconv.create_model("irep_resnet18", width=8, blocks=(1,))), torch.randn(2, 3, 16, 16)
+    program, report = fuse_program(export(model, x))
+    direct, known = repconv.fuse(model)
+    assert report.after.convolutions == known.after.convolutions
+    assert report.after.batch_norms == known.after.batch_norms == 0
+    with torch.no_grad():
+        ours, theirs = program.module()(x), direct(x)
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-5
+
+
+def test_open_sizes_stay_open_and_the_result_saves() -> None:
+    model, x = shake(InPlace()), torch.randn(2, 4, 9, 8)
+    auto = torch.export.Dim.AUTO
+    program, report = fuse_program(export(model, x, dynamic_shapes=({0: auto, 2: auto, 3: auto},)))
+    assert kinds(program)["aten.conv2d.default"] == report.after.convolutions == 1
+    assert not any("batch_norm" in kind or "add" in kind for kind in kinds(program))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    other = torch.randn(3, 4, 7, 12)
+    with torch.no_grad():
+        wanted = model.double()(other.double())
+        got = torch.export.load(buffer).module()(other)
+    assert float((got - wanted).abs().max()) < 1e-5
+
+
+def test_float64_agrees_to_rounding() -> None:
+    model, x = shake(InPlace()).double(), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    program, _ = fuse_program(export(model, x))
+    with torch.no_grad():
+        assert float((program.module()(x) - model(x)).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+def test_other_padding_modes_stay_what_they_are(mode: str) -> None:
+    branch = nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)
+    model, x = nn.Sequential(branch, nn.BatchNorm2d(4), nn.ReLU()), torch.randn(1, 4, 8, 8)
+    program, _ = fuse_program(export(shake(model), x))
+    with torch.no_grad():
+        assert float((program.module()(x) - model(x)).abs().max()) < 1e-5
+
+
+def test_a_program_with_nothing_to_gain_is_returned_as_it_is() -> None:
+    program = export(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()).eval(), torch.randn(1, 4, 8, 8))
+    same, report = fuse_program(program)
+    assert same is program
+    assert not report.layers
