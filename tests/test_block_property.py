@@ -113,7 +113,9 @@ def law(case: Case, randomise: Randomise, apart: Apart) -> None:
         elif case.dtype == torch.float32:
             assert error <= max(1e-5, 2 * apart(unfused, reference))
         else:
-            assert error <= max({torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[case.dtype], 2 * apart(unfused, reference))
+            assert error <= max(
+                {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[case.dtype], 2 * apart(unfused, reference)
+            )
             sizes = Kernel(kernel.weight.abs(), kernel.bias.abs(), kernel.stride, kernel.padding, kernel.groups)
             unit = torch.finfo(case.dtype).eps * sizes(x.double().abs())
             # 1e-6: weights too small for float16's normal numbers; 1 %: rounding of rounded numbers.

@@ -42,6 +42,8 @@ class ProgramFacts:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
+        self.labels = _labels(module.graph)
+        """What reports call a node: the module it comes from and the operation."""
         self._constants: dict[fx.Node, Tensor | None] = {}
 
     def constant(self, node: object) -> Tensor | None:
@@ -90,6 +92,24 @@ class ProgramFacts:
         return size[1]
 
 
+def _labels(graph: fx.Graph) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    taken: set[str] = set()
+    for node in graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = str(stack[-1][0]).partition("@")[0].removeprefix("L['self'].") if stack else ""
+        kind = "batch_norm" if _kind(node) == _FUNCTIONAL_NORM else node.name
+        if str(node.target).startswith("aten."):
+            kind = str(node.target).split(".")[1]
+        wanted = f"{path}/{kind}" if path else node.name
+        name, count = wanted, 1
+        while name in taken:
+            name, count = f"{wanted}_{count}", count + 1
+        taken.add(name)
+        labels[node.name] = name
+    return labels
+
+
 def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
     """The affine steps of a graph in the order they run, and the refusals of those that almost are."""
     steps: list[Step] = []
@@ -103,7 +123,7 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
             steps.append(_step(facts, node, terms, offset))
         except (_NotAffineError, GeometryError) as error:
             if str(error):
-                refusals.append(Refusal(node.name, str(error)))
+                refusals.append(Refusal(facts.labels[node.name], str(error)))
     return steps, refusals
 
 
@@ -137,7 +157,7 @@ def _step(facts: ProgramFacts, node: fx.Node, terms: tuple[Term, ...], offset: O
         cost = convolution(terms[0].form, facts.nominal(sources[0]), size)
     else:
         cost = Cost() if kind in _FREE else elementwise(len(terms), size)
-    return Step(node.name, node.name, kind, terms, cost, offset, _ROUNDING[dtype])
+    return Step(node.name, facts.labels[node.name], kind, terms, cost, offset, _ROUNDING[dtype])
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
