@@ -13,7 +13,8 @@ from ..kernels import Kernel
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Size
 from .expression import Expression, Term
-from .program_reader import NORMS, ProgramFacts, passes_through, read_program
+from .program_facts import NORMS, ProgramFacts, passes_through
+from .program_reader import read_program
 from .region import plan
 
 _aten = torch.ops.aten
@@ -55,7 +56,7 @@ def fuse_program(program: ExportedProgram) -> tuple[ExportedProgram, FusionRepor
     needed = {
         source.name
         for node in module.graph.nodes
-        if node.name not in made and not passes_through(node)
+        if node.name not in made and not passes_through(node, made)
         for source in node.all_input_nodes
     } & made
     sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
