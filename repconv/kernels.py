@@ -162,7 +162,7 @@ def combine(kernels: Sequence[Kernel], factors: Sequence[Tensor | None] | None =
 
     Args:
         kernels: at least one.
-        factors: a scalar tensor for each kernel, or None for 1.
+        factors: for each kernel a scalar tensor, one number a channel [o], or None for 1.
 
     Raises:
         GeometryError: see `Geometry.parallel`.
@@ -173,16 +173,30 @@ def combine(kernels: Sequence[Kernel], factors: Sequence[Tensor | None] | None =
     # One accumulator, added to in place: summing padded copies spends most of its time on fresh memory.
     weight, bias = first.weight.new_zeros(target.weight_shape, dtype=dtype), torch.zeros_like(first.bias)
     for kernel, factor in zip(kernels, factors or [None] * len(kernels), strict=True):
-        part = kernel.regroup(target.groups).weight
+        kh, kw = kernel.weight.shape[2:]
         top, left = target.padding[0] - kernel.padding[0], target.padding[1] - kernel.padding[1]
-        view = weight[:, :, top : top + part.shape[2], left : left + part.shape[3]]
+        view = _blocks(weight[:, :, top : top + kh, left : left + kw], kernel.groups // target.groups, target.groups)
+        o, i = kernel.weight.shape[:2]
+        shape = (target.groups, kernel.groups // target.groups, o // kernel.groups)
+        part = kernel.weight.reshape(*shape, i, kh, kw).movedim(1, -1)
         if factor is None:
             view += part
             bias = bias + kernel.bias
         else:
-            view.addcmul_(part, factor)
+            channelwise = factor.reshape(*shape, 1, 1, 1).movedim(1, -1) if factor.dim() else factor
+            view.addcmul_(part, channelwise)
             bias = bias + kernel.bias * factor
     return Kernel(weight, bias, target.stride, target.padding, target.groups)
+
+
+def _blocks(weight: Tensor, merged: int, groups: int) -> Tensor:
+    """The blocks of a weight [o, i/g, kh, kw] that `merged` old groups in each of `groups` fill.
+
+    A view [groups, o/groups/merged, i/groups/merged, kh, kw, merged]: writing dense blocks of zeros costs more.
+    """
+    o, i, kh, kw = weight.shape
+    square = weight.view(groups, merged, o // groups // merged, merged, i // merged, kh, kw)
+    return square.diagonal(dim1=1, dim2=3)
 
 
 def compose(outer: Kernel, inner: Kernel, *, border: Literal["zero", "inner"] = "zero") -> Kernel:

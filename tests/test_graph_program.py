@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -134,3 +135,73 @@ def test_every_region_is_measured_against_what_it_stands_for() -> None:
     first, second = program_regions(rewritten, (x,))
     assert not first.passed
     assert second.passed, "fed with what the first really gives"
+
+
+class Parted(nn.Module):
+    """Two halves of the channels, one convolution each, joined again."""
+
+    def __init__(self, part: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.part = part
+        self.before = nn.Conv2d(6, 6, 1, bias=False)
+        self.after = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.part(x)[:2]
+        return (self.after[0](first) + self.after[1](second)).relu()
+
+
+class Cut(nn.Module):
+    """A convolution, rows and columns of it, another convolution beside one that needs no cutting."""
+
+    def __init__(self, part: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.part, self.first, self.norm = part, nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.part(self.first(x))).relu()
+
+
+PARTS: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
+    "split": lambda x: x.split(3, 1), "split in sizes": lambda x: x.split([3, 3], 1), "chunk": lambda x: x.chunk(2, 1),
+    "chunk counted from behind": lambda x: x.chunk(2, -3), "slices": lambda x: (x[:, :3], x[:, 3:]),
+    "two of three": lambda x: (x.split([3, 2, 1], 1)[0], x[:, 1:4]),
+}  # fmt: skip
+KEPT: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
+    "parts of the batch": lambda x: [torch.cat([p, p])[:, 1:4] for p in x.split(1)],
+    "rows backwards": lambda x: [x.flip(2)[:, :3], x[:, 3:]],
+}
+CUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "rows": (lambda x: x[:, :, 1:-1], lambda x: x[:, :, [2, 1, 0]]),
+    "every second column": (lambda x: x[..., ::2], lambda x: x.roll(1, 3)),
+    "all rows but the last": (lambda x: x[:, :, :-1], lambda x: x[:1].expand(2, -1, -1, -1)),
+    "eight of nine rows": (lambda x: x.split([8, 1], 2)[0], lambda x: x.split([1, 8], 2)[1].flip(2)),
+}
+
+
+@pytest.mark.parametrize("name", [*PARTS, *KEPT])
+def test_parts_of_the_channels_are_read_by_one_convolution(name: str) -> None:
+    model, x = shake(Parted({**PARTS, **KEPT}[name])), torch.randn(2, 6, 8, 7)
+    program, report = fuse_program(export(model, x))
+    if name in PARTS:
+        assert kinds(program) == {"aten.conv2d.default": 1, "aten.relu.default": 1}, report.refusals
+    else:
+        assert report.after.convolutions == 2
+    with torch.no_grad():
+        assert float((program.module()(x) - model(x)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("open_size", [False, True], ids=["fixed", "open"])
+@pytest.mark.parametrize("name", CUTS)
+def test_rows_and_columns_are_taken_by_the_convolution(name: str, open_size: bool) -> None:
+    x, auto = torch.randn(2, 6, 9, 8), torch.export.Dim.AUTO
+    open_size = open_size and "of nine" not in name
+    sizes = ({2: auto, 3: auto},) if open_size else None
+    for part, is_fused in zip(CUTS[name], (True, False), strict=True):
+        model = shake(Cut(part))
+        program, report = fuse_program(export(model, x, dynamic_shapes=sizes))
+        found = set(kinds(program)) - {"aten.pad.default"}  # two sides padded differently
+        assert (found == {"aten.conv2d.default", "aten.relu.default"}) == is_fused, report.refusals
+        for image in (x, torch.randn(2, 6, 12, 11)) if open_size else (x,):
+            with torch.no_grad():
+                assert float((program.module()(image) - model(image)).abs().max()) < 1e-5

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from .form import Form
+from .form import REMEMBERED, Form
 
 MOVE = 16.0
 """Multiply-adds that one element read or written is worth. A processor core that does 50 G multiply-adds a second and
@@ -47,6 +48,7 @@ def elements(size: Size) -> int:
     return size[0] * size[1] * size[2]
 
 
+@lru_cache(maxsize=REMEMBERED)
 def convolution(form: Form, source: Size, output: Size) -> Cost:
     """One convolution, its weight read once."""
     form = form.without_cropping()

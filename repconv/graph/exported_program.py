@@ -16,7 +16,8 @@ from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Size
 from .expression import Expression, Term
 from .foresight import Foresight, foreseen
-from .program_reader import NORMS, ProgramFacts, passes_through, read_program
+from .program_facts import NORMS, ProgramFacts, passes_through
+from .program_reader import read_program
 from .region import Plan, Step, plan
 
 _aten = torch.ops.aten
@@ -100,7 +101,7 @@ def _planned(module: fx.GraphModule) -> tuple[ProgramFacts, list[Step], Plan, li
     needed = {
         source.name
         for node in module.graph.nodes
-        if node.name not in made and not passes_through(node)
+        if node.name not in made and not passes_through(node, made)
         for source in node.all_input_nodes
     } & made
     sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}

@@ -7,8 +7,8 @@ shapes alone, and only what is written is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -21,15 +21,39 @@ from .form import Form, identity_form
 Weight = Callable[[], Tensor]
 """Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
 
+MOST_ADDENDS = 32
+"""A term with more than this many is summed once and kept: tensors added to themselves double them at every step."""
+
 CANCELS_WITHIN = 8.0
 """A bias counts as zero if it is within this many roundings of the parts it is the sum of: exporters write constants
 that cancel exactly in real numbers (a border of BN(0) subtracted and added again) rounded to the model's dtype."""
 
 
+@dataclass(frozen=True)
+class Addend:
+    """`scales * weight`, one of the convolutions a term is the sum of.
+
+    scales: each gives one factor a channel, [o] in float64. They are multiplied first and applied while summing, as a
+        scaled copy of every weight takes longer than all else.
+    """
+
+    form: Form
+    weight: Weight
+    scales: tuple[Weight, ...] = ()
+
+    def scaled(self, scale: Weight) -> Addend:
+        """The same with one more scale."""
+        return Addend(replace(self.form, ones=False), self.weight, (*self.scales, scale))
+
+    def factor(self) -> Tensor | None:
+        """The product of the scales, [o]; None for 1."""
+        return reduce(torch.mul, (scale() for scale in self.scales)) if self.scales else None
+
+
 class Term:
     """A convolution without bias of one tensor, `source`, whose numbers come when asked for."""
 
-    def __init__(self, source: str, form: Form, addends: Sequence[tuple[Form, Weight]]) -> None:
+    def __init__(self, source: str, form: Form, addends: Sequence[Addend]) -> None:
         self.source = source
         self.form = form
         self._addends = tuple(addends)
@@ -37,7 +61,7 @@ class Term:
     @classmethod
     def leaf(cls, source: str, form: Form, weight: Weight | None = None) -> Term:
         """A term as the graph has it; `weight` None for an identity's numbers."""
-        return cls(source, form, [(form, weight or _ones(form.geometry))])
+        return cls(source, form, [Addend(form, weight or _ones(form.geometry))])
 
     @classmethod
     def itself(cls, source: str, channels: int) -> Term:
@@ -47,8 +71,11 @@ class Term:
     @cached_property
     def kernel(self) -> Kernel:
         """The numbers, bias 0, in float64."""
-        kernels = [_kernel(form.geometry, weight()) for form, weight in self._addends]
-        return kernels[0] if len(kernels) == 1 else combine(kernels)
+        kernels = [_kernel(addend.form.geometry, addend.weight()) for addend in self._addends]
+        factors = [addend.factor() for addend in self._addends]
+        if len(kernels) > 1:
+            return combine(kernels, factors)
+        return kernels[0] if factors[0] is None else kernels[0] * factors[0]
 
     def plus(self, other: Term) -> Term:
         """The sum with another term of this source.
@@ -56,7 +83,13 @@ class Term:
         Raises:
             GeometryError: they are not one convolution together.
         """
-        return Term(self.source, self.form.parallel(other.form), self._addends + other._addends)
+        return Term(self.source, self.form.parallel(other.form), self._few() + other._few())
+
+    def _few(self) -> tuple[Addend, ...]:
+        """What to add, the sum if that is many."""
+        if len(self._addends) <= MOST_ADDENDS:
+            return self._addends
+        return (Addend(self.form, lambda: self.kernel.weight),)
 
     def after(self, inner: Term) -> Term:
         """This term of the tensor that `inner` makes.
@@ -69,7 +102,13 @@ class Term:
         if self.form.is_identity:
             return inner
         form = self.form.series(inner.form)
-        return Term(inner.source, form, [(form, lambda: _series(self, inner, form).weight)])
+        if self.form.is_diagonal:
+            return Term(inner.source, form, [addend.scaled(self._factors) for addend in inner._few()])
+        return Term(inner.source, form, [Addend(form, lambda: _series(self, inner, form).weight)])
+
+    def _factors(self) -> Tensor:
+        """A scale's numbers, [o]."""
+        return self.kernel.weight.reshape(-1)
 
 
 def _ones(geometry: Geometry) -> Weight:
@@ -81,10 +120,8 @@ def _kernel(geometry: Geometry, weight: Tensor) -> Kernel:
 
 
 def _series(outer: Term, inner: Term, form: Form) -> Kernel:
-    """The numbers of `outer` after `inner`; scales and shifts of the grid need no general composition."""
+    """The numbers of `outer`, no scale, after `inner`; an inner scale and shifts of the grid are no general case."""
     target = form.geometry
-    if outer.form.is_diagonal:
-        return _kernel(target, (inner.kernel * outer.kernel.weight.reshape(-1)).weight)
     if outer.form.ones:
         return _kernel(target, inner.kernel.weight)
     if inner.form.ones or inner.form.is_diagonal:
@@ -172,7 +209,7 @@ def respond(term: Term, bias: Bias) -> tuple[Tensor, Tensor]:
     taps = term.kernel.weight
     g, (o, m) = term.kernel.groups, taps.shape[:2]
 
-    def apply(weight: Tensor, constant: Tensor) -> Tensor:
-        return (weight.sum((2, 3)).reshape(g, o // g, m) * constant.reshape(g, 1, m)).sum(2).reshape(o)
+    def apply(response: Tensor, constant: Tensor) -> Tensor:
+        return (response.reshape(g, o // g, m) @ constant.reshape(g, m, 1)).reshape(o)
 
-    return apply(taps, value), apply(taps.abs(), magnitude)
+    return apply(taps.sum((2, 3)), value), apply(torch.linalg.vector_norm(taps, 1, (2, 3)), magnitude)

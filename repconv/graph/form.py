@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import gcd
 
 from ..geometry import Geometry, Pair
+
+REMEMBERED = 4096
+"""Results kept of combining forms: searches ask the same few questions thousands of times."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Form:
         o, i, _, _ = self.geometry.weight_shape
         return o * i * self.taps[0] * self.taps[1]
 
+    @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def series(self, inner: Form) -> Form:
         """The form of this one after `inner`.
 
@@ -84,6 +89,7 @@ class Form:
         )
         return Form(geometry, (lattice[0], lattice[1]), self.ones and inner.ones)
 
+    @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def parallel(self, other: Form) -> Form:
         """The form of the sum of two convolutions of one input.
 

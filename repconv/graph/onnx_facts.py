@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,6 +61,11 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
+def label(node: onnx.NodeProto) -> str:
+    """What a report calls a node: its name, or its first output."""
+    return node.name or next(iter(node.output), "")
+
+
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with large initialisers as inputs: all there is to check and infer but their bytes."""
     light = onnx.ModelProto()
@@ -95,6 +101,10 @@ class Facts:
         self.inputs = {value.name for value in graph.input}
         self.initializers = {t.name: t for t in graph.initializer}
         self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.named: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        """Nodes by name, or by first output where they have none; names need not be unique."""
+        for node in graph.node:
+            self.named[label(node)].append(node)
         self.types: dict[str, int] = {t.name: t.data_type for t in graph.initializer}
         self.dims: dict[str, Dims] = {}
         self.flat: set[str] = set()
@@ -238,6 +248,8 @@ class Facts:
                 size = self._size_of(node)
                 if size is not None:
                     return size
+            if node.op_type == "Identity":
+                return self.constant(node.input[0])
             if node.op_type == "CastLike":
                 value = self.constant(node.input[0])
                 kind = helper.tensor_dtype_to_np_dtype(self.types[node.input[1]])

@@ -175,7 +175,7 @@ def _taken(model: onnx.ModelProto) -> set[str]:
 
 
 def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, facts: Facts) -> FusedLayer:
-    nodes = [n for n in facts.model.graph.node if (n.name or (n.output[0] if n.output else "")) in set(origins)]
+    nodes = [node for origin in origins for node in facts.named.get(origin, ())]
     before = Size(
         sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(_elements(facts, i) for n in nodes for i in n.input),

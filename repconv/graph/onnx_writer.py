@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
@@ -130,8 +129,8 @@ def _tensor(name: str, value: Tensor, element_type: int) -> onnx.TensorProto:
         FusionError: one is not finite in that type.
     """
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(value.numpy()).astype(helper.tensor_dtype_to_np_dtype(element_type))
-    if not bool(torch.isfinite(torch.from_numpy(cast.astype(np.float64))).all()):
+        cast = value.numpy().astype(helper.tensor_dtype_to_np_dtype(element_type), order="C")
+    if cast.size and not (np.isfinite(cast.min()) and np.isfinite(cast.max())):
         kind = onnx.TensorProto.DataType.Name(element_type).lower()
         raise FusionError(f"a folded number is not finite in {kind}")
     tensor: onnx.TensorProto = numpy_helper.from_array(cast, name)

@@ -196,22 +196,17 @@ class Region:
         to_write, to_hide = (written, set[str]()) if written else (set[str](), unwritten)
         affected = self._affected(group)
         before = sum((self.cost(name) for name in affected if name not in self.virtual), Cost())
+        known = self._expressions.copy(), self._costs.copy()
         self._set(to_write, to_hide)
         try:
             after = sum((self.cost(name) for name in affected if name not in self.virtual), Cost())
         except _InexactError as error:
             self.inexact.setdefault((error.where, error.inner), Refusal(error.where, str(error)))
-            self._set(to_hide, to_write)
-            return False
-        change = after - before
-        falls = change.price(move) < -1e-9 * before.price(move)
-        # Two convolutions for one may save traffic on paper (a sum before a strided depthwise convolution); they cost
-        # a kernel launch and a weight, and a user counts them.
-        more = change.convolutions > 0 and change.multiply_adds > 0
-        fewer = change.convolutions < 0 and change.multiply_adds < 0
-        if (falls and not more) or fewer:
+            after = None
+        if after is not None and _is_better(before, after, move):
             return True
-        self._set(to_hide, to_write)
+        self.virtual = (self.virtual - to_hide) | to_write
+        self._expressions, self._costs = known
         return False
 
     def _affected(self, names: Collection[str]) -> list[str]:
@@ -293,6 +288,16 @@ class Region:
                     seen.add(source)
                     pending.append(source)
         return [step for step in self.steps if step.output in seen]
+
+
+def _is_better(before: Cost, after: Cost, move: float) -> bool:
+    change = after - before
+    falls = change.price(move) < -1e-9 * before.price(move)
+    # Two convolutions for one may save traffic on paper (a sum before a strided depthwise convolution); they cost
+    # a kernel launch and a weight, and a user counts them.
+    more = change.convolutions > 0 and change.multiply_adds > 0
+    fewer = change.convolutions < 0 and change.multiply_adds < 0
+    return (falls and not more) or fewer
 
 
 class _InexactError(Exception):

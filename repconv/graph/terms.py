@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import GeometryError
 from ..geometry import Geometry, Pair, Sides
 from ..kernels import Kernel
 from .expression import Term
 from .form import Form, scale_form
+
+_TO_THE_END = 2**31 - 1
+"""Exporters write "to the end" as the largest number of 32 or 64 bits."""
 
 
 def convolution_term(
@@ -69,6 +73,46 @@ def select_term(source: str, channels: int, index: Sequence[int]) -> Term:
         return Term.itself(source, channels)
     weight = _ones(len(index), channels, range(len(index)), index)
     return Term.leaf(source, Form(Geometry(channels, len(index))), weight)
+
+
+def slice_term(
+    source: str, dims: Sequence[object], axis: int, start: int | None, end: int | None, step: int = 1
+) -> Term:
+    """`start:end:step` of one axis of a tensor of size `dims`, [n, c] or [n, c, h, w] with text for open sides.
+
+    Raises:
+        GeometryError: images, nothing at all, rows backwards, or rows of an open number counted from both ends.
+    """
+    channels, side = dims[1], dims[axis]
+    if not isinstance(channels, int):
+        raise GeometryError("it takes something out of an open number of channels")
+    if axis == 1:
+        kept = range(channels)[start:end:step]
+        if not kept:
+            raise GeometryError("it takes no channel at all")
+        return select_term(source, channels, kept)
+    if axis == 0:
+        raise GeometryError("it takes images out of a batch")
+    if step < 1:
+        raise GeometryError("it takes rows or columns backwards")
+    if isinstance(side, int):
+        first, last, _ = slice(start, end, 1).indices(side)
+        if first >= last:
+            raise GeometryError("it takes no row or column at all")
+        before, after = -first, last - side
+    else:
+        before, after = _open_crop(start or 0, end)
+    crop, stride = [0, 0, 0, 0], [1, 1]
+    crop[axis - 2], crop[axis], stride[axis - 2] = before, after, step
+    sides = (crop[0], crop[1], crop[2], crop[3])
+    return grid_term(source, channels, stride=(stride[0], stride[1]), padding=sides)
+
+
+def _open_crop(start: int, end: int | None) -> Pair:
+    """What a slice of an open number of rows cuts off at its beginning and end, as negative padding."""
+    if start < 0 or (end is not None and 0 <= end < _TO_THE_END):
+        raise GeometryError("it takes some rows or columns out of an open number of them")
+    return -start, end if end is not None and end < 0 else 0
 
 
 def concatenation(sources: Sequence[tuple[str, int]]) -> tuple[Term, ...]:
