@@ -1,22 +1,22 @@
-"""What graph fusing leaves of timm's re-parameterisable networks, beside their authors' own conversions.
+"""What graph fusing leaves of other authors' networks, beside their own conversions, and how fast it is.
 
-    python benchmarks/graph_counts.py [--models repvgg_a0,...] [--output benchmarks/results/graph_counts.json]
+    python benchmarks/graph_counts.py [--models repvgg_a0,...] [--rounds 40] [--output FILE]
 
-Batch normalisation statistics and layer scales are random, or the comparison would be vacuous. Errors are those of the
-ONNX files in onnxruntime against the float64 network, over the output's root mean square.
+Rows of models measured before are kept in the output. Batch normalisation statistics and layer scales are random, or
+the comparison would be vacuous. Errors of files are those in onnxruntime against the float64 network, over the output's
+root mean square. Latency is of one image in onnxruntime, in turns with what it is compared with: the author's
+conversion, or the network as exported where there is none.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import importlib
-import io
 import json
 import time
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,120 +27,172 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repconv.benchmarks.environment import environment
-from repconv.graph import fuse_onnx, fuse_program
+from repconv.benchmarks.graph_models import ORDINARY, RE_PARAMETERISED, Subject, subject, to_onnx
+from repconv.benchmarks.timing import measure, ratio
+from repconv.double import FastGroupedDouble
+from repconv.graph import fuse_onnx
+from repconv.graph.exported_program import Rewritten, export_again, rewrite
+from repconv.graph.onnx_facts import Facts
+from repconv.graph.onnx_model import measure as size_of
+from repconv.graph.program_evidence import program_regions
 
-MODELS = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "ghostnetv3_050", "lcnetv2_small",
-          "repghostnet_050")  # fmt: skip
-KINDS = {"convolutions": "Conv", "batch_norms": "BatchNormalization", "adds": "Add"}
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random statistics, scales and shifts, so that nothing is an identity by accident."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                for buffer, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 1.5)):
-                    if buffer is not None:
-                        uniform(buffer, low, high)
-                if module.affine:
-                    uniform(module.weight, 0.5, 1.5)
-                    uniform(module.bias, -0.3, 0.3)
-        for name, parameter in model.named_parameters():
-            if "gamma" in name or "layer_scale" in name:
-                uniform(parameter, 0.5, 1.5)
-    return model.eval()
+KINDS = {"batch_norms": "BatchNormalization", "adds": "Add"}
 
 
-def to_onnx(model: nn.Module, x: Tensor) -> onnx.ModelProto:
-    """The network as exported, batch normalisation unfolded."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, (x,), buffer, dynamo=False, opset_version=18,  # type: ignore[arg-type]  # file objects, too
-            training=torch.onnx.TrainingMode.PRESERVE, input_names=["x"], output_names=["y"],
-        )  # fmt: skip
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def count(model: onnx.ModelProto) -> dict[str, int]:
-    """Nodes of the kinds that fusing removes."""
+def count(model: onnx.ModelProto) -> dict[str, int | None]:
+    """Convolutions (2-D, depthwise included), what fusing removes, and flops of the convolutions."""
     found = Counter(node.op_type for node in model.graph.node)
-    return {name: found[kind] for name, kind in KINDS.items()} | {"nodes": len(model.graph.node)}
+    size = size_of(model, Facts(model))
+    counts = {"convolutions": size.convolutions, **{name: found[kind] for name, kind in KINDS.items()}}
+    return {**counts, "nodes": len(model.graph.node), "conv_flops": size.flops}
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """The model in onnxruntime, on as many threads as torch uses."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def error(model: onnx.ModelProto, x: Tensor, wanted: Tensor) -> float:
     """Largest difference over the root mean square of the reference."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    got = session.run(None, {"x": x.numpy()})[0]
-    reference = wanted.numpy()
-    return float(np.abs(got - reference).max() / np.sqrt((reference**2).mean()))
+    got = session(model).run(None, {"x": x.numpy()})[0]
+    return relative(torch.from_numpy(got), wanted)
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the root mean square of `wanted`."""
+    return float((got.double() - wanted).abs().max() / wanted.square().mean().sqrt())
 
 
 def flops(model: nn.Module, x: Tensor) -> int:
-    """Two a multiply-add, of the PyTorch network."""
+    """Two a multiply-add, of convolutions and linear layers of the PyTorch network."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
     return int(counter.get_total_flops())
 
 
-def measure(name: str) -> dict[str, object]:
-    """One row."""
-    timm = importlib.import_module("timm")
-    convert = importlib.import_module("timm.utils.model").reparameterize_model
-    torch.manual_seed(0)
-    fresh = timm.create_model(name, pretrained=False)
-    model, x = randomise(fresh), torch.randn(1, *fresh.pretrained_cfg["input_size"])
-    author = convert(copy.deepcopy(model))
-    original = to_onnx(model, x)
-    started = time.perf_counter()
-    fused, report = fuse_onnx(original)
-    seconds = time.perf_counter() - started
-    program, from_program = fuse_program(torch.export.export(model, (x,)))
-    author_onnx = to_onnx(author, x)
-    reference = copy.deepcopy(model).double()
-    with torch.no_grad():
-        wanted = reference(x.double())
-        exact, _ = fuse_program(torch.export.export(reference, (x.double(),)))
-        apart = float((exact.module()(x.double()) - wanted).abs().max() / wanted.square().mean().sqrt())
-        in_torch = float((program.module()(x) - wanted).abs().max() / wanted.square().mean().sqrt())
-    fused_flops, original_flops = report.after.flops, report.before.flops
+def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
+    """The network through torch.export, rewritten, and what runs of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, (x,), strict=False)
+        rewritten = rewrite(program)
+        return rewritten, export_again(program, rewritten).module()
+
+
+def program_row(one: Subject, reference: nn.Module, wanted: Tensor) -> dict[str, object]:
+    """The same network through torch.export: counts, and how exact the collapse is in float64."""
+    rewritten, module = fused_program(one.model, one.x)
+    exact, exact_module = fused_program(reference, one.x.double())
+    with torch.no_grad(), FastGroupedDouble():
+        in_float32 = relative(module(one.x), wanted)
+        in_float64 = relative(exact_module(one.x.double()), wanted)
+        regions = program_regions(exact, (one.x.double(),))
+    after = rewritten.report.after
     return {
-        "model": name, "input": list(x.shape), "seconds": round(seconds, 2),
-        "original": count(original) | {"error": error(original, x, wanted), "conv_flops": original_flops},
-        "fused": count(fused) | {"error": error(fused, x, wanted), "conv_flops": fused_flops},
-        "fused_program": {
-            "convolutions": from_program.after.convolutions, "batch_norms": from_program.after.batch_norms,
-            "flops": flops(program.module(), x), "error": in_torch, "float64_error": apart,
-        },
-        "author": count(author_onnx) | {"error": error(author_onnx, x, wanted), "flops": flops(author, x)},
+        "convolutions": after.convolutions, "batch_norms": after.batch_norms, "conv_flops": after.flops,
+        "flops": flops(module, one.x), "error": in_float32, "float64_error": in_float64,
+        "float64_worst_region": max((c.error.to_scale for c in regions), default=0.0), "regions": len(regions),
     }  # fmt: skip
 
 
+def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: int) -> dict[str, object]:
+    """Milliseconds of one image, and the ratio of medians with its 95 % interval."""
+    feed = {"x": x.numpy()}
+    runs = {name: partial(session(m).run, None, feed) for name, m in (("fused", fused), ("other", other))}
+    timed = measure(runs, rounds=rounds, warmup=5)
+    found = ratio(timed["fused"], timed["other"])
+    return {
+        "fused_ms": timed["fused"].median_ms, "other_ms": timed["other"].median_ms, "ratio": found.value,
+        "interval_95": [found.low, found.high], "rounds": rounds,
+        "samples_s": {name: list(report.samples_s) for name, report in timed.items()},
+    }  # fmt: skip
+
+
+def row(name: str, rounds: int) -> dict[str, object]:
+    """Everything measured of one network."""
+    one = subject(name)
+    original = to_onnx(one.model, one.x)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        fused, _ = fuse_onnx(original)
+        seconds.append(time.perf_counter() - started)
+    reference = copy.deepcopy(one.model).double()
+    with torch.no_grad(), FastGroupedDouble():
+        wanted = reference(one.x.double())
+    found: dict[str, object] = {
+        "model": name, "input": list(one.x.shape), "graph_seconds": [round(s, 3) for s in sorted(seconds)],
+        "original": count(original) | {"error": error(original, one.x, wanted), "flops": flops(one.model, one.x)},
+        "fused": count(fused) | {"error": error(fused, one.x, wanted)},
+        "fused_program": program_row(one, reference, wanted),
+    }  # fmt: skip
+    author = None if one.author is None else to_onnx(one.author, one.x)
+    if author is not None and one.author is not None:
+        found["author"] = count(author) | {"error": error(author, one.x, wanted), "flops": flops(one.author, one.x)}
+    if rounds:
+        found["latency"] = {
+            "compared_with": "original" if author is None else "author",
+            **latency(fused, original if author is None else author, one.x, rounds),
+        }
+    return found
+
+
+def verdict(found: dict[str, object]) -> list[str]:
+    """What a row falls short of; empty if nothing."""
+    fused, program, original = found["fused"], found["fused_program"], found["original"]
+    other = found.get("author", original)
+    assert isinstance(fused, dict)  # noqa: S101  # as row() writes it
+    assert isinstance(program, dict)  # noqa: S101
+    assert isinstance(original, dict)  # noqa: S101
+    assert isinstance(other, dict)  # noqa: S101
+    short = [
+        f"{key} {fused[key]} > {other[key]}" for key in ("convolutions", "batch_norms", "adds", "conv_flops")
+        if fused[key] > other[key]
+    ]  # fmt: skip
+    short += [
+        f"program {key} {program[key]} > {other[key]}" for key in ("convolutions", "batch_norms", "conv_flops")
+        if program[key] > other[key]
+    ]  # fmt: skip
+    if fused["error"] > 2 * original["error"]:
+        short.append(f"error {fused['error']:.1e} > 2 x {original['error']:.1e}")
+    if min(program["float64_error"], program["float64_worst_region"]) > 1e-9:
+        short.append(f"float64 {program['float64_error']:.1e}")
+    timed = found.get("latency")
+    if isinstance(timed, dict) and (timed["ratio"] > 1.03 or timed["interval_95"][1] > 1.06):
+        short.append(f"latency {timed['ratio']:.3f} {timed['interval_95']}")
+    return short
+
+
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print, and write JSON after each row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join((*RE_PARAMETERISED, *ORDINARY)))
+    parser.add_argument("--rounds", type=int, default=40, help="of timing; 0 for none")
     parser.add_argument("--output", default="benchmarks/results/graph_counts.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
+    path = Path(arguments.output)
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    rows = {found["model"]: found for found in known}
+    order = [*RE_PARAMETERISED, *ORDINARY]
     for name in arguments.models.split(","):
-        rows.append(measure(name))
-        row = rows[-1]
-        print(name, f"{row['seconds']} s")
+        try:
+            rows[name] = row(name, arguments.rounds) | {"environment": environment()}
+        except ModuleNotFoundError as missing:
+            print(f"{name}: skipped, {missing.name} is not installed")
+            continue
         for form in ("original", "fused", "fused_program", "author"):
-            print(f"  {form:14}", row[form], flush=True)
-        found = {"schema": "repconv.graph_counts/1", "environment": environment(), "rows": rows}
-        Path(arguments.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            if form in rows[name]:
+                print(f"{name} {form:14}", json.dumps(rows[name][form]))
+        print(name, f"{rows[name]['graph_seconds'][1]} s", "; ".join(verdict(rows[name])) or "all within", flush=True)
+        kept = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
+        content = {
+            "schema": "repconv.graph_counts/2", "command": "python benchmarks/graph_counts.py", "rows": kept,
+            "seed": 0, "numpy": np.__version__,
+        }  # fmt: skip
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

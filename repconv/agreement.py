@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .double import FastGroupedDouble
 from .errors import VerificationError
 from .leaves import Function, call, cast, leaves
 
@@ -251,7 +252,9 @@ def comparisons(
     """The comparisons that make `compare`, one an output."""
     with torch.no_grad():
         try:
-            wanted = dict(leaves(call(reference, inputs if reference_dtype is None else cast(inputs, reference_dtype))))
+            with FastGroupedDouble():
+                given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
+                wanted = dict(leaves(call(reference, given)))
         except Exception as error:
             if reference_dtype is not None:
                 error.add_note(
@@ -261,9 +264,9 @@ def comparisons(
             raise
         got = dict(leaves(call(candidate, inputs)))
         own = {} if original is None else dict(leaves(call(original, inputs)))
-    given = [t for _, t in leaves(inputs)]
-    shape = tuple(given[0].shape) if given else ()
-    dtype = next((t.dtype for t in given if t.is_floating_point()), None)
+    tensors = [t for _, t in leaves(inputs)]
+    shape = tuple(tensors[0].shape) if tensors else ()
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
     return tuple(
         replace(
             compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("search", "export", "benchmarks")
 
 LAYERS = (
-    ("errors", "files", "leaves", "refusal"),
+    ("double", "errors", "files", "leaves", "refusal"),
     ("geometry",),
     ("kernels",),
     ("branches",),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..agreement import Comparison, compare_tensors
+from ..double import FastGroupedDouble
 from .exported_program import Rewritten
 
 
@@ -24,7 +25,7 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     names = {node.name for node in rewritten.after.graph.nodes}
     known = {**{name: name for name in names}, **{name: node.name for name, node in rewritten.pairs.items()}}
     recorder = _Recorder(rewritten.after)
-    with torch.no_grad():
+    with torch.no_grad(), FastGroupedDouble():
         recorder.run(*inputs)
         return tuple(
             _compare(rewritten, name, {old: recorder.seen[new] for old, new in known.items() if new in recorder.seen})

@@ -54,7 +54,8 @@ def _step(facts: ProgramFacts, node: fx.Node, terms: tuple[Term, ...], offset: O
     if kind in ("conv2d", "linear"):
         cost = convolution(terms[0].form, facts.nominal(sources[0]), size)
     else:
-        cost = Cost() if kind in _FREE else elementwise(len(terms), size)
+        # Sums read each of their terms; what concatenation reads is as large as what it writes.
+        cost = Cost() if kind in _FREE else elementwise(len(terms) if kind in ("add", "sub") else 1, size)
     return Step(node.name, facts.labels[node.name], kind, terms, cost, offset, _ROUNDING[dtype])
 
 

@@ -1,0 +1,100 @@
+"""Networks of other authors for the graph benchmarks, with random statistics and their authors' own conversions."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from repconv import create_model, fuse
+
+RE_PARAMETERISED = (
+    "repvgg_a0", "repvgg_b1g4", "mobileone_s0", "mobileone_s4", "fastvit_t8", "fastvit_mci0", "repvit_m0_9",
+    "ghostnetv3_050", "lcnetv2_small", "repghostnet_050", "ultralytics:yolov9t", "ultralytics:yolov10n",
+    "repconv:irep_resnet50",
+)  # fmt: skip
+"""Of timm, ultralytics where installed, and this package: multi-branch networks with a conversion of their own."""
+
+ORDINARY = (
+    "torchvision:resnet50", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0",
+    "torchvision:convnext_tiny", "torchvision:regnet_y_400mf", "torchvision:densenet121",
+)  # fmt: skip
+"""Networks with nothing multi-branch in them, which fusing must not make worse."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in evaluation mode, its author's conversion (None if there is none), and an input."""
+
+    name: str
+    model: nn.Module
+    author: nn.Module | None
+    x: Tensor
+
+
+def subject(name: str) -> Subject:
+    """The network of a name in the tuples above, with random statistics.
+
+    Raises:
+        ModuleNotFoundError: its library is not installed.
+    """
+    torch.manual_seed(0)
+    library, _, entry = name.rpartition(":")
+    if library == "repconv":
+        model = randomise(create_model(entry))
+        return Subject(name, model, fuse(model)[0], torch.randn(1, 3, 224, 224))
+    if library == "torchvision":
+        models = importlib.import_module("torchvision.models")
+        return Subject(name, randomise(models.get_model(entry, weights=None)), None, torch.randn(1, 3, 224, 224))
+    if library == "ultralytics":
+        network = importlib.import_module("ultralytics.nn.tasks").DetectionModel(f"{entry}.yaml", verbose=False)
+        network.model[-1].export, network.model[-1].format = True, "onnx"
+        model, x = randomise(network), torch.randn(1, 3, 320, 320)
+        with torch.no_grad():
+            model(x)  # its head computes anchors in the first run
+        return Subject(name, model, copy.deepcopy(model).fuse(verbose=False).eval(), x)
+    fresh = importlib.import_module("timm").create_model(entry, pretrained=False)
+    convert = importlib.import_module("timm.utils.model").reparameterize_model
+    model = randomise(fresh)
+    return Subject(name, model, convert(copy.deepcopy(model)), torch.randn(1, *fresh.pretrained_cfg["input_size"]))
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics, scales and shifts, so that nothing is an identity by accident."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                for buffer, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 1.5)):
+                    if buffer is not None:
+                        uniform(buffer, low, high)
+                if module.affine:
+                    uniform(module.weight, 0.5, 1.5)
+                    uniform(module.bias, -0.3, 0.3)
+        for name, parameter in model.named_parameters():
+            if "gamma" in name or "layer_scale" in name:
+                uniform(parameter, 0.5, 1.5)
+    return model.eval()
+
+
+def to_onnx(model: nn.Module, x: Tensor) -> onnx.ModelProto:
+    """The network as exported, batch normalisation unfolded."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (x,), buffer, dynamo=False, opset_version=18,  # type: ignore[arg-type]  # file objects, too
+            training=torch.onnx.TrainingMode.PRESERVE, input_names=["x"], output_names=["y"],
+        )  # fmt: skip
+    return onnx.load_from_string(buffer.getvalue())
