@@ -13,8 +13,8 @@ from ..geometry import Pair, Sides
 from .expression import Term
 from .not_affine import NotAffineError
 from .onnx_facts import Array, Facts, attributes
-from .region import Offset
 from .sizes import Dims
+from .step import Offset
 
 
 @dataclass(frozen=True)

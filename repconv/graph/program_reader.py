@@ -17,7 +17,7 @@ from .cost import Cost, convolution, elementwise
 from .expression import Term
 from .not_affine import NotAffineError
 from .program_facts import FUNCTIONAL_NORM, SPLITS, ProgramFacts, kind_of
-from .region import Offset, Step
+from .step import Offset, Step
 from .terms import average_term, concatenation, convolution_term, grid_term, matrix_term, scale_term, slice_term
 
 _ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
