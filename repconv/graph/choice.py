@@ -13,6 +13,7 @@ from ..errors import GeometryError
 from ..refusal import Refusal
 from .cost import Cost, Size, emission
 from .expression import Bias, Expression, Term, merge, respond, substitute
+from .ordering import dependencies_first
 from .step import Offset, Step
 
 
@@ -48,7 +49,6 @@ class Choice:
                     self.readers[name].append(step)
         self._expressions: dict[str, Expression] = {}
         self._costs: dict[str, Cost] = {}
-        self._position = {step.output: index for index, step in enumerate(self.steps)}
 
     def choose(self, virtual: Collection[str]) -> None:
         """Start again from another choice."""
@@ -97,16 +97,15 @@ class Choice:
         Raises:
             InexactError: substituting a virtual tensor would not be exact.
         """
-        missing: set[str] = set()
-        pending = [name]
-        while pending:
-            wanted = pending.pop()
-            if wanted not in self._expressions and wanted not in missing:
-                missing.add(wanted)
-                pending += [source for source in self.by_output[wanted].inputs if source in self.virtual]
-        for each in sorted(missing, key=self._position.__getitem__):
-            self._expressions[each] = self._express(self.by_output[each])
+        if name not in self._expressions:
+            for each in dependencies_first(name, self._missing):
+                self._expressions[each] = self._express(self.by_output[each])
         return self._expressions[name]
+
+    def _missing(self, name: str) -> list[str]:
+        """What must be expressed before `name`."""
+        inputs = self.by_output[name].inputs
+        return [source for source in inputs if source in self.virtual and source not in self._expressions]
 
     def _express(self, step: Step) -> Expression:
         """A step's output, what it reads and is virtual substituted."""
@@ -124,7 +123,7 @@ class Choice:
             if not inner.bias.is_surely_zero:
                 through.append((term, inner.bias))
         compute = partial(_bias, step.offset, through) if through or step.offset else None
-        return Expression(merge(terms), Bias(compute, step.rounding))
+        return Expression(merge(terms), Bias(compute, step.rounding, [bias for _, bias in through]))
 
     def cost(self, name: str) -> Cost:
         """What writing `name` costs under this choice."""
