@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from repconv.models.spec import ModelSpec
 from repconv.sources import FORMS, open_source
 
 from .programs import read_program
+
+_LARGEST_MESSAGE = 2**31 - 2**24
+"""Bytes of weights that fit one message, with room for the rest of it."""
 
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
 
@@ -94,7 +98,7 @@ def open_artefact(text: str, *, model: str | None = None, state_key: str | None 
             raise SourceError(f"{text} is a directory; name a file")
         if not path.exists():
             raise SourceError(f"{text}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
-        return _onnx(text, path) if path.suffix == ".onnx" else _program(text, path)
+        return onnx_artefact(text, path) if path.suffix == ".onnx" else program_artefact(text, path)
     source = open_source(text, model=model, state_key=state_key)
     network = source.checkpoint.model
     own = isinstance(getattr(network, "spec", None), ModelSpec)
@@ -170,7 +174,8 @@ def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [t.to(dtype) if t.is_floating_point() else t for t in inputs]
 
 
-def _program(text: str, path: Path) -> Artefact:
+def program_artefact(text: str, path: Path) -> Artefact:
+    """A program of torch.export, run by PyTorch; errors as `open_artefact`."""
     program = read_program(path)
     module = program.module()
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
@@ -228,9 +233,10 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
     ]
 
 
-def _onnx(text: str, path: Path) -> Artefact:
+def onnx_artefact(text: str, path: Path) -> Artefact:
+    """An ONNX file, run by onnxruntime; errors as `open_artefact`."""
     proto = read_onnx(path)
-    session = _session(path, text)
+    session = session_of(path, text)
     inputs = tuple(_onnx_inputs(proto, text))
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -241,7 +247,7 @@ def _onnx(text: str, path: Path) -> Artefact:
         kept = {output.name for output in exposed.graph.output}
         nodes = [(node, name) for node in exposed.graph.node for name in node.output if name]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in nodes if name not in kept)
-        every = _session(exposed.SerializeToString(), text)
+        every = session_of(exposed.SerializeToString(), text)
         found = dict(zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given), strict=True))
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [
@@ -260,14 +266,19 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """
     try:
         proto = onnx.load(path)
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(str(path))
     except Exception as error:  # protobuf, onnx and the file system each raise their own
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise SourceError(f"{path}: not a readable ONNX model ({first})") from error
     return proto
 
 
-def _session(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
+def session_of(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
+    """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
+
+    Raises:
+        SourceError: onnxruntime cannot load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -278,6 +289,28 @@ def _session(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxrunt
     except Exception as error:  # onnxruntime raises a type a failure
         first = next(iter(str(error).splitlines()), "")
         raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
+
+
+def model_session(model: onnx.ModelProto, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
+    """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
+    if not is_large(model):
+        return session_of(model.SerializeToString(), text)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_large(model, path)
+        return session_of(path, text)
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether a model is too large for one protobuf message, so that its weights need a file of their own."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_MESSAGE
+
+
+def save_large(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model to `path` and its weights to `path` with `.data` behind it."""
+    copy_of = onnx.ModelProto()
+    copy_of.CopyFrom(model)  # saving so moves the weights out of the message
+    onnx.save(copy_of, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
 
 
 def _run_session(session: Any, inputs: Sequence[Input], given: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: ANN401

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -43,42 +44,93 @@ def to_onnx(
     Raises:
         BuildError: an opset out of `OPSETS`, or the exporter, simplifier or checker failed.
     """
+    return finished(exported(model, example, opset=opset, dynamic_batch=dynamic_batch), metadata)
+
+
+def exported(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    opset: int = DEFAULT_OPSET,
+    dynamic_batch: bool = False,
+    optimise: bool = True,
+) -> onnx.ModelProto:
+    """`model` as its exporter writes it; arguments and errors as `to_onnx`.
+
+    With `optimise=False` batch normalisation stays as it is, for the graph core to fold in float64, and nodes are
+    named after the modules they come from.
+    """
     if opset not in OPSETS:
         raise BuildError(f"ONNX opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
-    try:
-        with _quiet():
-            exported = _export(model, example, opset, dynamic_batch)
-            simplified = _simplify(exported)
-            onnx.checker.check_model(simplified, full_check=True)
-    except Exception as error:  # exporters raise anything
-        first = next(iter(str(error).splitlines()), "")
-        raise BuildError(f"ONNX export at opset {opset} failed: {type(error).__name__}: {first}") from error
-    written = {entry.domain: entry.version for entry in simplified.opset_import}
+    with _failing_in_words(opset):
+        found = _export(model, example, opset, dynamic_batch, optimise)
+        if not optimise:
+            _name_after_modules(found)
+    written = {entry.domain: entry.version for entry in found.opset_import}
     if written.get("") != opset:
         raise BuildError(f"asked for ONNX opset {opset}, the exporter wrote {written.get('')}")
+    return found
+
+
+def finished(model: onnx.ModelProto, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """An exported model simplified and checked, without the exporter's notes.
+
+    Raises:
+        BuildError: the simplifier or checker failed.
+    """
+    with _failing_in_words(max(entry.version for entry in model.opset_import if not entry.domain)):
+        simplified = _simplify(model)
+        onnx.checker.check_model(simplified, full_check=True)
     del simplified.metadata_props[:]
     onnx.helper.set_model_props(simplified, dict(metadata or {}))
     return simplified
 
 
-def _export(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+@contextlib.contextmanager
+def _failing_in_words(opset: int) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # exporters raise anything
+        first = next(iter(str(error).splitlines()), "")
+        raise BuildError(f"ONNX export at opset {opset} failed: {type(error).__name__}: {first}") from error
+
+
+def _name_after_modules(model: onnx.ModelProto) -> None:
+    """Call nodes `module.path/Operation` where the exporter noted the path beside a name of its own."""
+    taken: set[str] = set()
+    for node in model.graph.node:
+        scopes = {prop.key: prop.value for prop in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+        path = [part for part in re.findall(r"'([^']*)'", scopes) if part]
+        wanted = f"{path[-2]}/{node.op_type}" if len(path) > 1 else node.name or node.op_type
+        name, count = wanted, 1
+        while name in taken:
+            name, count = f"{wanted}_{count}", count + 1
+        taken.add(name)
+        node.name = name
+
+
+def _export(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool, optimise: bool) -> onnx.ModelProto:
     """With the current exporter from opset 18 on, with the older one before that."""
     if opset < 18:
         buffer = io.BytesIO()
+        mode = torch.onnx.TrainingMode.EVAL if optimise else torch.onnx.TrainingMode.PRESERVE
         torch.onnx.export(  # takes file objects, though its annotation names paths only
             model, (example,), buffer,  # type: ignore[arg-type]
-            dynamo=False, opset_version=opset, input_names=["input"],
-            output_names=["output"], dynamic_axes={"input": [0], "output": [0]} if dynamic_batch else None,
+            dynamo=False, opset_version=opset, training=mode, input_names=["input"], output_names=["output"],
+            dynamic_axes={"input": [0], "output": [0]} if dynamic_batch else None,
         )  # fmt: skip
         return onnx.load_from_string(buffer.getvalue())
     if opset in _NOT_EXPORTED:
-        return onnx.version_converter.convert_version(_export(model, example, opset - 1, dynamic_batch), opset)
+        return onnx.version_converter.convert_version(
+            _export(model, example, opset - 1, dynamic_batch, optimise), opset
+        )
     # A batch of one would be taken for a constant.
     if dynamic_batch and example.shape[0] == 1:
         example = example.expand(2, *example.shape[1:])
     program = torch.onnx.export(
         model, (example,), dynamo=True, opset_version=opset, input_names=["input"], output_names=["output"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None, verbose=False, optimize=optimise,
     )  # fmt: skip
     if program is None:
         raise RuntimeError("the exporter returned nothing")
@@ -132,7 +184,7 @@ def verify_onnx(content: bytes, model: nn.Module, inputs: Sequence[Tensor]) -> A
 
 
 def onnx_function(model: bytes) -> Function:
-    """A serialised ONNX model of one input and one output as a function, run by onnxruntime on the CPU.
+    """A serialised ONNX model of one input as a function, run by onnxruntime on the CPU; several outputs are a tuple.
 
     Raises:
         BuildError: onnxruntime cannot load it.
@@ -148,7 +200,8 @@ def onnx_function(model: bytes) -> Function:
         raise BuildError(f"onnxruntime {onnxruntime.__version__} cannot load the model: {first}") from error
     name = session.get_inputs()[0].name
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
+    def run(x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = tuple(torch.from_numpy(value) for value in session.run(None, {name: x.contiguous().numpy()}))
+        return found[0] if len(found) == 1 else found
 
     return run

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from .expansion import expand, expandable
     from .forecasting import forecast
-    from .fusion import fuse
+    from .fusing import fuse
     from .kernels import Kernel
     from .models import create_model, list_models
     from .refusal import Refusal
@@ -75,7 +75,7 @@ _HOMES = {
     "expand": ".expansion",
     "expandable": ".expansion",
     "forecast": ".forecasting",
-    "fuse": ".fusion",
+    "fuse": ".fusing",
     "list_models": ".models",
     "load": ".checkpoint",
     "save": ".checkpoint",

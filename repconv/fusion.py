@@ -1,4 +1,4 @@
-"""`fuse`: every block of branches, and every convolution with its batch normalisation, becomes one convolution."""
+"""`fuse_blocks`: blocks of branches, and convolutions with their batch normalisation, become one convolution each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .refusal import Refusal
 from .report import FusedLayer, FusionReport, Size
 
 
-def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
+def fuse_blocks(model: nn.Module) -> tuple[nn.Module, FusionReport]:
     """A single-path copy of `model`, and what was done.
 
     Every `RepBlock`, and every other `Branch` (the convolutions of this package's plain networks), is replaced by one

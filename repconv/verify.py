@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .agreement import Agreement, Comparison, comparisons
-from .fusion import fuse, outermost_branches
+from .fusion import fuse_blocks, outermost_branches
 
 
 def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
@@ -25,13 +25,13 @@ def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, se
 
 
 def verify(model: nn.Module, fused: nn.Module, inputs: Sequence[Tensor]) -> Agreement:
-    """How far `fused`, made from `model` by `fuse`, is from it on `inputs`, each [n, c, h, w].
+    """How far `fused`, made from `model` by `fuse_blocks`, is from it on `inputs`, each [n, c, h, w].
 
     Blocks are fed the activations they really get. End to end, float64 forms of both are compared, then the model in
     its own dtype and the fused one against the float64 reference.
     """
     reference = copy.deepcopy(model).double()
-    exact, _ = fuse(reference)
+    exact, _ = fuse_blocks(reference)
     end_to_end: list[Comparison] = []
     for x in inputs:
         end_to_end += comparisons(reference, exact, x.double(), where=f"end to end, {_shape(x)}, float64")

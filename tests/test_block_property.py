@@ -96,8 +96,8 @@ def law(case: Case, randomise: Randomise, apart: Apart) -> None:
 
     float64: 1e-12 of the output's scale. float32: the larger of 1e-5 of it and twice the unfused block's own error.
     float16, bfloat16: at every pixel, one unit in the last place of |K| * |x| + |b|, half for rounding the weights once
-    and half for rounding the output, sums being kept in float32 (measured: 0.91); and 2e-3 and 1.5e-2 of the output's
-    scale (measured in 4,000 cases: 8.5e-4 and 6.9e-3). The unfused block rounds every branch: 8.2e-3 and 3.5e-2.
+    and half for rounding the output, sums being kept in float32 (measured: 0.91); and the larger of 2e-3 and 1.5e-2 of
+    the output's scale and twice the unfused block's own error, which rounds every branch.
     """
     with torch.no_grad():
         block, x = case.build(randomise)
@@ -113,7 +113,9 @@ def law(case: Case, randomise: Randomise, apart: Apart) -> None:
         elif case.dtype == torch.float32:
             assert error <= max(1e-5, 2 * apart(unfused, reference))
         else:
-            assert error <= {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[case.dtype]
+            assert error <= max(
+                {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[case.dtype], 2 * apart(unfused, reference)
+            )
             sizes = Kernel(kernel.weight.abs(), kernel.bias.abs(), kernel.stride, kernel.padding, kernel.groups)
             unit = torch.finfo(case.dtype).eps * sizes(x.double().abs())
             # 1e-6: weights too small for float16's normal numbers; 1 %: rounding of rounded numbers.

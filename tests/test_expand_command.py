@@ -58,8 +58,10 @@ def test_a_users_network_is_expanded_saved_trained_fused_and_verified(run, tmp_p
     assert not (tmp_path / "f.onnx").exists()
     code, out, err = run("fuse", "m.pt", "-o", "f.onnx", "--model", name)
     assert code == 0, err
+    assert "equal: all" in out
+    code, out, _ = run("fuse", "m.pt", "-o", "f.pt", "--model", name)
+    assert code == 0
     assert "fp16 holds all" in out
-    assert run("fuse", "m.pt", "-o", "f.pt", "--model", name)[0] == 0
     assert run("verify", "m.pt", "f.onnx", "--model", name)[0] == 0
     assert run("verify", "f.pt", "f.onnx", "--model", name)[0] == 0
     fused = load(tmp_path / "f.pt", own_code=name)

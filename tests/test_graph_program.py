@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import repconv
 from repconv.graph import fuse_program
+from repconv.graph.exported_program import rewrite
+from repconv.graph.program_evidence import program_regions
 
 
 def shake(model: nn.Module) -> nn.Module:
@@ -97,6 +99,42 @@ def test_a_program_with_nothing_to_gain_is_returned_as_it_is() -> None:
     same, report = fuse_program(program)
     assert same is program
     assert not report.layers
+
+
+def test_fuse_with_example_inputs_is_the_same_core() -> None:
+    model, x = shake(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
+    program, report = repconv.fuse(model, x)
+    assert report.after.convolutions == 2
+    assert [layer.geometry for layer in report.layers] == ["3x3, 4 -> 4"] * 2
+    assert report.layers[0].before.convolutions == 2
+    assert report.after.flops < report.before.flops
+    with torch.no_grad():
+        assert float((program.module()(x) - model.double()(x.double())).abs().max()) < 1e-5
+
+
+def test_fuse_says_what_torch_export_cannot_follow() -> None:
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(repconv.FusionError, match=r"torch\.export cannot follow Looks"):
+        repconv.fuse(Looks().eval(), torch.randn(1, 4, 8, 8))
+    with pytest.raises(repconv.FusionError, match=r"training mode \(at its root\); call model.eval\(\)"):
+        repconv.fuse(InPlace(), torch.randn(1, 4, 8, 8))
+
+
+def test_every_region_is_measured_against_what_it_stands_for() -> None:
+    model, x = shake(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
+    rewritten = rewrite(export(model, x))
+    found = program_regions(rewritten, (x,))
+    assert [c.where for c in found] == [layer.name for layer in rewritten.report.layers]
+    assert all(c.passed and c.own is not None and 0 < c.error.to_scale < 1e-5 for c in found)
+    weight = next(p for name, p in rewritten.after.named_parameters() if name.endswith("_weight"))
+    with torch.no_grad():
+        weight[0, 0, 0, 0] += 0.1
+    first, second = program_regions(rewritten, (x,))
+    assert not first.passed
+    assert second.passed, "fed with what the first really gives"
 
 
 class Parted(nn.Module):

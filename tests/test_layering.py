@@ -28,7 +28,7 @@ LAYERS = (
     ("report",),
     ("fusion",),
     ("graph",),
-    ("forecasting", "inspection", "verify"),
+    ("forecasting", "fusing", "inspection", "verify"),
     ("states",),
     ("checkpoint",),
     ("sources",),

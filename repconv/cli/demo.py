@@ -36,7 +36,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from ..checkpoint import load, save
     from ..errors import OutputError, VerificationError
     from ..files import whole_file
-    from ..fusion import fuse
+    from ..fusion import fuse_blocks
     from ..verify import count_flops, probes, verify
     from .record import file_record, write_json
     from .text import fusion_tables, table
@@ -54,7 +54,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     accuracy = known.metrics.get("test_top1")
     trained = f" to {accuracy:.1%} test accuracy" if accuracy is not None else ""
     click.echo(f"1. Fuse {_CHECKPOINT}, an IRep-ResNet trained on CIFAR-10{trained}.\n")
-    fused, report = fuse(model)
+    fused, report = fuse_blocks(model)
     report = report.with_flops(count_flops(model, shape), count_flops(fused, shape))
     agreement = verify(model, fused, probes(shape))
     report = report.with_agreement(agreement)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -124,19 +123,14 @@ def _blocks(model: nn.Module) -> list[tuple[str, list[str], str]]:
 def _tables(before: nn.Module, after: nn.Module, refusals: tuple[Refusal, ...]) -> str:
     """The blocks, the convolutions that stay and why, and the sizes before and after."""
     from ..fusion import size
-    from .text import size_table, table
+    from .text import refusal_list, size_table, table
 
     blocks = _blocks(after)
     rows = [["block", "stands for", "branches"]]
     rows += [[name, shape, f"{len(kinds)}: {' '.join(kinds)}"] for name, kinds, shape in blocks]
     parts = [table(rows)]
-    reasons = Counter(refusal.why for refusal in refusals)
-    if reasons:
-        kept = [["convolutions that stay", ""]]
-        for why, count in reasons.most_common():
-            names = [r.where for r in refusals if r.why == why]
-            kept.append([why, ", ".join(names[:2]) + (f" and {count - 2} more" if count > 2 else "")])
-        parts.append(table(kept))
+    if refusals:
+        parts.append(refusal_list("convolutions that stay", refusals))
     sizes = size(before), size(after)
-    parts.append(size_table(len(_blocks(before)), len(blocks), *sizes))
+    parts.append(size_table((len(_blocks(before)), len(blocks)), *sizes))
     return "\n\n".join(parts)

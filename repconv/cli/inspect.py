@@ -11,6 +11,7 @@ from .options import json_option, source_options
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..graph.foresight import Foresight
     from ..inspection import Inspection, Layer
     from ..sources import Source
 
@@ -26,16 +27,17 @@ _METADATA_SHOWN = 80
 def command(source: str, model_name: str | None, state_key: str | None, json_file: str | None) -> None:
     """Show what is inside SOURCE, block by block, and what fusing would make of it, without computing it.
 
-    Of an .onnx file: opset, inputs, outputs, operators and metadata.
+    Of an .onnx file also opset, inputs, outputs, operators and metadata.
     """
     from pathlib import Path
 
     from ..inspection import inspect
     from ..sources import open_source
     from .record import file_record, write_json
+    from .text import foresight_tables
 
-    if Path(source).suffix == ".onnx":
-        _inspect_onnx(Path(source), json_file)
+    if Path(source).suffix in (".onnx", ".pt2"):
+        _inspect_graph(Path(source), json_file)
         return
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:
@@ -43,23 +45,62 @@ def command(source: str, model_name: str | None, state_key: str | None, json_fil
     found = inspect(loaded.checkpoint.model)
     facts = _facts(loaded)
     click.echo("\n".join(f"  {key:<14} {value}" for key, value in facts.items()) + "\n")
-    click.echo(_picture(found))
+    foreign = _foresee(loaded) if not found.layers and not loaded.checkpoint.fused else None
+    click.echo(_picture(found) if foreign is None else foresight_tables(foreign))
     if json_file is not None:
         write_json(json_file, "repconv.inspect/1", {
             "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
             "facts": facts, "inspection": found.to_dict(),
+            **({} if foreign is None else {"graph": foreign.to_dict()}),
         })  # fmt: skip
 
 
-def _inspect_onnx(path: Path, json_file: str | None) -> None:
-    from repconv.export.onnx_summary import summarise_onnx
+def _foresee(loaded: Source) -> Foresight | None:
+    """What fusing its graph would do, for a network without blocks whose image shape is known."""
+    import torch
+
+    from ..errors import FusionError
+    from ..fusing import exported_program
+    from ..graph import foresee_program
+    from ..verify import dtype_of
+
+    shape = loaded.checkpoint.input_shape
+    if shape is None:
+        return None
+    x = torch.zeros(1, *shape, dtype=dtype_of(loaded.checkpoint.model))
+    try:
+        return foresee_program(exported_program(loaded.checkpoint.model, x))
+    except FusionError as error:
+        click.echo(f"repconv: {loaded.name}: {error}", err=True)
+        return None
+
+
+def _inspect_graph(path: Path, json_file: str | None) -> None:
+    """An .onnx file or a .pt2 program."""
+    from repconv.export.programs import read_program
 
     from ..errors import SourceError
+    from ..graph import foresee_onnx, foresee_program
     from .record import file_record, write_json
-    from .text import table
+    from .text import foresight_tables
 
     if not path.is_file():
         raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
+    more = _show_onnx(path) if path.suffix == ".onnx" else {}
+    found = foresee_onnx(path) if path.suffix == ".onnx" else foresee_program(read_program(path))
+    click.echo(foresight_tables(found))
+    if json_file is not None:
+        write_json(json_file, "repconv.inspect/1", {
+            "source": {"name": str(path), **file_record(path)}, **more, "graph": found.to_dict(),
+        })  # fmt: skip
+
+
+def _show_onnx(path: Path) -> dict[str, object]:
+    """Print what an .onnx file is, and return it for the JSON."""
+    from repconv.export.onnx_summary import summarise_onnx
+
+    from .text import table
+
     found = summarise_onnx(path)
     facts = {
         "form": "ONNX", "written by": found.producer,
@@ -71,11 +112,8 @@ def _inspect_onnx(path: Path, json_file: str | None) -> None:
     width = max(14, *map(len, facts))
     click.echo("\n".join(f"  {key:<{width}} {value}" for key, value in facts.items() if value) + "\n")
     rows = [["operator", "nodes"], *([kind, str(count)] for kind, count in found.nodes.items())]
-    click.echo(table(rows, right=(1,)))
-    if json_file is not None:
-        write_json(json_file, "repconv.inspect/1", {
-            "source": {"name": str(path), **file_record(path)}, "facts": facts, "onnx": found.to_dict(),
-        })  # fmt: skip
+    click.echo(table(rows, right=(1,)) + "\n")
+    return {"facts": facts, "onnx": found.to_dict()}
 
 
 def _facts(loaded: Source) -> dict[str, str]:
@@ -118,7 +156,7 @@ def _picture(found: Inspection) -> str:
         ]
     blocks = [la for la in found.layers if la.fixed or la.gates]
     kept = sum(la.refusal is not None for la in blocks)
-    return "\n".join([*lines, size_table(len(blocks), kept, found.before, found.after)])
+    return "\n".join([*lines, size_table((len(blocks), kept), found.before, found.after)])
 
 
 def _mark(layer: Layer, kind: str) -> str:

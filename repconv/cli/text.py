@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import click
 
 from ..forecasting import Forecast
+from ..graph.foresight import Foresight
+from ..refusal import Refusal
 from ..report import FusionReport, Size
 
 
@@ -61,13 +63,78 @@ def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str
             )
     parts += [f"  left as it is: {r.where}: {r.why}" for r in report.refusals]
     kept = len(report.refusals)
-    parts.append(size_table(len(report.blocks) + kept, kept, report.before, report.after))
+    parts.append(size_table((len(report.blocks) + kept, kept), report.before, report.after))
     return "\n\n".join(parts)
 
 
-def size_table(blocks: int, kept: int, before: Size, after: Size) -> str:
-    """A network before and after: its multi-branch blocks, how many of them stay, and its sizes, where known."""
-    rows = [["", "before", "after"], ["multi-branch blocks", str(blocks), str(kept)]]
+def graph_tables(report: FusionReport) -> str:
+    """What each convolution of a graph was made of, what stays as it is and why, and the sizes before and after."""
+    parts = []
+    if report.layers:
+        errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
+        rows = [["convolution", "made of", "becomes", "error", "unfused"]]
+        for layer in report.layers:
+            found = errors.get(layer.name)
+            rows.append([
+                _short(layer.name), _made_of(layer.branches), layer.geometry,
+                f"{found.error.to_scale:.1e}" if found else "",
+                f"{found.own.to_scale:.1e}" if found and found.own else "",
+            ])  # fmt: skip
+        parts.append(table(rows, right=(3, 4)))
+        parts.append(
+            "  error: largest difference from what those nodes give in float64 of the tensors the convolution reads,\n"
+            "  relative to the output's scale; unfused: the same for the nodes themselves in the graph's own precision"
+        )
+    if report.refusals:
+        parts.append(refusal_list("left as it is", report.refusals))
+    parts.append(size_table(None, report.before, report.after))
+    return "\n\n".join(parts)
+
+
+def foresight_tables(found: Foresight) -> str:
+    """What fusing a graph would write and leave, and the counts before and after."""
+    parts = []
+    if found.layers:
+        rows = [["would become one", "made of", "convolution"]]
+        rows += [[_short(layer.name), _made_of(layer.nodes), layer.geometry] for layer in found.layers]
+        parts.append(table(rows))
+    else:
+        parts.append("  nothing in it fuses: no region of it would become fewer or cheaper convolutions")
+    if found.refusals:
+        parts.append(refusal_list("would stay as it is", found.refusals))
+    counts = [["", "before", "after"], ["convolutions", *map(str, found.convolutions)]]
+    counts.append(["batch norms", *map(str, found.batch_norms)])
+    parts.append(table(counts, right=(1, 2)))
+    return "\n\n".join(parts)
+
+
+def _made_of(nodes: Sequence[str]) -> str:
+    """How many nodes, and the first and the last."""
+    ends = [_short(nodes[0]), _short(nodes[-1])] if len(nodes) > 1 else [_short(node) for node in nodes]
+    return f"{len(nodes)}: {' .. '.join(ends)}"
+
+
+def _short(name: str, width: int = 44) -> str:
+    return name if len(name) <= width else f"..{name[2 - width :]}"
+
+
+def refusal_list(title: str, refusals: Sequence[Refusal]) -> str:
+    """Each reason once, after the first places it holds for."""
+    places: dict[str, list[str]] = {}
+    for refusal in refusals:
+        places.setdefault(refusal.why, []).append(_short(refusal.where))
+    lines = [f"  {title}"]
+    for why, where in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+        lines.append(click.wrap_text(f"{', '.join(where[:3])}{more}: {why}", 116, "  - ", "    "))
+    return "\n".join(lines)
+
+
+def size_table(blocks: tuple[int, int] | None, before: Size, after: Size) -> str:
+    """A network before and after: its multi-branch blocks and its sizes, where known."""
+    rows = [["", "before", "after"]]
+    if blocks is not None:
+        rows.append(["multi-branch blocks", *map(str, blocks)])
     for label, values in (
         ("convolutions", (before.convolutions, after.convolutions)),
         ("batch norms", (before.batch_norms, after.batch_norms)),

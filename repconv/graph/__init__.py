@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .exported_program import foresee_program as foresee_program
     from .exported_program import fuse_program as fuse_program
+    from .onnx_model import foresee_onnx as foresee_onnx
     from .onnx_model import fuse_onnx as fuse_onnx
 
-_HOMES = {"fuse_onnx": ".onnx_model", "fuse_program": ".exported_program"}
+_HOMES = {
+    "foresee_onnx": ".onnx_model",
+    "foresee_program": ".exported_program",
+    "fuse_onnx": ".onnx_model",
+    "fuse_program": ".exported_program",
+}
 
-__all__ = ["fuse_onnx", "fuse_program"]
+__all__ = ["foresee_onnx", "foresee_program", "fuse_onnx", "fuse_program"]
 
 
 def __getattr__(name: str) -> object:

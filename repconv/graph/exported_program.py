@@ -2,33 +2,115 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
 from ..errors import FusionError
-from ..kernels import Kernel
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Size
 from .expression import Expression, Term
+from .foresight import Foresight, foreseen
 from .program_facts import NORMS, ProgramFacts, passes_through
 from .program_reader import read_program
-from .region import plan
+from .region import Plan, plan
+from .step import Step
 
 _aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program's graph before and after fusing, sharing what nothing changed.
+
+    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
+        the nodes of `before`.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    pairs: Mapping[str, fx.Node]
+    report: FusionReport
+    labels: Mapping[str, str]
 
 
 def fuse_program(program: ExportedProgram) -> tuple[ExportedProgram, FusionReport]:
     """A program with one convolution where affine regions allow it, and what was done; the one given is not changed.
 
     The result is an exported program again: it saves to `.pt2`, compiles, and exports to ONNX without the model's code.
-    Open sizes stay open.
+    Open sizes stay open. A program with nothing to gain is returned itself.
 
     Raises:
         FusionError: the program has no example inputs to be traced with again, or cannot be.
     """
+    rewritten = rewrite(program)
+    return export_again(program, rewritten), rewritten.report
+
+
+def rewrite(program: ExportedProgram) -> Rewritten:
+    """What `fuse_program` does to the graph, before it becomes an exported program again.
+
+    Raises:
+        FusionError: as `fuse_program`.
+    """
+    module = _graph_module(program)
+    original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+    facts, _, chosen, refusals = _planned(module)
+    before = _measure(module, facts)
+    nodes = dict(facts.nodes)
+    layers = []
+    try:
+        for name, found in chosen.rewritten.items():
+            layers += _emit(module, facts, nodes, name, found, chosen.origins[name])
+    except FusionError as error:
+        report = FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
+        return Rewritten(original, original, {}, report, facts.labels)
+    if not chosen.rewritten:
+        report = FusionReport((), (*refusals, *chosen.refusals), before, before)
+        return Rewritten(original, original, {}, report, facts.labels)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    _drop_unread(module)
+    module.recompile()
+    pairs = {name: nodes[name] for name in chosen.rewritten}
+    after = _measure(module, ProgramFacts(module))
+    report = FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, after)
+    return Rewritten(original, module, pairs, report, facts.labels)
+
+
+def foresee_program(program: ExportedProgram) -> Foresight:
+    """What `fuse_program` would do, from shapes, without the weights it would write.
+
+    Raises:
+        FusionError: as `fuse_program`.
+    """
+    module = _graph_module(program)
+    facts, steps, chosen, refusals = _planned(module)
+    return foreseen(steps, chosen, refusals, _measure(module, facts))
+
+
+def _planned(module: fx.GraphModule) -> tuple[ProgramFacts, list[Step], Plan, list[Refusal]]:
+    """The choice of what is written, before anything is."""
+    facts = ProgramFacts(module)
+    steps, refusals = read_program(facts)
+    made = {step.output for step in steps}
+    needed = {
+        source.name
+        for node in module.graph.nodes
+        if node.name not in made and not passes_through(node, made)
+        for source in node.all_input_nodes
+    } & made
+    sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
+    return facts, steps, plan(steps, needed, sizes), refusals
+
+
+def _graph_module(program: ExportedProgram) -> fx.GraphModule:
+    """The program as a graph of ATen operations without those that fusing would stumble over."""
     if program.example_inputs is None:
         raise FusionError("the exported program holds no example inputs; export it again with them")
     # In-place operations become ordinary ones; with no decompositions given, convolutions and the like stay.
@@ -48,40 +130,26 @@ def fuse_program(program: ExportedProgram) -> tuple[ExportedProgram, FusionRepor
             zeros.meta["val"] = like
             node.replace_all_uses_with(zeros)
             module.graph.erase_node(node)
-    before = _measure(module)
-    facts = ProgramFacts(module)
-    steps, refusals = read_program(facts)
-    nodes = dict(facts.nodes)
-    made = {step.output for step in steps}
-    needed = {
-        source.name
-        for node in module.graph.nodes
-        if node.name not in made and not passes_through(node, made)
-        for source in node.all_input_nodes
-    } & made
-    sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
-    chosen = plan(steps, needed, sizes)
-    layers = []
-    try:
-        for name, found in chosen.rewritten.items():
-            layers += _emit(module, nodes, name, found, chosen.origins[name])
-    except FusionError as error:
-        return program, FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
-    if not chosen.rewritten:
-        return program, FusionReport((), (*refusals, *chosen.refusals), before, before)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    _drop_unread(module)
-    module.recompile()
+    return module
+
+
+def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProgram:
+    """The rewritten graph as an exported program with the inputs and open sizes of `program`.
+
+    Raises:
+        FusionError: torch.export cannot.
+    """
+    if not rewritten.pairs or program.example_inputs is None:
+        return program
+    module = rewritten.after
     arguments, options = program.example_inputs
     leaves = [v.meta.get("val") for v in module.graph.nodes if v.op == "placeholder"]
     is_open = any(not isinstance(d, int) for v in leaves if isinstance(v, Tensor) for d in v.shape)
     dynamic = _dynamic(module, arguments, options) if is_open else None
     try:
-        fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+        return torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise FusionError(f"the fused program cannot be exported again: {str(error).splitlines()[0]}") from error
-    return fused, FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, _measure(module))
 
 
 def _dynamic(module: fx.GraphModule, arguments: tuple[object, ...], options: dict[str, object]) -> object:
@@ -102,7 +170,12 @@ def _dynamic(module: fx.GraphModule, arguments: tuple[object, ...], options: dic
 
 
 def _emit(
-    module: fx.GraphModule, nodes: dict[str, fx.Node], name: str, found: Expression, origins: tuple[str, ...]
+    module: fx.GraphModule,
+    facts: ProgramFacts,
+    nodes: dict[str, fx.Node],
+    name: str,
+    found: Expression,
+    origins: tuple[str, ...],
 ) -> list[FusedLayer]:
     """Put what makes `name` in its place.
 
@@ -113,6 +186,7 @@ def _emit(
     like = old.meta["val"]
     graph = module.graph
     bias = None if found.bias.is_zero else found.bias.parts[0]
+    read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
     layers, parts = [], []
     with graph.inserting_before(old):
         for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
@@ -125,7 +199,11 @@ def _emit(
             else:
                 parts.append(_convolve(module, source, term, bias, name, like))
                 bias = None
-                layers.append(_layer(parts[-1].name, term, origins))
+                layers.append(FusedLayer(
+                    facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights)
+                ))  # fmt: skip
+        for part in parts:
+            part.meta.setdefault("val", like)
         total = parts[0]
         for part in parts[1:]:
             total = graph.call_function(_aten.add.Tensor, (total, part))
@@ -180,9 +258,15 @@ def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.
     return module.graph.get_attr(wanted)
 
 
-def _layer(name: str, term: Term, origins: tuple[str, ...]) -> FusedLayer:
-    kernel: Kernel = term.kernel
-    return FusedLayer(name, str(kernel.geometry), origins, Size(0, 0, 0), Size(1, 0, term.form.weights))
+def _size_of(nodes: Sequence[fx.Node], module: fx.GraphModule) -> Size:
+    """Convolutions, batch normalisations and numbers that some nodes hold."""
+    kinds = [str(node.target) for node in nodes]
+    held = {str(n.target) for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
+    tensors = [operator.attrgetter(name)(module) for name in held]
+    return Size(
+        sum(k.startswith("aten.conv2d.") for k in kinds), sum(k in NORMS for k in kinds),
+        sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)),
+    )  # fmt: skip
 
 
 def _drop_unread(module: fx.GraphModule) -> None:
@@ -194,9 +278,23 @@ def _drop_unread(module: fx.GraphModule) -> None:
             delattr(operator.attrgetter(path)(module) if path else module, leaf)
 
 
-def _measure(module: fx.GraphModule) -> Size:
+def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
     names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     return Size(
         sum(n.startswith("aten.conv2d.") for n in names), sum(n in NORMS for n in names),
-        sum(p.numel() for p in module.parameters()),
+        sum(p.numel() for p in module.parameters()), _flops(module, facts),
     )  # fmt: skip
+
+
+def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
+    """Of the 2-D convolutions of one image, two a multiply-add; None where a size is not known."""
+    total = 0
+    for node in module.graph.nodes:
+        if not str(node.target).startswith("aten.conv2d."):
+            continue
+        weight, value = facts.constant(node.args[1]), node.meta.get("val")
+        if weight is None or not isinstance(value, Tensor) or value.dim() != 4:
+            return None
+        _, height, width = facts.nominal(node)
+        total += 2 * height * width * weight.numel()
+    return total

@@ -38,6 +38,17 @@ class Form:
         return rows, columns
 
     @property
+    def label(self) -> str:
+        """What a table shows: `3x3, 8 -> 16, stride 2x2, dilation 2x2, groups 4`."""
+        g, (rows, columns) = self.geometry, self.taps
+        extra = (
+            f", stride {g.stride[0]}x{g.stride[1]}" if g.stride != (1, 1) else "",
+            f", dilation {self.dilation[0]}x{self.dilation[1]}" if self.dilation != (1, 1) else "",
+            f", groups {g.groups}" if g.groups > 1 else "",
+        )
+        return f"{rows}x{columns}, {g.in_channels} -> {g.out_channels}{''.join(extra)}"
+
+    @property
     def is_diagonal(self) -> bool:
         """True for one number a channel: a scale."""
         g = self.geometry

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from ..errors import FusionError
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Size
+from .foresight import Foresight, foreseen
 from .onnx_facts import Facts, captured, first_line, without_weights
 from .onnx_reader import read_steps
 from .onnx_writer import Emission, Names, emit, without_unread
@@ -34,22 +35,37 @@ def fuse_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.Mod
         FusionError: not a readable, valid ONNX model.
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
+    facts, steps, chosen, refusals = _planned(source)
+    result, layers, more = _write(source, facts, steps, chosen, captured(source.graph))
+    _check(result)
+    report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
+    return result, report
+
+
+def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
+    """What `fuse_onnx` would do, from shapes, without the weights it would write.
+
+    Raises:
+        FusionError: as `fuse_onnx`.
+    """
+    source = model if isinstance(model, onnx.ModelProto) else load(model)
+    facts, steps, chosen, refusals = _planned(source)
+    return foreseen(steps, chosen, refusals, measure(source, facts))
+
+
+def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Refusal]]:
+    """The choice of what is written, before anything is."""
     _check(source)
     facts = Facts(source)
     steps, refusals = read_steps(facts)
-    outer = captured(source.graph)
-    needed = {value.name for value in source.graph.output} | outer
+    needed = {value.name for value in source.graph.output} | captured(source.graph)
     made = {step.output for step in steps}
     affine = {id(facts.makers[name]) for name in made}
     for node in source.graph.node:
         if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
             needed.update(name for name in node.input if name in made)
     sizes = {name: nominal(dims) for name, dims in facts.dims.items() if isinstance(dims[1], int)}
-    chosen = plan(steps, needed, sizes)
-    result, layers, more = _write(source, facts, steps, chosen, outer)
-    _check(result)
-    report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
-    return result, report
+    return facts, steps, plan(steps, needed, sizes), refusals
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:

@@ -110,16 +110,7 @@ def _convolution(
         "Conv", inputs, [target], name, group=kernel.groups, strides=list(kernel.stride), pads=list(kernel.padding),
         dilations=[rows, columns], kernel_shape=list(weight.dims[2:]),
     ))  # fmt: skip
-    size = "x".join(str(d) for d in weight.dims[2:])
-    extra = "".join(
-        (
-            f", stride {kernel.stride[0]}x{kernel.stride[1]}" if kernel.stride != (1, 1) else "",
-            f", dilation {rows}x{columns}" if (rows, columns) != (1, 1) else "",
-            f", groups {kernel.groups}" if kernel.groups > 1 else "",
-        )
-    )
-    g = kernel.geometry
-    result.convolutions.append((name, f"{size}, {g.in_channels} -> {g.out_channels}{extra}"))
+    result.convolutions.append((name, term.form.without_cropping().label))
 
 
 def written(term: Term) -> tuple[Kernel, int, int]:

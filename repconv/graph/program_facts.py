@@ -29,6 +29,8 @@ class ProgramFacts:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
+        self.labels = _labels(module.graph)
+        """What reports call a node: the module it comes from and the operation."""
         self._constants: dict[fx.Node, Tensor | None] = {}
 
     def constant(self, node: object) -> Tensor | None:
@@ -90,3 +92,21 @@ def kind_of(node: fx.Node) -> str:
 def passes_through(node: fx.Node, made: Collection[str]) -> bool:
     """True for a node that only affine steps, those of `made`, read on, so that it needs no input for itself."""
     return str(node.target) in (FUNCTIONAL_NORM, *SPLITS) and all(user.name in made for user in node.users)
+
+
+def _labels(graph: fx.Graph) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    taken: set[str] = set()
+    for node in graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = str(stack[-1][0]).partition("@")[0].removeprefix("L['self'].") if stack else ""
+        operation = kind_of(node) or str(node.target)
+        if operation == FUNCTIONAL_NORM:
+            operation = NORMS[0]
+        wanted = f"{path}/{operation.split('.')[1]}" if path and operation.startswith("aten.") else node.name
+        name, count = wanted, 1
+        while name in taken:
+            name, count = f"{wanted}_{count}", count + 1
+        taken.add(name)
+        labels[node.name] = name
+    return labels

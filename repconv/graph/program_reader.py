@@ -38,7 +38,7 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
             steps.append(_step(facts, node, terms, offset))
         except (NotAffineError, GeometryError) as error:
             if str(error):
-                refusals.append(Refusal(node.name, str(error)))
+                refusals.append(Refusal(facts.labels[node.name], str(error)))
     return steps, refusals
 
 
@@ -55,7 +55,7 @@ def _step(facts: ProgramFacts, node: fx.Node, terms: tuple[Term, ...], offset: O
         cost = convolution(terms[0].form, facts.nominal(sources[0]), size)
     else:
         cost = Cost() if kind in _FREE else elementwise(len(terms), size)
-    return Step(node.name, node.name, kind, terms, cost, offset, _ROUNDING[dtype])
+    return Step(node.name, facts.labels[node.name], kind, terms, cost, offset, _ROUNDING[dtype])
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:

@@ -1,0 +1,83 @@
+"""How far each fused region of a program is from the operations it stands for, on the tensors it really reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..agreement import Comparison, compare_tensors
+from .exported_program import Rewritten
+
+
+def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Comparison, ...]:
+    """One comparison a tensor that fusing writes anew, named as in the report where a convolution makes it.
+
+    The fused graph runs on `inputs`. Then the operations each region stands for run in float64 on the tensors the
+    region reads, which is the reference, and in the program's own dtype, which is the unfused program's own error.
+    """
+    if not rewritten.pairs:
+        return ()
+    names = {node.name for node in rewritten.after.graph.nodes}
+    known = {**{name: name for name in names}, **{name: node.name for name, node in rewritten.pairs.items()}}
+    recorder = _Recorder(rewritten.after)
+    with torch.no_grad():
+        recorder.run(*inputs)
+        return tuple(
+            _compare(rewritten, name, {old: recorder.seen[new] for old, new in known.items() if new in recorder.seen})
+            for name in rewritten.pairs
+        )
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401  # fx's signature
+        """Run one node, and keep what it gives."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.seen[n.name] = result
+        return result
+
+
+def _compare(rewritten: Rewritten, name: str, known: Mapping[str, Tensor]) -> Comparison:
+    nodes = {node.name: node for node in rewritten.before.graph.nodes}
+    outer = {key: value for key, value in known.items() if key != name}
+    wanted = _evaluate(nodes[name], rewritten.before, outer, lambda t: t.double() if t.is_floating_point() else t)
+    own = _evaluate(nodes[name], rewritten.before, outer, lambda t: t)
+    return replace(
+        compare_tensors(wanted, known[name], own), where=rewritten.labels[name], shape=tuple(wanted.shape)
+    )  # fmt: skip
+
+
+def _evaluate(
+    node: fx.Node, module: fx.GraphModule, known: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What `node` gives of the `known` tensors, each number cast first."""
+    values: dict[fx.Node, Any] = {}
+
+    def value(n: fx.Node) -> Any:  # noqa: ANN401  # tensors, and what goes with them
+        if n not in values:
+            values[n] = _once(n)
+        return values[n]
+
+    def _once(n: fx.Node) -> Any:  # noqa: ANN401
+        if n.op == "get_attr":
+            held: Any = module
+            for part in str(n.target).split("."):
+                held = getattr(held, part)
+            return cast(held.detach())
+        if n.name in known:
+            return cast(known[n.name])
+        function: Any = n.target  # what is left are calls of functions
+        return function(*fx.node.map_arg(n.args, value), **fx.node.map_arg(n.kwargs, value))
+
+    result: Tensor = value(node)
+    return result
