@@ -161,7 +161,20 @@ def check(seed: int) -> Counter[str]:
     if report.before.flops is not None and report.after.flops is not None:
         assert report.after.flops <= report.before.flops
     assert all(refusal.why and refusal.where for refusal in report.refusals)
-    return Counter(refusal.why[:40] for refusal in report.refusals)
+    return Counter(explanation(refusal.why) for refusal in report.refusals)
+
+
+EXPLANATIONS = (
+    "has a bias and is padded with zeros", "without counting padded pixels", "not cheaper", "strides differ",
+    "a padded convolution after one larger than 1x1", "out of an open number of them", "may differ in size",
+    "outputs differ in size",
+)  # fmt: skip
+
+
+def explanation(why: str) -> str:
+    found = [phrase for phrase in EXPLANATIONS if phrase in why]
+    assert found, f"nobody has thought of this refusal: {why}"
+    return found[0]
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)
@@ -173,5 +186,5 @@ def test_random_graphs_compute_the_same_after_fusing(seed: int) -> None:
 @pytest.mark.slow
 def test_a_thousand_random_graphs_and_why_some_stay() -> None:
     why = sum((check(seed) for seed in range(1000)), Counter[str]())
-    assert any("bias" in reason for reason in why)
-    assert any("without counting padded" in reason for reason in why)
+    assert all(why[phrase] >= 10 for phrase in EXPLANATIONS[:3]), why
+    assert why["a padded convolution after one larger than 1x1"] >= 10

@@ -198,7 +198,44 @@ def test_strides_that_differ_stay_apart() -> None:
     model = Text(lines).model()
     fused, report = fuse_onnx(model)
     assert [n.op_type for n in fused.graph.node] == ["Conv", "Conv", "Add"], report
+    assert ["cannot be added" in r.why and "strides differ" in r.why for r in report.refusals] == [True]
     assert_same(model, fused)
+
+
+def test_branches_that_stay_for_their_price_say_so_once() -> None:
+    """32 channels through 2 and back beside the input itself: one convolution would do fourteen times the work."""
+    for width, is_fused in ((2, False), (32, True)):
+        held = {"down": (width, 32, 3, 3), "up": (32, width, 1, 1), "side": (32, 1, 1, 1)}
+        random = np.random.default_rng(0)
+        nodes = [
+            helper.make_node("Conv", ["x", "down"], ["narrow"], "narrow", pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["narrow", "up"], ["wide"], "wide"),
+            helper.make_node("Conv", ["x", "side"], ["scaled"], "scaled", group=32),
+            helper.make_node("Add", ["wide", "scaled"], ["inner"], "inner"),
+            helper.make_node("Add", ["inner", "x"], ["y"], "outer"),
+        ]
+        sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 32, 16, 16]) for n in "xy"]
+        weights = [numpy_helper.from_array(random.standard_normal(s).astype(np.float32), n) for n, s in held.items()]
+        model = helper.make_model(
+            helper.make_graph(nodes, "narrow", sides[:1], sides[1:], weights),
+            opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+        )  # fmt: skip
+        fused, report = fuse_onnx(model)
+        assert_same(model, fused)
+        assert ([n.op_type for n in fused.graph.node] == ["Conv"]) == is_fused, report.refusals
+        if not is_fused:
+            (refusal,) = report.refusals
+            assert refusal.where == "outer"
+            assert refusal.why.startswith("not cheaper: 2 convolutions with 163,840 multiply-adds and")
+            assert "1 convolution with 2,359,296 multiply-adds" in refusal.why
+
+
+def test_sums_of_different_tensors_are_no_branches() -> None:
+    """A residual network's addition and shortcut have nothing to join, and say nothing."""
+    lines = ["p = Conv(x,w3)", "a = Relu(p)", "q = Conv(a,w1)", "r = Conv(x,w3b)", "y = Add(q,r)"]
+    fused, report = fuse_onnx(Text(lines).model())
+    assert [n.op_type for n in fused.graph.node] == ["Conv", "Relu", "Conv", "Conv", "Add"]
+    assert not report.refusals
 
 
 def test_a_subgraph_and_what_it_captures_stay() -> None:

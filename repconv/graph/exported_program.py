@@ -18,7 +18,8 @@ from .expression import Expression, Term
 from .foresight import Foresight, foreseen
 from .program_facts import NORMS, ProgramFacts, passes_through
 from .program_reader import read_program
-from .region import Plan, Step, plan
+from .region import Plan, plan
+from .step import Step
 
 _aten = torch.ops.aten
 

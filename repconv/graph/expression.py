@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..errors import GeometryError
 from ..geometry import Geometry
 from ..kernels import Kernel, combine, compose, identity
 from .form import Form, identity_form
+from .ordering import dependencies_first
 
 Weight = Callable[[], Tensor]
 """Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
@@ -35,15 +36,18 @@ class Addend:
 
     scales: each gives one factor a channel, [o] in float64. They are multiplied first and applied while summing, as a
         scaled copy of every weight takes longer than all else.
+    needs: terms whose numbers the weight and scales are made of.
     """
 
     form: Form
     weight: Weight
     scales: tuple[Weight, ...] = ()
+    needs: tuple[Term, ...] = ()
 
-    def scaled(self, scale: Weight) -> Addend:
-        """The same with one more scale."""
-        return Addend(replace(self.form, ones=False), self.weight, (*self.scales, scale))
+    def scaled(self, scale: Term) -> Addend:
+        """The same with one more scale, a diagonal term."""
+        scales = (*self.scales, lambda: scale.kernel.weight.reshape(-1))
+        return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale))
 
     def factor(self) -> Tensor | None:
         """The product of the scales, [o]; None for 1."""
@@ -57,6 +61,7 @@ class Term:
         self.source = source
         self.form = form
         self._addends = tuple(addends)
+        self.known: Kernel | None = None
 
     @classmethod
     def leaf(cls, source: str, form: Form, weight: Weight | None = None) -> Term:
@@ -68,9 +73,20 @@ class Term:
         """The term that is its source."""
         return cls.leaf(source, identity_form(channels))
 
-    @cached_property
+    @property
     def kernel(self) -> Kernel:
         """The numbers, bias 0, in float64."""
+        if self.known is None:
+            for term in dependencies_first(self, Term.missing):
+                term.known = term.compute()
+        return self.known or self.compute()
+
+    def missing(self) -> list[Term]:
+        """Terms whose numbers come before these."""
+        return [term for addend in self._addends for term in addend.needs if term.known is None]
+
+    def compute(self) -> Kernel:
+        """The numbers, those of `missing` being known."""
         kernels = [_kernel(addend.form.geometry, addend.weight()) for addend in self._addends]
         factors = [addend.factor() for addend in self._addends]
         if len(kernels) > 1:
@@ -89,7 +105,7 @@ class Term:
         """What to add, the sum if that is many."""
         if len(self._addends) <= MOST_ADDENDS:
             return self._addends
-        return (Addend(self.form, lambda: self.kernel.weight),)
+        return (Addend(self.form, lambda: self.kernel.weight, (), (self,)),)
 
     def after(self, inner: Term) -> Term:
         """This term of the tensor that `inner` makes.
@@ -103,12 +119,8 @@ class Term:
             return inner
         form = self.form.series(inner.form)
         if self.form.is_diagonal:
-            return Term(inner.source, form, [addend.scaled(self._factors) for addend in inner._few()])
-        return Term(inner.source, form, [Addend(form, lambda: _series(self, inner, form).weight)])
-
-    def _factors(self) -> Tensor:
-        """A scale's numbers, [o]."""
-        return self.kernel.weight.reshape(-1)
+            return Term(inner.source, form, [addend.scaled(self) for addend in inner._few()])
+        return Term(inner.source, form, [Addend(form, lambda: _series(self, inner, form).weight, (), (self, inner))])
 
 
 def _ones(geometry: Geometry) -> Weight:
@@ -135,22 +147,38 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
 class Bias:
     """The constant part of a tensor, [o] in float64, with the size of the numbers it was made of."""
 
-    def __init__(self, compute: Callable[[], tuple[Tensor, Tensor]] | None, rounding: float) -> None:
+    def __init__(
+        self, compute: Callable[[], tuple[Tensor, Tensor]] | None, rounding: float, needs: Sequence[Bias] = ()
+    ) -> None:
+        """`compute` reads the biases it `needs`; None for no bias."""
         self._compute = compute
         self._rounding = rounding
+        self._needs = tuple(needs)
+        self.known: tuple[Tensor, Tensor] | None = None
 
     @property
     def is_surely_zero(self) -> bool:
         """True if there is none, without looking at a number."""
         return self._compute is None
 
-    @cached_property
+    @property
     def parts(self) -> tuple[Tensor, Tensor]:
         """The bias and the sum of its parts' magnitudes, [o] each; what cancels to rounding is 0.
 
         Raises:
             GeometryError: there is no bias.
         """
+        if self.known is None:
+            for bias in dependencies_first(self, Bias.missing):
+                bias.known = bias.add()
+        return self.known or self.add()
+
+    def missing(self) -> list[Bias]:
+        """Biases whose numbers come before these."""
+        return [bias for bias in self._needs if bias.known is None]
+
+    def add(self) -> tuple[Tensor, Tensor]:
+        """The parts, those of `missing` being known."""
         if self._compute is None:
             raise GeometryError("a bias that is surely zero has no parts")
         value, magnitude = self._compute()

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 from ..refusal import Refusal
 from ..report import Size
-from .region import Plan, Step
+from .region import Plan
+from .step import Step
 
 
 @dataclass(frozen=True)

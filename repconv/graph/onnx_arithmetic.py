@@ -162,8 +162,8 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     source = node.input[0]
     if source not in facts.flat or integer(known.get("transA"), 0):
         raise NotAffineError
-    weight = double(constant_of(facts, node.input[1], "weight"))
-    if weight.dim() != 2:
+    weight = constant_of(facts, node.input[1], "weight")
+    if weight.ndim != 2:
         raise NotAffineError
     weight = weight if integer(known.get("transB"), 0) else weight.T
     alpha, beta = (v if isinstance(v, float) else 1.0 for v in (known.get("alpha"), known.get("beta")))
@@ -173,7 +173,7 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     offset = None
     if len(node.input) > 2 and node.input[2]:
         offset = partial(_plain, beta * by_channel(constant_of(facts, node.input[2], "bias"), o, 2))
-    return [Part(node.output[0], (matrix_term(source, alpha * weight),), offset)]
+    return [Part(node.output[0], (matrix_term(source, lambda: alpha * double(weight), (o, i)),), offset)]
 
 
 def _plain(value: Tensor) -> tuple[Tensor, Tensor]:

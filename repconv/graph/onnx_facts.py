@@ -100,6 +100,12 @@ class Facts:
         self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
         self.inputs = {value.name for value in graph.input}
         self.initializers = {t.name: t for t in graph.initializer}
+        self.sparse = {t.values.name for t in graph.sparse_initializer}
+        self.sparse.update(
+            n.output[0]
+            for n in graph.node
+            if n.op_type == "Constant" and any(a.name == "sparse_value" for a in n.attribute)
+        )
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.named: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         """Nodes by name, or by first output where they have none; names need not be unique."""

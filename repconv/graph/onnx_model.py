@@ -18,8 +18,9 @@ from .foresight import Foresight, foreseen
 from .onnx_facts import Facts, captured, first_line, without_weights
 from .onnx_reader import read_steps
 from .onnx_writer import Emission, Names, emit, without_unread
-from .region import Plan, Step, plan
+from .region import Plan, plan
 from .sizes import nominal
+from .step import Step
 
 
 def fuse_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, FusionReport]:

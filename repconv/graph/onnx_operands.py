@@ -13,8 +13,8 @@ from ..geometry import Pair, Sides
 from .expression import Term
 from .not_affine import NotAffineError
 from .onnx_facts import Array, Facts, attributes
-from .region import Offset
 from .sizes import Dims
+from .step import Offset
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def constant_of(facts: Facts, name: str, what: str) -> Array:
     if value is None:
         if name in facts.inputs:
             raise NotAffineError(f"its {what} {name!r} is an input of the graph, so it may change from run to run")
+        if name in facts.sparse:
+            raise NotAffineError(f"its {what} {name!r} is stored as a sparse tensor")
         raise NotAffineError(f"its {what} {name!r} is computed by the graph, not a constant")
     return value
 

@@ -14,8 +14,8 @@ from .cost import Cost, convolution, elementwise
 from .not_affine import NotAffineError
 from .onnx_facts import Facts, first_line, label
 from .onnx_operands import Part, dims_of, shown
-from .region import Step
 from .sizes import nominal, through
+from .step import Step
 
 _ROUNDING: dict[int, float] = {
     onnx.TensorProto.FLOAT: 2.0**-23, onnx.TensorProto.DOUBLE: 2.0**-52,

@@ -17,7 +17,7 @@ from .cost import Cost, convolution, elementwise
 from .expression import Term
 from .not_affine import NotAffineError
 from .program_facts import FUNCTIONAL_NORM, SPLITS, ProgramFacts, kind_of
-from .region import Offset, Step
+from .step import Offset, Step
 from .terms import average_term, concatenation, convolution_term, grid_term, matrix_term, scale_term, slice_term
 
 _ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -70,11 +70,19 @@ def _pair(value: object) -> Pair:
     return int(str(numbers[0])), int(str(numbers[-1]))
 
 
-def _tensor(facts: ProgramFacts, value: object, what: str) -> Tensor:
+def _constant(facts: ProgramFacts, value: object, what: str) -> Tensor:
     found = facts.constant(value)
     if found is None:
         raise NotAffineError(f"its {what} is computed by the program, not a constant")
-    return found.double().cpu()
+    return found
+
+
+def _tensor(facts: ProgramFacts, value: object, what: str) -> Tensor:
+    return _double(_constant(facts, value, what))
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double().cpu()
 
 
 def _source(node: fx.Node, position: int = 0) -> fx.Node:
@@ -89,7 +97,7 @@ def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
-    weight = _tensor(facts, node.args[1], "weight")
+    weight = _constant(facts, node.args[1], "weight")
     dilation = _pair(_argument(node, 5, "dilation", [1, 1]))
     o, i, kh, kw = weight.shape
     padding = _argument(node, 4, "padding", [0, 0])
@@ -101,8 +109,9 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
         top, left = bottom, right = _pair(padding)
     groups = _argument(node, 6, "groups", 1)
     term = convolution_term(
-        _source(node).name, lambda: weight, (o, i, kh, kw), stride=_pair(_argument(node, 3, "stride", [1, 1])),
-        padding=(top, left, bottom, right), dilation=dilation, groups=groups if isinstance(groups, int) else 1,
+        _source(node).name, partial(_double, weight), (o, i, kh, kw),
+        stride=_pair(_argument(node, 3, "stride", [1, 1])), padding=(top, left, bottom, right),
+        dilation=dilation, groups=groups if isinstance(groups, int) else 1,
     )  # fmt: skip
     bias = _argument(node, 2, "bias")
     return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
@@ -262,7 +271,9 @@ def _linear(facts: ProgramFacts, node: fx.Node) -> _Read:
     if len(facts.size(source)) != 2:
         raise NotAffineError
     bias = _argument(node, 2, "bias")
-    term = matrix_term(source.name, _tensor(facts, node.args[1], "weight"))
+    weight = _constant(facts, node.args[1], "weight")
+    o, i = weight.shape
+    term = matrix_term(source.name, partial(_double, weight), (o, i))
     return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
 
 

@@ -56,10 +56,10 @@ def scale_term(source: str, factors: Tensor) -> Term:
     return Term.leaf(source, scale_form(len(factors)), lambda: factors.reshape(-1, 1, 1, 1))
 
 
-def matrix_term(source: str, matrix: Tensor) -> Term:
-    """A matrix [o, i] in float64 at every pixel."""
-    o, i = matrix.shape
-    return Term.leaf(source, Form(Geometry(i, o)), lambda: matrix[:, :, None, None])
+def matrix_term(source: str, matrix: Callable[[], Tensor], shape: Pair) -> Term:
+    """A matrix at every pixel; `matrix` gives [o, i] = `shape` in float64 when its numbers are needed."""
+    o, i = shape
+    return Term.leaf(source, Form(Geometry(i, o)), lambda: matrix()[:, :, None, None])
 
 
 def grid_term(source: str, channels: int, *, stride: Pair = (1, 1), padding: Sides = (0, 0, 0, 0)) -> Term:

@@ -1,0 +1,164 @@
+"""A choice of which tensors of a region are virtual, and what the others then are and cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor
+
+from ..errors import GeometryError
+from ..refusal import Refusal
+from .cost import Cost, Size, emission
+from .expression import Bias, Expression, Term, merge, respond, substitute
+from .ordering import dependencies_first
+from .step import Offset, Step
+
+
+class InexactError(Exception):
+    """Substituting `inner` at `where` would not be exact, for the reason in the message."""
+
+    def __init__(self, where: str, inner: str, why: str) -> None:
+        super().__init__(why)
+        self.where = where
+        self.inner = inner
+
+
+@dataclass
+class Choice:
+    """Which tensors of a region's `steps` are virtual; those of `fixed` never are.
+
+    inexact: why a tensor could not be substituted, by where and what, whenever that was tried.
+    """
+
+    steps: Sequence[Step]
+    fixed: Collection[str]
+    sizes: Mapping[str, Size]
+    virtual: set[str] = field(default_factory=set)
+    inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_output = {step.output: step for step in self.steps}
+        self.free = [s.output for s in self.steps if s.output not in self.fixed]
+        self.readers: dict[str, list[Step]] = defaultdict(list)
+        for step in self.steps:
+            for name in step.inputs:
+                if name in self.by_output:
+                    self.readers[name].append(step)
+        self._expressions: dict[str, Expression] = {}
+        self._costs: dict[str, Cost] = {}
+
+    def choose(self, virtual: Collection[str]) -> None:
+        """Start again from another choice."""
+        self.virtual = set(virtual)
+        self._expressions.clear()
+        self._costs.clear()
+
+    def affected(self, names: Collection[str]) -> list[str]:
+        """`names` and what is expressed through them, up to the next tensors that are written."""
+        seen = dict.fromkeys(names)
+        pending = list(names)
+        while pending:
+            for step in self.readers[pending.pop()]:
+                if step.output not in seen:
+                    seen[step.output] = None
+                    if step.output in self.virtual:
+                        pending.append(step.output)
+        return list(seen)
+
+    def change(self, to_write: set[str], to_hide: set[str]) -> Callable[[], None]:
+        """Write some tensors and make others virtual; what is given back undoes it."""
+        known = self.virtual, self._expressions.copy(), self._costs.copy()
+
+        def undo() -> None:
+            self.virtual, self._expressions, self._costs = known
+
+        changed = to_write | to_hide
+        stale = set(self.affected(changed))
+        self.virtual = (self.virtual - to_write) | to_hide
+        for name in stale | set(self.affected(changed)):
+            self._expressions.pop(name, None)
+            self._costs.pop(name, None)
+        return undo
+
+    def note(self, error: InexactError) -> None:
+        """Remember why a substitution was not made."""
+        self.inexact.setdefault((error.where, error.inner), Refusal(error.where, str(error)))
+
+    def is_verbatim(self, name: str) -> bool:
+        """True if the node stays as it is: nothing it reads is virtual."""
+        return not any(source in self.virtual for source in self.by_output[name].inputs)
+
+    def expression(self, name: str) -> Expression:
+        """`name` in terms of tensors that are written.
+
+        Raises:
+            InexactError: substituting a virtual tensor would not be exact.
+        """
+        if name not in self._expressions:
+            for each in dependencies_first(name, self._missing):
+                self._expressions[each] = self._express(self.by_output[each])
+        return self._expressions[name]
+
+    def _missing(self, name: str) -> list[str]:
+        """What must be expressed before `name`."""
+        inputs = self.by_output[name].inputs
+        return [source for source in inputs if source in self.virtual and source not in self._expressions]
+
+    def _express(self, step: Step) -> Expression:
+        """A step's output, what it reads and is virtual substituted."""
+        terms: list[Term] = []
+        through: list[tuple[Term, Bias]] = []
+        for term in step.terms:
+            if term.source not in self.virtual:
+                terms.append(term)
+                continue
+            inner = self._expressions[term.source]
+            try:
+                terms += substitute(term, inner, self.by_output[term.source].where)
+            except GeometryError as error:
+                raise InexactError(step.where, term.source, str(error)) from None
+            if not inner.bias.is_surely_zero:
+                through.append((term, inner.bias))
+        compute = partial(_bias, step.offset, through) if through or step.offset else None
+        return Expression(merge(terms), Bias(compute, step.rounding, [bias for _, bias in through]))
+
+    def cost(self, name: str) -> Cost:
+        """What writing `name` costs under this choice."""
+        if name not in self._costs:
+            if self.is_verbatim(name):
+                self._costs[name] = self.by_output[name].cost
+            else:
+                found = self.expression(name)
+                forms = [(term.form, self.sizes[term.source]) for term in found.terms]
+                biased = not found.bias.is_surely_zero
+                self._costs[name] = emission(forms, self.sizes[name], biased=biased)
+        return self._costs[name]
+
+    def total(self) -> Cost:
+        """What the whole region costs under this choice."""
+        return sum((self.cost(s.output) for s in self.steps if s.output not in self.virtual), Cost())
+
+    def closure(self, name: str) -> list[Step]:
+        """The steps that writing `name` stands for, in order."""
+        seen = {name}
+        pending = [name]
+        while pending:
+            for source in self.by_output[pending.pop()].inputs:
+                if source in self.virtual and source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+        return [step for step in self.steps if step.output in seen]
+
+
+def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> tuple[Tensor, Tensor]:
+    """The constant part and the sum of its parts' magnitudes, [o] each."""
+    parts = [respond(term, bias) for term, bias in through]
+    if offset is not None:
+        parts.append(offset())
+    value, magnitude = parts[0]
+    for more, size in parts[1:]:
+        value, magnitude = value + more, magnitude + size
+    return value, magnitude
