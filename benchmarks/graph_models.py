@@ -59,7 +59,7 @@ def subject(name: str) -> Subject:
         model, x = randomise(network), torch.randn(1, 3, 320, 320)
         with torch.no_grad():
             model(x)  # its head computes anchors in the first run
-        return Subject(name, model, copy.deepcopy(model).fuse(verbose=False).eval(), x)
+        return Subject(name, model, copy.deepcopy(network).fuse(verbose=False).eval(), x)
     fresh = importlib.import_module("timm").create_model(entry, pretrained=False)
     convert = importlib.import_module("timm.utils.model").reparameterize_model
     model = randomise(fresh)

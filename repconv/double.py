@@ -17,12 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class FastGroupedDouble(TorchDispatchMode):
     """Inside, 2-D convolutions of float64 tensors in groups are matrix products of unfolded images."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
+        func: Any,  # noqa: ANN401  # whatever torch dispatches
+        types: Any,  # noqa: ANN401
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,  # noqa: ANN401
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Run `func`, or what stands for it."""
         del types
@@ -44,6 +47,8 @@ def _grouped(
         for side, p, d, k, s in zip(x.shape[2:], padding, dilation, (kh, kw), stride, strict=True)
     )
     # [n, g, i/g * kh * kw, pixels], in the order of the weight's own axes.
-    columns = functional.unfold(x, (kh, kw), dilation, padding, stride).reshape(n, groups, i * kh * kw, -1)
+    columns = functional.unfold(x, (kh, kw), tuple(dilation), tuple(padding), tuple(stride)).reshape(
+        n, groups, i * kh * kw, -1
+    )
     y = torch.matmul(weight.reshape(groups, o // groups, -1), columns).reshape(n, o, height, width)
     return y if bias is None else y + bias[:, None, None]
