@@ -1,6 +1,6 @@
 """What graph fusing leaves of other authors' networks, beside their own conversions, and how fast it is.
 
-    python benchmarks/graph_counts.py [--models repvgg_a0,...] [--rounds 40] [--output FILE]
+    python benchmarks/graph_counts.py [--models repvgg_a0,...] [--rounds 60] [--output FILE]
 
 Rows of models measured before are kept in the output. Batch normalisation statistics and layer scales are random, or
 the comparison would be vacuous. Errors of files are those in onnxruntime against the float64 network, over the output's
@@ -28,13 +28,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.graph_models import ORDINARY, RE_PARAMETERISED, Subject, subject, to_onnx
-from repconv.benchmarks.timing import measure, ratio
+from repconv.benchmarks.timing import calls_lasting, measure, ratio
 from repconv.double import FastGroupedDouble
 from repconv.graph import fuse_onnx
 from repconv.graph.exported_program import Rewritten, export_again, rewrite
 from repconv.graph.onnx_facts import Facts
 from repconv.graph.onnx_model import measure as size_of
 from repconv.graph.program_evidence import program_regions
+
+SAMPLE_S = 0.05
+"""Seconds a timing sample lasts, at least one call."""
 
 KINDS = {"batch_norms": "BatchNormalization", "adds": "Add"}
 
@@ -52,6 +55,8 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    # Or its threads would spin on, into the turn of what it is compared with.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -102,11 +107,12 @@ def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: i
     """Milliseconds of one image, and the ratio of medians with its 95 % interval."""
     feed = {"x": x.numpy()}
     runs = {name: partial(session(m).run, None, feed) for name, m in (("fused", fused), ("other", other))}
-    timed = measure(runs, rounds=rounds, warmup=5)
+    calls = calls_lasting(runs["other"], SAMPLE_S)
+    timed = measure(runs, rounds=rounds, warmup=5, per_round=calls)
     found = ratio(timed["fused"], timed["other"])
     return {
         "fused_ms": timed["fused"].median_ms, "other_ms": timed["other"].median_ms, "ratio": found.value,
-        "interval_95": [found.low, found.high], "rounds": rounds,
+        "interval_95": [found.low, found.high], "rounds": rounds, "calls_a_sample": calls,
         "samples_s": {name: list(report.samples_s) for name, report in timed.items()},
     }  # fmt: skip
 
@@ -171,7 +177,7 @@ def main() -> None:
     """Measure, print, and write JSON after each row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join((*RE_PARAMETERISED, *ORDINARY)))
-    parser.add_argument("--rounds", type=int, default=40, help="of timing; 0 for none")
+    parser.add_argument("--rounds", type=int, default=60, help="of timing; 0 for none")
     parser.add_argument("--output", default="benchmarks/results/graph_counts.json")
     arguments = parser.parse_args()
     path = Path(arguments.output)
@@ -190,7 +196,7 @@ def main() -> None:
         print(name, f"{rows[name]['graph_seconds'][1]} s", "; ".join(verdict(rows[name])) or "all within", flush=True)
         kept = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
         content = {
-            "schema": "repconv.graph_counts/2", "command": "python benchmarks/graph_counts.py", "rows": kept,
+            "schema": "repconv.graph_counts/3", "command": "python benchmarks/graph_counts.py", "rows": kept,
             "seed": 0, "numpy": np.__version__,
         }  # fmt: skip
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")

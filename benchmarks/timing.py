@@ -60,6 +60,15 @@ def measure(
     return {name: LatencyReport(name, tuple(values)) for name, values in samples.items()}
 
 
+def calls_lasting(run: Callable[[], object], seconds: float) -> int:
+    """How many calls of `run` in a row take about `seconds`, at least one: short samples are mostly noise."""
+    run()
+    start = time.perf_counter()
+    for _ in range(3):
+        run()
+    return max(1, round(3 * seconds / (time.perf_counter() - start)))
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Median of one subject over the median of another, and a 95 % bootstrap interval."""

@@ -205,3 +205,22 @@ def test_rows_and_columns_are_taken_by_the_convolution(name: str, open_size: boo
         for image in (x, torch.randn(2, 6, 12, 11)) if open_size else (x,):
             with torch.no_grad():
                 assert float((program.module()(image) - model(image)).abs().max()) < 1e-5
+
+
+class Concatenated(nn.Module):
+    """A 1x1 convolution of two tensors side by side, as the necks of detectors have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(128, 16, 1, bias=False), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([nn.functional.interpolate(x, scale_factor=2), x.repeat(1, 1, 2, 2).relu()], 1)
+        return self.norm(self.conv(both)).relu()
+
+
+def test_a_search_that_saves_traffic_does_not_split_convolutions() -> None:
+    """Two convolutions added would save writing the concatenation, and be one more than there was."""
+    program, report = fuse_program(export(shake(Concatenated()), torch.randn(1, 64, 20, 20)))
+    assert kinds(program)["aten.conv2d.default"] == 1
+    assert report.after.batch_norms == 0

@@ -98,7 +98,7 @@ def solve(choice: Choice) -> Choice:
     best, best_price = set[str](), original.price()
     for move in (MOVE, MOVE_FIRST_MULTIPLY_ADDS):
         for start in (_start(choice), set[str]()):
-            _search(choice, start, move)
+            _search(choice, start, move, original)
             total = choice.total()
             cheaper = total.price() < best_price * (1 - 1e-9)
             within = total.multiply_adds <= original.multiply_adds and total.convolutions <= original.convolutions
@@ -116,7 +116,8 @@ def _start(choice: Choice) -> set[str]:
     return set(choice.free) - sums
 
 
-def _search(choice: Choice, start: set[str], move: float) -> None:
+def _search(choice: Choice, start: set[str], move: float, limit: Cost) -> None:
+    """Flip while the price falls, never further past the multiply-adds and convolutions of `limit`."""
     choice.choose(start)
     for step in choice.steps:
         _repair(choice, step)
@@ -125,9 +126,12 @@ def _search(choice: Choice, start: set[str], move: float) -> None:
         group = [name for name in step.inputs if name in choice.by_output and name not in choice.fixed]
         if len(group) > 1:
             groups += [group]
+    room = limit - choice.total()
     for _ in range(ROUNDS):
-        changed = [_flip(choice, group, move) for group in groups]
-        if not any(changed):
+        before = room
+        for group in groups:
+            room -= _flip(choice, group, move, room)
+        if room == before:
             return
 
 
@@ -143,8 +147,11 @@ def _repair(choice: Choice, step: Step) -> None:
             return
 
 
-def _flip(choice: Choice, group: Sequence[str], move: float) -> bool:
-    """Flip all of `group` to written, or to virtual if it is; keep that if the price falls."""
+def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost:
+    """Flip all of `group` to written, or to virtual if it is; keep that if the price falls. Returns what changed.
+
+    room: what may still be added.
+    """
     written, unwritten = set(group) & choice.virtual, set(group) - choice.virtual
     affected = choice.affected(group)
     before = _cost(choice, affected)
@@ -154,11 +161,17 @@ def _flip(choice: Choice, group: Sequence[str], move: float) -> bool:
     except InexactError as error:
         choice.note(error)
         undo()
-        return False
-    if _is_better(before, after, move):
-        return True
+        return Cost()
+    change = after - before
+    if _fits(change, room) and _is_better(before, after, move):
+        return change
     undo()
-    return False
+    return Cost()
+
+
+def _fits(change: Cost, room: Cost) -> bool:
+    pairs = (change.multiply_adds, room.multiply_adds), (change.convolutions, room.convolutions)
+    return all(more <= max(left, 0) for more, left in pairs)
 
 
 def _cost(choice: Choice, names: Collection[str]) -> Cost:
