@@ -78,11 +78,23 @@ def flops(model: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
-    """The network through torch.export, rewritten, and what runs of it."""
+def program_adds(module: nn.Module) -> int:
+    """Additions of an exported program."""
+    return sum(str(node.target).startswith("aten.add") for node in module.graph.nodes)  # type: ignore[union-attr]
+
+
+def exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    """The network through torch.export, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, (x,), strict=False)
+        return torch.export.export(model, (x,), strict=False)
+
+
+def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
+    """The network through torch.export, rewritten, and what runs of it."""
+    program = exported(model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         rewritten = rewrite(program)
         return rewritten, export_again(program, rewritten).module()
 
@@ -97,7 +109,8 @@ def program_row(one: Subject, reference: nn.Module, wanted: Tensor) -> dict[str,
         regions = program_regions(exact, (one.x.double(),))
     after = rewritten.report.after
     return {
-        "convolutions": after.convolutions, "batch_norms": after.batch_norms, "conv_flops": after.flops,
+        "convolutions": after.convolutions, "batch_norms": after.batch_norms, "adds": program_adds(module),
+        "conv_flops": after.flops,
         "flops": flops(module, one.x), "error": in_float32, "float64_error": in_float64,
         "float64_worst_region": max((c.error.to_scale for c in regions), default=0.0), "regions": len(regions),
     }  # fmt: skip
@@ -138,7 +151,10 @@ def row(name: str, rounds: int) -> dict[str, object]:
     }  # fmt: skip
     author = None if one.author is None else to_onnx(one.author, one.x)
     if author is not None and one.author is not None:
-        found["author"] = count(author) | {"error": error(author, one.x, wanted), "flops": flops(one.author, one.x)}
+        found["author"] = count(author) | {
+            "error": error(author, one.x, wanted), "flops": flops(one.author, one.x),
+            "program_adds": program_adds(exported(one.author, one.x).module()),
+        }  # fmt: skip
     if rounds:
         found["latency"] = {
             "compared_with": "original" if author is None else "author",
@@ -163,6 +179,8 @@ def verdict(found: dict[str, object]) -> list[str]:
         f"program {key} {program[key]} > {other[key]}" for key in ("convolutions", "batch_norms", "conv_flops")
         if program[key] > other[key]
     ]  # fmt: skip
+    if program["adds"] > other.get("program_adds", program["adds"]):
+        short.append(f"program adds {program['adds']} > {other['program_adds']}")
     if fused["error"] > 2 * original["error"]:
         short.append(f"error {fused['error']:.1e} > 2 x {original['error']:.1e}")
     if min(program["float64_error"], program["float64_worst_region"]) > 1e-9:

@@ -10,43 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from repconv import RepBlock, create_model
-from repconv.benchmarks.cifar10 import CLASSES, MEAN, STD, augment, normalize, read_zip
+from repconv import Sampling, create_model, set_statistics
+from repconv.benchmarks.cifar10 import CLASSES, MEAN, STD, normalize, read_zip
+from repconv.benchmarks.cifar10_fit import Recipe, accuracy, fit, write
 from repconv.benchmarks.environment import environment
 from repconv.files import sha256
-from repconv.sampling import Sampling
 
 MODEL = {"num_classes": 10, "width": 16, "blocks": (2, 2, 2)}
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy of `model` in evaluation on uint8 images."""
-    model.eval()
-    with torch.inference_mode():
-        hits = sum(
-            int((model(normalize(x)).argmax(1) == y).sum())
-            for x, y in zip(images.split(500), labels.split(500), strict=True)
-        )
-    return hits / len(labels)
-
-
-def set_sampling(model: nn.Module, sampling: Sampling | None) -> None:
-    """Train every block as one convolution, with batch statistics from a sample; None: branch by branch."""
-    for block in model.modules():
-        if isinstance(block, RepBlock):
-            block.sampling = sampling
-
-
 def reestimate(model: nn.Module, images: Tensor) -> None:
     """Replace the running statistics by the averages over `images`, every position counted."""
-    set_sampling(model, None)
+    set_statistics(model, "full")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -59,60 +39,15 @@ def reestimate(model: nn.Module, images: Tensor) -> None:
         norm.momentum = 0.1
 
 
-def write(path: Path, value: object) -> None:
-    """Save beside, then rename: an interrupted run leaves the old file."""
-    torch.save(value, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-
-
 def train(arguments: argparse.Namespace) -> nn.Module:
     """Train to the last step and return the model, in evaluation, its statistics re-estimated."""
     images, labels = read_zip(arguments.train)
     torch.manual_seed(arguments.seed)
     model = create_model("irep_resnet18", **MODEL).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
-    set_sampling(model, Sampling(arguments.positions))
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.SGD(
-        [{"params": decay, "weight_decay": 5e-4}, {"params": rest, "weight_decay": 0.0}],
-        lr=arguments.lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
-    per_epoch = len(images) // arguments.batch
-    steps = arguments.epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.lr, total_steps=steps, pct_start=0.25)
+    set_statistics(model, Sampling(arguments.positions) if arguments.positions else "sampled")
+    recipe = Recipe(epochs=arguments.epochs, batch=arguments.batch, lr=arguments.lr, seed=arguments.seed)
+    fit(model, images, labels, recipe, arguments.run / "state.pt")
     generator = torch.Generator().manual_seed(arguments.seed)
-    state_file = arguments.run / "state.pt"
-    done, order = 0, torch.randperm(len(images), generator=generator)
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        generator.set_state(state["generator"])
-        torch.set_rng_state(state["rng"])
-        done, order = state["step"], state["order"]
-    model.train()
-    started, first = time.monotonic(), done
-    while done < steps:
-        position = done % per_epoch
-        if position == 0 and done:
-            order = torch.randperm(len(images), generator=generator)
-        pick = order[position * arguments.batch : (position + 1) * arguments.batch]
-        logits = model(normalize(augment(images[pick], generator)))
-        loss = functional.cross_entropy(logits, labels[pick], label_smoothing=0.05)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        done += 1
-        if done % 20 == 0 or done == steps:
-            seconds = (time.monotonic() - started) / (done - first)
-            record = {"step": done, "steps": steps, "loss": round(float(loss), 4)}
-            print(json.dumps({**record, "seconds_per_step": round(seconds, 3)}), flush=True)
-            write(state_file, {
-                "model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-                "generator": generator.get_state(), "rng": torch.get_rng_state(), "step": done, "order": order,
-            })  # fmt: skip
     reestimate(model, images[torch.randperm(len(images), generator=generator)[:10000]])
     return model.eval()
 
@@ -126,7 +61,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.4)
-    parser.add_argument("--positions", type=int, default=1024, help="samples a channel for batch statistics")
+    parser.add_argument("--positions", type=int, help="at most so many samples a channel for batch statistics")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.run.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import compare
-    from .block import RepBlock
+    from .block import RepBlock, set_statistics
     from .branches import BRANCHES
     from .checkpoint import load, save
     from .errors import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .models import create_model, list_models
     from .refusal import Refusal
     from .report import FusionReport
+    from .sampling import Sampling
 
 __all__ = [
     "BRANCHES",
@@ -42,6 +43,7 @@ __all__ = [
     "Refusal",
     "RepBlock",
     "RepconvError",
+    "Sampling",
     "SourceError",
     "VerificationError",
     "compare",
@@ -53,6 +55,7 @@ __all__ = [
     "list_models",
     "load",
     "save",
+    "set_statistics",
 ]
 
 _HOMES = {
@@ -68,6 +71,7 @@ _HOMES = {
     "Refusal": ".refusal",
     "RepBlock": ".block",
     "RepconvError": ".errors",
+    "Sampling": ".sampling",
     "SourceError": ".errors",
     "VerificationError": ".errors",
     "compare": ".agreement",
@@ -79,6 +83,7 @@ _HOMES = {
     "list_models": ".models",
     "load": ".checkpoint",
     "save": ".checkpoint",
+    "set_statistics": ".block",
 }
 """Where each public name lives; resolved when first used, so that the command line starts without torch."""
 

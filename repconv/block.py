@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from functools import reduce
 from operator import add
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from .branches import Branch, Statistics, branch_kind, running_statistics
+from .branches import Branch, NormedBranch, Statistics, branch_kind, norms_affine, running_statistics
 from .errors import GeometryError
 from .geometry import Geometry, Pair
 from .kernels import Kernel, combine
 from .sampling import Sampling
+from .training_cost import one_convolution_is_cheaper
+from .windows import positions
 
 
 class BranchSet(NamedTuple):
@@ -98,14 +100,25 @@ class RepBlock(Branch):
             active: the searchable branches that take part, all of them if None. Others are not computed, and their
                 parameters get no gradient.
         """
-        if self.sampling is not None and self.training:
-            kernel = self.kernel(self.sampling.of(x), torch.promote_types(x.dtype, torch.float32), active)
+        if self.sampling is not None and self.training and self._trains_as_one(x, self.sampling, active):
+            # Kernels are computed in float32 at least, whatever autocast would make of it.
+            with torch.autocast(x.device.type, enabled=False):
+                statistics = self.sampling.of(x, self.geometry.stride)
+                kernel = self.kernel(statistics, torch.promote_types(x.dtype, torch.float32), active)
             return kernel.to(dtype=x.dtype)(x)
         terms: list[Tensor] = [self.branches[name](x) for name in self.branch_set.fixed]
         gated: list[Tensor] = [self.alpha[n].sigmoid() * self.branches[n](x) for n in self.chosen(active)]
         if gated and self.beta is not None:
             terms.append(self.beta.sigmoid() * reduce(add, gated))
         return reduce(add, terms)
+
+    def _trains_as_one(self, x: Tensor, sampling: Sampling, active: Collection[str] | None) -> bool:
+        """Whether one convolution is the cheaper way through; always, if every position is asked for."""
+        if sampling.positions is None:
+            return True
+        total = positions(x, self.geometry.stride)
+        branches = [self._branch(name) for name in (*self.branch_set.fixed, *self.chosen(active))]
+        return one_convolution_is_cheaper(branches, self.geometry, total, sampling.count(total))
 
     def kernel(
         self,
@@ -115,22 +128,31 @@ class RepBlock(Branch):
     ) -> Kernel:
         """The one 3x3 convolution this block is; arguments as in `Branch.kernel` and `forward`."""
         searched = self.chosen(active)
-        kernels = [self._branch(name).kernel(statistics, dtype) for name in (*self.branch_set.fixed, *searched)]
-        factors = [None] * len(self.branch_set.fixed) + [self.gate(name, dtype) for name in searched]
-        # A zero 3x3 of the block's own geometry, so that a block of small branches is still a 3x3.
-        shape = self.geometry
-        zero = Kernel(
-            kernels[0].weight.new_zeros(1).expand(shape.weight_shape), torch.zeros_like(kernels[0].bias),
-            shape.stride, shape.padding, shape.groups,
-        )  # fmt: skip
-        return combine([zero, *kernels], [None, *factors])
+        branches = [self._branch(name) for name in (*self.branch_set.fixed, *searched)]
+        norms = [branch.norm for branch in branches]
+        given = [branch.before(statistics, dtype) for branch in branches]
+        scale, shift = norms_affine(norms, statistics(norms, given), dtype)
+        if searched:
+            ones = scale.new_ones(len(self.branch_set.fixed))
+            gates = torch.cat(
+                [ones, torch.stack([self.alpha[n] for n in searched]).to(dtype).sigmoid() * self._beta(dtype)]
+            )
+            scale, shift = scale * gates[:, None], shift * gates[:, None]
+        kernels = [before.whole() if before.pooled else before.kernel for before in given]
+        rates = [before.rate for before in given]
+        return combine(kernels, scale.unbind(), rates=rates, within=self.geometry).shift(shift.sum(0))
 
     def gate(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
         """sigmoid(beta) * sigmoid(alpha) of a searchable branch, a scalar."""
+        beta = self._beta(dtype)
+        alpha: Tensor = self.alpha[name]
+        return beta * alpha.to(dtype).sigmoid()
+
+    def _beta(self, dtype: torch.dtype) -> Tensor:
+        """sigmoid(beta)."""
         if self.beta is None:
             raise GeometryError("this block has no searchable branch, hence no gates")
-        alpha: Tensor = self.alpha[name]
-        return self.beta.to(dtype).sigmoid() * alpha.to(dtype).sigmoid()
+        return self.beta.to(dtype).sigmoid()
 
     def chosen(self, active: Collection[str] | None) -> tuple[str, ...]:
         """The searchable branches in `active`, in the block's order.
@@ -151,7 +173,27 @@ class RepBlock(Branch):
             raise GeometryError("a block without fixed branches needs at least one active branch")
         return tuple(n for n in searchable if n in active)
 
-    def _branch(self, name: str) -> Branch:
+    def _branch(self, name: str) -> NormedBranch:
         branch = self.branches[name]
-        assert isinstance(branch, Branch)  # noqa: S101  # ModuleDict forgets what it holds
+        assert isinstance(branch, NormedBranch)  # noqa: S101  # ModuleDict forgets what it holds
         return branch
+
+
+def set_statistics(model: nn.Module, statistics: Literal["full", "sampled"] | Sampling = "sampled") -> None:
+    """Say how every `RepBlock` of `model` gets its batch statistics in training; nothing else is changed.
+
+    Args:
+        model: any module that holds blocks.
+        statistics: "full": each branch is computed and normalised, as PyTorch would. "sampled": a block trains as one
+            convolution, its branches' statistics taken from their kernels and a sample of positions, where that is
+            faster (see `Sampling`, whose settings may be given instead).
+
+    Raises:
+        GeometryError: neither of these.
+    """
+    if statistics not in ("full", "sampled") and not isinstance(statistics, Sampling):
+        raise GeometryError(f'statistics are "full", "sampled" or a Sampling, got {statistics!r}')
+    chosen = {"full": None, "sampled": Sampling()}.get(statistics) if isinstance(statistics, str) else statistics
+    for block in model.modules():
+        if isinstance(block, RepBlock):
+            block.sampling = chosen

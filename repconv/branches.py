@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
@@ -19,32 +19,58 @@ from torch.nn import functional
 
 from .errors import FusionError, GeometryError
 from .geometry import Geometry, Pair
-from .kernels import Kernel, average, batch_norm_affine, compose, identity
-
-Statistics = Callable[[nn.BatchNorm2d, Kernel], tuple[Tensor, Tensor]]
-"""Where a batch normalisation's mean and variance, [c] each, come from.
-
-It is given the normalisation and the kernel of all that comes before it, from the input of the outermost branch.
-"""
+from .kernels import Kernel, batch_norm_affine, compose, identity
 
 
-def running_statistics(norm: nn.BatchNorm2d, before: Kernel) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """The running mean and variance, [c] each: what evaluation uses.
+@dataclass(frozen=True)
+class Before:
+    """What a batch normalisation is given, as a map of the outermost branch's input.
+
+    kernel: a convolution whose dilation is not written out: its taps are `rate` pixels apart.
+    pooled: whether it reads each pixel's 3x3 average, of zeros outside the image, instead of the input itself. Such a
+        kernel is a single tap.
+    """
+
+    kernel: Kernel
+    rate: Pair = (1, 1)
+    pooled: bool = False
+
+    def whole(self) -> Kernel:
+        """The same as one convolution of the input."""
+        if not self.pooled:
+            return self.kernel.dilate(self.rate)
+        kernel = self.kernel
+        taps = (kernel.weight / 9).expand(-1, -1, 3, 3)
+        return Kernel(taps, kernel.bias, kernel.stride, (1, 1, 1, 1), kernel.groups)
+
+
+Moments = Sequence[tuple[Tensor, Tensor]]
+"""Mean and variance, [c] each, of several tensors."""
+
+Statistics = Callable[[Sequence[nn.BatchNorm2d], Sequence[Before]], Moments]
+"""Where the mean and variance of batch normalisations come from: of each, and of what each is given."""
+
+
+def running_statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:  # noqa: ARG001
+    """The running means and variances: what evaluation uses.
 
     Raises:
-        FusionError: the layer normalises by batch statistics (training mode, or it keeps no running ones).
+        FusionError: a layer normalises by batch statistics (training mode, or it keeps no running ones).
     """
-    if norm.running_mean is None or norm.running_var is None:
-        raise FusionError(
-            "a batch normalisation with track_running_stats=False normalises by each batch and is no fixed "
-            "convolution; train with running statistics, or re-estimate them, before fusing"
-        )
-    if norm.training:
-        raise FusionError(
-            "a batch normalisation in training mode normalises by each batch and is no fixed convolution; "
-            "call model.eval() first"
-        )
-    return norm.running_mean, norm.running_var
+    found = []
+    for norm in norms:
+        if norm.running_mean is None or norm.running_var is None:
+            raise FusionError(
+                "a batch normalisation with track_running_stats=False normalises by each batch and is no fixed "
+                "convolution; train with running statistics, or re-estimate them, before fusing"
+            )
+        if norm.training:
+            raise FusionError(
+                "a batch normalisation in training mode normalises by each batch and is no fixed convolution; "
+                "call model.eval() first"
+            )
+        found.append((norm.running_mean, norm.running_var))
+    return found
 
 
 def norm_affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -54,14 +80,35 @@ def norm_affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: tor
     return batch_norm_affine(mean, variance, weight, bias, norm.eps)
 
 
-def fold_norm(kernel: Kernel, norm: nn.BatchNorm2d, statistics: Statistics) -> Kernel:
-    """`kernel` followed by `norm`, in the kernel's dtype."""
-    scale, shift = norm_affine(norm, *statistics(norm, kernel), kernel.weight.dtype)
-    return (kernel * scale).shift(shift)
+def norms_affine(norms: Sequence[nn.BatchNorm2d], moments: Moments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`norm_affine` of normalisations of as many channels each, stacked [b, c]; few operations, for training."""
+    mean, variance = (torch.stack(each).to(dtype) for each in zip(*moments, strict=True))
+    units = mean.new_ones(mean.shape[1]), mean.new_zeros(mean.shape[1])
+    weight = torch.stack([units[0] if norm.weight is None else norm.weight for norm in norms]).to(dtype)
+    bias = torch.stack([units[1] if norm.bias is None else norm.bias for norm in norms]).to(dtype)
+    eps = {norm.eps for norm in norms}
+    added = eps.pop() if len(eps) == 1 else mean.new_tensor([[norm.eps] for norm in norms])
+    return batch_norm_affine(mean, variance, weight, bias, added)
+
+
+def fold_norm(before: Before, norm: nn.BatchNorm2d, statistics: Statistics) -> Before:
+    """`before` followed by `norm`, in the kernel's dtype."""
+    ((mean, variance),) = statistics([norm], [before])
+    scale, shift = norm_affine(norm, mean, variance, before.kernel.weight.dtype)
+    return Before(before.kernel.scale(scale).shift(shift), before.rate, before.pooled)
 
 
 def conv_kernel(conv: nn.Conv2d, dtype: torch.dtype) -> Kernel:
     """The kernel of a zero-padded `Conv2d`, its dilation written out.
+
+    Raises:
+        GeometryError: the convolution pads with something other than zeros.
+    """
+    return conv_taps(conv, dtype).whole()
+
+
+def conv_taps(conv: nn.Conv2d, dtype: torch.dtype) -> Before:
+    """A zero-padded `Conv2d`, its dilation not written out.
 
     Raises:
         GeometryError: the convolution pads with something other than zeros.
@@ -79,8 +126,7 @@ def conv_kernel(conv: nn.Conv2d, dtype: torch.dtype) -> Kernel:
         top, left = bottom, right = _pair(conv.padding)
     weight = conv.weight.to(dtype)
     bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.to(dtype)
-    kernel = Kernel(weight, bias, _pair(conv.stride), (top, left, bottom, right), conv.groups)
-    return kernel.dilate((rows, columns))
+    return Before(Kernel(weight, bias, _pair(conv.stride), (top, left, bottom, right), conv.groups), (rows, columns))
 
 
 def _pair(value: tuple[int, ...]) -> Pair:
@@ -111,8 +157,25 @@ class Branch(nn.Module, ABC):
         """
 
 
+class NormedBranch(Branch):
+    """A branch that ends in a batch normalisation, `norm`."""
+
+    @property
+    @abstractmethod
+    def norm(self) -> nn.BatchNorm2d:
+        """The last batch normalisation."""
+
+    @abstractmethod
+    def before(self, statistics: Statistics, dtype: torch.dtype) -> Before:
+        """What the last normalisation is given; arguments and errors as of `kernel`."""
+
+    def kernel(self, statistics: Statistics = running_statistics, dtype: torch.dtype = torch.float64) -> Kernel:
+        """The folded convolution."""
+        return fold_norm(self.before(statistics, dtype), self.norm, statistics).whole()
+
+
 @final
-class ConvBranch(Branch):
+class ConvBranch(NormedBranch):
     """Convolution, then batch normalisation. Plain networks are made of these, too."""
 
     def __init__(
@@ -136,13 +199,18 @@ class ConvBranch(Branch):
         """x [n, i, h, w] -> [n, o, h', w']."""
         return self.bn(self.conv(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def kernel(self, statistics: Statistics = running_statistics, dtype: torch.dtype = torch.float64) -> Kernel:
-        """The folded convolution."""
-        return fold_norm(conv_kernel(self.conv, dtype), self.bn, statistics)
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The last batch normalisation."""
+        return self.bn
+
+    def before(self, statistics: Statistics, dtype: torch.dtype) -> Before:  # noqa: ARG002  # none inside
+        """The convolution."""
+        return conv_taps(self.conv, dtype)
 
 
 @final
-class SkipBranch(Branch):
+class SkipBranch(NormedBranch):
     """Batch normalisation of the input."""
 
     def __init__(self, channels: int, *, groups: int = 1) -> None:
@@ -154,13 +222,17 @@ class SkipBranch(Branch):
         """x [n, c, h, w] -> [n, c, h, w]."""
         return self.bn(x)  # type: ignore[no-any-return]
 
-    def kernel(self, statistics: Statistics = running_statistics, dtype: torch.dtype = torch.float64) -> Kernel:
-        """A scaled and shifted identity."""
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The batch normalisation."""
+        return self.bn
+
+    def before(self, statistics: Statistics, dtype: torch.dtype) -> Before:  # noqa: ARG002  # none inside
+        """The identity."""
         # A normalisation may keep no statistics, or have no parameters.
         held = next((t for t in (*self.bn.parameters(), *self.bn.buffers())), None)
         device = None if held is None else held.device
-        unit = identity(self.bn.num_features, groups=self.groups, dtype=dtype, device=device)
-        return fold_norm(unit, self.bn, statistics)
+        return Before(identity(self.bn.num_features, groups=self.groups, dtype=dtype, device=device))
 
 
 class _Pointwise(nn.Module):
@@ -194,7 +266,7 @@ class _Pointwise(nn.Module):
 
     def kernel(self, statistics: Statistics, dtype: torch.dtype) -> Kernel:
         """The folded 1x1 convolution, without the border."""
-        return fold_norm(conv_kernel(self.conv, dtype), self.bn, statistics)
+        return fold_norm(conv_taps(self.conv, dtype), self.bn, statistics).kernel
 
 
 def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -212,14 +284,13 @@ def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tens
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
         seen = norm.num_batches_tracked.to(norm.running_mean.dtype)
-        momentum = 1 / seen if norm.momentum is None else norm.momentum
-        norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), momentum)
-        unbiased = variance.detach() * (count / (count - 1))
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+        momentum: float | Tensor = 1 / seen if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
 
 
 @final
-class SeriesBranch(Branch):
+class SeriesBranch(NormedBranch):
     """1x1 convolution - BN - 3x3 convolution - BN; the inner width is the input width."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: Pair, groups: int, bias: bool) -> None:
@@ -233,15 +304,20 @@ class SeriesBranch(Branch):
         """x [n, i, h, w] -> [n, o, h', w']."""
         return self.outer(self.inner(x))  # type: ignore[no-any-return]
 
-    def kernel(self, statistics: Statistics = running_statistics, dtype: torch.dtype = torch.float64) -> Kernel:
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The last batch normalisation."""
+        return self.outer.bn
+
+    def before(self, statistics: Statistics, dtype: torch.dtype) -> Before:
         """W2 after W1, the border holding W1's answer to a zero pixel."""
-        outer = replace(conv_kernel(self.outer.conv, dtype), padding=(1, 1, 1, 1))
-        whole = compose(outer, self.inner.kernel(statistics, dtype), border="inner")
-        return fold_norm(whole, self.outer.bn, statistics)
+        outer = conv_kernel(self.outer.conv, dtype)
+        outer = Kernel(outer.weight, outer.bias, outer.stride, (1, 1, 1, 1), outer.groups)
+        return Before(compose(outer, self.inner.kernel(statistics, dtype), border="inner"))
 
 
 @final
-class PoolBranch(Branch):
+class PoolBranch(NormedBranch):
     """1x1 convolution - BN - 3x3 average pooling that counts padded pixels - BN."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: Pair, groups: int, bias: bool) -> None:
@@ -254,35 +330,36 @@ class PoolBranch(Branch):
         """x [n, i, h, w] -> [n, o, h', w']."""
         return self.bn(self.pool(self.inner(x)))  # type: ignore[no-any-return]
 
-    def kernel(self, statistics: Statistics = running_statistics, dtype: torch.dtype = torch.float64) -> Kernel:
-        """W1 / 9 at every tap."""
-        inner = self.inner.kernel(statistics, dtype)
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The last batch normalisation."""
+        return self.bn
+
+    def before(self, statistics: Statistics, dtype: torch.dtype) -> Before:
+        """W1 of averages: at the border, too, since what pads W1's output is W1's answer to a zero pixel."""
         stride = _pair(self.pool.stride)  # type: ignore[arg-type]  # always built from a pair
-        pool = average(
-            self.bn.num_features, size=(3, 3), stride=stride, padding=(1, 1, 1, 1),
-            dtype=dtype, device=inner.weight.device,
-        )  # fmt: skip
-        return fold_norm(compose(pool, inner, border="inner"), self.bn, statistics)
+        inner = self.inner.kernel(statistics, dtype)
+        return Before(Kernel(inner.weight, inner.bias, stride, groups=inner.groups), pooled=True)
 
 
-def _conv(target: Geometry, bias: bool, *, size: Pair, dilation: Pair = (1, 1)) -> Branch:
+def _conv(target: Geometry, bias: bool, *, size: Pair, dilation: Pair = (1, 1)) -> NormedBranch:
     return ConvBranch(
         target.in_channels, target.out_channels, size,
         stride=target.stride, dilation=dilation, groups=target.groups, bias=bias,
     )  # fmt: skip
 
 
-def _series(target: Geometry, bias: bool) -> Branch:
+def _series(target: Geometry, bias: bool) -> NormedBranch:
     i, o = target.in_channels, target.out_channels
     return SeriesBranch(i, o, stride=target.stride, groups=target.groups, bias=bias)
 
 
-def _pool(target: Geometry, bias: bool) -> Branch:
+def _pool(target: Geometry, bias: bool) -> NormedBranch:
     i, o = target.in_channels, target.out_channels
     return PoolBranch(i, o, stride=target.stride, groups=target.groups, bias=bias)
 
 
-def _skip(target: Geometry, bias: bool) -> Branch:  # noqa: ARG001  # the table's signature
+def _skip(target: Geometry, bias: bool) -> NormedBranch:  # noqa: ARG001  # the table's signature
     return SkipBranch(target.in_channels, groups=target.groups)
 
 
@@ -291,7 +368,7 @@ class BranchKind:
     """A row of `BRANCHES`: how a kind is built for the 3x3 convolution a block stands for, and where it lands."""
 
     lands: str
-    build: Callable[[Geometry, bool], Branch]
+    build: Callable[[Geometry, bool], NormedBranch]
     keeps_shape: bool = False
 
     def unfit(self, target: Geometry) -> str | None:

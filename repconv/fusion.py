@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from .block import RepBlock
-from .branches import Branch, conv_kernel
+from .branches import Before, Branch, Moments, conv_kernel
 from .errors import FusionError, GeometryError
 from .kernels import Kernel
 from .refusal import Refusal
@@ -127,8 +127,8 @@ def with_single_convolutions(model: nn.Module, names: Iterable[str]) -> nn.Modul
     return copy.deepcopy(model, memo)
 
 
-def _no_statistics(_: nn.BatchNorm2d, before: Kernel) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros_like(before.bias), torch.ones_like(before.bias)
+def _no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
+    return [(torch.zeros_like(before.kernel.bias), torch.ones_like(before.kernel.bias)) for before in given]
 
 
 def size(model: nn.Module) -> Size:

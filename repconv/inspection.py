@@ -91,4 +91,4 @@ def _geometry(branch: Branch, *, strict: bool = True) -> Geometry:
         (kh, kw), (rows, columns) = conv.kernel_size, conv.stride
         return Geometry(conv.in_channels, conv.out_channels, (kh, kw), (rows, columns), groups=conv.groups)
     with torch.no_grad():
-        return branch.kernel(lambda norm, _: (norm.bias, norm.bias)).geometry
+        return branch.kernel(lambda norms, _: [(norm.bias, norm.bias) for norm in norms]).geometry

@@ -16,21 +16,13 @@ channel and the scale takes the rest, so that a channel whose scale was 0 can be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .block import RepBlock
-from .branches import (
-    ConvBranch,
-    PoolBranch,
-    SeriesBranch,
-    SkipBranch,
-    Statistics,
-    conv_kernel,
-    norm_affine,
-)
+from .branches import Before, ConvBranch, NormedBranch, Statistics, conv_kernel, norm_affine
 from .errors import GeometryError
 from .kernels import Kernel, combine
 
@@ -93,9 +85,8 @@ def settle(block: RepBlock, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, moment
     parts, factors = [target], [torch.ones_like(scale[0])]
     for name in others:
         branch = block.branches[name]
-        if isinstance(branch, ConvBranch | SkipBranch | PoolBranch | SeriesBranch):
-            final = branch.outer.bn if isinstance(branch, SeriesBranch) else branch.bn
-            final.weight.fill_(size)
+        if isinstance(branch, NormedBranch):
+            branch.norm.weight.fill_(size)
             parts.append(branch.kernel(_recorded(moments)))
             factors.append(-block.gate(name) if name in block.branch_set.searchable else -factors[0])
     _write(own, combine(parts, factors), scale, moments, learned=norm is not None)
@@ -104,16 +95,20 @@ def settle(block: RepBlock, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, moment
 def _recorded(moments: Moments) -> Statistics:
     """Running statistics as `moments` has them, written to each batch normalisation as it is asked for."""
 
-    def statistics(norm: nn.BatchNorm2d, before: Kernel) -> tuple[Tensor, Tensor]:
-        mean, variance = moments(before)
-        if norm.running_mean is None or norm.running_var is None:
-            return mean, variance
-        norm.running_mean.copy_(mean)
-        # A channel that hardly varies must not be blown up to the size of the others.
-        norm.running_var.copy_(variance.clamp_min(max(1e-3 * float(variance.mean()), norm.eps)))
-        return norm.running_mean, norm.running_var
+    def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> list[tuple[Tensor, Tensor]]:
+        return [_record(norm, *moments(before.whole())) for norm, before in zip(norms, given, strict=True)]
 
     return statistics
+
+
+def _record(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Write running statistics, if `norm` keeps any; returns what it now has."""
+    if norm.running_mean is None or norm.running_var is None:
+        return mean, variance
+    norm.running_mean.copy_(mean)
+    # A channel that hardly varies must not be blown up to the size of the others.
+    norm.running_var.copy_(variance.clamp_min(max(1e-3 * float(variance.mean()), norm.eps)))
+    return norm.running_mean, norm.running_var
 
 
 def _write(branch: ConvBranch, wanted: Kernel, scale: Tensor, moments: Moments, *, learned: bool) -> None:
@@ -133,6 +128,6 @@ def _write(branch: ConvBranch, wanted: Kernel, scale: Tensor, moments: Moments, 
         ratio = variance / old_variance
         mean = norm.running_mean.double() + mean - old_mean
         variance = torch.where(ratio.isfinite(), norm.running_var.double() * ratio, variance)
-    stored_mean, stored_variance = _recorded(lambda _: (mean, variance))(norm, after)
+    stored_mean, stored_variance = _record(norm, mean, variance)
     norm.weight.copy_(factor * (stored_variance.double() + norm.eps).sqrt())
     norm.bias.copy_(wanted.bias - factor * (after.bias - stored_mean.double()))

@@ -1,90 +1,134 @@
 """Batch statistics of a branch without its output: from its kernel and a sample of positions.
 
-Batch normalisation needs each branch's mean and variance only. Taking them at a sample of output positions leaves one
-convolution to run for the whole block in training, whatever its number of branches.
+Batch normalisation needs each branch's mean and variance only. The mean is linear in the input, so it is taken of all
+positions; the variance at a sample of output positions. That leaves one convolution to run for the whole block in
+training, whatever its number of branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .branches import Statistics, running_statistics, update_running_statistics
+from .branches import Before, Moments, Statistics, running_statistics, update_running_statistics
+from .errors import GeometryError
 from .geometry import Pair
-from .kernels import Kernel
+from .windows import positions, windows
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many output positions a channel the batch statistics of a block are taken from.
+    """How many output positions a channel the batch variances of a block are taken from.
 
-    positions: about this many values a channel, on a regular grid with a random offset over randomly drawn images, so
-    that borders appear as often as they occur. None takes every position, which equals the branch-by-branch form.
+    A layer takes `share` of its positions, but at most `positions` and at least `least` (and never more than there
+    are): deep layers have few positions and many channels, so that is where each one costs most. With every position
+    this equals the branch-by-branch form in outputs, gradients and running statistics.
+
+    positions: at most this many a channel; None takes every position, whatever the share.
+    share: of the layer's positions, above 0 and up to 1.
+    least: at least this many a channel.
+
+    Raises:
+        GeometryError: a number that is out of range.
     """
 
-    positions: int | None = 2048
+    positions: int | None = 1024
+    share: float = 1 / 16
+    least: int = 128
 
-    def of(self, x: Tensor) -> Statistics:
+    def __post_init__(self) -> None:
+        if (self.positions is not None and self.positions < 1) or self.least < 1 or not 0 < self.share <= 1:
+            raise GeometryError(f"sampling takes at least one position, and a share of them in (0, 1]; got {self}")
+
+    def count(self, total: int) -> int:
+        """How many of a layer's `total` positions are taken."""
+        if self.positions is None:
+            return total
+        return min(total, self.positions, max(self.least, int(total * self.share)))
+
+    def of(self, x: Tensor, stride: Pair) -> Statistics:
         """The statistics of branches applied to x [n, i, h, w]; running statistics are updated as they are asked for.
 
-        Branches read within one pixel of their output's position, as those of a 3x3 block do. A normalisation in
-        evaluation mode (frozen) keeps to its running statistics, as in the branch-by-branch form.
+        Branches read 3x3 windows `stride` pixels apart; what stands before a first of two normalisations reads single
+        pixels. A normalisation in evaluation mode (frozen) keeps to its running statistics, as in the branch-by-branch
+        form.
         """
-        outputs = self._outputs(x)
+        samples: dict[Pair, Sample] = {}
 
-        def statistics(norm: nn.BatchNorm2d, before: Kernel) -> tuple[Tensor, Tensor]:
-            if not norm.training and norm.running_mean is not None:
-                return running_statistics(norm, before)
-            return _moments(norm, outputs(before))
+        def sample(step: Pair, dtype: torch.dtype) -> Sample:
+            if step not in samples:
+                count = self.count(positions(x, step))
+                samples[step] = Sample(windows(x, stride=step, reach=int(step == stride), count=count, dtype=dtype))
+            return samples[step]
+
+        def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
+            frozen = [not norm.training and norm.running_mean is not None for norm in norms]
+            asked = [before for before, kept in zip(given, frozen, strict=True) if not kept]
+            kernel = given[0].kernel
+            measured = list(sample(kernel.stride, kernel.weight.dtype).moments(asked)) if asked else []
+            found: list[tuple[Tensor, Tensor]] = []
+            for norm, before, kept in zip(norms, given, frozen, strict=True):
+                if kept:
+                    found += running_statistics([norm], [before])
+                else:
+                    found.append(measured.pop(0))
+                    update_running_statistics(norm, *found[-1], positions(x, kernel.stride))
+            return found
 
         return statistics
 
-    def _outputs(self, x: Tensor) -> Callable[[Kernel], Tensor]:
-        """What a kernel makes of x at the positions taken, [o, values]."""
-        n, _, height, width = x.shape
-        if self.positions is None or self.positions >= n * height * width:
-            return lambda kernel: kernel(x.to(kernel.weight.dtype)).transpose(0, 1).flatten(1)
-        # Half of the thinning in space, half over images: neighbouring pixels are alike, so are those of one image.
-        step = max(1, min(height, width, int((n * height * width / self.positions) ** 0.25)))
-        images = max(1, min(n, self.positions * step * step // (height * width)))
-        chosen = x[torch.randperm(n, device=x.device)[:images]] if images < n else x
-        padded = functional.pad(chosen, (1, 1, 1, 1)).transpose(0, 1)
-        offset = torch.randint(step, (2,)).tolist()
-        windows: dict[Pair, Tensor] = {}
 
-        def window(stride: Pair) -> Tensor:
-            """The 3x3 neighbourhoods of the sampled positions, [3, 3, i, values]."""
-            if stride not in windows:
-                (top, left), (down, right) = (tuple(o * s for o, s in zip(offset, stride, strict=True)), stride)
-                stop = [(size + s - 1) // s * s for size, s in zip((height, width), stride, strict=True)]
-                # A block strided by 2 may have fewer rows than the grid's offset: fall back to the first.
-                top, left = (0 if o >= size else o for o, size in zip((top, left), (height, width), strict=True))
-                taps = [
-                    padded[:, :, top + r : stop[0] + r : down * step, left + c : stop[1] + c : right * step]
-                    for r in range(3) for c in range(3)
-                ]  # fmt: skip
-                windows[stride] = torch.stack([t.flatten(1) for t in taps]).unflatten(0, (3, 3))
-            return windows[stride]
+class Sample:
+    """Windows of a block's input: their mean over all positions, and sampled ones less that mean, [1 + s, k, k, i]."""
 
-        def outputs(kernel: Kernel) -> Tensor:
-            o, i, kh, kw = kernel.weight.shape
-            top, left = 1 - kernel.padding[0], 1 - kernel.padding[1]
-            taps = window(kernel.stride)[top : top + kh, left : left + kw].to(kernel.weight.dtype)
-            groups = kernel.groups
-            # [g, i/g kh kw, values], in the order of the weight's own axes.
-            inputs = taps.unflatten(2, (groups, i)).movedim((2, 3), (0, 1)).reshape(groups, i * kh * kw, -1)
-            y = torch.matmul(kernel.weight.reshape(groups, o // groups, -1), inputs).reshape(o, -1)
-            return y + kernel.bias[:, None]
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._read: dict[object, Tensor] = {}
 
-        return outputs
+    def moments(self, given: Sequence[Before]) -> Moments:
+        """Mean and biased variance of what each of `given` makes of the input; all have equal groups and channels."""
+        groups, samples = given[0].kernel.groups, len(self.values) - 1
+        reads = [self._taps(before) for before in given]
+        weights = [
+            before.kernel.weight.movedim(1, -1).reshape(groups, -1, r.shape[1])
+            for before, r in zip(given, reads, strict=True)
+        ]
+        biases = torch.stack([before.kernel.bias for before in given])
+        if covariance_is_cheaper(samples, [w.shape for w in weights]):
+            mean = torch.stack([(w @ r[:, :, :1]).flatten() for w, r in zip(weights, reads, strict=True)])
+            spread = [r[:, :, 1:] @ r[:, :, 1:].mT / samples for r in reads]
+            variance = torch.stack([((w @ c) * w).sum(-1).flatten() for w, c in zip(weights, spread, strict=True)])
+        else:
+            made = torch.stack([torch.matmul(w, r).flatten(0, 1) for w, r in zip(weights, reads, strict=True)])
+            first, rest = made.split([1, samples], 2)
+            mean, variance = first.squeeze(2), rest.square().mean(2)
+        return list(zip((mean + biases).unbind(), variance.unbind(), strict=True))
+
+    def _taps(self, before: Before) -> Tensor:
+        """What a kernel reads, group by group, [g, taps * i/g, 1 + s]."""
+        kernel = before.kernel
+        key = (kernel.weight.shape[2:], kernel.padding, before.rate, before.pooled, kernel.groups)
+        if key not in self._read:
+            if before.pooled:
+                read = self.values.mean((1, 2), keepdim=True)
+            else:
+                reach = self.values.shape[1] // 2
+                rows, columns = (
+                    slice(reach - pad, reach - pad + (k - 1) * rate + 1, rate)
+                    for k, pad, rate in zip(kernel.weight.shape[2:], kernel.padding[:2], before.rate, strict=True)
+                )
+                read = self.values[:, rows, columns]
+            grouped = read.unflatten(-1, (kernel.groups, -1)).permute(3, 1, 2, 4, 0)
+            self._read[key] = grouped.flatten(1, 3)
+        return self._read[key]
 
 
-def _moments(norm: nn.BatchNorm2d, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of y [c, values]; moves the running statistics of `norm`."""
-    variance, mean = torch.var_mean(y, 1, correction=0)
-    update_running_statistics(norm, mean, variance, y.shape[1])
-    return mean, variance
+def covariance_is_cheaper(samples: int, weights: Sequence[Sequence[int]]) -> bool:
+    """Whether what is read should be multiplied with itself before weights [g, o/g, k], not with each weight.
+
+    Multiply-adds a group: s k² + o k² against s k o. So it is where a few channels become many, as in a stem.
+    """
+    return sum(k * k * (samples + o) for _, o, k in weights) < sum(k * o * samples for _, o, k in weights)

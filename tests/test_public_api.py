@@ -25,6 +25,7 @@ PUBLIC = [
     "Refusal",
     "RepBlock",
     "RepconvError",
+    "Sampling",
     "SourceError",
     "VerificationError",
     "compare",
@@ -36,6 +37,7 @@ PUBLIC = [
     "list_models",
     "load",
     "save",
+    "set_statistics",
 ]
 """Written out: adding or dropping a public name is a decision, and shows in a diff of this list."""
 
