@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repconv.benchmarks.cifar10 import augment, normalize
+from .cifar10 import augment, normalize
 
 
 @dataclass(frozen=True)
