@@ -46,8 +46,14 @@ def create_named(name: str, weights: str | None = None) -> nn.Module:
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
-    """(c, h, w) of the images that a library says a network of it is made for, None where it says nothing."""
+    """(c, h, w) of the images that a network is made for, as far as its library says; None where it says nothing.
+
+    A network of this package: 224 pixels a side with the ImageNet stem, 32 without.
+    """
     spec = getattr(network, "spec", None)
+    if isinstance(spec, ModelSpec) and ":" not in spec.name:
+        channels, side = spec.arguments.get("in_channels", 3), 224 if spec.arguments.get("stem") == "imagenet" else 32
+        return (channels, side, side) if isinstance(channels, int) else None
     home, _, entry = spec.name.partition(":") if isinstance(spec, ModelSpec) else ("", "", "")
     if home == "timm":
         known = getattr(network, "pretrained_cfg", {}).get("input_size")

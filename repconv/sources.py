@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,18 +105,36 @@ def _by_name(source: str, state_key: str | None) -> Source:
 
 
 def _named(name: str, state: Mapping[str, Tensor]) -> nn.Module:
-    """A network of this package of the width and number of classes `state` shows, on the meta device until filled."""
+    """A network of this package of the sizes `state` shows, on the meta device until filled."""
     first = next((t for t in state.values() if t.dim() == 4), None)
     head = next((t for key, t in state.items() if key.endswith("fc.weight") and t.dim() == 2), None)
+    residual = "resnet" in name
     try:
         with torch.device("meta"):
             return create_model(
                 name,
                 width=None if first is None else first.shape[0],
+                in_channels=None if first is None else first.shape[1],
                 num_classes=None if head is None else head.shape[0],
+                blocks=_blocks(state, residual=residual),
+                stem=("cifar" if first.shape[2:] != (7, 7) else "imagenet") if first is not None and residual else None,
             )
     except GeometryError as error:
         raise SourceError(f"--model {name}: {error}") from error
+
+
+def _blocks(state: Mapping[str, Tensor], *, residual: bool) -> list[int] | None:
+    """Residual units or VGG convolutions a stage, as the names in `state` have it; None if they are other names."""
+    pattern = re.compile(r"(?:^|\.)stages\.(\d+)\.(\d+)\." if residual else r"(?:^|\.)features\.(\d+)\.")
+    found = sorted({tuple(map(int, m.groups())) for m in map(pattern.search, state) if m})
+    if residual:
+        stages = [stage for stage, _ in found]
+    else:
+        # A convolution and its ReLU take two places, the pooling after a stage a third.
+        places = [place for (place,) in found]
+        steps = [after - before - 2 for before, after in itertools.pairwise(places)]
+        stages = [0, *itertools.accumulate(steps)] if places else []
+    return [stages.count(stage) for stage in sorted(set(stages))] or None
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> str:
@@ -131,8 +152,8 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str
 def _better_name(state: Mapping[str, Tensor], tried: str) -> str | None:
     """The model of this package whose names `state` has exactly, if there is one other than `tried`."""
     for name in list_models():
-        with torch.device("meta"):
-            names = list(create_model(name, width=1, num_classes=1).state_dict())  # names depend on neither
-        if name != tried and set(strip_prefix(state, names)[0]) == set(names):
-            return name
+        with contextlib.suppress(SourceError):
+            names = list(_named(name, state).state_dict())
+            if name != tried and set(strip_prefix(state, names)[0]) == set(names):
+                return name
     return None

@@ -186,6 +186,26 @@ def test_the_model_that_would_fit_better_is_named(tmp_path):
         open_source(_saved(tmp_path / "m.pth", state), model="irep_resnet18")
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "image"),
+    [
+        ("irep_resnet18", {"blocks": (1, 2)}, (3, 32, 32)),
+        ("repvgg_vgg16", {"blocks": (1, 3, 2)}, (3, 32, 32)),
+        ("vgg16", {"blocks": (2, 1), "in_channels": 1}, (1, 32, 32)),
+        ("acnet_resnet50", {"blocks": (1, 1), "stem": "imagenet"}, (3, 224, 224)),
+    ],
+)
+def test_the_sizes_of_a_network_are_read_off_its_weights(name, sizes, image, tmp_path):
+    made = create_model(name, width=4, num_classes=5, **sizes)
+    torch.save(made.state_dict(), tmp_path / "m.pt")
+    found = open_source(str(tmp_path / "m.pt"), model=name).checkpoint
+    assert {"in_channels": 3, **found.model.spec.arguments} == {"in_channels": 3, **made.spec.arguments}
+    assert found.input_shape == image
+    other = "dbb_resnet18" if "resnet" in name else "dbb_vgg16"
+    with pytest.raises(CheckpointError, match=f"the names fit {name}: try --model {name}"):
+        open_source(str(tmp_path / "m.pt"), model=other)
+
+
 def test_tied_weights_stay_tied(tmp_path, monkeypatch):
     class Tied(nn.Module):
         def __init__(self):
