@@ -20,6 +20,8 @@ from .named import create_named, image_shape, is_own_code
 from .states import find_state, put_state, read_content, strip_prefix
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
+FIRST = re.compile(r"(?:^|\.)(?:stem|features\.0)\.(?:branches\.3x3\.)?(?:conv\.)?weight$")
+"""The weight of a network's first convolution, multi-branch, plain or fused."""
 FORMS = (
     f"a weight file ({' '.join(SUFFIXES)}), timm:NAME[@WEIGHTS], torchvision:NAME[@WEIGHTS] or "
     "package.module:factory[@WEIGHTS]"
@@ -106,7 +108,7 @@ def _by_name(source: str, state_key: str | None) -> Source:
 
 def _named(name: str, state: Mapping[str, Tensor]) -> nn.Module:
     """A network of this package of the sizes `state` shows, on the meta device until filled."""
-    first = next((t for t in state.values() if t.dim() == 4), None)
+    first = next((t for key, t in state.items() if FIRST.search(key) and t.dim() == 4), None)
     head = next((t for key, t in state.items() if key.endswith("fc.weight") and t.dim() == 2), None)
     residual = "resnet" in name
     try:
