@@ -130,21 +130,23 @@ def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: i
     }  # fmt: skip
 
 
+def graph_seconds(model: onnx.ModelProto) -> float:
+    """How long fusing takes."""
+    started = time.perf_counter()
+    fuse_onnx(model)
+    return time.perf_counter() - started
+
+
 def row(name: str, rounds: int) -> dict[str, object]:
     """Everything measured of one network."""
     one = subject(name)
     original = to_onnx(one.model, one.x)
     fused, _ = fuse_onnx(original)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        fuse_onnx(original)
-        seconds.append(time.perf_counter() - started)
     reference = copy.deepcopy(one.model).double()
     with torch.no_grad(), FastGroupedDouble():
         wanted = reference(one.x.double())
     found: dict[str, object] = {
-        "model": name, "input": list(one.x.shape), "graph_seconds": [round(s, 3) for s in sorted(seconds)],
+        "model": name, "input": list(one.x.shape),
         "original": count(original) | {"error": error(original, one.x, wanted), "flops": flops(one.model, one.x)},
         "fused": count(fused) | {"error": error(fused, one.x, wanted)},
         "fused_program": program_row(one, reference, wanted),
@@ -156,6 +158,8 @@ def row(name: str, rounds: int) -> dict[str, object]:
             "program_adds": program_adds(exported(one.author, one.x).module()),
         }  # fmt: skip
     if rounds:
+        found["graph_seconds"] = sorted(round(graph_seconds(original), 3) for _ in range(3))
+        found["environment"] = environment()
         found["latency"] = {
             "compared_with": "original" if author is None else "author",
             **latency(fused, original if author is None else author, one.x, rounds),
@@ -195,7 +199,7 @@ def main() -> None:
     """Measure, print, and write JSON after each row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join((*RE_PARAMETERISED, *ORDINARY)))
-    parser.add_argument("--rounds", type=int, default=60, help="of timing; 0 for none")
+    parser.add_argument("--rounds", type=int, default=60, help="of timing; 0: times measured before are kept")
     parser.add_argument("--output", default="benchmarks/results/graph_counts.json")
     arguments = parser.parse_args()
     path = Path(arguments.output)
@@ -204,14 +208,17 @@ def main() -> None:
     order = [*RE_PARAMETERISED, *ORDINARY]
     for name in arguments.models.split(","):
         try:
-            rows[name] = row(name, arguments.rounds) | {"environment": environment()}
+            timed = {
+                key: rows[name][key] for key in ("graph_seconds", "latency", "environment") if key in rows.get(name, {})
+            }
+            rows[name] = timed | row(name, arguments.rounds)
         except ModuleNotFoundError as missing:
             print(f"{name}: skipped, {missing.name} is not installed")
             continue
         for form in ("original", "fused", "fused_program", "author"):
             if form in rows[name]:
                 print(f"{name} {form:14}", json.dumps(rows[name][form]))
-        print(name, f"{rows[name]['graph_seconds'][1]} s", "; ".join(verdict(rows[name])) or "all within", flush=True)
+        print(name, "; ".join(verdict(rows[name])) or "all within", flush=True)
         kept = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
         content = {
             "schema": "repconv.graph_counts/3", "command": "python benchmarks/graph_counts.py", "rows": kept,

@@ -96,8 +96,8 @@ def law(case: Case, randomise: Randomise, apart: Apart) -> None:
 
     float64: 1e-12 of the output's scale. float32: the larger of 1e-5 of it and twice the unfused block's own error.
     float16, bfloat16: at every pixel, one unit in the last place of |K| * |x| + |b|, half for rounding the weights once
-    and half for rounding the output, sums being kept in float32 (measured: 0.91); and the larger of 2e-3 and 1.5e-2 of
-    the output's scale and twice the unfused block's own error, which rounds every branch.
+    and half for rounding the output, sums being kept in float32 (measured: 0.91). No bound relative to the output alone
+    holds: where large terms cancel, an output of 1.3 was off by 4e-3, and the unfused block, by luck, by 6e-4.
     """
     with torch.no_grad():
         block, x = case.build(randomise)
@@ -113,9 +113,6 @@ def law(case: Case, randomise: Randomise, apart: Apart) -> None:
         elif case.dtype == torch.float32:
             assert error <= max(1e-5, 2 * apart(unfused, reference))
         else:
-            assert error <= max(
-                {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[case.dtype], 2 * apart(unfused, reference)
-            )
             sizes = Kernel(kernel.weight.abs(), kernel.bias.abs(), kernel.stride, kernel.padding, kernel.groups)
             unit = torch.finfo(case.dtype).eps * sizes(x.double().abs())
             # 1e-6: weights too small for float16's normal numbers; 1 %: rounding of rounded numbers.
