@@ -283,8 +283,9 @@ def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tens
         return
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
-        seen = norm.num_batches_tracked.to(norm.running_mean.dtype)
-        momentum: float | Tensor = 1 / seen if norm.momentum is None else norm.momentum
+        momentum: float | Tensor | None = norm.momentum
+        if momentum is None:
+            momentum = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
 
