@@ -186,7 +186,7 @@ def _write_onnx(
     out: Path, loaded: Source, fused: nn.Module, report: FusionReport, shape: tuple[int, int, int], settings: _Settings
 ) -> Agreement:
     """Export, verify in onnxruntime against the unfused network, and only then write."""
-    from repconv.export.to_onnx import to_onnx, verify_onnx
+    from repconv.export.onnx_exporter import to_onnx, verify_onnx
 
     from ..files import whole_file
     from ..verify import dtype_of, probes
