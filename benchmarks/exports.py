@@ -1,0 +1,156 @@
+"""Every artefact of six networks: does it build, is it verified, how large is it? And what int8 costs in accuracy.
+
+    python benchmarks/exports.py [--models shipped,...] [--output FILE] [--again]
+    python benchmarks/exports.py --accuracy cifar10-test.zip --calibrate cifar10-train.zip
+
+Each row is one `repconv export` command, which the JSON holds, with the record it wrote. Rows that are there are kept
+(`--again` makes them anew), so an interrupted run goes on. Statistics of all networks but the shipped one are random,
+or fusing would be vacuous; their int8 is calibrated on the same kind of noise they are compared on. TensorRT-RTX
+engines are for SM86 and SM89.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from torch import nn
+
+from repconv import create_model
+from repconv.benchmarks.environment import environment
+from repconv.benchmarks.graph_models import randomise, subject
+
+MODELS = ("shipped", "irep_resnet18", "irep_resnet50", "repvgg_a0", "mobileone_s0", "fastvit_t8")
+ARTEFACTS = (
+    ("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "fp16"),
+    ("openvino", "int8"), ("tensorrt-rtx", "fp32"), ("tensorrt-rtx", "fp16"),
+)  # fmt: skip
+ACCURACY = {
+    "fp32": ("--precision", "fp32"),
+    "int8 per channel": ("--precision", "int8"),
+    "int8 per channel, equalised": ("--precision", "int8", "--equalise"),
+    "int8 per tensor": ("--precision", "int8", "--per-tensor"),
+    "int8 per tensor, equalised": ("--precision", "int8", "--per-tensor", "--equalise"),
+}
+SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt-rtx": ".engine"}
+ASSETS = Path("repconv/assets")
+CHECKPOINT = ASSETS / "irep_resnet_cifar10.pt"
+TIMEOUT_S = 1200
+
+
+def irep_resnet18() -> nn.Module:
+    """IRep-ResNet18 for CIFAR-10 with random statistics."""
+    return randomise(create_model("irep_resnet18"))
+
+
+def irep_resnet50() -> nn.Module:
+    """IRep-ResNet50 with random statistics."""
+    return subject("repconv:irep_resnet50").model
+
+
+def repvgg_a0() -> nn.Module:
+    """timm's, with random statistics."""
+    return subject("repvgg_a0").model
+
+
+def mobileone_s0() -> nn.Module:
+    """timm's, with random statistics."""
+    return subject("mobileone_s0").model
+
+
+def fastvit_t8() -> nn.Module:
+    """timm's, with random statistics and layer scales."""
+    return subject("fastvit_t8").model
+
+
+IMAGES = {"irep_resnet18": "32,32", "irep_resnet50": "224,224", "repvgg_a0": "224,224", "mobileone_s0": "224,224",
+          "fastvit_t8": "256,256"}  # fmt: skip
+
+
+def arguments_of(model: str, target: str, precision: str) -> list[str]:
+    """The command line that makes one artefact, without its output."""
+    if model == "shipped":
+        made = [str(CHECKPOINT), "--to", target, "--precision", precision]
+        sheet = str(ASSETS / "cifar10_test_sheet.npz")
+        made += ["--calibrate", sheet] if precision == "int8" else ["--evaluate", sheet]
+    else:
+        made = [f"repconv.benchmarks.exports:{model}", "--image", IMAGES[model], "--to", target]
+        made += ["--precision", precision]
+        made += ["--random-calibration", "--calibration-images", "16"] if precision == "int8" else []
+    return made + (["--sm", "SM86,SM89"] if target == "tensorrt-rtx" else [])
+
+
+def run(arguments: list[str], suffix: str) -> dict[str, object]:
+    """Run `repconv export` and return what it recorded, or why it failed."""
+    command = Path(sys.executable).with_name("repconv")
+    with tempfile.TemporaryDirectory() as folder:
+        out, record = Path(folder) / f"model{suffix}", Path(folder) / "record.json"
+        started = time.perf_counter()
+        done = subprocess.run(  # noqa: S603  # our own command
+            [command, "export", *arguments, "-o", out, "--json", record],
+            capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        told = f"repconv export {' '.join(arguments)} -o model{suffix}"
+        if done.returncode:
+            return {"command": told, "exit_code": done.returncode, "said": done.stderr.strip().splitlines()[-1]}
+        content = json.loads(record.read_text(encoding="utf-8"))
+    content["details"].pop("layers", None)
+    if "quantization" in content["details"]:
+        content["details"]["quantization"]["layers"] = content["details"]["quantization"]["layers"][:5]
+    if content["evidence"] is not None:
+        content["evidence"]["calls"] = content["evidence"]["calls"][:4]
+    for output in content["outputs"]:
+        output["path"] = Path(output["path"]).name
+    return {"command": told, "exit_code": 0, "seconds": seconds, "record": content}
+
+
+def told(row: dict[str, object]) -> str:
+    """A row in a line."""
+    record = row.get("record")
+    if not isinstance(record, dict):
+        return f"exit code {row['exit_code']}: {row['said']}"
+    seen = record["evidence"]
+    error = "" if seen is None else f", max {seen['max_error']:.1e}, rms {seen['rms_error']:.1e}"
+    accuracy = "" if seen is None or seen["accuracy"] is None else f", accuracy {seen['accuracy']:.2%}"
+    return f"{record['status']}{error}{accuracy}, {sum(o['bytes'] for o in record['outputs']):,} bytes"
+
+
+def main() -> None:
+    """Make what is missing, print, and write JSON after each row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--accuracy", help="test images of CIFAR-10, as folders in a zip")
+    parser.add_argument("--calibrate", help="training images of CIFAR-10, as folders in a zip")
+    parser.add_argument("--output", default="benchmarks/results/exports.json")
+    parser.add_argument("--again", action="store_true", help="make rows anew that are there")
+    arguments = parser.parse_args()
+    path = Path(arguments.output)
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    wanted: dict[str, tuple[list[str], str]] = {}
+    if arguments.accuracy:
+        data = ["--evaluate", f"imagefolder:{arguments.accuracy}", "--images", "5000", "--batch", "1:100:100"]
+        for target in ("onnx", "openvino"):
+            for name, settings in ACCURACY.items():
+                calibrate = ["--calibrate", f"imagefolder:{arguments.calibrate}"] if "int8" in settings else []
+                made = [str(CHECKPOINT), "--to", target, *settings, *data, *calibrate]
+                wanted[f"accuracy/{target}/{name}"] = (made, SUFFIX[target])
+    else:
+        for model in arguments.models.split(","):
+            for target, precision in ARTEFACTS:
+                wanted[f"{model}/{target}/{precision}"] = arguments_of(model, target, precision), SUFFIX[target]
+    for key, (made, suffix) in wanted.items():
+        if arguments.again or rows.get(key, {}).get("exit_code") != 0:
+            rows[key] = run(made, suffix) | {"environment": environment()}
+            content = {"schema": "repconv.exports/1", "command": "python benchmarks/exports.py", "rows": rows}
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"{key}: {told(rows[key])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
