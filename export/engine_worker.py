@@ -98,7 +98,8 @@ def build(asked: dict[str, Any]) -> dict[str, object]:
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(asked["model"]):
-        said = [parser.get_error(i).desc().strip() for i in range(parser.num_errors)]
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = [f"{e.node_operator()} {e.node_name()}: {e.desc().strip()}" for e in errors]
         raise Problem(FAILED, "; ".join(dict.fromkeys(said)) or "the parser refuses the model")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

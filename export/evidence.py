@@ -16,6 +16,7 @@ from repconv.agreement import Comparison, compare_tensors
 from repconv.checkpoint import Normalization
 from repconv.errors import SourceError, VerificationError
 from repconv.files import whole_file
+from repconv.graph.onnx_facts import first_line
 from repconv.leaves import leaves
 
 from .images import Images, random_images
@@ -205,6 +206,10 @@ def measure(
         runtime: what runs it, in words.
         origin: what the calls are, in words.
         observed: settings read back from the runtime.
+
+    Raises:
+        SourceError: the network itself cannot run a size that was asked for.
+        VerificationError: the artefact cannot.
     """
     tolerance = tolerance_for(settings.precision, settings.tolerance)
     comparisons: list[Comparison] = []
@@ -212,7 +217,7 @@ def measure(
     agreed, right, right_before, scored, labelled = 0, 0, 0, 0, 0
     worst: tuple[Probe, Tensor, Tensor] | None = None
     for probe in calls:
-        wanted, got = subject.reference(probe.inputs), tuple(run(probe.given))
+        wanted, got = _expected(subject, probe), _given(run, probe, runtime)
         judged = list(_judged(subject, probe, wanted, got, settings, tolerance))
         if worst is None or _largest(judged) > _largest(comparisons):
             worst = (probe, wanted[0], got[0]) if got else worst
@@ -241,6 +246,24 @@ def measure(
         agreed / scored if scored else None, right / labelled if labelled else None,
         right_before / labelled if labelled else None, observed or {}, worst,
     )  # fmt: skip
+
+
+def _expected(subject: Subject, probe: Probe) -> tuple[Tensor, ...]:
+    try:
+        return subject.reference(probe.inputs)
+    except Exception as error:  # it runs the user's own code
+        shape = "x".join(map(str, probe.inputs.shape))
+        raise SourceError(f"{subject.name} itself cannot run an input of {shape} ({first_line(error)})") from error
+
+
+def _given(run: Run, probe: Probe, runtime: str) -> tuple[Tensor, ...]:
+    try:
+        return tuple(run(probe.given))
+    except Exception as error:  # runtimes raise a type a failure
+        shape = "x".join(map(str, probe.given.shape))
+        raise VerificationError(
+            f"{runtime} cannot run an input of {shape}, which was asked for ({first_line(error)}); nothing was written"
+        ) from error
 
 
 def _root(value: float) -> float:
