@@ -288,13 +288,11 @@ def _judged(
         a = wanted[index] if index < len(wanted) else None
         b = got[index] if index < len(got) else None
         found = compare_tensors(a, b, None, dtype, known)
-        if not found.passed and found.mismatch is None and tolerance.measure == "max":
-            if settings.tolerance is not None:
-                found = replace(found, tolerance=tolerance.limit, reason=tolerance.reason)
-            elif subject.network is not None:
-                own = own if own is not None else _own(subject, probe.inputs, dtype)
-                if own is not None:
-                    found = compare_tensors(a, b, own[index], dtype, known)
+        if found.mismatch is None and tolerance.measure == "max" and settings.tolerance is not None:
+            found = replace(found, tolerance=tolerance.limit, reason=tolerance.reason)
+        elif found.mismatch is None and tolerance.measure == "max" and not found.passed:
+            own = own if own is not None else _own(subject, probe.inputs, dtype)
+            found = found if own is None else compare_tensors(a, b, own[index], dtype, known)
         yield replace(found, where=where, shape=shape, path=f"[{index}]" if len(wanted) > 1 else "")
 
 

@@ -186,8 +186,8 @@ def test_a_module_that_fails_is_an_answer_and_never_a_crash(case: str, tmp_path,
 def test_layers_are_read_from_the_log_and_from_the_inspector() -> None:
     line = (
         "Name: conv_0_myl0_2, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [1,3,8,8], Datatype: Half, "
-        "Format: (NHWC) }], Constants: [ { Name: w, Datatype: Half }], Outputs: [ { Name: y, Datatype: Half }], TacticName: t, "
-        "StreamId: 0, Metadata: [ONNX Layer: conv_0][ONNX Layer: relu_0]"
+        "Format: (NHWC) }], Constants: [ { Name: w, Datatype: Half }], Outputs: [ { Name: y, Datatype: Half }], "
+        "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: conv_0][ONNX Layer: relu_0]"
     )
     (from_log,) = parse_log(["noise", line])
     assert from_log == EngineLayer("conv_0_myl0_2", "correlation", ("conv_0", "relu_0"), ("Half",))
