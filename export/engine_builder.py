@@ -132,7 +132,7 @@ def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float) -> dict[st
     """The worker's answer; a crash is one, too."""
     request, result = folder / "request.json", folder / "result.json"
     request.write_text(json.dumps(asked))
-    command = [sys.executable, "-m", "repconv.export.engine_worker", str(request), str(result)]
+    command = [sys.executable, "-P", "-m", "repconv.export.engine_worker", str(request), str(result)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)  # noqa: S603
     except subprocess.TimeoutExpired:

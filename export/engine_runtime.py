@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from repconv.errors import BackendError, SourceError
 from repconv.files import sha256
-from repconv.record import installed
 
 from .built import Run
 from .engine_builder import INSTALL, MODULES
@@ -43,10 +43,9 @@ def check_sidecar(engine: Path) -> dict[str, Any]:
     again = f"rebuild it: repconv export SOURCE --to {known['target']} -o {engine.name}"
     if known["sha256"] != sha256(engine):
         raise SourceError(f"{engine} is not the file {path.name} describes: another SHA-256; {again}")
-    package = "tensorrt" if known["target"] == "tensorrt" else "tensorrt-rtx"
-    here = installed(package) or installed(package.replace("-", "_"))
+    here = version_here(str(known["target"]))
     if here is not None and here != known["version"]:
-        raise SourceError(f"{engine} was built by {package} {known['version']}, here is {here}; {again}")
+        raise SourceError(f"{engine} was built by {known['target']} {known['version']}, here is {here}; {again}")
     gpu = gpu_here()
     if gpu is None:
         return known
@@ -57,6 +56,14 @@ def check_sidecar(engine: Path) -> dict[str, Any]:
         built_for = ", ".join(known["capabilities"])
         raise SourceError(f"{engine} was built for {built_for}, this GPU is {capability}; {again} --sm {capability}")
     return known
+
+
+def version_here(target: str) -> str | None:
+    """The version that would load an engine, None where the module cannot be imported."""
+    try:
+        return str(importlib.import_module(MODULES[target]).__version__)
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return None
 
 
 def gpu_here() -> dict[str, str] | None:
@@ -71,7 +78,7 @@ def why_not_run(target: str) -> str | None:
     """Why an engine cannot run here, None if it can."""
     if not torch.cuda.is_available():
         return "no GPU that PyTorch sees"
-    return None if installed(target) else f"{target} is not installed"
+    return None if importlib.util.find_spec(MODULES[target]) else f"{target} is not installed"
 
 
 def open_engine(engine: Path) -> Run:

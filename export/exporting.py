@@ -15,13 +15,15 @@ from repconv.errors import BackendError, BuildError, OutputError, SourceError, V
 from repconv.files import write_whole
 from repconv.record import file_record, versions
 
+from .artefacts import is_large
 from .built import Built, Run
 from .engine_builder import build_engine
 from .engine_runtime import engine_function, gpu_here, sidecar_of, why_not_run
-from .evidence import Evidence, measure, normalization_of, probes
+from .evidence import Evidence
 from .export_record import ENGINE_SCHEMA, ExportRecord
 from .half import to_half
 from .images import Images, random_images, read_images
+from .measuring import measure, normalization_of, probes
 from .onnx_exporter import onnx_function
 from .openvino_builder import build_openvino, compile_openvino
 from .overflow import peaks, require_fp16
@@ -123,6 +125,8 @@ def export(
     _check_calibration(settings, data)
     say("loading and fusing")
     subject = open_subject(source, settings, model=model, state_key=state_key)
+    if is_large(subject.model):
+        raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
     spans = settings.image or (Span.of(subject.size[1]), Span.of(subject.size[2]))
     read = _read(subject, settings, data)
     network = subject.model

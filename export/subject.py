@@ -60,6 +60,11 @@ class Subject:
         """Whether the reference is float64."""
         return self.network is not None
 
+    @property
+    def in_float32(self) -> Reference:
+        """The network as given in float32, where that is faster than the reference."""
+        return self.reference if self.network is None else _as_function(self.network)
+
 
 @dataclass(frozen=True)
 class _Network:
@@ -175,7 +180,7 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(settings.batch.usual if not batch_open else 2, *size, generator=generator)
     report: FusionReport | None = None
-    plain, in_graph = network, settings.fuse and _is_foreign(network)
+    plain, in_graph = network, settings.fuse and is_foreign(network)
     if settings.fuse and not in_graph:
         plain, report = fuse_blocks(network)
     model = exported(
@@ -190,7 +195,8 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
     )  # fmt: skip
 
 
-def _is_foreign(model: nn.Module) -> bool:
+def is_foreign(model: nn.Module) -> bool:
+    """Whether there may be more to fold than this package's blocks."""
     spec = getattr(model, "spec", None)
     return not isinstance(spec, ModelSpec) or ":" in spec.name
 
@@ -205,14 +211,28 @@ def _in_float64(network: nn.Module) -> Reference:
     return reference
 
 
+def _as_function(network: nn.Module) -> Reference:
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(t for _, t in leaves(network(x)))
+
+    return run
+
+
 def _metadata(given: _Network, report: FusionReport | None) -> dict[str, str]:
-    metadata = {"repconv.source_sha256": given.sha256 or ""}
-    if report is not None:
-        metadata["repconv.convolutions"] = json.dumps([report.before.convolutions, report.after.convolutions])
-    if given.class_names:
-        metadata["class_names"] = json.dumps(given.class_names)
-    if given.normalization is not None:
-        metadata["normalization"] = json.dumps(vars(given.normalization))
+    known = described(given.sha256, given.class_names, given.normalization)
+    if report is None:
+        return known
+    return {**known, "repconv.convolutions": json.dumps([report.before.convolutions, report.after.convolutions])}
+
+
+def described(sha256: str | None, class_names: Sequence[str], normalization: Normalization | None) -> dict[str, str]:
+    """What a source knows besides its weights, as metadata of an ONNX file."""
+    metadata = {"repconv.source_sha256": sha256 or ""}
+    if class_names:
+        metadata["class_names"] = json.dumps(class_names)
+    if normalization is not None:
+        metadata["normalization"] = json.dumps(vars(normalization))
     return metadata
 
 

@@ -17,7 +17,7 @@ from repconv.checkpoint import Normalization
 from repconv.errors import BuildError, FusionError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Preprocessing, Quantization, Span, export, to_onnx, to_openvino
 from repconv.export import exporting as pipeline
-from repconv.export.evidence import measure, probes
+from repconv.export.measuring import measure, probes
 from repconv.export.onnx_exporter import onnx_function
 from repconv.export.quantize import quantize_onnx
 from repconv.export.subject import open_subject

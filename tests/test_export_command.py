@@ -126,6 +126,7 @@ REFUSED = {
     "no size": (("hot_of_test:network", "--to", "onnx", "-o", "out.onnx"), 2, "give one: --image 224,224"),
     "sm of onnx": ((*M, "--sm", "SM86"), 2, "--sm is for tensorrt-rtx"),
     "no capability": (("m.pt", *RTX, "--sm", "ampere"), 2, "'ampere' is no compute capability"),
+    "json of the engine": (("m.pt", *RTX, "--json", "out.engine.json"), 2, "is where the engine's own JSON goes"),
     "idle option": ((*M, "--equalise"), 2, "--equalise is for int8, not fp32"),
     "idle preprocessing": ((*M, "--uint8"), 2, "--preprocess"),
     "nothing to normalise by": (("bare.pt", *M[1:], "--preprocess"), 2, "records no normalisation; give it: --mean"),

@@ -98,11 +98,13 @@ def command(
     from repconv.export.exporting import Data, export
     from repconv.export.settings import DEFAULT_CAPABILITIES, SUFFIXES, BuildSettings, Quantization, check_capabilities
 
-    from ..errors import SourceError
+    from ..errors import OutputError, SourceError
     from .record import write_json
     from .text import paragraph
 
     out = checked_output(output, source, [SUFFIXES[target]], json_file)
+    if target.startswith("tensorrt") and json_file is not None and Path(json_file) == Path(f"{out}.json"):
+        raise OutputError(f"{json_file} is where the engine's own JSON goes; name another file")
     _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise)
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
@@ -170,8 +172,7 @@ def _summary(record: ExportRecord) -> str:
         "input": record.input_shape, **{key.replace("_", " "): value for key, value in record.observed.items()},
     }  # fmt: skip
     if record.fusion is not None:
-        before, after = record.fusion["convolutions"]  # type: ignore[misc]  # a pair
-        facts["fused"] = f"{before} convolutions to {after}"
+        facts["fused"] = "convolutions {} to {}".format(*record.fusion["convolutions"])  # type: ignore[misc]  # a pair
     if record.evidence is not None and record.evidence.accuracy is not None:
         seen = record.evidence
         facts["accuracy"] = f"{seen.accuracy:.1%}, before {seen.accuracy_before:.1%}, of {seen.images} images"
