@@ -161,13 +161,14 @@ def measure(
     tolerance = tolerance_for(settings.precision, settings.tolerance)
     found = _Found()
     for probe in calls:
+        judge = found.judged < JUDGED_IMAGES
+        wanted = _expected(subject, probe, subject.reference if judge else subject.in_float32)
         got = _given(run, probe, runtime)
-        if found.judged < JUDGED_IMAGES:
-            _judge(found, subject, probe, got, settings, tolerance)
-        else:
-            if not all(bool(torch.isfinite(t).all()) for t in got):
-                raise VerificationError(f"{runtime} gives NaN or Inf on {origin}; nothing was written")
-            found.scores.add(_expected(subject, probe, subject.in_float32), got, probe.labels)
+        found.scores.add(wanted, got, probe.labels)
+        if judge:
+            _judge(found, subject, probe, wanted, got, settings, tolerance)
+        elif not all(bool(torch.isfinite(t).all()) for t in got):
+            raise VerificationError(f"{runtime} gives NaN or Inf on {origin}; nothing was written")
     relative = [errors.relative() for errors in found.errors.values()]
     scores = found.scores
     return Evidence(
@@ -180,10 +181,10 @@ def measure(
 
 
 def _judge(
-    found: _Found, subject: Subject, probe: Probe, got: Sequence[Tensor], settings: BuildSettings, tolerance: Tolerance
-) -> None:
+    found: _Found, subject: Subject, probe: Probe, wanted: Sequence[Tensor], got: Sequence[Tensor],
+    settings: BuildSettings, tolerance: Tolerance,
+) -> None:  # fmt: skip
     """Compare one call number by number."""
-    wanted = _expected(subject, probe, subject.reference)
     judged = list(_judged(subject, probe, wanted, got, settings, tolerance))
     if got and (found.worst is None or _largest(judged) > _largest(found.comparisons)):
         found.worst = (probe, wanted[0], got[0])
@@ -192,7 +193,6 @@ def _judge(
     for index, (a, b) in enumerate(zip(wanted, got, strict=False)):
         if a.shape == b.shape:
             found.errors.setdefault(index, _Errors()).add(a, b)
-    found.scores.add(wanted, got, probe.labels)
 
 
 def _largest(comparisons: Sequence[Comparison]) -> float:
