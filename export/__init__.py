@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .data import Data as Data
     from .export_record import ExportRecord as ExportRecord
-    from .exporting import Data as Data
     from .exporting import export as export
     from .exporting import to_onnx as to_onnx
     from .exporting import to_openvino as to_openvino
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BuildSettings": ".settings",
-    "Data": ".exporting",
+    "Data": ".data",
     "ExportRecord": ".export_record",
     "Preprocessing": ".settings",
     "Quantization": ".settings",

@@ -19,7 +19,7 @@ class Built:
     run: it in its runtime, None where it cannot run here, for the reason `not_run`.
     runtime: what runs it, with version and device.
     observed: settings read back from what was built.
-    details: more for the record.
+    details: more for the record. timing_cache: TensorRT's, as it is after the build.
     """
 
     files: Mapping[str, bytes]
@@ -28,3 +28,4 @@ class Built:
     not_run: str | None = None
     observed: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)
+    timing_cache: bytes | None = None

@@ -99,9 +99,9 @@ def build_engine(
     found["read_from"] = "the engine inspector" if inspected else "the builder's log"
     details = {
         "tensors": answer["tensors"], "capabilities": asked["capabilities"], "timing_cache": answer["timing_cache"],
-        "layers": [vars(layer) for layer in layers], "timing_cache_content": timing,
+        "layers": [vars(layer) for layer in layers],
     }  # fmt: skip
-    return Built({".engine": content}, None, f"{target} {answer['version']}", None, found, details)
+    return Built({".engine": content}, None, f"{target} {answer['version']}", None, found, details, timing)
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:

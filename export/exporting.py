@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
-from torch import Tensor, nn
+from torch import nn
 
-from repconv.errors import BackendError, BuildError, OutputError, SourceError, VerificationError
+from repconv.errors import BuildError, OutputError, SourceError, VerificationError
 from repconv.files import write_whole
-from repconv.record import file_record, versions
+from repconv.record import file_record
 
 from .artefacts import is_large
-from .built import Built, Run
-from .engine_builder import build_engine
-from .engine_runtime import engine_function, gpu_here, sidecar_of, why_not_run
+from .building import build, sidecar
+from .data import Data, batches, check_calibration, origin_of, read_data
+from .engine_runtime import sidecar_of
 from .evidence import Evidence
-from .export_record import ENGINE_SCHEMA, ExportRecord
-from .half import to_half
-from .images import Images, random_images, read_images
-from .measuring import measure, normalization_of, probes
-from .onnx_exporter import onnx_function
-from .openvino_builder import build_openvino, compile_openvino
+from .export_record import ExportRecord
+from .measuring import measure, probes
 from .overflow import peaks, require_fp16
 from .preprocess import preprocess
-from .quantize import Quantized, quantize_onnx
 from .settings import SUFFIXES, TARGETS, BuildSettings, Span
 from .subject import Subject, open_subject
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Data:
-    """The images an export uses.
-
-    calibrate, evaluate: as `read_images` takes them. Without `evaluate`, calibration images that were not calibrated on
-    serve, and without any, noise.
-    calibration_images, images: at most so many of each.
-    random_calibration: calibrate on noise, which makes an int8 file of no use but for timing.
-    """
-
-    calibrate: str | None = None
-    evaluate: str | None = None
-    calibration_images: int = 256
-    images: int = 64
-    random_calibration: bool = False
-
-
-@dataclass(frozen=True)
-class _Read:
-    calibration: Images | None
-    evaluation: Images | None
 
 
 def to_onnx(
@@ -122,13 +91,13 @@ def export(
     settings, data, say = settings or BuildSettings(), data or Data(), say or _nothing
     out = _checked(Path(output), target)
     _check_settings(target, settings)
-    _check_calibration(settings, data)
+    check_calibration(settings, data)
     say("loading and fusing")
     subject = open_subject(source, settings, model=model, state_key=state_key)
     if is_large(subject.model):
         raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
     spans = settings.image or (Span.of(subject.size[1]), Span.of(subject.size[2]))
-    read = _read(subject, settings, data)
+    read = read_data(subject, settings, data)
     network = subject.model
     folded: tuple[str, ...] = ()
     if settings.preprocessing is not None:
@@ -141,28 +110,18 @@ def export(
         say("checking ranges")
         float_calls = [p.inputs if settings.preprocessing is None else p.given for p in calls]
         require_fp16(
-            peaks(network, [x.float() if x.is_floating_point() else x for x in float_calls[:4]]), _origin(read)
+            peaks(network, [x.float() if x.is_floating_point() else x for x in float_calls[:4]]), origin_of(read)
         )
-    calibration = _batches(read.calibration, settings) if settings.precision == "int8" else None
+    calibration = batches(read.calibration, settings) if settings.precision == "int8" else None
     say(f"building for {target}")
-    lowered, quantized = network, None
-    if target == "openvino":
-        built = build_openvino(network, settings, spans, calibration)
-    else:
-        lowered, quantized = _lower(network, target, settings, calibration)
-        built = _onnx(lowered, settings) if target == "onnx" else _engine(lowered, target, settings, spans)
+    lowered = build(network, target, settings, spans, calibration)
+    built = lowered.built
     evidence: Evidence | None = None
     if built.run is not None:
         say("running it")
         evidence = measure(
-            subject,
-            built.run,
-            calls,
-            settings,
-            runtime=built.runtime,
-            origin=_origin(read),
-            observed=dict(built.observed),
-        )
+            subject, built.run, calls, settings, runtime=built.runtime, origin=origin_of(read), observed=built.observed
+        )  # fmt: skip
         if not evidence.passed and dump_on_failure is not None:
             evidence.dump(dump_on_failure)
         evidence.require(str(out))
@@ -171,19 +130,18 @@ def export(
             f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
         )
     files = {out.with_name(out.name.removesuffix(out.suffix) + suffix): c for suffix, c in built.files.items()}
-    sha = hashlib.sha256(lowered.SerializeToString(deterministic=True)).hexdigest()
+    sha = hashlib.sha256(lowered.model.SerializeToString(deterministic=True)).hexdigest()
     if target.startswith("tensorrt"):
-        files = {sidecar_of(out): _sidecar(out, target, subject, settings, built, sha), **files}
+        files = {sidecar_of(out): sidecar(out, target, subject, settings, built, sha), **files}
     write_whole(files)
-    timing = built.details.get("timing_cache_content")
-    if settings.timing_cache is not None and isinstance(timing, bytes):
-        write_whole({settings.timing_cache: timing})
-    details = {key: value for key, value in built.details.items() if key != "timing_cache_content"}
-    if quantized is not None:
-        details["quantization"] = quantized.to_dict()
+    if settings.timing_cache is not None and built.timing_cache is not None:
+        write_whole({settings.timing_cache: built.timing_cache})
+    details = dict(built.details)
+    if lowered.quantized is not None:
+        details["quantization"] = lowered.quantized.to_dict()
     if settings.preprocessing is not None:
         details["preprocessing_folded"] = list(folded)
-    if settings.precision == "int8" and read.calibration is not None:
+    if read.calibration is not None:
         details["calibration"] = {"images": len(read.calibration), "origin": read.calibration.origin}
     return ExportRecord(
         target, settings, {"name": subject.name, "sha256": subject.sha256}, tuple(file_record(path) for path in files),
@@ -214,144 +172,6 @@ def _check_settings(target: str, settings: BuildSettings) -> None:
         raise SourceError("OpenVINO keeps float32 inputs and outputs anyway; leave out fp32 io")
     if settings.timing_cache is not None and not target.startswith("tensorrt"):
         raise SourceError(f"a timing cache is for tensorrt, not {target}")
-
-
-def _check_calibration(settings: BuildSettings, data: Data) -> None:
-    """int8 takes real images, other precisions take none."""
-    if settings.precision == "int8" and data.calibrate is None and not data.random_calibration:
-        raise SourceError(
-            "int8 needs images like those the network will see: --calibrate imagefolder:FOLDER (or .zip, or an .npz "
-            "file). For a file that is only timed, --random-calibration takes noise"
-        )
-    if settings.precision != "int8" and (data.calibrate is not None or data.random_calibration):
-        raise SourceError(f"calibration is for int8, not {settings.precision}; --evaluate gives images to compare on")
-
-
-def _read(subject: Subject, settings: BuildSettings, data: Data) -> _Read:
-    """Images to calibrate on, and others to compare on."""
-    norm = normalization_of(subject, settings)
-    pixels = settings.preprocessing is not None
-    evaluation: Images | None = None
-    calibration: Images | None = None
-    if data.evaluate is not None:
-        evaluation = read_images(
-            data.evaluate, subject.size, norm, limit=data.images, class_names=subject.class_names, seed=1
-        )
-    if data.calibrate is not None:
-        limit = data.calibration_images + (0 if evaluation is not None else data.images)
-        found = read_images(data.calibrate, subject.size, norm, limit=limit, class_names=subject.class_names)
-        held_out = min(data.images, len(found) // 2) if evaluation is None else 0
-        calibration = found.part(held_out)
-        evaluation = evaluation if evaluation is not None else found.part(0, held_out)
-        if not len(evaluation):
-            evaluation = found
-    elif settings.precision == "int8":
-        calibration = random_images(subject.size, norm, data.calibration_images, pixels=pixels, seed=2)
-    return _Read(calibration, evaluation)
-
-
-def _origin(read: _Read) -> str:
-    if read.evaluation is None:
-        return "random inputs"
-    return f"{len(read.evaluation)} images of {read.evaluation.origin}"
-
-
-def _batches(images: Images | None, settings: BuildSettings) -> list[Tensor]:
-    if images is None:
-        return []
-    given, size = images.given_to(settings.preprocessing), settings.batch.usual
-    if len(given) < size and not settings.batch.fixed:
-        size = len(given)
-    found = [given[i : i + size] for i in range(0, len(given) - size + 1, size)]
-    if not found:
-        raise SourceError(f"{images.origin} holds {len(given)} images to calibrate on, fewer than one batch of {size}")
-    return found
-
-
-def _lower(
-    network: onnx.ModelProto, target: str, settings: BuildSettings, calibration: list[Tensor] | None
-) -> tuple[onnx.ModelProto, Quantized | None]:
-    """The ONNX model in the precision asked for."""
-    if settings.precision in ("fp16", "bf16"):
-        return to_half(network, settings.precision, fp32_io=settings.fp32_io), None
-    if calibration is None:
-        return network, None
-    done = quantize_onnx(
-        network, calibration, settings.quantization, symmetric=True, int32_bias=target == "onnx"
-    )  # fmt: skip
-    return done.model, done
-
-
-def _onnx(model: onnx.ModelProto, settings: BuildSettings) -> Built:
-    """An ONNX file; onnxruntime has no bf16 convolution on CPUs, so OpenVINO runs those, where it is installed."""
-    import onnxruntime
-
-    content = model.SerializeToString(deterministic=True)
-    runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
-    try:
-        function = onnx_function(content)
-    except BuildError as error:
-        if settings.precision != "bf16":
-            raise
-        return _bf16_in_openvino(content, str(error))
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        found = function(x)
-        return found if isinstance(found, tuple) else (found,)
-
-    return Built({".onnx": content}, run, runtime, observed=_types(model))
-
-
-def _bf16_in_openvino(content: bytes, why: str) -> Built:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(content)
-        try:
-            run, observed = compile_openvino(path, "bf16")
-        except BackendError:
-            return Built({".onnx": content}, None, "onnxruntime", f"{why}; OpenVINO, which can, is not installed")
-    version = versions().get("openvino", "")
-    return Built({".onnx": content}, run, f"OpenVINO {version}, CPU (onnxruntime has no bf16)", observed=observed)
-
-
-def _types(model: onnx.ModelProto) -> dict[str, str]:
-    """How many weights are of which type."""
-    kinds: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) > 1:
-            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-            kinds[kind] = kinds.get(kind, 0) + 1
-    return {"weights": ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))}
-
-
-def _engine(model: onnx.ModelProto, target: str, settings: BuildSettings, spans: tuple[Span, Span]) -> Built:
-    built = build_engine(model, target, settings, spans)
-    problem = why_not_run(target) or _other_gpu(built)
-    run: Run | None = None if problem else engine_function(built.files[".engine"], target)
-    return replace(built, run=run, not_run=problem)
-
-
-def _other_gpu(built: Built) -> str | None:
-    capabilities, gpu = built.details["capabilities"], gpu_here()
-    if not capabilities or gpu is None or gpu["capability"] in str(capabilities):
-        return None
-    return f"this GPU is {gpu['capability']}, the engine is for others"
-
-
-def _sidecar(out: Path, target: str, subject: Subject, settings: BuildSettings, built: Built, onnx_sha: str) -> bytes:
-    """What is checked before an engine is loaded."""
-    content = built.files[".engine"]
-    told = {
-        "schema": ENGINE_SCHEMA, "engine": out.name, "target": target, "version": built.runtime.split()[-1],
-        "versions": versions(), "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
-        "onnx_sha256": onnx_sha, "source": subject.name, "source_sha256": subject.sha256,
-        "capabilities": built.details["capabilities"], "gpu": None if target == "tensorrt-rtx" else gpu_here(),
-        "precision": settings.precision, "observed": dict(built.observed), "tensors": built.details["tensors"],
-        "batch": str(settings.batch), "verified": built.run is not None, "not_run": built.not_run,
-    }  # fmt: skip
-    return json.dumps(told, indent=1).encode() + b"\n"
 
 
 def _fusion(subject: Subject) -> dict[str, object] | None:

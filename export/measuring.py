@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -141,7 +141,7 @@ def measure(
     *,
     runtime: str,
     origin: str,
-    observed: dict[str, str] | None = None,
+    observed: Mapping[str, str] | None = None,
 ) -> Evidence:
     """Run an artefact and the network it was made of, and judge every output.
 
@@ -176,7 +176,7 @@ def measure(
         max((mean for mean, _ in relative), default=math.inf), max((rms for _, rms in relative), default=math.inf),
         scores.agreed / scores.images if scores.images else None,
         scores.right / scores.labelled if scores.labelled else None,
-        scores.right_before / scores.labelled if scores.labelled else None, observed or {}, found.worst,
+        scores.right_before / scores.labelled if scores.labelled else None, dict(observed or {}), found.worst,
     )  # fmt: skip
 
 

@@ -9,9 +9,8 @@ import torch
 from repconv.agreement import FLOORS
 
 RUNTIME_FACTOR = 4.0
-"""A runtime may round this many times as much as the unfused network does in PyTorch in the same precision: others choose
-other algorithms for the same sums. Winograd convolutions alone make OpenVINO's float32 error of repvgg_a0 2.2 times
-PyTorch's."""
+"""A runtime may round this many times as much as the unfused network does in PyTorch in the same precision: others
+choose other algorithms for the same sums. OpenVINO's float32 error of repvgg_a0 is 2.2 times PyTorch's."""
 
 INT8_RMS = 0.4
 """8 dB of signal over noise. A step of the range of a normal signal (four deviations each way) leaves noise of 0.9 %

@@ -16,7 +16,7 @@ from repconv import create_model, save
 from repconv.checkpoint import Normalization
 from repconv.errors import BuildError, FusionError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Preprocessing, Quantization, Span, export, to_onnx, to_openvino
-from repconv.export import exporting as pipeline
+from repconv.export import building as pipeline
 from repconv.export.measuring import measure, probes
 from repconv.export.onnx_exporter import onnx_function
 from repconv.export.quantize import quantize_onnx

@@ -94,8 +94,9 @@ def command(
     first. What differs by more than its precision allows is not written (exit code 1). What cannot be run here, such as
     an engine without a GPU, is written and said to be "built, not run".
     """
+    from repconv.export.data import Data
     from repconv.export.export_record import SCHEMA
-    from repconv.export.exporting import Data, export
+    from repconv.export.exporting import export
     from repconv.export.settings import DEFAULT_CAPABILITIES, SUFFIXES, BuildSettings, Quantization, check_capabilities
 
     from ..errors import OutputError, SourceError
