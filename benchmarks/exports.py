@@ -1,7 +1,6 @@
-"""Every artefact of six networks: does it build, is it verified, how large is it? And what int8 costs in accuracy.
+"""Every artefact of six networks: does it build, is it verified, how large is it?
 
     python benchmarks/exports.py [--models shipped,...] [--output FILE] [--again]
-    python benchmarks/exports.py --accuracy cifar10-test.zip --calibrate cifar10-train.zip
 
 Each row is one `repconv export` command, which the JSON holds, with the record it wrote. Rows that are there are kept
 (`--again` makes them anew), so an interrupted run goes on. Scales and shifts of all networks but the shipped one are
@@ -32,13 +31,6 @@ ARTEFACTS = (
     ("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "fp16"),
     ("openvino", "int8"), ("tensorrt-rtx", "fp32"), ("tensorrt-rtx", "fp16"),
 )  # fmt: skip
-ACCURACY = {
-    "fp32": ("--precision", "fp32"),
-    "int8 per channel": ("--precision", "int8"),
-    "int8 per channel, equalised": ("--precision", "int8", "--equalise"),
-    "int8 per tensor": ("--precision", "int8", "--per-tensor"),
-    "int8 per tensor, equalised": ("--precision", "int8", "--per-tensor", "--equalise"),
-}
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt-rtx": ".engine"}
 ASSETS = Path("repconv/assets")
 CHECKPOINT = ASSETS / "irep_resnet_cifar10.pt"
@@ -143,30 +135,20 @@ def main() -> None:
     """Make what is missing, print, and write JSON after each row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--accuracy", help="test images of CIFAR-10, as folders in a zip")
-    parser.add_argument("--calibrate", help="training images of CIFAR-10, as folders in a zip")
     parser.add_argument("--output", default="benchmarks/results/exports.json")
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
     arguments = parser.parse_args()
     path = Path(arguments.output)
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
     wanted: dict[str, tuple[list[str], str]] = {}
-    if arguments.accuracy:
-        data = ["--evaluate", f"imagefolder:{arguments.accuracy}", "--images", "5000", "--batch", "1:100:100"]
-        for target in ("onnx", "openvino"):
-            for name, settings in ACCURACY.items():
-                calibrate = ["--calibrate", f"imagefolder:{arguments.calibrate}"] if "int8" in settings else []
-                made = [str(CHECKPOINT), "--to", target, *settings, *data, *calibrate]
-                wanted[f"accuracy/{target}/{name}"] = (made, SUFFIX[target])
-    else:
-        for model in arguments.models.split(","):
-            for target, precision in ARTEFACTS:
-                wanted[f"{model}/{target}/{precision}"] = arguments_of(model, target, precision), SUFFIX[target]
+    for model in arguments.models.split(","):
+        for target, precision in ARTEFACTS:
+            wanted[f"{model}/{target}/{precision}"] = arguments_of(model, target, precision), SUFFIX[target]
     for key, (made, suffix) in wanted.items():
         if arguments.again or rows.get(key, {}).get("exit_code") != 0:
             rows[key] = run(made, suffix) | {"environment": environment()}
             content = {"schema": "repconv.exports/1", "command": "python benchmarks/exports.py", "rows": rows}
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(content) + "\n", encoding="utf-8")
         print(f"{key}: {told(rows[key])}", flush=True)
 
 

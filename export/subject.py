@@ -23,7 +23,7 @@ from repconv.models.spec import ModelSpec
 from repconv.report import FusionReport
 from repconv.sources import Source, open_source
 
-from .artefacts import onnx_artefact, read_onnx
+from .artefacts import onnx_artefact, program_artefact, read_onnx
 from .onnx_exporter import exported, finished
 from .programs import read_program
 from .settings import BuildSettings, Span
@@ -114,9 +114,19 @@ def open_subject(
             raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
         if path.suffix == ".onnx":
             return _from_onnx(path, settings)
-        program = read_program(path).module()
-        return _from_network(_Network(str(path), program, None, path, sha256(path)), settings, channels)
+        declared = program_artefact(str(path), path).inputs[0].shape
+        size = _known_size(declared)
+        program = _Network(str(path), read_program(path).module(), size, path, sha256(path))
+        return _from_network(program, settings, channels)
     return _from_network(_loaded(open_source(str(source), model=model, state_key=state_key)), settings, channels)
+
+
+def _known_size(declared: tuple[int | None, ...] | None) -> Shape | None:
+    """(c, h, w) of a declared input [n, c, h, w], if all three are known."""
+    if declared is None or len(declared) != 4 or None in declared[1:]:
+        return None
+    _, c, h, w = declared
+    return (c or 0, h or 0, w or 0)
 
 
 def _loaded(source: Source) -> _Network:

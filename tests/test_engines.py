@@ -35,6 +35,7 @@ def engine(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize(("precision", "datatype"), [("fp32", "Float"), ("fp16", "Half"), ("int8", "Int8")])
 def test_a_fused_engine_is_single_path_and_of_the_precision(precision: str, datatype: str, tmp_path) -> None:
@@ -53,6 +54,7 @@ def test_a_fused_engine_is_single_path_and_of_the_precision(precision: str, data
         assert (record.status, record.verified) == ("built, not run", False)
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_an_unfused_engine_shows_its_branches(tmp_path) -> None:
     torch.manual_seed(0)
@@ -66,6 +68,7 @@ def test_an_unfused_engine_shows_its_branches(tmp_path) -> None:
     assert counts == {True: 3, False: 6}, "a block of 3x3, 1x1 and skip is two convolutions more or less"
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_engines_built_twice_are_byte_identical(engine, tmp_path) -> None:
     settings = BuildSettings(precision="fp16", batch=Span(1, 4, 16), capabilities=FOR)
@@ -115,6 +118,7 @@ def test_an_engine_for_another_gpu_is_refused(engine, monkeypatch) -> None:
         runtime.check_sidecar(engine)
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run it on")
 def test_without_a_gpu_an_engine_does_not_run_and_says_so(engine, tmp_path) -> None:
@@ -125,6 +129,7 @@ def test_without_a_gpu_an_engine_does_not_run_and_says_so(engine, tmp_path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_what_rtx_cannot_build_is_a_build_error_in_words(tmp_path) -> None:
     with pytest.raises(BuildError, match="does not build for SM90, only for SM75"):
@@ -170,6 +175,7 @@ CRASHES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CRASHES)
 def test_a_module_that_fails_is_an_answer_and_never_a_crash(case: str, tmp_path, monkeypatch) -> None:
     code, kind, words = CRASHES[case]

@@ -69,6 +69,7 @@ def test_ranges_of_channels_even_out() -> None:
     assert spread(after) < spread(before) / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.ReLU6()], ids=lambda a: type(a).__name__)
 def test_what_does_not_hand_scales_on_is_left_alone(act: nn.Module) -> None:
     before = network(4, 1, 0, act)

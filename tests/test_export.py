@@ -84,6 +84,7 @@ def test_onnx_of_every_precision_is_verified_in_onnxruntime(precision: str, chec
         assert len(layers) == after + 1, "every convolution and the linear layer"
 
 
+@pytest.mark.slow
 def test_ends_of_ranges_are_run_too(checkpoint, tmp_path) -> None:
     settings = BuildSettings(batch=Span(1, 2, 5), image=(Span(8, 16, 20), Span(8, 16, 24)))
     record = to_onnx(checkpoint, tmp_path / "m.onnx", settings)
@@ -92,6 +93,7 @@ def test_ends_of_ranges_are_run_too(checkpoint, tmp_path) -> None:
     assert shapes == {(2, 3, 16, 16), (1, 3, 8, 8), (5, 3, 20, 24)}
 
 
+@pytest.mark.slow
 def test_pixels_go_in_where_preprocessing_is_inside(checkpoint, images, tmp_path) -> None:
     pre = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), uint8=True, bgr=True)
     record = to_onnx(checkpoint, tmp_path / "m.onnx", BuildSettings(preprocessing=pre), Data(evaluate=images, images=4))
@@ -110,10 +112,12 @@ def multi(checkpoint, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_without_fusing_the_branches_stay(multi) -> None:
     assert sum(node.op_type == "Conv" for node in onnx.load(multi).graph.node) > 20
 
 
+@pytest.mark.slow
 def test_an_onnx_file_of_anybody_is_fused_and_exported(multi, tmp_path) -> None:
     record = to_onnx(multi, tmp_path / "m.onnx", BuildSettings(batch=Span.of(2)))
     assert record.verified
@@ -133,6 +137,7 @@ def test_a_module_in_training_mode_is_refused(tmp_path) -> None:
         to_onnx(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "m.onnx", BuildSettings(image=(Span.of(8), Span.of(8))))
 
 
+@pytest.mark.slow
 def test_a_wrong_artefact_is_not_written_and_its_worst_call_is_dumped(checkpoint, tmp_path, monkeypatch) -> None:
     whole = pipeline._onnx
 
@@ -177,6 +182,7 @@ def test_fp16_that_overflows_names_the_tensor(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_equalisation_mends_one_scale_a_tensor(symmetric: bool) -> None:
     torch.manual_seed(0)
@@ -205,6 +211,7 @@ def test_equalisation_mends_one_scale_a_tensor(symmetric: bool) -> None:
 OPENVINO = {"fp32": ("f32", {}), "fp16": ("f16", {"batch": Span(1, 2, 4)}), "int8": ("f32", {"batch": Span.of(4)})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", OPENVINO)
 def test_openvino_is_verified_with_the_precision_said(precision: str, checkpoint, images, tmp_path) -> None:
     ov = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -225,6 +232,7 @@ def test_openvino_is_verified_with_the_precision_said(precision: str, checkpoint
     assert {"fp32": "f32", "fp16": "f16", "int8": "i8"}[precision] in stored
 
 
+@pytest.mark.slow
 def test_bf16_onnx_is_run_by_openvino_since_onnxruntime_cannot(checkpoint, tmp_path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
     record = to_onnx(checkpoint, tmp_path / "m.onnx", BuildSettings(precision="bf16"))
@@ -233,6 +241,7 @@ def test_bf16_onnx_is_run_by_openvino_since_onnxruntime_cannot(checkpoint, tmp_p
     assert weights(tmp_path / "m.onnx") == {onnx.TensorProto.BFLOAT16}
 
 
+@pytest.mark.slow
 def test_bf16_onnx_without_openvino_is_built_not_run(checkpoint, tmp_path, monkeypatch) -> None:
     from repconv.errors import BackendError
 
@@ -248,6 +257,7 @@ def test_bf16_onnx_without_openvino_is_built_not_run(checkpoint, tmp_path, monke
     assert (record.status, record.verified) == ("built, not run", False)
 
 
+@pytest.mark.slow
 def test_an_image_size_the_code_depends_on_cannot_stay_open(tmp_path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -256,3 +266,16 @@ def test_an_image_size_the_code_depends_on_cannot_stay_open(tmp_path) -> None:
     settings = BuildSettings(image=(Span(8, 8, 16), Span.of(8)))
     with pytest.raises((BuildError, SourceError), match="cannot"):
         to_onnx(Fixed().eval(), tmp_path / "m.onnx", settings)
+
+
+@pytest.mark.slow
+def test_a_program_is_exported_at_the_size_it_was_saved_with(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    torch.export.save(torch.export.export(network, (torch.randn(2, 3, 8, 8),)), tmp_path / "m.pt2")
+    record = to_onnx(tmp_path / "m.pt2", tmp_path / "m.onnx", BuildSettings(batch=Span.of(2)))
+    assert record.verified
+    assert record.input_shape == "2x3x8x8"
+    with pytest.raises((BuildError, SourceError)):
+        to_onnx(tmp_path / "m.pt2", tmp_path / "n.onnx", BuildSettings(batch=Span.of(3)))
+    assert not (tmp_path / "n.onnx").exists()

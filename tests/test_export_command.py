@@ -159,6 +159,7 @@ def test_a_missing_backend_is_exit_code_3_with_the_line_that_installs_it(run, tm
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "nncf", "PIL"])
 def test_a_missing_package_is_exit_code_3(name: str, run, tmp_path, monkeypatch) -> None:
     if name == "nncf":
@@ -175,6 +176,7 @@ def test_a_missing_package_is_exit_code_3(name: str, run, tmp_path, monkeypatch)
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 def test_an_operation_a_backend_does_not_know_is_exit_code_4(run, tmp_path) -> None:
     code, _, err = run("export", "det.onnx", *RTX)
@@ -186,6 +188,7 @@ def test_an_operation_a_backend_does_not_know_is_exit_code_4(run, tmp_path) -> N
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run it on")
 def test_what_cannot_be_run_here_is_written_and_never_reads_as_verified(run, tmp_path) -> None:
@@ -202,6 +205,7 @@ def test_what_cannot_be_run_here_is_written_and_never_reads_as_verified(run, tmp
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(sources, tmp_path) -> None:
     """The file size limit stands for the disk: the write fails half-way, with what the system says."""
     (tmp_path / "m.pt").write_bytes((sources / "m.pt").read_bytes())
@@ -249,6 +253,7 @@ def test_image_folders_and_zips_give_the_same_images_and_labels(tmp_path) -> Non
     torch.testing.assert_close(found[0].inputs, found[1].inputs)
 
 
+@pytest.mark.slow
 def test_doctor_names_every_backend_and_what_would_mend_it(run, tmp_path) -> None:
     code, out, err = run("doctor", "--json", "d.json")
     assert code == 0, err
