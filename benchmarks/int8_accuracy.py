@@ -24,8 +24,8 @@ from repconv.export.subject import open_subject
 
 CHECKPOINT = "repconv/assets/irep_resnet_cifar10.pt"
 CALIBRATION_IMAGES, BATCH = 256, 64
-FORMS = {
-    "fp32": BuildSettings(batch=Span(1, BATCH, BATCH)),
+FORMS: dict[str, Quantization | None] = {
+    "fp32": None,
     "per channel": Quantization(per_channel=True),
     "per channel, equalised": Quantization(per_channel=True, equalise=True),
     "per tensor": Quantization(per_channel=False),
@@ -33,11 +33,10 @@ FORMS = {
 }
 
 
-def settings_of(form: BuildSettings | Quantization) -> BuildSettings:
-    """What `repconv export` would be told."""
-    if isinstance(form, BuildSettings):
-        return form
-    return BuildSettings(precision="int8", batch=Span(1, BATCH, BATCH), quantization=form)
+def settings_of(form: Quantization | None) -> BuildSettings:
+    """What `repconv export` would be told; None is float32."""
+    batch = Span(1, BATCH, BATCH)
+    return BuildSettings(batch=batch) if form is None else BuildSettings("int8", batch, quantization=form)
 
 
 def outputs(run: Run, images: Images) -> Tensor:
@@ -60,7 +59,7 @@ def row(got: Tensor, wanted: Tensor, labels: Tensor) -> dict[str, object]:
 def main() -> None:
     """Measure, print, write JSON."""
     train, test, path = sys.argv[1:4]
-    subject = open_subject(CHECKPOINT, FORMS["fp32"])  # type: ignore[arg-type]  # the first is a BuildSettings
+    subject = open_subject(CHECKPOINT, settings_of(None))
     calibration, images = (
         read_images(
             f"imagefolder:{source}", subject.size, subject.normalization, limit=limit, class_names=subject.class_names

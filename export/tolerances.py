@@ -15,8 +15,8 @@ choose other algorithms for the same sums. OpenVINO's float32 error of repvgg_a0
 INT8_RMS = 0.4
 """8 dB of signal over noise. A step of the range of a normal signal (four deviations each way) leaves noise of 0.9 %
 of its deviation in 8 bits; the noise of L layers adds as the root of L, and is several times that for activations with
-long tails. Trained networks come out at 2 to 10 %, a network of random weights on noise, where nothing damps an error,
-at up to 28 % (repvgg_a0). Outputs that have nothing to do with the network's lie at 100 % and more."""
+long tails. The shipped network comes out at 2 to 6 %, networks of random weights on noise, where nothing damps an
+error, at 3 to 56 %. Outputs that have nothing to do with the network's lie at 100 % and more."""
 
 
 @dataclass(frozen=True)
