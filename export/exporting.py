@@ -89,7 +89,7 @@ def export(
         BuildError: the backend cannot build this.
     """
     settings, data, say = settings or BuildSettings(), data or Data(), say or _nothing
-    out = _checked(Path(output), target)
+    out = _checked(Path(output), target, dump_on_failure)
     _check_settings(target, settings)
     check_calibration(settings, data)
     say("loading and fusing")
@@ -154,13 +154,15 @@ def _nothing(_: str) -> None:
     """Say nothing."""
 
 
-def _checked(out: Path, target: str) -> Path:
+def _checked(out: Path, target: str, dump: Path | None) -> Path:
+    """Refuse, before anything is computed, what could not be written."""
     if target not in TARGETS:
         raise SourceError(f"{target!r}: no such target; expected {', '.join(TARGETS)}")
     if out.suffix != SUFFIXES[target]:
         raise OutputError(f"{out}: {target} output ends in {SUFFIXES[target]}, got {out.suffix or 'no suffix'!r}")
-    if not out.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {out.parent}; make it first")
+    for file in (out, *([] if dump is None else [dump])):
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
     if out.is_dir():
         raise OutputError(f"cannot write {out}: it is a directory; name a file")
     return out

@@ -48,7 +48,11 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     """
     with ExitStack() as stack:
         for path, content in reversed(list(contents.items())):  # the stack renames the last one entered first
-            stack.enter_context(whole_file(path)).write(content)
+            stream = stack.enter_context(whole_file(path))
+            stream.write(content)
+            # Whatever a full disk has to say is said before the first rename.
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def _umask() -> int:

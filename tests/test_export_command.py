@@ -20,7 +20,8 @@ from torch import nn
 from repconv import create_model, save
 from repconv.checkpoint import Normalization
 from repconv.cli import main
-from repconv.files import sha256
+from repconv.errors import OutputError
+from repconv.files import sha256, write_whole
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,7 @@ REFUSED = {
     "too few images": ((*INT8, "--calibrate", "i.npz", "--batch", "50"), 2, "fewer than one batch of 50"),
     "suffix": (("m.pt", "--to", "openvino", "-o", "out.onnx"), 2, "ends in .xml, got '.onnx'"),
     "no folder to write to": (("m.pt", "--to", "onnx", "-o", "gone/out.onnx"), 2, "there is no folder gone"),
+    "no folder to dump to": ((*M, "--dump-on-failure", "gone/d.npz"), 2, "there is no folder gone"),
     "source gone": (("gone.pt", "--to", "onnx", "-o", "out.onnx"), 2, "gone.pt: no such file"),
     "source itself": (("det.onnx", "--to", "onnx", "-o", "det.onnx"), 2, "is the source itself"),
     "no size": (("hot_of_test:network", "--to", "onnx", "-o", "out.onnx"), 2, "give one: --image 224,224"),
@@ -219,6 +221,17 @@ def test_a_full_disk_leaves_the_old_file(sources, tmp_path) -> None:
     assert "cannot write out.onnx: File too large; nothing was written" in done.stderr
     assert (tmp_path / "out.onnx").read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pt", "out.onnx"]
+
+
+def test_files_that_belong_together_are_all_written_or_none(tmp_path) -> None:
+    (tmp_path / "b").mkdir()
+    for order in (("a", "b"), ("b", "a")):
+        with pytest.raises(OutputError, match="it is a directory"):
+            write_whole({tmp_path / name: b"new" for name in order})
+        assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    write_whole({tmp_path / "a": b"one", tmp_path / "c": b"two"})
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "c").read_bytes()) == (b"one", b"two")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="pillow is not installed")
