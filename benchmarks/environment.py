@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("repconv", "torch", "onnx", "onnxruntime", "numpy")
+PACKAGES = ("repconv", "torch", "onnx", "onnxruntime", "numpy", "openvino", "nncf", "tensorrt-rtx", "timm")
 
 
 def environment() -> dict[str, object]:

@@ -19,7 +19,7 @@ import torch
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.timing import measure, ratio
-from repconv.export.to_onnx import onnx_function, to_onnx
+from repconv.export.onnx_exporter import onnx_function, to_onnx
 
 CASES = {
     "resnet18": ((1, 3, 32, 32), 400),

@@ -31,8 +31,8 @@ from repconv.report import FusionReport
 from .artefacts import is_large, onnx_artefact, program_artefact, save_large
 from .checks import inputs_for
 from .onnx_evidence import region_comparisons, verify_fused_onnx
+from .onnx_exporter import exported, finished, verify_onnx
 from .programs import read_program
-from .to_onnx import exported, finished, verify_onnx
 
 Shape = tuple[int, ...]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +38,21 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write several files that belong together: all beside their names first, then renamed in the order given.
+
+    Raises:
+        OutputError: one cannot be written; none was.
+    """
+    with ExitStack() as stack:
+        for path, content in reversed(list(contents.items())):  # the stack renames the last one entered first
+            stream = stack.enter_context(whole_file(path))
+            stream.write(content)
+            # Whatever a full disk has to say is said before the first rename.
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def _umask() -> int:

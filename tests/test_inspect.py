@@ -11,7 +11,7 @@ from repconv import create_model, fuse, save
 from repconv.branches import ConvBranch
 from repconv.cli.inspect import command
 from repconv.errors import SourceError
-from repconv.export.to_onnx import to_onnx
+from repconv.export.onnx_exporter import to_onnx
 from repconv.inspection import inspect
 
 

@@ -14,7 +14,7 @@ MAPPED = ("search", "export", "benchmarks")
 
 LAYERS = (
     ("double", "errors", "files", "leaves", "refusal"),
-    ("geometry",),
+    ("geometry", "record"),
     ("kernels",),
     ("branches",),
     ("windows",),

@@ -124,3 +124,15 @@ def test_everything_public_is_documented() -> None:
                 if not inspect.getdoc(held)
             ]
     assert not missing, f"no docstring: {', '.join(missing)}"
+
+
+def test_the_names_of_the_export_package_resolve_and_are_documented() -> None:
+    from repconv import export
+
+    assert sorted(export._HOMES) == sorted(export.__all__)
+    for name in export.__all__:
+        value = getattr(export, name)
+        assert not inspect.ismodule(value), f"{name} is hidden by a module of its name"
+        assert inspect.getdoc(value)
+    with pytest.raises(AttributeError, match=r"'repconv.export' has no attribute 'to_tflite'"):
+        _ = export.to_tflite

@@ -16,7 +16,7 @@ from repconv.export import artefacts
 from repconv.export.artefacts import open_artefact
 from repconv.export.checks import inputs_for, verify_artefacts
 from repconv.export.locate import locate
-from repconv.export.to_onnx import to_onnx
+from repconv.export.onnx_exporter import to_onnx
 
 BROKEN = "stages.1.0.conv1"
 

@@ -14,7 +14,9 @@ import click
 
 _COMMANDS = {
     "demo": "Fuse the checkpoint that ships with repconv and prove that nothing changed.",
+    "doctor": "Show which backends work here, and what would make the others work.",
     "expand": "Make the 3x3 convolutions of a network blocks of branches, to train.",
+    "export": "Build the file that ships, ONNX, OpenVINO or an engine, and prove it.",
     "fuse": "Fold a multi-branch network into single convolutions, verified.",
     "inspect": "Show what is inside a network, and what fusing would make of it.",
     "verify": "Compare two artefacts, each in its own runtime.",

@@ -31,7 +31,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     import torch
 
     from repconv.benchmarks.timing import measure, ratio
-    from repconv.export.to_onnx import onnx_function, to_onnx, verify_onnx
+    from repconv.export.onnx_exporter import onnx_function, to_onnx, verify_onnx
 
     from ..checkpoint import load, save
     from ..errors import OutputError, VerificationError

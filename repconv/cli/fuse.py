@@ -66,6 +66,8 @@ def command(
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
+    from repconv.export.subject import is_foreign
+
     from ..sources import open_source
 
     suffix = Path(source).suffix
@@ -80,7 +82,7 @@ def command(
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
-    if out.suffix == ".pt2" or (out.suffix == ".onnx" and _is_foreign(loaded.checkpoint.model)):
+    if out.suffix == ".pt2" or (out.suffix == ".onnx" and is_foreign(loaded.checkpoint.model)):
         _fuse_network(loaded, out, settings, json_file)
     else:
         _fuse_blocks(loaded, out, settings, json_file)
@@ -107,26 +109,20 @@ def _refuse_settings(suffix: str, opset: int | None, out: Path, *, dynamic_batch
         raise SourceError(f"{asked}: a fused {suffix} file keeps the opset and the open sizes of its source")
 
 
-def _is_foreign(model: nn.Module) -> bool:
-    """Whether there may be more to fold than this package's blocks."""
-    from ..models.spec import ModelSpec
-
-    spec = getattr(model, "spec", None)
-    return not isinstance(spec, ModelSpec) or ":" in spec.name
-
-
 # Networks of this package, and blocks anywhere
 
 
 def _fuse_blocks(loaded: Source, out: Path, settings: _Settings, json_file: str | None) -> None:
     """Every block becomes a convolution module; the result is a checkpoint, or ONNX of this package's networks."""
+    from repconv.export.subject import is_foreign
+
     from ..errors import SourceError
     from ..forecasting import forecast
     from ..verify import dtype_of, probes
     from .text import fusion_tables, paragraph
 
     shape = _shape_of(loaded, settings)
-    if _is_foreign(loaded.checkpoint.model) and not _has_blocks(loaded.checkpoint.model):
+    if is_foreign(loaded.checkpoint.model) and not _has_blocks(loaded.checkpoint.model):
         raise SourceError(
             f"{loaded.name} holds no blocks of this package, so no checkpoint can hold it fused; write a graph "
             "instead, such as -o fused.onnx or -o fused.pt2"
@@ -186,7 +182,7 @@ def _write_onnx(
     out: Path, loaded: Source, fused: nn.Module, report: FusionReport, shape: tuple[int, int, int], settings: _Settings
 ) -> Agreement:
     """Export, verify in onnxruntime against the unfused network, and only then write."""
-    from repconv.export.to_onnx import to_onnx, verify_onnx
+    from repconv.export.onnx_exporter import to_onnx, verify_onnx
 
     from ..files import whole_file
     from ..verify import dtype_of, probes
@@ -211,13 +207,10 @@ def _write_onnx(
 
 def _metadata(loaded: Source) -> dict[str, str]:
     """What a checkpoint knows besides its weights, for an ONNX file."""
+    from repconv.export.subject import described
+
     known = loaded.checkpoint
-    metadata = {"repconv.source_sha256": loaded.sha256 or ""}
-    if known.class_names:
-        metadata["class_names"] = json.dumps(known.class_names)
-    if known.normalization is not None:
-        metadata["normalization"] = json.dumps(vars(known.normalization))
-    return metadata
+    return described(loaded.sha256, known.class_names, known.normalization)
 
 
 def _write_checkpoint(out: Path, loaded: Source, fused: nn.Module, shape: tuple[int, int, int]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from repconv.export.settings import Span
 
 
 class ImageShape(click.ParamType[tuple[int, int, int]]):
@@ -26,6 +29,59 @@ class ImageShape(click.ParamType[tuple[int, int, int]]):
             self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
         channels, height, width = map(int, parts)
         return channels, height, width
+
+
+class BatchRange(click.ParamType["Span"]):
+    """`N` or `MIN:OPT:MAX`."""
+
+    name = "N|MIN:OPT:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Span:  # noqa: ANN401  # click's signature
+        """Return the range."""
+        from repconv.export.settings import Span
+
+        from ..errors import SourceError
+
+        if isinstance(value, Span):
+            return value
+        try:
+            return Span.parse(str(value))
+        except SourceError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ImageRange(click.ParamType[tuple["Span", "Span"]]):
+    """`H,W`, each a number or `MIN:OPT:MAX`."""
+
+    name = "H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Span, Span]:  # noqa: ANN401  # click's signature
+        """Return height and width."""
+        from repconv.export.settings import parse_image
+
+        from ..errors import SourceError
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_image(str(value))
+        except SourceError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas, one a channel."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:  # noqa: ANN401  # click's signature
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
 
 
 def checked_output(output: str, source: str, formats: Sequence[str], json_file: str | None) -> Path:

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from ..files import sha256, whole_file
+from ..files import whole_file
+from ..record import file_record, versions
 
-_PACKAGES = ("repconv", "torch", "onnx", "onnxruntime", "onnxsim", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages results depend on; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def file_record(path: Path) -> dict[str, object]:
-    """A file's name, size in bytes and SHA-256."""
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+__all__ = ["file_record", "versions", "write_json"]
 
 
 def write_json(path: str, schema: str, content: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repconv import BuildError, create_model, fuse
-from repconv.export.to_onnx import OPSETS, onnx_function, to_onnx, verify_onnx
+from repconv.export.onnx_exporter import OPSETS, onnx_function, to_onnx, verify_onnx
 
 
 @pytest.fixture(scope="module")

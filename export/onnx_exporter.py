@@ -18,8 +18,9 @@ from repconv.agreement import Agreement, comparisons
 from repconv.errors import BuildError
 from repconv.leaves import Function
 
+from .settings import DEFAULT_OPSET
+
 OPSETS = range(13, 27)
-DEFAULT_OPSET = 18
 _NOT_EXPORTED = (19,)
 """Opsets the exporter skips; they are converted up from the one before."""
 
@@ -30,6 +31,7 @@ def to_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     dynamic_batch: bool = False,
+    dynamic_image: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """`model` as a checked, simplified ONNX model with input `input` and output `output`.
@@ -39,12 +41,14 @@ def to_onnx(
         example: an input [n, c, h, w]; it fixes the shapes.
         opset: of the result, exactly.
         dynamic_batch: leave n open.
+        dynamic_image: leave h and w open.
         metadata: written into the file's `metadata_props`.
 
     Raises:
         BuildError: an opset out of `OPSETS`, or the exporter, simplifier or checker failed.
     """
-    return finished(exported(model, example, opset=opset, dynamic_batch=dynamic_batch), metadata)
+    found = exported(model, example, opset=opset, dynamic_batch=dynamic_batch, dynamic_image=dynamic_image)
+    return finished(found, metadata)
 
 
 def exported(
@@ -53,6 +57,7 @@ def exported(
     *,
     opset: int = DEFAULT_OPSET,
     dynamic_batch: bool = False,
+    dynamic_image: bool = False,
     optimise: bool = True,
 ) -> onnx.ModelProto:
     """`model` as its exporter writes it; arguments and errors as `to_onnx`.
@@ -62,13 +67,21 @@ def exported(
     """
     if opset not in OPSETS:
         raise BuildError(f"ONNX opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    open_axes: tuple[tuple[int, str], ...] = ((0, "batch"),) if dynamic_batch else ()
+    open_axes += ((2, "height"), (3, "width")) if dynamic_image else ()
     with _failing_in_words(opset):
-        found = _export(model, example, opset, dynamic_batch, optimise)
+        found = _export(model, example, opset, dict(open_axes), optimise)
         if not optimise:
             _name_after_modules(found)
     written = {entry.domain: entry.version for entry in found.opset_import}
     if written.get("") != opset:
         raise BuildError(f"asked for ONNX opset {opset}, the exporter wrote {written.get('')}")
+    sizes = found.graph.input[0].type.tensor_type.shape.dim
+    closed = [name for axis, name in open_axes if sizes[axis].HasField("dim_value")]
+    if closed:
+        raise BuildError(
+            f"the {' and '.join(closed)} cannot stay open: the network's code depends on its size; give one size"
+        )
     return found
 
 
@@ -110,7 +123,9 @@ def _name_after_modules(model: onnx.ModelProto) -> None:
         node.name = name
 
 
-def _export(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool, optimise: bool) -> onnx.ModelProto:
+def _export(
+    model: nn.Module, example: Tensor, opset: int, open_axes: Mapping[int, str], optimise: bool
+) -> onnx.ModelProto:
     """With the current exporter from opset 18 on, with the older one before that."""
     if opset < 18:
         buffer = io.BytesIO()
@@ -118,24 +133,29 @@ def _export(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool, 
         torch.onnx.export(  # takes file objects, though its annotation names paths only
             model, (example,), buffer,  # type: ignore[arg-type]
             dynamo=False, opset_version=opset, training=mode, input_names=["input"], output_names=["output"],
-            dynamic_axes={"input": [0], "output": [0]} if dynamic_batch else None,
+            dynamic_axes={"input": dict(open_axes), "output": {0: "batch"} if 0 in open_axes else {}}
+            if open_axes else None,
         )  # fmt: skip
         return onnx.load_from_string(buffer.getvalue())
     if opset in _NOT_EXPORTED:
-        return onnx.version_converter.convert_version(
-            _export(model, example, opset - 1, dynamic_batch, optimise), opset
-        )
+        return onnx.version_converter.convert_version(_export(model, example, opset - 1, open_axes, optimise), opset)
     # A batch of one would be taken for a constant.
-    if dynamic_batch and example.shape[0] == 1:
+    if 0 in open_axes and example.shape[0] == 1:
         example = example.expand(2, *example.shape[1:])
     program = torch.onnx.export(
         model, (example,), dynamo=True, opset_version=opset, input_names=["input"], output_names=["output"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None, verbose=False, optimize=optimise,
+        dynamic_shapes=({axis: _open(name) for axis, name in open_axes.items()},) if open_axes else None,
+        verbose=False, optimize=optimise,
     )  # fmt: skip
     if program is None:
         raise RuntimeError("the exporter returned nothing")
     proto: onnx.ModelProto = program.model_proto
     return proto
+
+
+def _open(name: str) -> object:
+    """An open size: of the batch any, of an image whatever the network's strides and pooling allow."""
+    return torch.export.Dim(name) if name == "batch" else torch.export.Dim.AUTO
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,139 @@
+"""Loading and running engines of TensorRT; the JSON beside an engine is checked first."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repconv.errors import BackendError, SourceError
+from repconv.files import sha256
+
+from .built import Run
+from .engine_builder import INSTALL, MODULES
+from .export_record import ENGINE_SCHEMA
+
+
+def sidecar_of(engine: Path) -> Path:
+    """Where the JSON of an engine is."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def check_sidecar(engine: Path) -> dict[str, Any]:
+    """The JSON beside an engine, if it fits the engine and this machine.
+
+    Raises:
+        SourceError: there is none, it is of another file, or of another version, GPU or compute capability than here;
+            the message says what to rebuild.
+    """
+    path = sidecar_of(engine)
+    try:
+        known = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise SourceError(f"{engine} has no {path.name} beside it, so nothing says what it was built for") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is no readable JSON ({error})") from error
+    if not isinstance(known, dict) or known.get("schema") != ENGINE_SCHEMA:
+        raise SourceError(f"{path} is no {ENGINE_SCHEMA}; rebuild the engine with this version of repconv")
+    again = f"rebuild it: repconv export SOURCE --to {known['target']} -o {engine.name}"
+    if known["sha256"] != sha256(engine):
+        raise SourceError(f"{engine} is not the file {path.name} describes: another SHA-256; {again}")
+    here = version_here(str(known["target"]))
+    if here is not None and here != known["version"]:
+        raise SourceError(f"{engine} was built by {known['target']} {known['version']}, here is {here}; {again}")
+    gpu = gpu_here()
+    if gpu is None:
+        return known
+    if known["target"] == "tensorrt" and known["gpu"] not in (None, gpu):
+        raise SourceError(f"{engine} was built on {known['gpu']}, here is {gpu}; {again}")
+    capability = gpu["capability"]
+    if known["target"] == "tensorrt-rtx" and capability not in known["capabilities"]:
+        built_for = ", ".join(known["capabilities"])
+        raise SourceError(f"{engine} was built for {built_for}, this GPU is {capability}; {again} --sm {capability}")
+    return known
+
+
+def version_here(target: str) -> str | None:
+    """The version that would load an engine, None where the module cannot be imported."""
+    try:
+        return str(importlib.import_module(MODULES[target]).__version__)
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return None
+
+
+def gpu_here() -> dict[str, str] | None:
+    """Name and compute capability of the GPU PyTorch sees, None without one."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return {"name": torch.cuda.get_device_name(), "capability": f"SM{major}{minor}"}
+
+
+def why_not_run(target: str) -> str | None:
+    """Why an engine cannot run here, None if it can."""
+    if not torch.cuda.is_available():
+        return "no GPU that PyTorch sees"
+    return None if importlib.util.find_spec(MODULES[target]) else f"{target} is not installed"
+
+
+def open_engine(engine: Path) -> Run:
+    """An engine as a function of one image batch; tensors go to the GPU and come back.
+
+    Raises:
+        SourceError: its JSON is missing or does not fit, or the file is no engine.
+        BackendError: the module is missing, or there is no GPU.
+    """
+    known = check_sidecar(engine)
+    target = str(known["target"])
+    problem = why_not_run(target)
+    if problem is not None:
+        raise BackendError(f"{engine} cannot run here: {problem}; {INSTALL[target]}, on a machine with an NVIDIA GPU")
+    return engine_function(engine.read_bytes(), target)
+
+
+def engine_function(content: bytes, target: str) -> Run:
+    """An engine in memory as a function of one image batch.
+
+    Raises:
+        SourceError: it is no engine of this version.
+    """
+    trt: Any = importlib.import_module(MODULES[target])
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    loaded = runtime.deserialize_cuda_engine(content)
+    if loaded is None:
+        raise SourceError(f"{target} {trt.__version__} cannot load the engine; rebuild it with this version")
+    context = loaded.create_execution_context()
+    names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]
+    inputs = [n for n in names if loaded.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+    outputs = [n for n in names if n not in inputs]
+
+    def run(x: Tensor) -> list[Tensor]:
+        given = x.contiguous().cuda()
+        context.set_input_shape(inputs[0], tuple(given.shape))
+        made = {
+            name: torch.empty(
+                tuple(context.get_tensor_shape(name)), dtype=_TYPES[loaded.get_tensor_dtype(name).name], device="cuda"
+            )
+            for name in outputs
+        }
+        for name, tensor in {inputs[0]: given, **made}.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream()
+        stream.synchronize()
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise SourceError(f"{target} could not run the engine on {tuple(x.shape)}")
+        stream.synchronize()
+        return [made[name].cpu() for name in outputs]
+
+    return run
+
+
+_TYPES = {
+    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32, "INT64": torch.int64,
+    "UINT8": torch.uint8, "INT8": torch.int8, "BOOL": torch.bool,
+}  # fmt: skip

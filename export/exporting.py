@@ -1,0 +1,187 @@
+"""From a network to a file that ships and the proof beside it: fuse, preprocess, lower, build, run, compare, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from repconv.errors import BuildError, OutputError, SourceError, VerificationError
+from repconv.files import write_whole
+from repconv.record import file_record
+
+from .artefacts import is_large
+from .building import build, sidecar
+from .data import Data, batches, check_calibration, origin_of, read_data
+from .engine_runtime import sidecar_of
+from .evidence import Evidence
+from .export_record import ExportRecord
+from .measuring import measure, probes
+from .overflow import peaks, require_fp16
+from .preprocess import preprocess
+from .settings import SUFFIXES, TARGETS, BuildSettings, Span
+from .subject import Subject, open_subject
+
+Say = Callable[[str], None]
+
+
+def to_onnx(
+    source: str | Path | nn.Module, output: str | Path, settings: BuildSettings | None = None, data: Data | None = None
+) -> ExportRecord:
+    """Export to an ONNX file, run by onnxruntime; arguments and errors as `export`."""
+    return export(source, "onnx", output, settings, data)
+
+
+def to_openvino(
+    source: str | Path | nn.Module, output: str | Path, settings: BuildSettings | None = None, data: Data | None = None
+) -> ExportRecord:
+    """Export to OpenVINO IR, an `.xml` and a `.bin` file; arguments and errors as `export`."""
+    return export(source, "openvino", output, settings, data)
+
+
+def to_tensorrt(
+    source: str | Path | nn.Module,
+    output: str | Path,
+    settings: BuildSettings | None = None,
+    data: Data | None = None,
+    *,
+    rtx: bool = False,
+) -> ExportRecord:
+    """Export to an engine of TensorRT, or with `rtx` of TensorRT-RTX; arguments and errors as `export`."""
+    return export(source, "tensorrt-rtx" if rtx else "tensorrt", output, settings, data)
+
+
+def export(
+    source: str | Path | nn.Module,
+    target: str,
+    output: str | Path,
+    settings: BuildSettings | None = None,
+    data: Data | None = None,
+    *,
+    model: str | None = None,
+    state_key: str | None = None,
+    dump_on_failure: Path | None = None,
+    require_verified: bool = False,
+    say: Say | None = None,
+) -> ExportRecord:
+    """Export `source` for a runtime, run it there, compare it with the unfused network, and write what agrees.
+
+    Args:
+        source: a file or name as the command line takes them, or a module in evaluation mode.
+        target: one of `TARGETS`.
+        output: the file; its suffix is the target's. An engine gets a JSON file beside it.
+        settings: precision, sizes and the rest; None: float32, one image of the size the source records.
+        data: images to calibrate on and to compare on; None: noise to compare on.
+        model: for a state dict, its network's name.
+        state_key: the key in the file under which the weights are.
+        dump_on_failure: where the call that is furthest off goes (`.npz`) if the artefact disagrees.
+        require_verified: refuse what cannot be run here.
+        say: told what is being done, in a few words.
+
+    Raises:
+        SourceError, CheckpointError: bad input or settings.
+        FusionError: a network in training mode, or one that cannot be followed.
+        OutputError: the output cannot be written; nothing was.
+        VerificationError: the artefact disagrees, half precision would overflow, or it could not be run and had to be.
+        BackendError: a package is missing or cannot work here.
+        BuildError: the backend cannot build this.
+    """
+    settings, data, say = settings or BuildSettings(), data or Data(), say or _nothing
+    out = _checked(Path(output), target, dump_on_failure)
+    _check_settings(target, settings)
+    check_calibration(settings, data)
+    say("loading and fusing")
+    subject = open_subject(source, settings, model=model, state_key=state_key)
+    if is_large(subject.model):
+        raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
+    spans = settings.image or (Span.of(subject.size[1]), Span.of(subject.size[2]))
+    read = read_data(subject, settings, data)
+    network = subject.model
+    folded: tuple[str, ...] = ()
+    if settings.preprocessing is not None:
+        done = preprocess(network, settings.preprocessing)
+        network, folded = done.model, done.folded
+    # OpenVINO keeps float32 inputs and outputs whatever it computes in.
+    in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and target != "openvino"
+    calls = probes(subject, settings, read.evaluation, in_half=in_half)
+    if settings.precision == "fp16":
+        say("checking ranges")
+        float_calls = [p.inputs if settings.preprocessing is None else p.given for p in calls]
+        require_fp16(
+            peaks(network, [x.float() if x.is_floating_point() else x for x in float_calls[:4]]), origin_of(read)
+        )
+    calibration = batches(read.calibration, settings) if settings.precision == "int8" else None
+    say(f"building for {target}")
+    lowered = build(network, target, settings, spans, calibration)
+    built = lowered.built
+    evidence: Evidence | None = None
+    if built.run is not None:
+        say("running it")
+        evidence = measure(
+            subject, built.run, calls, settings, runtime=built.runtime, origin=origin_of(read), observed=built.observed
+        )  # fmt: skip
+        if not evidence.passed and dump_on_failure is not None:
+            evidence.dump(dump_on_failure)
+        evidence.require(str(out))
+    elif require_verified:
+        raise VerificationError(
+            f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
+        )
+    files = {out.with_name(out.name.removesuffix(out.suffix) + suffix): c for suffix, c in built.files.items()}
+    sha = hashlib.sha256(lowered.model.SerializeToString(deterministic=True)).hexdigest()
+    if target.startswith("tensorrt"):
+        files = {sidecar_of(out): sidecar(out, target, subject, settings, built, sha), **files}
+    write_whole(files)
+    if settings.timing_cache is not None and built.timing_cache is not None:
+        write_whole({settings.timing_cache: built.timing_cache})
+    details = dict(built.details)
+    if lowered.quantized is not None:
+        details["quantization"] = lowered.quantized.to_dict()
+    if settings.preprocessing is not None:
+        details["preprocessing_folded"] = list(folded)
+    if read.calibration is not None:
+        details["calibration"] = {"images": len(read.calibration), "origin": read.calibration.origin}
+    return ExportRecord(
+        target, settings, {"name": subject.name, "sha256": subject.sha256}, tuple(file_record(path) for path in files),
+        sha, built.runtime, "x".join(map(str, (settings.batch, subject.size[0], *spans))), evidence, built.not_run,
+        _fusion(subject), built.observed, details, subject.notes,
+    )  # fmt: skip
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
+
+
+def _checked(out: Path, target: str, dump: Path | None) -> Path:
+    """Refuse, before anything is computed, what could not be written."""
+    if target not in TARGETS:
+        raise SourceError(f"{target!r}: no such target; expected {', '.join(TARGETS)}")
+    if out.suffix != SUFFIXES[target]:
+        raise OutputError(f"{out}: {target} output ends in {SUFFIXES[target]}, got {out.suffix or 'no suffix'!r}")
+    for file in (out, *([] if dump is None else [dump])):
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
+    if out.is_dir():
+        raise OutputError(f"cannot write {out}: it is a directory; name a file")
+    return out
+
+
+def _check_settings(target: str, settings: BuildSettings) -> None:
+    """Settings a target has not are refused, not passed over."""
+    if target == "openvino" and settings.fp32_io:
+        raise SourceError("OpenVINO keeps float32 inputs and outputs anyway; leave out fp32 io")
+    if settings.timing_cache is not None and not target.startswith("tensorrt"):
+        raise SourceError(f"a timing cache is for tensorrt, not {target}")
+
+
+def _fusion(subject: Subject) -> dict[str, object] | None:
+    report = subject.report
+    if report is None:
+        return None
+    before, after = report.before, report.after
+    return {
+        "convolutions": [before.convolutions, after.convolutions], "parameters": [before.parameters, after.parameters],
+        "layers": len(report.layers),
+    }  # fmt: skip

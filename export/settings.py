@@ -1,0 +1,187 @@
+"""What an artefact is asked to be: target, precision, sizes, and what stands in front of the network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from repconv.errors import SourceError
+
+TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "tensorrt-rtx": ".engine"}
+
+BF16_OPSET = 22
+"""The first opset whose convolutions and poolings take bfloat16."""
+
+DEFAULT_OPSET = 18
+DEFAULT_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
+"""Without SM75, for which TensorRT-RTX compiles neither float32 matrix products nor bf16."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A size: at least, usually (what is tuned for), at most. Equal numbers are a fixed size.
+
+    Raises:
+        SourceError: not 1 <= least <= usual <= most.
+    """
+
+    least: int
+    usual: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.usual <= self.most:
+            raise SourceError(
+                f"{self.least}:{self.usual}:{self.most} is no range: expected MIN:OPT:MAX with "
+                "1 <= MIN <= OPT <= MAX, such as 1:8:32"
+            )
+
+    @classmethod
+    def of(cls, size: int) -> Span:
+        """A fixed size."""
+        return cls(size, size, size)
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """Read `N` or `MIN:OPT:MAX`.
+
+        Raises:
+            SourceError: it is neither.
+        """
+        parts = text.strip().split(":")
+        if len(parts) not in (1, 3) or not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+            raise SourceError(f"{text!r} is no size: expected N or MIN:OPT:MAX, such as 8 or 1:8:32")
+        numbers = [int(part) for part in parts]
+        return cls(*(3 * numbers if len(numbers) == 1 else numbers))
+
+    @property
+    def fixed(self) -> bool:
+        """True where only one size is meant."""
+        return self.least == self.most
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return str(self.usual) if self.fixed else f"{self.least}:{self.usual}:{self.most}"
+
+
+def parse_image(text: str) -> tuple[Span, Span]:
+    """Read `H,W`, each a number or a range.
+
+    Raises:
+        SourceError: anything else.
+    """
+    parts = text.split(",") if "," in text else text.split("x")
+    if len(parts) != 2:
+        raise SourceError(f"{text!r} is no image size: expected H,W such as 224,224 or 128:224:512,128:224:512")
+    return Span.parse(parts[0]), Span.parse(parts[1])
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image inside the artefact: `(pixels / full - mean) / std`, in the network's channel order.
+
+    mean, std: one number a channel, of images in [0, 1], in the network's order.
+    uint8: the artefact takes bytes, `full` is 255; else floats, `full` is 1.
+    bgr: the artefact takes channels in the reverse of the network's order.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    uint8: bool = False
+    bgr: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise SourceError(f"mean {self.mean} and std {self.std}: expected one number a channel in each")
+        if not all(s > 0 for s in self.std):
+            raise SourceError(f"std {self.std}: expected numbers above 0")
+
+    @property
+    def full(self) -> float:
+        """The number that stands for full intensity in what the artefact takes."""
+        return 255.0 if self.uint8 else 1.0
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How int8 is done.
+
+    per_channel: a scale for each output channel of a weight, else one a weight.
+    equalise: cross-layer equalisation first.
+    """
+
+    per_channel: bool = True
+    equalise: bool = False
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What was asked for.
+
+    batch: images a call. image: height and width; None: what the source records.
+    opset: of the ONNX form every artefact is made of; None: 18, for bf16 22, of an ONNX source its own.
+    fp32_io: inputs and outputs of a half-precision artefact stay float32.
+    fuse: fold branches first.
+    capabilities: TensorRT-RTX only, compute capabilities to build for. timing_cache: TensorRT only, a file that is read
+    if it exists and written.
+    tolerance: on the measure `tolerances.py` names for the precision; None: the one it gives.
+
+    Raises:
+        SourceError: an unknown precision, or settings that exclude one another.
+    """
+
+    precision: str = "fp32"
+    batch: Span = field(default_factory=lambda: Span.of(1))
+    image: tuple[Span, Span] | None = None
+    opset: int | None = None
+    fp32_io: bool = False
+    fuse: bool = True
+    preprocessing: Preprocessing | None = None
+    quantization: Quantization = field(default_factory=Quantization)
+    capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
+    timing_cache: Path | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise SourceError(f"precision {self.precision!r}: expected {', '.join(PRECISIONS)}")
+        if self.fp32_io and self.precision not in ("fp16", "bf16"):
+            raise SourceError(f"{self.precision} inputs and outputs are float32 anyway; fp32 io is for fp16 and bf16")
+        if self.precision == "bf16" and self.opset is not None and self.opset < BF16_OPSET:
+            raise SourceError(f"bf16 convolutions need ONNX opset {BF16_OPSET}, got {self.opset}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise SourceError(f"a tolerance of {self.tolerance}: expected a number above 0")
+
+    @property
+    def wanted_opset(self) -> int:
+        """The opset to export at."""
+        return self.opset or (BF16_OPSET if self.precision == "bf16" else DEFAULT_OPSET)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON."""
+        return {
+            **asdict(self), "batch": str(self.batch), "opset": self.opset,
+            "image": None if self.image is None else ",".join(map(str, self.image)),
+            "timing_cache": None if self.timing_cache is None else self.timing_cache.name,
+        }  # fmt: skip
+
+
+def check_capabilities(asked: Sequence[str]) -> tuple[str, ...]:
+    """Compute capabilities as TensorRT-RTX names them, `SM86` for `sm_86`, `8.6` and `86`.
+
+    Raises:
+        SourceError: none, or one that is no capability.
+    """
+    found = []
+    for text in asked:
+        match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip(), re.IGNORECASE)
+        if match is None:
+            raise SourceError(f"{text!r} is no compute capability; expected one such as SM86 or 8.6")
+        found.append(f"SM{match[1]}{match[2]}")
+    if not found:
+        raise SourceError("no compute capability to build for; name at least one, such as SM86")
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,306 @@
+"""What is exported: a network of any source as one float32 ONNX model, fused, and what it has to agree with."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from repconv.checkpoint import Normalization
+from repconv.double import FastGroupedDouble
+from repconv.errors import FusionError, SourceError
+from repconv.files import sha256
+from repconv.fusion import fuse_blocks
+from repconv.graph import fuse_onnx
+from repconv.leaves import leaves
+from repconv.models.spec import ModelSpec
+from repconv.report import FusionReport
+from repconv.sources import Source, open_source
+
+from .artefacts import onnx_artefact, program_artefact, read_onnx
+from .onnx_exporter import exported, finished
+from .programs import read_program
+from .settings import BuildSettings, Span
+
+Shape = tuple[int, int, int]
+Reference = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network ready to be built for a runtime.
+
+    model: float32, fused unless that was declined, simplified; one image input.
+    reference: the network as given, unfused, from a float32 batch [n, c, h, w] to outputs: in float64 where it is a
+        PyTorch network, else as onnxruntime computes them.
+    network: the same as a module, None for an ONNX source.
+    size: (c, h, w) that is usual. report: what fusing did, None if it was declined.
+    """
+
+    name: str
+    model: onnx.ModelProto
+    reference: Reference
+    network: nn.Module | None
+    size: Shape
+    report: FusionReport | None
+    path: Path | None = None
+    sha256: str | None = None
+    class_names: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def exact(self) -> bool:
+        """Whether the reference is float64."""
+        return self.network is not None
+
+    @property
+    def in_float32(self) -> Reference:
+        """The network as given in float32, where that is faster than the reference."""
+        return self.reference if self.network is None else _as_function(self.network)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A source in PyTorch, before it is exported."""
+
+    name: str
+    model: nn.Module
+    size: Shape | None
+    path: Path | None = None
+    sha256: str | None = None
+    class_names: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_subject(
+    source: str | Path | nn.Module,
+    settings: BuildSettings,
+    *,
+    model: str | None = None,
+    state_key: str | None = None,
+    channels: int = 3,
+) -> Subject:
+    """Load `source`, fuse it, and bring it to ONNX with the sizes asked for.
+
+    Args:
+        source: a file or a name as the command line takes them, or a module in evaluation mode.
+        settings: sizes, opset, and whether to fuse.
+        model: for a state dict, its network's name.
+        state_key: the key in the file under which the weights are.
+        channels: of the images, where the source does not say.
+
+    Raises:
+        SourceError: nothing that can be exported, or sizes it cannot take.
+        CheckpointError: the file cannot be read, or does not fit the network.
+        FusionError: the network is in training mode or cannot be fused as it stands.
+        BuildError: the exporter cannot follow the network.
+    """
+    if isinstance(source, nn.Module):
+        where = next((name for name, module in source.named_modules() if module.training), None)
+        if where is not None:
+            raise FusionError(f"the model is in training mode (at {where or 'its root'}); call model.eval() first")
+        return _from_network(_Network(type(source).__name__, source, None), settings, channels)
+    path = Path(source)
+    if path.suffix in (".onnx", ".pt2"):
+        if not path.is_file():
+            raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
+        if path.suffix == ".onnx":
+            return _from_onnx(path, settings)
+        declared = program_artefact(str(path), path).inputs[0].shape
+        size = _known_size(declared)
+        program = _Network(str(path), read_program(path).module(), size, path, sha256(path))
+        return _from_network(program, settings, channels)
+    return _from_network(_loaded(open_source(str(source), model=model, state_key=state_key)), settings, channels)
+
+
+def _known_size(declared: tuple[int | None, ...] | None) -> Shape | None:
+    """(c, h, w) of a declared input [n, c, h, w], if all three are known."""
+    if declared is None or len(declared) != 4 or None in declared[1:]:
+        return None
+    _, c, h, w = declared
+    return (c or 0, h or 0, w or 0)
+
+
+def _loaded(source: Source) -> _Network:
+    known = source.checkpoint
+    normalization = known.normalization or _normalization_of(known.model)
+    return _Network(
+        source.name, known.model, known.input_shape, source.path, source.sha256, known.class_names, normalization,
+        source.notes,
+    )  # fmt: skip
+
+
+def _normalization_of(network: nn.Module) -> Normalization | None:
+    """What timm says images go through before a network of its own."""
+    known = getattr(network, "pretrained_cfg", None)
+    mean, std = (known.get(key) for key in ("mean", "std")) if isinstance(known, Mapping) else (None, None)
+    if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
+        return None
+    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def recorded_normalization(
+    source: str, *, model: str | None = None, state_key: str | None = None
+) -> Normalization | None:
+    """What a source says images go through before the network, None where it says nothing.
+
+    Raises:
+        SourceError, CheckpointError: as `open_subject`.
+    """
+    if Path(source).suffix == ".pt2":
+        return None
+    if Path(source).suffix == ".onnx":
+        if not Path(source).is_file():
+            raise SourceError(f"{source} is no file")
+        said = {entry.key: entry.value for entry in read_onnx(Path(source)).metadata_props}.get("normalization")
+        try:
+            known = json.loads(said) if said else None
+            return None if known is None else Normalization(tuple(known["mean"]), tuple(known["std"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+    return _loaded(open_source(source, model=model, state_key=state_key)).normalization
+
+
+def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int) -> Shape:
+    """(c, h, w) that is usual."""
+    if settings.image is None and known is None:
+        raise SourceError(f"{name} records no image size; give one: --image 224,224")
+    if settings.image is None:
+        return known or (channels, 0, 0)
+    return (known[0] if known else channels, settings.image[0].usual, settings.image[1].usual)
+
+
+def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Subject:
+    """Blocks of this package fold as modules, anything else affine in the graph."""
+    network, size = given.model, _size(given.size, settings, given.name, channels)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    if dtype != torch.float32:
+        # Every precision is made from float32, so that it is rounded once.
+        network = copy.deepcopy(network).float()
+    batch_open = not settings.batch.fixed
+    image_open = settings.image is not None and not all(span.fixed for span in settings.image)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(settings.batch.usual if not batch_open else 2, *size, generator=generator)
+    report: FusionReport | None = None
+    plain, in_graph = network, settings.fuse and is_foreign(network)
+    if settings.fuse and not in_graph:
+        plain, report = fuse_blocks(network)
+    model = exported(
+        plain, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open,
+        optimise=not in_graph,
+    )  # fmt: skip
+    if in_graph:
+        model, report = fuse_onnx(model)
+    return Subject(
+        given.name, finished(model, _metadata(given, report)), _in_float64(network), network, size, report,
+        given.path, given.sha256, given.class_names, given.normalization, given.notes,
+    )  # fmt: skip
+
+
+def is_foreign(model: nn.Module) -> bool:
+    """Whether there may be more to fold than this package's blocks."""
+    spec = getattr(model, "spec", None)
+    return not isinstance(spec, ModelSpec) or ":" in spec.name
+
+
+def _in_float64(network: nn.Module) -> Reference:
+    exact = copy.deepcopy(network).double()
+
+    def reference(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad(), FastGroupedDouble():
+            return tuple(t for _, t in leaves(exact(x.double())))
+
+    return reference
+
+
+def _as_function(network: nn.Module) -> Reference:
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(t for _, t in leaves(network(x)))
+
+    return run
+
+
+def _metadata(given: _Network, report: FusionReport | None) -> dict[str, str]:
+    known = described(given.sha256, given.class_names, given.normalization)
+    if report is None:
+        return known
+    return {**known, "repconv.convolutions": json.dumps([report.before.convolutions, report.after.convolutions])}
+
+
+def described(sha256: str | None, class_names: Sequence[str], normalization: Normalization | None) -> dict[str, str]:
+    """What a source knows besides its weights, as metadata of an ONNX file."""
+    metadata = {"repconv.source_sha256": sha256 or ""}
+    if class_names:
+        metadata["class_names"] = json.dumps(class_names)
+    if normalization is not None:
+        metadata["normalization"] = json.dumps(vars(normalization))
+    return metadata
+
+
+def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
+    """An ONNX file keeps its opset; its open sizes are closed where sizes are asked for."""
+    artefact = onnx_artefact(str(path), path)
+    original = read_onnx(path)
+    declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) == 4]
+    if len(artefact.inputs) != 1 or not declared or declared[0].dtype != torch.float32:
+        said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in artefact.inputs)
+        raise SourceError(f"{path} takes {said}; only float32 models of one image [n, c, h, w] are exported")
+    opset = next(entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx"))
+    if settings.opset not in (None, opset):
+        raise SourceError(f"{path} is of opset {opset}, which it keeps; leave out opset {settings.opset}")
+    shape = declared[0].shape or (None,) * 4
+    channels = shape[1]
+    if channels is None:
+        raise SourceError(f"{path} leaves the number of channels open; only fixed ones are exported")
+    asked: list[Span | None] = [settings.batch, None, *(settings.image or (None, None))]
+    for axis, span in enumerate(asked):
+        if span is not None and shape[axis] is not None and shape[axis] != span.usual:
+            raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; size {span} does not fit it")
+        if span is not None and shape[axis] is not None and not span.fixed:
+            raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; no range fits it: {span}")
+    height, width = (shape[axis] if shape[axis] is not None else getattr(asked[axis], "usual", None) for axis in (2, 3))
+    if height is None or width is None:
+        raise SourceError(f"{path} leaves the image size open; give one: --image 224,224")
+    report: FusionReport | None = None
+    model = original
+    if settings.fuse:
+        model, report = fuse_onnx(original)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    sized = with_sizes(model, [None if span is None or not span.fixed else span.usual for span in asked])
+    final = finished(sized, {**kept, "repconv.source_sha256": artefact.sha256 or ""})
+
+    def reference(x: Tensor) -> tuple[Tensor, ...]:
+        return artefact.run((x,))
+
+    return Subject(
+        str(path), final, reference, None, (channels, height, width), report, path, artefact.sha256
+    )  # fmt: skip
+
+
+def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:
+    """A copy whose one input has these sizes where they are given; what is derived of them is open until inferred."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    weights = {tensor.name for tensor in copied.graph.initializer}
+    value = next(v for v in copied.graph.input if v.name not in weights)
+    changed = False
+    for size, dim in zip(sizes, value.type.tensor_type.shape.dim, strict=True):
+        if size is not None and not dim.HasField("dim_value"):
+            dim.dim_value = size
+            changed = True
+    if changed:
+        del copied.graph.value_info[:]
+        for output in copied.graph.output:
+            output.type.tensor_type.ClearField("shape")
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(copied)
+        return inferred
+    return copied

@@ -1,0 +1,32 @@
+"""`repconv doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from .options import json_option
+
+
+@click.command(epilog="Example: repconv doctor")
+@json_option
+def command(json_file: str | None) -> None:
+    """Show which backends work on this machine, and the line that would make each of the others work.
+
+    Each is tried: loaded, asked for its devices, or told to make a builder.
+    """
+    from repconv.export.backends import backends
+
+    from .record import write_json
+    from .text import table
+
+    found = backends()
+    rows = [["backend", "", "version", "for", ""]]
+    rows += [
+        [b.name, "works" if b.works else "no", b.version or "", ", ".join(b.devices), b.said] for b in found
+    ]  # fmt: skip
+    click.echo(table(rows))
+    for backend in found:
+        if backend.remedy is not None:
+            click.echo(f"\n  {backend.name}: {backend.remedy}")
+    if json_file is not None:
+        write_json(json_file, "repconv.doctor/1", {"backends": [backend.to_dict() for backend in found]})

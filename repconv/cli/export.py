@@ -1,0 +1,186 @@
+"""`repconv export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import BatchRange, ImageRange, Numbers, checked_output, json_option, source_options
+
+if TYPE_CHECKING:
+    from repconv.export.export_record import ExportRecord
+    from repconv.export.settings import Preprocessing, Span
+
+_TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_WORST_SHOWN = 5
+"""Layers of an int8 model that are printed; the JSON has all."""
+
+
+@click.command(
+    epilog="Example: repconv export checkpoint.pt --to onnx -o model.onnx --precision int8 "
+    "--calibrate imagefolder:images.zip --json model.json"
+)
+@click.argument("source")
+@click.option("--to", "target", type=click.Choice(_TARGETS), required=True, help="Runtime to build for.")
+@click.option("-o", "--output", required=True, help="File to write: .onnx, .xml (OpenVINO) or .engine.")
+@click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", show_default=True)
+@click.option("--batch", type=BatchRange(), default="1", show_default=True, help="Images a call, or a range.")
+@click.option("--image", type=ImageRange(), help="Height and width, each a number or a range.  [default: the source's]")
+@click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset.  [default: 18; 22 for bf16]")
+@click.option("--fp32-io", is_flag=True, help="fp16, bf16: keep inputs and outputs float32.")
+@click.option("--no-fuse", is_flag=True, help="Export SOURCE as it is, branches and all.")
+@click.option("--calibrate", help="int8: images, as imagefolder:FOLDER, imagefolder:FILE.zip or FILE.npz.")
+@click.option("--calibration-images", type=click.IntRange(1), default=256, show_default=True, help="At most so many.")
+@click.option("--random-calibration", is_flag=True, help="int8: calibrate on noise, for a file that is only timed.")
+@click.option("--per-tensor", is_flag=True, help="int8: one scale a weight instead of one a channel.")
+@click.option("--equalise", is_flag=True, help="int8: cross-layer equalisation first.")
+@click.option(
+    "--evaluate", help="Images to compare on, as --calibrate.  [default: calibration images kept back, or noise]"
+)
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most so many to compare on.")
+@click.option(
+    "--preprocess", is_flag=True, help="Normalise inside the artefact, with what SOURCE records or --mean, --std."
+)
+@click.option("--mean", type=Numbers(), help="Of images in [0, 1], one a channel.")
+@click.option("--std", type=Numbers(), help="Of images in [0, 1], one a channel.")
+@click.option("--uint8", is_flag=True, help="With --preprocess: the artefact takes bytes.")
+@click.option("--bgr", is_flag=True, help="With --preprocess: the artefact takes channels in reverse order.")
+@click.option("--sm", help="tensorrt-rtx: compute capabilities, such as SM86,SM89.  [default: SM80,SM86,SM89,SM120]")
+@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="tensorrt: read and written.")
+@click.option("--tolerance", type=float, help="Error accepted.  [default: by precision]")
+@click.option(
+    "--dump-on-failure", type=click.Path(dir_okay=False, path_type=Path), help="Where the worst call goes, .npz."
+)
+@click.option("--require-verified", is_flag=True, help="Exit 1 if it cannot be run here.")
+@source_options
+@json_option
+def command(
+    source: str,
+    target: str,
+    output: str,
+    precision: str,
+    batch: Span,
+    image: tuple[Span, Span] | None,
+    opset: int | None,
+    fp32_io: bool,
+    no_fuse: bool,
+    calibrate: str | None,
+    calibration_images: int,
+    random_calibration: bool,
+    per_tensor: bool,
+    equalise: bool,
+    evaluate: str | None,
+    images: int,
+    preprocess: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    uint8: bool,
+    bgr: bool,
+    sm: str | None,
+    timing_cache: Path | None,
+    tolerance: float | None,
+    dump_on_failure: Path | None,
+    require_verified: bool,
+    model_name: str | None,
+    state_key: str | None,
+    json_file: str | None,
+) -> None:
+    """Build SOURCE for a runtime, at the precision asked for, and run it there against the unfused network.
+
+    SOURCE is what `repconv fuse` takes: a checkpoint, a network by name, an .onnx file or a .pt2 program. It is fused
+    first. What differs by more than its precision allows is not written (exit code 1). What cannot be run here, such as
+    an engine without a GPU, is written and said to be "built, not run".
+    """
+    from repconv.export.data import Data
+    from repconv.export.export_record import SCHEMA
+    from repconv.export.exporting import export
+    from repconv.export.settings import DEFAULT_CAPABILITIES, SUFFIXES, BuildSettings, Quantization, check_capabilities
+
+    from ..errors import OutputError, SourceError
+    from .record import write_json
+    from .text import paragraph
+
+    out = checked_output(output, source, [SUFFIXES[target]], json_file)
+    if target.startswith("tensorrt") and json_file is not None and Path(json_file) == Path(f"{out}.json"):
+        raise OutputError(f"{json_file} is where the engine's own JSON goes; name another file")
+    _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise)
+    if not preprocess and (uint8 or bgr or mean is not None or std is not None):
+        raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
+    settings = BuildSettings(
+        precision=precision, batch=batch, image=image, opset=opset, fp32_io=fp32_io, fuse=not no_fuse,
+        preprocessing=_preprocessing(source, model_name, state_key, mean, std, uint8, bgr) if preprocess else None,
+        quantization=Quantization(not per_tensor, equalise),
+        capabilities=DEFAULT_CAPABILITIES if sm is None else check_capabilities(sm.split(",")),
+        timing_cache=timing_cache, tolerance=tolerance,
+    )  # fmt: skip
+    record = export(
+        source, target, out, settings,
+        Data(calibrate, evaluate, calibration_images, images, random_calibration),
+        model=model_name, state_key=state_key, dump_on_failure=dump_on_failure, require_verified=require_verified,
+        say=lambda doing: click.echo(f"repconv: {doing}", err=True),
+    )  # fmt: skip
+    for note in record.notes:
+        click.echo(f"repconv: {source}: {note}", err=True)
+    click.echo(_summary(record))
+    click.echo("\n" + paragraph(record.verdict))
+    for written in record.outputs:
+        click.echo(f"  wrote {written['path']}: {written['bytes']:,} bytes, sha256 {str(written['sha256'])[:16]}")
+    if json_file is not None:
+        write_json(json_file, SCHEMA, record.to_dict())
+
+
+def _refuse_idle(target: str, precision: str, *, sm: str | None, per_tensor: bool, equalise: bool) -> None:
+    """Options that would change nothing."""
+    from ..errors import SourceError
+
+    if sm is not None and target != "tensorrt-rtx":
+        raise SourceError(f"--sm is for tensorrt-rtx, not {target}")
+    if precision != "int8" and (per_tensor or equalise):
+        raise SourceError(f"{'--per-tensor' if per_tensor else '--equalise'} is for int8, not {precision}")
+
+
+def _preprocessing(
+    source: str, model: str | None, state_key: str | None, mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None, uint8: bool, bgr: bool,
+) -> Preprocessing:  # fmt: skip
+    """As asked for, or as the source records it."""
+    from repconv.export.settings import Preprocessing
+    from repconv.export.subject import recorded_normalization
+
+    from ..errors import SourceError
+
+    if (mean is None) != (std is None):
+        raise SourceError("--mean and --std go together")
+    if mean is not None and std is not None:
+        return Preprocessing(mean, std, uint8, bgr)
+    known = recorded_normalization(source, model=model, state_key=state_key)
+    if known is None:
+        raise SourceError(
+            f"{source} records no normalisation; give it: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+        )
+    return Preprocessing(known.mean, known.std, uint8, bgr)
+
+
+def _summary(record: ExportRecord) -> str:
+    """What was built, as a table of facts, and the worst layers of an int8 model."""
+    from .text import table
+
+    facts = {
+        "status": record.status, "runtime": record.runtime, "precision": record.settings.precision,
+        "input": record.input_shape, **{key.replace("_", " "): value for key, value in record.observed.items()},
+    }  # fmt: skip
+    if record.fusion is not None:
+        facts["fused"] = "convolutions {} to {}".format(*record.fusion["convolutions"])  # type: ignore[misc]  # a pair
+    if record.evidence is not None and record.evidence.accuracy is not None:
+        seen = record.evidence
+        facts["accuracy"] = f"{seen.accuracy:.1%}, before {seen.accuracy_before:.1%}, of {seen.images} images"
+    text = "\n".join(f"  {key:<20} {value}" for key, value in facts.items())
+    layers = record.details.get("quantization", {}).get("layers", [])  # type: ignore[attr-defined]  # plain containers
+    if not layers:
+        return text
+    rows = [["worst layers", "kind", "rms error"]]
+    rows += [[layer["name"], layer["kind"], f"{layer['error']:.1%}"] for layer in layers[:_WORST_SHOWN]]
+    return f"{text}\n\n{table(rows, right=(2,))}"
