@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         GeometryError,
         OutputError,
         RepconvError,
+        SearchError,
         SourceError,
         VerificationError,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "Refusal",
     "RepBlock",
     "RepconvError",
+    "SearchError",
     "SourceError",
     "VerificationError",
     "compare",
@@ -68,6 +70,7 @@ _HOMES = {
     "Refusal": ".refusal",
     "RepBlock": ".block",
     "RepconvError": ".errors",
+    "SearchError": ".errors",
     "SourceError": ".errors",
     "VerificationError": ".errors",
     "compare": ".agreement",

@@ -25,6 +25,7 @@ PUBLIC = [
     "Refusal",
     "RepBlock",
     "RepconvError",
+    "SearchError",
     "SourceError",
     "VerificationError",
     "compare",
