@@ -78,7 +78,7 @@ def accumulate(
         _scale(parameters, _shrink(top, raised))
         total = total * _shrink(top, raised) + _share(value, raised, weighting)
         top = raised
-        (loss * _factor(value, top, weighting)).backward()  # type: ignore[no-untyped-call]
+        (loss * _factor(value, top, weighting)).backward()
     finite = all(map(math.isfinite, found))
     if group is not None:
         finite, top, total = _merge(parameters, finite, top, total, group)

@@ -6,6 +6,7 @@ the generator given.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -145,10 +146,9 @@ def first_population(
     slots = len(space.slots)
     if math.comb(slots, budget) <= 2 * count:
         # Few: list them all and shuffle, since drawing until the last one turns up takes long.
-        every = torch.combinations(torch.arange(slots), budget)
-        chosen = every[torch.randperm(len(every), generator=generator)[:count]]
-        masks = torch.zeros(len(chosen), slots, dtype=torch.bool).scatter_(1, chosen, True)
-        return tuple(to_architecture(space, mask) for mask in masks)
+        every = list(itertools.combinations(range(slots), budget))
+        chosen = [set(every[i]) for i in torch.randperm(len(every), generator=generator)[:count].tolist()]
+        return tuple(Architecture(space, tuple(i in on for i in range(slots))) for on in chosen)
     # More than half of all draws are new, so this ends.
     found: dict[Architecture, None] = {}
     while len(found) < count:

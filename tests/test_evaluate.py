@@ -25,7 +25,7 @@ from repconv.search.supernet import Supernet, subnetwork
 
 NETWORKS = {
     "resnet18": lambda: create_model("irep_resnet18", width=4, blocks=(1, 1)),
-    "resnet50": lambda: create_model("irep_resnet50", width=4, blocks=(1, 1)),
+    "resnet50": lambda: create_model("irep_resnet50", num_classes=10, width=4, blocks=(1, 1)),
     "vgg16": lambda: create_model("irep_vgg16", width=4),
     "foreign": lambda: expand(
         nn.Sequential(
