@@ -47,11 +47,12 @@ def top_1(output: object, targets: Tensor) -> Tensor:
 class EvaluationSettings:
     """How candidates run.
 
-    dtype: of the single-path network, float32 or bfloat16; channels_last: its memory format.
+    dtype: of the single-path network, float32 or bfloat16; channels_last: its memory format; device: where it runs.
     """
 
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # a value
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -60,12 +61,12 @@ class EvaluationSettings:
 
     def of(self, x: Tensor) -> Tensor:
         """Images [n, c, h, w] in this dtype and memory format."""
-        return x.to(dtype=self.dtype, memory_format=self.memory_format)
+        return x.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)
 
     def prepared(self, net: nn.Module) -> nn.Module:
         """`net` itself, in evaluation, without gradients, in this dtype and memory format."""
         net.eval().requires_grad_(False)
-        return net.to(dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+        return net.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def accuracy(net: nn.Module, batches: Batches, settings: EvaluationSettings, cor
         SearchError: no images.
     """
     with torch.inference_mode():
-        right = [(correct(net(settings.of(x)), y).sum(), len(y)) for x, y in batches]
+        right = [(correct(net(settings.of(x)), y.to(settings.device)).sum(), len(y)) for x, y in batches]
         hits, seen = sum(int(n) for n, _ in right), sum(n for _, n in right)
     if not seen:
         raise SearchError("there are no images to measure accuracy on; the validation split is empty")
