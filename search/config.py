@@ -108,7 +108,7 @@ class SearchConfig:
             raise SearchError(_unknown("strategy", self.strategy, STRATEGIES))
         if self.epochs <= self.warmup_epochs:
             raise SearchError(
-                f"epochs count the warm-up: {self.epochs} with warmup_epochs={self.warmup_epochs} leave none to search in"
+                f"epochs count the warm-up: {self.epochs} with warmup_epochs={self.warmup_epochs} leave none to search"
             )
         if self.age:
             check_age(scale=self.age_scale, limit=self.age_limit, offset=self.age_offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from .architecture import read_json
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"
+
+_UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.\w{8}")
+"""What `whole_file` calls a file before it is whole."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,6 @@ class RunFolder:
         if file.exists():
             with file.open("r+b") as stream:
                 stream.truncate(metrics_bytes)
-        for name in (CHECKPOINT, RESULT, BEST, SUPERNET):
-            for left in self.path.glob(f".{name}.*"):
+        for left in (*self.path.glob(".*"), *(self.path / POPULATIONS).glob(".*")):
+            if _UNFINISHED.fullmatch(left.name):
                 left.unlink(missing_ok=True)
