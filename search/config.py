@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from repconv.errors import SearchError
 
 from .adaptive import Weighting
 from .evolution import check_age
+from .settings import check_least, check_shares, unknown
 from .strategies import STRATEGIES
 
 SCHEMA = "repconv.search-config/1"
@@ -93,19 +91,15 @@ class SearchConfig:
     checkpoint_steps: int = 200
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise SearchError(f"{name} is at least {least}, got {getattr(self, name)}")
+        check_least(self, _LEAST)
+        check_shares(self, ("momentum", "gate_beta_1", "gate_beta_2", "validation_share"))
         for name in ("crossover", "mutation", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SearchError(f"{name} is a chance from 0 to 1, got {getattr(self, name)}")
-        for name in ("momentum", "gate_beta_1", "gate_beta_2", "validation_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SearchError(f"{name} is at least 0 and below 1, got {getattr(self, name)}")
         if not 0 < self.ratio <= 1:
             raise SearchError(f"ratio is above 0 and at most 1, got {self.ratio}")
         if self.strategy not in STRATEGIES:
-            raise SearchError(_unknown("strategy", self.strategy, STRATEGIES))
+            raise SearchError(unknown("strategy", self.strategy, STRATEGIES))
         if self.epochs <= self.warmup_epochs:
             raise SearchError(
                 f"epochs count the warm-up: {self.epochs} with warmup_epochs={self.warmup_epochs} leave none to search"
@@ -118,50 +112,6 @@ class SearchConfig:
         """How often the strategy is told; the last generation may be shorter."""
         return -(-(self.epochs - self.warmup_epochs) // self.generation_epochs)
 
-    def with_settings(self, settings: Iterable[str]) -> Self:
-        """Changed by `key=value` texts; lists are separated by commas.
-
-        Raises:
-            SearchError: an unknown key, with the nearest, or a value of another type.
-        """
-        changes: dict[str, Any] = {}
-        hints = get_type_hints(type(self))
-        for setting in settings:
-            key, equals, value = setting.partition("=")
-            if not equals:
-                raise SearchError(f"a setting is key=value, got {setting!r}")
-            if key not in hints:
-                raise SearchError(_unknown("setting", key, hints))
-            changes[key] = _read(key, value, hints[key])
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, with their schema."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
-
-
-def config_from_dict(content: Mapping[str, Any], where: str = "the configuration") -> SearchConfig:
-    """The configuration in what `SearchConfig.to_dict` made; settings left out are as usual.
-
-    Raises:
-        SearchError: not of this schema, an unknown key, or a value that makes no sense.
-    """
-    if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
-        raise SearchError(f"{where} is not of schema {SCHEMA}")
-    hints = get_type_hints(SearchConfig)
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if key == "schema":
-            continue
-        if key not in hints:
-            raise SearchError(f"{where}: {_unknown('setting', key, hints)}")
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        values[key] = _read(key, text, hints[key])
-    try:
-        return SearchConfig(**values)
-    except SearchError as error:
-        raise SearchError(f"{where}: {error}") from None
-
 
 _LEAST: Mapping[str, float] = {
     "width": 0, "image_size": 1, "train_images": 0, "population": 1, "offspring": 0, "epochs": 1, "warmup_epochs": 0,
@@ -169,32 +119,3 @@ _LEAST: Mapping[str, float] = {
     "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 1, "reestimation_images": 0, "workers": 0, "seed": 0,
     "checkpoint_steps": 1,
 }  # fmt: skip
-_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {name!r}{hint}; they are {', '.join(known)}"
-
-
-def _read(key: str, text: str, kind: Any) -> Any:  # noqa: ANN401  # a type annotation, and a value of that type
-    """The value of a setting, in the type of its annotation."""
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise SearchError(f"{key} is one of {', '.join(get_args(kind))}, got {text!r}")
-        return text
-    if get_origin(kind) is tuple:
-        return tuple(_read(key, part.strip(), get_args(kind)[0]) for part in text.split(",") if part.strip())
-    if kind is bool:
-        if text.lower() not in _TRUTHS:
-            raise SearchError(f"{key} is true or false, got {text!r}")
-        return _TRUTHS[text.lower()]
-    if kind is float and "/" in text:
-        above, _, below = text.partition("/")
-        return _read(key, above, float) / (_read(key, below, float) or float("nan"))
-    try:
-        return kind(text)
-    except ValueError:
-        wanted = {int: "a whole number", float: "a number"}[kind]
-        raise SearchError(f"{key} is {wanted}, got {text!r}") from None

@@ -19,12 +19,13 @@ from repconv.checkpoint import save
 from repconv.errors import CheckpointError, SearchError
 
 from .architecture import Architecture
-from .config import SearchConfig, config_from_dict
+from .config import SCHEMA, SearchConfig
 from .evolution import random_architecture
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
 from .found import Found
 from .picture import svg
 from .session import Session
+from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
 from .supernet import Gates
 
@@ -61,7 +62,7 @@ def run(folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], 
         SearchError: the configuration makes no sense, the checkpoint is damaged, or a loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
     """
-    config = config_from_dict(folder.read_json(CONFIG), str(folder.path / CONFIG))
+    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
     if (folder.path / RESULT).exists():
         return
     session = Session(config)

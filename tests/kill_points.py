@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from repconv import files
-from repconv.search.config import SearchConfig
+from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.folder import CHECKPOINT, METRICS, RunFolder
 from repconv.search.run import run
 from repconv.search.session import Session
+from repconv.search.settings import settings_to_dict
 
 CONFIG = SearchConfig(
     network="irep_resnet18", width=2, blocks=(1,), data="digits", train_images=120, validation_share=0.2, population=3,
@@ -124,7 +125,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def begin(folder: Path) -> RunFolder:
     """A new run's folder."""
-    return RunFolder.create(folder, CONFIG.to_dict(), {})
+    return RunFolder.create(folder, settings_to_dict(CONFIG, SCHEMA), {})
 
 
 def main(base: Path, count: int) -> None:

@@ -8,14 +8,15 @@ import json
 import pytest
 
 from repconv import SearchError
-from repconv.search.config import SearchConfig, config_from_dict
+from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.presets import PRESETS, preset
+from repconv.search.settings import changed, settings_from_dict, settings_to_dict
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_json(name: str) -> None:
     config = preset(name).config
-    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert settings_from_dict(SearchConfig, SCHEMA, json.loads(json.dumps(settings_to_dict(config, SCHEMA)))) == config
 
 
 def test_the_papers_settings_are_those_of_the_paper() -> None:
@@ -40,8 +41,7 @@ def test_the_papers_settings_are_those_of_the_paper() -> None:
 
 
 def test_settings_are_read_in_their_types() -> None:
-    config = SearchConfig().with_settings(
-        ["ratio=1/2", "blocks=1,2", "branches=1x1, avg", "age=no",
+    config = changed(SearchConfig(), ["ratio=1/2", "blocks=1,2", "branches=1x1, avg", "age=no",
          "epochs=60", "clip=5", "weighting=uniform", "data=digits"]
     )  # fmt: skip
     assert (config.ratio, config.blocks, config.branches, config.age) == (0.5, (1, 2), ("1x1", "avg"), False)
@@ -71,17 +71,17 @@ def test_settings_are_read_in_their_types() -> None:
 )
 def test_settings_that_make_no_sense(setting: str, says: str) -> None:
     with pytest.raises(SearchError, match=says):
-        SearchConfig().with_settings([setting])
+        changed(SearchConfig(), [setting])
 
 
 def test_files_that_are_no_configuration() -> None:
-    good = SearchConfig().to_dict()
+    good = settings_to_dict(SearchConfig(), SCHEMA)
     with pytest.raises(SearchError, match=r"x.json is not of schema"):
-        config_from_dict({}, "x.json")
+        settings_from_dict(SearchConfig, SCHEMA, {}, "x.json")
     with pytest.raises(SearchError, match=r"x.json: unknown setting 'epoch' \(did you mean 'epochs'"):
-        config_from_dict({**good, "epoch": 3}, "x.json")
+        settings_from_dict(SearchConfig, SCHEMA, {**good, "epoch": 3}, "x.json")
     with pytest.raises(SearchError, match=r"x.json: batch is at least 2, got 1"):
-        config_from_dict({**good, "batch": 1}, "x.json")
+        settings_from_dict(SearchConfig, SCHEMA, {**good, "batch": 1}, "x.json")
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from repconv import OutputError, SearchError, load
-from repconv.search.config import SearchConfig
+from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.evolution import age_term
 from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
 from repconv.search.found import read_found
 from repconv.search.run import run
 from repconv.search.session import Session, chosen_device
+from repconv.search.settings import settings_to_dict
 from repconv.search.strategies import STRATEGIES, state_from_dict
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -38,7 +39,7 @@ def _no_tensorboard(monkeypatch) -> None:
 
 
 def begun(path: Path, config: SearchConfig = TINY) -> RunFolder:
-    return RunFolder.create(path, config.to_dict(), {"machine": "a test"})
+    return RunFolder.create(path, settings_to_dict(config, SCHEMA), {"machine": "a test"})
 
 
 def test_a_run_leaves_its_result_populations_metrics_and_supernet(tmp_path) -> None:
@@ -165,7 +166,7 @@ class TestRefusals:
 
     def test_a_configuration_that_somebody_broke(self, tmp_path) -> None:
         folder = begun(tmp_path / "run")
-        content = {**TINY.to_dict(), "epoch": 1}
+        content = {**settings_to_dict(TINY, SCHEMA), "epoch": 1}
         (folder.path / CONFIG).write_text(json.dumps(content))
         with pytest.raises(SearchError, match=r"config.json: unknown setting 'epoch' \(did you mean 'epochs'"):
             run(folder)

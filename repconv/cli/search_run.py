@@ -42,15 +42,17 @@ def command(
     folder as it goes; interrupted, it goes on with repconv search resume FOLDER.
     """
     from repconv.benchmarks.environment import environment
+    from repconv.search.config import SCHEMA
     from repconv.search.folder import RunFolder
     from repconv.search.presets import preset
+    from repconv.search.settings import changed, settings_to_dict
 
     from ..errors import OutputError, SearchError
     from .search_resume import run_to_its_end
 
     chosen = preset(preset_name)
     given = [*([f"data={data}"] if data else []), *settings, *(["age=false"] if no_age else [])]
-    config = chosen.config.with_settings(given)
+    config = changed(chosen.config, given)
     if not config.data:
         raise SearchError(f"preset {preset_name} needs images: give --data, such as --data cifar10:PATH")
     if dry_run:
@@ -58,7 +60,7 @@ def command(
         return
     if output is None:
         raise OutputError("a run needs a folder to write: give -o FOLDER, or --dry-run to only look")
-    folder = RunFolder.create(Path(output), config.to_dict(), {"preset": preset_name, **environment()})
+    folder = RunFolder.create(Path(output), settings_to_dict(config, SCHEMA), {"preset": preset_name, **environment()})
     run_to_its_end(folder, json_file)
 
 
@@ -66,8 +68,10 @@ def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: 
     """Print what a run would do."""
     import dataclasses
 
+    from repconv.search.config import SCHEMA
     from repconv.search.estimate import estimate
     from repconv.search.session import Session
+    from repconv.search.settings import settings_to_dict
 
     from .record import write_json
     from .text import table
@@ -90,7 +94,7 @@ def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: 
     click.echo(_estimate(found, session.device.type))
     if json_file is not None:
         write_json(json_file, "repconv.search-estimate/1", {
-            "preset": preset_name, "config": config.to_dict(),
+            "preset": preset_name, "config": settings_to_dict(config, SCHEMA),
             "estimate": {**dataclasses.asdict(found), "seconds": found.seconds}, "device": session.device.type,
         })  # fmt: skip
 
