@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from repconv.errors import SearchError
 
 from .architecture import Architecture, architecture_from_dict, read_json
+from .space import SearchSpace
 from .supernet import Gates
 
 
@@ -21,6 +22,19 @@ class Found:
     network: Mapping[str, Any]
     gates: Gates
     accuracy: float
+
+    def on(self, space: SearchSpace) -> Found:
+        """The same over `space`, which may list its blocks and branches in another order.
+
+        Raises:
+            SearchError: the spaces differ.
+        """
+        mine = self.architecture.space
+        alpha = dict(zip(mine.slots, self.gates.alpha, strict=True))
+        beta = dict(zip((block.name for block in mine.blocks), self.gates.beta, strict=True))
+        architecture = self.architecture.on(space)
+        gates = Gates(tuple(alpha[slot] for slot in space.slots), tuple(beta[block.name] for block in space.blocks))
+        return replace(self, architecture=architecture, gates=gates)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers; gates by names, as the branches."""

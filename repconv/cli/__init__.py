@@ -18,6 +18,7 @@ _COMMANDS = {
     "expand": ("expand", "Make the 3x3 convolutions of a network blocks of branches, to train."),
     "fuse": ("fuse", "Fold a multi-branch network into single convolutions, verified."),
     "inspect": ("inspect", "Show what is inside a network, and what fusing would make of it."),
+    "retrain": ("retrain", "Train a searched architecture and fuse it."),
     "search": ("search", "Search which branches a network's blocks should have."),
     "verify": ("verify", "Compare two artefacts, each in its own runtime."),
 }
