@@ -38,7 +38,7 @@ Report = Callable[[Mapping[str, Any]], None]
 @final
 @dataclass(frozen=True)
 class Cutout:
-    """A square of `side` pixels of a normalised image [c, h, w] put to 0, its middle anywhere (DeVries et al., 2017)."""
+    """A square of `side` pixels of a normalised image [c, h, w] put to 0, its middle anywhere (DeVries, 2017)."""
 
     side: int
 

@@ -72,7 +72,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_would_be(run, tmp_path) -> None
     assert written["estimate"]["evaluations"] == 6
 
 
-def test_wrong_use_is_told_in_words(run, tmp_path) -> None:
+def test_wrong_use_is_told_in_words(run) -> None:
     for arguments, says in (
         (("search", "run", "--preset", "smok"), "did you mean 'smoke'"),
         (("search", "run"), "a run needs a folder"),
@@ -108,4 +108,4 @@ def test_an_interrupted_search_is_resumed_from_the_command_line(run, tmp_path, m
     code, out, err = run("search", "resume", "a")
     assert code == 0, err
     assert "epoch 2:" in out
-    assert "epoch 1:" not in out
+    assert out.count("epoch 1:") == 1  # before it was interrupted
