@@ -136,8 +136,10 @@ def _selected(
     """The state after measuring what was asked for."""
     found = session.measure(progress.measure)
     state = strategy.tell(progress.state, found.accuracies, session.supernet.gates())
+    space = [dataclasses.asdict(block) for block in session.supernet.space.blocks]
     folder.write_json(
-        f"{POPULATIONS}/{state.generation:04d}.json", {"schema": "repconv.population/1", **state.to_dict()}
+        f"{POPULATIONS}/{state.generation:04d}.json",
+        {"schema": "repconv.population/1", "space": space, **state.to_dict()},
     )
     accuracies = [m.accuracy for m in state.members if m.accuracy is not None] or list(found.accuracies)
     ages = [float(m.age) for m in state.members]

@@ -1,4 +1,4 @@
-"""`repconv search`: run, resume."""
+"""`repconv search`: run, resume, report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .lazy import lazy_group
 _COMMANDS = {
     "run": ("search_run", "Search from a preset and your own settings."),
     "resume": ("search_resume", "Go on with a run that was interrupted."),
+    "report": ("search_report", "Write a run's report, HTML."),
 }
 
 
