@@ -1,7 +1,9 @@
 """Running a search from its folder: train, measure, select, breed, again and again; killed at any moment, it goes on.
 
 Everything drawn is a function of the seed and the position in the run, or comes from generators the checkpoint holds.
-On a CPU a run that was killed ends with the same bits as one that was not.
+On a CPU a run of one process that was killed ends with the same bits as one that was not.
+
+Started by `torchrun` or `accelerate launch`, several processes search as one, in a folder all of them can read.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from .evolution import random_architecture
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
 from .found import Found
 from .picture import svg
+from .processes import joined
 from .session import Session
 from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
@@ -55,7 +58,7 @@ def run(folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], 
 
     Args:
         folder: with its configuration.
-        report: is shown every line of the metrics as it is written.
+        report: is shown every line of the metrics as it is written, by the first process where there are several.
         clock: seconds.
 
     Raises:
@@ -65,12 +68,19 @@ def run(folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], 
     config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
     if (folder.path / RESULT).exists():
         return
-    session = Session(config)
+    with joined(config.device) as (processes, device):
+        _run(folder, Session(config, processes, device), report, clock)
+
+
+def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[], float]) -> None:
+    config, first = session.config, session.processes.first
     progress = _restored(folder, session)
     strategy = session.strategy()
-    writer = _tensorboard(folder, progress.epoch * session.steps_an_epoch + progress.step)
+    writer = _tensorboard(folder, progress.epoch * session.steps_an_epoch + progress.step) if first else None
 
     def tell(record: Mapping[str, Any]) -> None:
+        if not first:
+            return
         folder.append_metrics(record)
         if writer is not None:
             for key, value in record.items():
@@ -96,12 +106,13 @@ def _epoch(
     config = session.config
     searching = progress.epoch - config.warmup_epochs
     if searching >= 0 and progress.train is None:
-        question = strategy.ask(progress.state, progress.generator)
+        # All draw, so that their generators stay alike; one decides.
+        question = session.processes.decided(strategy.ask(progress.state, progress.generator))
         progress = replace(progress, state=question.state, train=question.train, measure=question.measure)
     start, first = clock(), progress.step
     for x, y in session.batches(progress.epoch, progress.step):
         step = progress.epoch * session.steps_an_epoch + progress.step
-        batch = session.update(x, y, _drawn(session, progress), step)
+        batch = session.update(x, y, session.processes.decided(_drawn(session, progress)), step)
         mean = sum(batch.losses) / len(batch.losses)
         progress = replace(progress, step=progress.step + 1, losses=progress.losses + mean)
         if progress.step % config.checkpoint_steps == 0 and progress.step < session.steps_an_epoch:
@@ -136,11 +147,13 @@ def _selected(
     """The state after measuring what was asked for."""
     found = session.measure(progress.measure)
     state = strategy.tell(progress.state, found.accuracies, session.supernet.gates())
+    state = session.processes.decided(state)
     space = [dataclasses.asdict(block) for block in session.supernet.space.blocks]
-    folder.write_json(
-        f"{POPULATIONS}/{state.generation:04d}.json",
-        {"schema": "repconv.population/1", "space": space, **state.to_dict()},
-    )
+    if session.processes.first:
+        folder.write_json(
+            f"{POPULATIONS}/{state.generation:04d}.json",
+            {"schema": "repconv.population/1", "space": space, **state.to_dict()},
+        )
     accuracies = [m.accuracy for m in state.members if m.accuracy is not None] or list(found.accuracies)
     ages = [float(m.age) for m in state.members]
     sizes = [float(m.architecture.size) for m in state.members]
@@ -156,6 +169,8 @@ def _selected(
 
 
 def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
+    if not session.processes.first:
+        return
     content = {
         "format": FORMAT,
         **session.state(),
@@ -177,7 +192,10 @@ def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None
 def _restored(folder: RunFolder, session: Session) -> Progress:
     """Where the last checkpoint was, its numbers put into `session`; the start without one."""
     content = folder.read_checkpoint()
-    folder.go_back(0 if content is None else content["metrics_bytes"])
+    if session.processes.first:
+        folder.go_back(0 if content is None else content["metrics_bytes"])
+    # Nobody goes on before all have read it, as the first will soon write the next.
+    session.processes.gathered([None])
     generator = torch.Generator().manual_seed(session.config.seed)
     if content is None:
         return Progress(State(session.initial), generator=generator)
@@ -204,6 +222,8 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     """Measure what was found with the final weights, rank it, and write it down."""
     outcome = strategy.outcome(state)
     accuracies = session.measure(outcome).accuracies
+    if not session.processes.first:
+        return
     ages = {member.architecture: member.age for member in state.members}
     ranked = sorted(range(len(outcome)), key=lambda i: (-accuracies[i], i))
     gates = session.supernet.gates()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
@@ -20,6 +21,7 @@ from .data import open_data
 from .evaluate import Batches, Evaluation, EvaluationSettings, evaluate
 from .evolution import Breeding
 from .network import build_network, set_positions
+from .processes import Processes, merge_statistics, statistics_of
 from .strategies import Plan, Strategy, create_strategy
 from .supernet import Supernet
 from .task import EvaluationBatches, split, training_batches
@@ -36,9 +38,19 @@ class Session:
         RepconvError: the data, the network or a setting makes no sense.
     """
 
-    def __init__(self, config: SearchConfig) -> None:
-        self.config = config
-        self.device = chosen_device(config.device)
+    def __init__(
+        self,
+        config: SearchConfig,
+        processes: Processes = Processes(),  # noqa: B008  # frozen
+        device: str | None = None,
+    ) -> None:
+        if config.architectures < processes.count:
+            raise SearchError(
+                f"architectures={config.architectures} sub-networks a mini-batch leave some of {processes.count} "
+                "processes without work; set at least one a process"
+            )
+        self.config, self.processes = config, processes
+        self.device = chosen_device(device or config.device)
         self.task = open_data(config.data, config.test_data, image_size=config.image_size)
         self.split = split(len(self.task.train), config.validation_share, config.seed, config.train_images)
         self.steps_an_epoch = len(self.split.train) // config.batch
@@ -104,6 +116,8 @@ class Session:
     def update(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture], step: int) -> AdaptiveBatch:
         """One adaptive batch (equations 6 to 8): the weights by SGD and the gates by Adam, from the same gradients.
 
+        Every process runs a share of the architectures; what is returned is of its own.
+
         Raises:
             SearchError: a loss is not finite.
         """
@@ -113,8 +127,11 @@ class Session:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 return self.task.loss(self.supernet(architecture, x), y)
 
-        losses = [partial(loss_of, architecture) for architecture in architectures]
-        batch = accumulate([*self.weights, *self.gates], losses, self.config.weighting)
+        losses = [partial(loss_of, architecture) for architecture in self.processes.share(architectures)]
+        parameters, processes = [*self.weights, *self.gates], self.processes.group
+        before = {} if processes is None else statistics_of(self.supernet.model)
+        batch = accumulate(parameters, losses, self.config.weighting, processes)
+        merge_statistics(before, self.processes)
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         for group in self.weight_optimiser.param_groups:
@@ -124,12 +141,16 @@ class Session:
         return batch
 
     def measure(self, architectures: Sequence[Architecture]) -> Evaluation:
-        """The validation accuracy of each as a single-path network."""
+        """The validation accuracy of each as a single-path network; every process measures a share.
+
+        The times are of this process.
+        """
         with _every_position(self.supernet, self.config.positions):
-            return evaluate(
-                self.supernet, architectures, self.validation, self.evaluation_settings, correct=self.task.correct,
-                reestimation=self._reestimation(),
+            found = evaluate(
+                self.supernet, self.processes.share(architectures), self.validation, self.evaluation_settings,
+                correct=self.task.correct, reestimation=self._reestimation(),
             )  # fmt: skip
+        return replace(found, accuracies=tuple(self.processes.gathered(found.accuracies)))
 
     def state(self) -> dict[str, Any]:
         """Weights, statistics and optimisers."""
