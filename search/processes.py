@@ -55,29 +55,32 @@ class Processes:
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, str]]:
-    """The processes the launcher started, and this one's device; leaves them at the end.
+    """The processes the launcher started, and this one's device.
 
-    NCCL on GPUs, gloo on CPUs, chosen by the device; one process alone joins nothing.
+    Those that joined already (an engine did it, such as accelerate) stay so; else they join here, by NCCL on GPUs and
+    gloo on CPUs, and part at the end. One process alone joins nothing.
 
     Raises:
-        SearchError: the launcher's environment variables are incomplete, or the processes do not find each other.
+        SearchError: the processes do not find each other.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    on_gpus = torch.cuda.is_available() and device in ("auto", "cuda")
+    there = dist.is_available() and dist.is_initialized()
+    if not there and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(), device
         return
-    on_gpus = torch.cuda.is_available() and device in ("auto", "cuda")
-    try:
-        dist.init_process_group("nccl" if on_gpus else "gloo")
-    except (ValueError, RuntimeError) as error:
-        raise SearchError(f"the {count} processes cannot join ({error}); start them with torchrun") from error
+    if not there:
+        try:
+            dist.init_process_group("nccl" if on_gpus else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise SearchError(f"the processes cannot join ({error}); start them with torchrun") from error
     try:
         mine = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpus else device
         if on_gpus:
             torch.cuda.set_device(mine)
-        yield Processes(dist.get_rank(), count, dist.group.WORLD), mine
+        yield Processes(dist.get_rank(), dist.get_world_size(), dist.group.WORLD), mine
     finally:
-        dist.destroy_process_group()
+        if not there:
+            dist.destroy_process_group()
 
 
 def statistics_of(model: nn.Module) -> dict[nn.BatchNorm2d, tuple[Tensor, Tensor, int]]:

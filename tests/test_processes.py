@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,11 +52,19 @@ def launch(folder: Path, processes: int, *arguments: object) -> None:
     start = [sys.executable, "-W", "ignore"]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", free_port()]
-    done = subprocess.run(
-        [*start, str(SCRIPT), str(folder), *map(str, arguments)], capture_output=True, text=True, check=False,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = folder / "log"
+    with log.open("w") as stream:
+        child = subprocess.Popen(
+            [*start, str(SCRIPT), str(folder), *map(str, arguments)], stdout=stream, stderr=stream,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = child.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # the launcher's workers with it
+            child.wait()
+            code = -1
+    assert code == 0, log.read_text()[-3000:]
 
 
 @pytest.mark.slow

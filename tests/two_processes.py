@@ -48,8 +48,8 @@ def main(folder: Path, architectures: int, weighting: str) -> None:
         name = f"run-{processes.count}"
         if processes.first:
             RunFolder.create(folder / name, settings_to_dict(config, SCHEMA), {})
-        processes.gathered([0])
-    run(RunFolder.open(folder / name))
+        processes.gathered([0])  # the folder is there
+        run(RunFolder.open(folder / name))
 
 
 if __name__ == "__main__":
