@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,8 @@ def retrain(
         SearchError: a setting makes no sense, or the loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SearchError("retraining runs in one process; start it without torchrun or accelerate launch")
     if (folder.path / RESULT).exists():
         return
     trainer = Trainer(found, config)

@@ -48,14 +48,15 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def launch(folder: Path, processes: int, *arguments: object) -> None:
+def launch(folder: Path, processes: int, script: Path, *arguments: object) -> str:
+    """What `script` prints, alone or started by torchrun."""
     start = [sys.executable, "-W", "ignore"]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", free_port()]
     log = folder / "log"
     with log.open("w") as stream:
         child = subprocess.Popen(
-            [*start, str(SCRIPT), str(folder), *map(str, arguments)], stdout=stream, stderr=stream,
+            [*start, str(script), *map(str, arguments)], stdout=stream, stderr=stream,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -65,6 +66,7 @@ def launch(folder: Path, processes: int, *arguments: object) -> None:
             child.wait()
             code = -1
     assert code == 0, log.read_text()[-3000:]
+    return log.read_text()
 
 
 @pytest.mark.slow
@@ -72,7 +74,7 @@ def launch(folder: Path, processes: int, *arguments: object) -> None:
 def test_an_update_of_two_processes_is_that_of_one(tmp_path, architectures: int, weighting: str) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     for processes in (1, 2):
-        launch(tmp_path, processes, architectures, weighting)
+        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting)
     alone = torch.load(tmp_path / "update-1-0.pt")
     ranks = [torch.load(tmp_path / f"update-2-{rank}.pt") for rank in (0, 1)]
     assert not all(alone["gradients"].values()), "some branches are in none of the architectures"
@@ -96,3 +98,16 @@ def test_an_update_of_two_processes_is_that_of_one(tmp_path, architectures: int,
     drawn = [{json.dumps(m["active"]) for m in one["members"]} for one in first]
     assert drawn[0] == drawn[1], "one decides for both what it would have decided alone"
     assert len((tmp_path / "run-2" / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_the_command_line_under_torchrun_is_one_run(tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    settings = ("width=2", "blocks=1", "train_images=200", "population=3", "epochs=2", "warmup_epochs=1", "batch=32")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    command = Path(sys.executable).with_name("repconv")
+    printed = launch(tmp_path, 2, command, "search", "run", "-o", tmp_path / "run", *arguments)
+    assert printed.count("best of 3: validation accuracy") == 1
+    assert printed.count("epoch 2:") == 1
+    assert (tmp_path / "run" / "result.json").exists()
+    launch(tmp_path, 2, command, "search", "resume", tmp_path / "run")

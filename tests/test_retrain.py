@@ -183,6 +183,12 @@ def test_the_papers_retraining_is_that_of_the_paper() -> None:
         retrain_preset("cifar")
 
 
+def test_several_processes_are_refused(found, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SearchError, match="retraining runs in one process"):
+        retrain(begun(tmp_path), found, TINY)
+
+
 def test_what_makes_no_sense_is_refused(found, tmp_path) -> None:
     with pytest.raises(SearchError, match="drop_path is at least 0 and below 1"):
         RetrainConfig(drop_path=1.0)

@@ -12,6 +12,7 @@ from .options import json_option
 
 if TYPE_CHECKING:
     from ..search.folder import RunFolder
+    from ..search.processes import Processes
 
 
 @click.command(epilog="Example: repconv search resume runs/small")
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 @json_option
 def command(folder: str, json_file: str | None) -> None:
     """Go on with the run in FOLDER from its last checkpoint; on a CPU it ends as if nothing had happened."""
-    from repconv.search.folder import RunFolder
+    from repconv.search.config import SCHEMA, SearchConfig
+    from repconv.search.folder import CONFIG, RunFolder
+    from repconv.search.processes import joined
+    from repconv.search.settings import settings_from_dict
 
-    run_to_its_end(RunFolder.open(Path(folder)), json_file)
+    opened = RunFolder.open(Path(folder))
+    config = settings_from_dict(SearchConfig, SCHEMA, opened.read_json(CONFIG), str(opened.path / CONFIG))
+    with joined(config.device) as (processes, _):
+        run_to_its_end(opened, json_file, processes)
 
 
-def run_to_its_end(folder: RunFolder, json_file: str | None) -> None:
-    """Run a search, show its progress and what it found."""
+def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processes) -> None:
+    """Run a search; the first process shows its progress and what it found."""
     from repconv.search.folder import BEST, RESULT
     from repconv.search.found import read_found
     from repconv.search.picture import terminal
@@ -34,6 +41,8 @@ def run_to_its_end(folder: RunFolder, json_file: str | None) -> None:
     from .record import file_record, write_json
 
     run(folder, _show)
+    if not processes.first:
+        return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)
     click.echo(f"\n{terminal(best.architecture)}\n")
     click.echo(

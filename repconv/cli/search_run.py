@@ -45,6 +45,7 @@ def command(
     from repconv.search.config import SCHEMA
     from repconv.search.folder import RunFolder
     from repconv.search.presets import preset
+    from repconv.search.processes import joined
     from repconv.search.settings import changed, settings_to_dict
 
     from ..errors import OutputError, SearchError
@@ -60,8 +61,12 @@ def command(
         return
     if output is None:
         raise OutputError("a run needs a folder to write: give -o FOLDER, or --dry-run to only look")
-    folder = RunFolder.create(Path(output), settings_to_dict(config, SCHEMA), {"preset": preset_name, **environment()})
-    run_to_its_end(folder, json_file)
+    folder = RunFolder(Path(output))
+    with joined(config.device) as (processes, _):
+        if processes.first:
+            RunFolder.create(folder.path, settings_to_dict(config, SCHEMA), {"preset": preset_name, **environment()})
+        processes.gathered([output])  # until then the others have no folder to read
+        run_to_its_end(folder, json_file, processes)
 
 
 def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: str | None) -> None:
