@@ -106,14 +106,15 @@ def _epoch(
     config = session.config
     searching = progress.epoch - config.warmup_epochs
     if searching >= 0 and progress.train is None:
-        # All draw, so that their generators stay alike; one decides.
+        # All processes draw, here and for every mini-batch, so that their generators stay alike; one decides.
         question = session.processes.decided(strategy.ask(progress.state, progress.generator))
         progress = replace(progress, state=question.state, train=question.train, measure=question.measure)
     start, first = clock(), progress.step
     for x, y in session.batches(progress.epoch, progress.step):
         step = progress.epoch * session.steps_an_epoch + progress.step
-        batch = session.update(x, y, session.processes.decided(_drawn(session, progress)), step)
-        mean = sum(batch.losses) / len(batch.losses)
+        batch = session.update(x, y, _drawn(session, progress), step)
+        # Of this process's share, which may be nothing where few are trained; the first always has one.
+        mean = sum(batch.losses) / max(1, len(batch.losses))
         progress = replace(progress, step=progress.step + 1, losses=progress.losses + mean)
         if progress.step % config.checkpoint_steps == 0 and progress.step < session.steps_an_epoch:
             _checkpoint(folder, session, progress)
