@@ -11,7 +11,7 @@ import click
 from .options import json_option
 
 if TYPE_CHECKING:
-    from ..search.folder import RunFolder
+    from repconv.search.folder import RunFolder
 
 
 @click.command(epilog="Example: repconv retrain runs/a/best.arch.json --preset cifar10 --data cifar10:PATH -o runs/b")

@@ -11,8 +11,8 @@ import click
 from .options import json_option
 
 if TYPE_CHECKING:
-    from ..search.folder import RunFolder
-    from ..search.processes import Processes
+    from repconv.search.folder import RunFolder
+    from repconv.search.processes import Processes
 
 
 @click.command(epilog="Example: repconv search resume runs/small")

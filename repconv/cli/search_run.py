@@ -10,9 +10,9 @@ import click
 from .options import json_option
 
 if TYPE_CHECKING:
-    from ..search.config import SearchConfig
-    from ..search.estimate import Estimate
-    from ..search.presets import Preset
+    from repconv.search.config import SearchConfig
+    from repconv.search.estimate import Estimate
+    from repconv.search.presets import Preset
 
 _EPILOG = "Example: repconv search run --preset cifar10-small --data imagefolder:cifar10.zip -o runs/a --set ratio=1/2"
 
