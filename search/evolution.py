@@ -173,7 +173,8 @@ def breed(
     space = parents[0].space
     living = set(parents)
     children: list[Architecture] = []
-    for _ in range(count):
+    # As many as there are: an exhausted space would cost every attempt of every child.
+    for _ in range(min(count, math.comb(len(space.slots), budget) - sum(a.size == budget for a in living))):
         for _ in range(breeding.attempts):
             factors = disturbed_factors(space, gates, initial, generator)
             mask = keep_best(factors, budget, generator)

@@ -92,6 +92,7 @@ def test_it_ends_with_a_checkpoint_its_fused_form_and_the_accuracy_of_both(found
     assert seen[1]["loss"] < seen[0]["loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_end(found, tmp_path, monkeypatch) -> None:
     config = dataclasses.replace(TINY, ema=0.9)
     whole, broken = begun(tmp_path, "whole"), begun(tmp_path, "broken")
@@ -115,6 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(found, tmp_path, monkeypatch
     assert strip[:2] == strip[2:]
 
 
+@pytest.mark.slow
 def test_drop_path_grows_and_drops_whole_branches_of_a_mini_batch(found) -> None:
     trainer = Trainer(found, dataclasses.replace(TINY, epochs=100))
     total = 100 * trainer.steps_an_epoch

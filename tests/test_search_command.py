@@ -35,6 +35,7 @@ def settings(*texts: str) -> list[str]:
     return [part for text in texts for part in ("--set", text)]
 
 
+@pytest.mark.slow
 def test_search_retrain_fuse_and_onnx_from_the_command_line(run, tmp_path) -> None:
     code, out, err = run("search", "run", "-o", "a", *settings(*SMALL), "--json", "a.json")
     assert code == 0, err

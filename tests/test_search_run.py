@@ -85,6 +85,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path) -> None:
     assert {file: file.stat().st_mtime_ns for file in folder.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_warm_up_draws_fresh_architectures_of_the_budget_and_searching_draws_from_the_population(
     tmp_path, monkeypatch
 ) -> None:
@@ -186,6 +187,7 @@ class TestRefusals:
             run(folder)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_checkpoint_before_is_intact(tmp_path, monkeypatch) -> None:
     folder = begun(tmp_path / "run")
     written = []
