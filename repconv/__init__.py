@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         GeometryError,
         OutputError,
         RepconvError,
+        SearchError,
         SourceError,
         VerificationError,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "RepBlock",
     "RepconvError",
     "Sampling",
+    "SearchError",
     "SourceError",
     "VerificationError",
     "compare",
@@ -72,6 +74,7 @@ _HOMES = {
     "RepBlock": ".block",
     "RepconvError": ".errors",
     "Sampling": ".sampling",
+    "SearchError": ".errors",
     "SourceError": ".errors",
     "VerificationError": ".errors",
     "compare": ".agreement",

@@ -17,6 +17,10 @@ class CheckpointError(RepconvError, ValueError):
     """A file that is not a readable checkpoint, or a model a checkpoint cannot describe."""
 
 
+class SearchError(RepconvError, ValueError):
+    """A search that cannot start or go on: a setting, a space or an architecture that makes no sense."""
+
+
 class SourceError(RepconvError, ValueError):
     """A command-line source that names nothing readable."""
 

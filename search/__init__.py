@@ -1,1 +1,1 @@
-"""Searching for blocks: the package's place in the layout; no search has landed yet."""
+"""Searching for the branches of blocks: spaces, architectures, supernets, strategies."""

@@ -26,6 +26,7 @@ PUBLIC = [
     "RepBlock",
     "RepconvError",
     "Sampling",
+    "SearchError",
     "SourceError",
     "VerificationError",
     "compare",

@@ -7,38 +7,26 @@ for torch.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from importlib.metadata import version
 
 import click
 
+from .lazy import lazy_group
+
 _COMMANDS = {
-    "demo": "Fuse the checkpoint that ships with repconv and prove that nothing changed.",
-    "doctor": "Show which backends work here, and what would make the others work.",
-    "expand": "Make the 3x3 convolutions of a network blocks of branches, to train.",
-    "export": "Build the file that ships, ONNX, OpenVINO or an engine, and prove it.",
-    "fuse": "Fold a multi-branch network into single convolutions, verified.",
-    "inspect": "Show what is inside a network, and what fusing would make of it.",
-    "verify": "Compare two artefacts, each in its own runtime.",
+    "demo": ("demo", "Fuse the checkpoint that ships with repconv and prove that nothing changed."),
+    "doctor": ("doctor", "Show which backends work here, and what would make the others work."),
+    "expand": ("expand", "Make the 3x3 convolutions of a network blocks of branches, to train."),
+    "export": ("export", "Build the file that ships, ONNX, OpenVINO or an engine, and prove it."),
+    "fuse": ("fuse", "Fold a multi-branch network into single convolutions, verified."),
+    "inspect": ("inspect", "Show what is inside a network, and what fusing would make of it."),
+    "retrain": ("retrain", "Train a searched architecture and fuse it."),
+    "search": ("search", "Search which branches a network's blocks should have."),
+    "verify": ("verify", "Compare two artefacts, each in its own runtime."),
 }
 
 
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = import_module(f".{cmd_name}", __name__).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.group(cls=_Commands, epilog="Example: repconv fuse checkpoint.pt -o fused.onnx")
+@click.group(cls=lazy_group(_COMMANDS), epilog="Example: repconv fuse checkpoint.pt -o fused.onnx")
 @click.version_option(version("repconv"), prog_name="repconv")
 def _repconv() -> None:
     """Fold trained multi-branch convolution blocks, exactly, into the single convolutions that deploy."""

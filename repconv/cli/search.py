@@ -1,0 +1,18 @@
+"""`repconv search`: run, resume, report."""
+
+from __future__ import annotations
+
+import click
+
+from .lazy import lazy_group
+
+_COMMANDS = {
+    "run": ("search_run", "Search from a preset and your own settings."),
+    "resume": ("search_resume", "Go on with a run that was interrupted."),
+    "report": ("search_report", "Write a run's report, HTML."),
+}
+
+
+@click.group(cls=lazy_group(_COMMANDS), epilog="Example: repconv search run --preset smoke -o runs/smoke")
+def command() -> None:
+    """Search which branches a network's blocks should have, by differentiable evolution or one of its baselines."""

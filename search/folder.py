@@ -1,0 +1,142 @@
+"""The folder of a run: configuration, metrics, populations, checkpoint; whole files or none."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repconv.errors import OutputError, SearchError
+from repconv.files import whole_file
+
+from .architecture import read_json
+
+CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
+RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"
+
+_UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.\w{8}")
+"""What `whole_file` calls a file before it is whole."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files. Nothing is kept open, so a run may be killed at any moment."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> RunFolder:
+        """A new run's folder, made if it is not there.
+
+        Raises:
+            OutputError: it cannot be written, or holds a run already.
+        """
+        folder = cls(path)
+        if (path / CONFIG).exists():
+            raise OutputError(f"{path} holds a run already; go on with it (search resume), or name another folder")
+        try:
+            (path / POPULATIONS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        folder.write_json(ENVIRONMENT, environment)
+        folder.write_json(CONFIG, config)  # last: a folder with it is a run
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of a run that was started.
+
+        Raises:
+            SearchError: there is no run in it.
+        """
+        if not (path / CONFIG).is_file():
+            raise SearchError(f"{path} holds no run: it has no {CONFIG}; start one with search run")
+        return cls(path)
+
+    def read_json(self, name: str) -> Any:  # noqa: ANN401  # whatever the file holds
+        """What one of its JSON files holds."""
+        return read_json(self.path / name)
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write a JSON file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self.write_text(name, json.dumps(content, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with whole_file(self.path / name) as stream:
+            stream.write(text.encode())
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a line to the metrics.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            with (self.path / METRICS).open("ab") as stream:
+                stream.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path / METRICS}: {error.strerror or error}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of the metrics; one that an interruption cut short is left out."""
+        if not (self.path / METRICS).exists():
+            return []
+        lines = (self.path / METRICS).read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def metrics_bytes(self) -> int:
+        """The size of the metrics now."""
+        file = self.path / METRICS
+        return file.stat().st_size if file.exists() else 0
+
+    def write_checkpoint(self, content: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; the one before stays where this fails.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        # Into memory first: torch turns a full disk into errors of its own.
+        buffer = io.BytesIO()
+        torch.save(dict(content), buffer)
+        with whole_file(self.path / CHECKPOINT) as stream:
+            stream.write(buffer.getbuffer())
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, None before the first.
+
+        Raises:
+            SearchError: it cannot be read.
+        """
+        file = self.path / CHECKPOINT
+        if not file.exists():
+            return None
+        try:
+            content: dict[str, Any] = torch.load(file, weights_only=True)
+        except Exception as error:  # torch raises many kinds
+            raise SearchError(f"{file} is damaged ({type(error).__name__}); the run cannot go on from it") from error
+        return content
+
+    def go_back(self, metrics_bytes: int) -> None:
+        """Undo what was written after the checkpoint: later metrics, and files an interruption left half-written."""
+        file = self.path / METRICS
+        if file.exists():
+            with file.open("r+b") as stream:
+                stream.truncate(metrics_bytes)
+        for left in (*self.path.glob(".*"), *(self.path / POPULATIONS).glob(".*")):
+            if _UNFINISHED.fullmatch(left.name):
+                left.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""A run's report as one HTML file: convergence, population, ages, gates by layer and kind, the best architectures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .config import SCHEMA, SearchConfig
+from .folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
+from .found import read_found
+from .picture import heat_map, svg
+from .settings import settings_from_dict
+from .space import SearchSpace, SpaceBlock
+from .strategies import State, state_from_dict
+from .strategies.gradient import gate_factors
+
+Line = tuple[str, Sequence[tuple[float, float]]]
+"""A name and points (x, y)."""
+
+_COLOURS = ("#2f7ebc", "#d1662f", "#3f9b52", "#8a5fb0")
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 240, 62, 34, 26
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
+    "td,th{padding:.1em .8em;text-align:left}"
+)
+
+
+def report(folder: RunFolder) -> str:
+    """The report of a finished run, or of one that is under way as far as it got.
+
+    Raises:
+        SearchError: a file of the run is damaged.
+    """
+    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
+    records = folder.metrics()
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    generations = [r for r in records if r["kind"] == "generation"]
+    parts = [f"<h1>Search: {escape(config.strategy)} on {escape(config.network)}</h1>"]
+    finished = (folder.path / RESULT).exists()
+    if not finished:
+        parts.append(f"<p><b>Under way:</b> {len(epochs)} of {config.epochs} epochs.</p>")
+    if epochs:
+        parts += ["<h2>Convergence</h2>", chart("loss of the sub-networks trained", "epoch", [
+            ("training loss", [(r["epoch"], r["loss"]) for r in epochs]),
+        ])]  # fmt: skip
+    if generations:
+        parts += ["<h2>Population</h2>", chart("validation accuracy, fused", "generation", [
+            (name, [(r["generation"], r[f"{name}_accuracy"]) for r in generations])
+            for name in ("best", "mean", "worst")
+        ])]  # fmt: skip
+        parts.append(chart("age in generations", "generation", [
+            ("mean age", [(r["generation"], r["mean_age"]) for r in generations]),
+        ]))  # fmt: skip
+    if finished:
+        parts += _result(folder)
+    else:
+        parts += _under_way(folder)
+    parts += ["<h2>Settings</h2>", _table(("setting", "value"), folder.read_json(CONFIG).items())]
+    parts += ["<h2>Machine</h2>", _table(("", ""), folder.read_json(ENVIRONMENT).items())]
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(folder.path.name)}</title>'
+        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def chart(title: str, across: str, lines: Sequence[Line]) -> str:
+    """Lines over a common axis as SVG; values that are not finite are left out."""
+    kept = [(name, [(x, y) for x, y in points if math.isfinite(y)]) for name, points in lines]
+    xs, ys = ([p[axis] for _, points in kept for p in points] for axis in (0, 1))
+    if not xs:
+        return f"<p>{escape(title)}: no numbers yet</p>"
+    (low_x, high_x), (low_y, high_y) = _range(xs), _range(ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _LEFT + (x - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - 130),
+            _HEIGHT - _BOTTOM - (y - low_y) / (high_y - low_y) * (_HEIGHT - _BOTTOM - _TOP),
+        )
+
+    left, bottom = place(low_x, low_y)
+    right, top = place(high_x, high_y)
+    size = f'width="{_WIDTH}" height="{_HEIGHT}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
+        f'<text x="{left}" y="16">{escape(title)}</text>',
+        f'<path d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}" fill="none" stroke="#888"/>',
+    ]
+    parts += [
+        f'<text x="{left - 6:.1f}" y="{place(low_x, y)[1] + 4:.1f}" text-anchor="end">{y:.4g}</text>'
+        for y in (low_y, high_y)
+    ]
+    parts += [
+        f'<text x="{place(x, low_y)[0]:.1f}" y="{bottom + 15:.1f}" text-anchor="middle">{x:.4g}</text>'
+        for x in (low_x, high_x)
+    ]
+    middle = (left + right) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{bottom + 28:.1f}" text-anchor="middle">{escape(across)}</text>')
+    for i, (name, points) in enumerate(kept):
+        colour = _COLOURS[i % len(_COLOURS)]
+        spots = [place(x, y) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in spots]
+        parts.append(f'<text x="{right + 12:.1f}" y="{top + 16 * i + 8:.1f}" fill="{colour}">{escape(name)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The smallest and largest, apart even if they are the same."""
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _result(folder: RunFolder) -> list[str]:
+    """The best architectures, and the gates at the end."""
+    result = folder.read_json(RESULT)
+    best = read_found(folder.path / "best.arch.json")
+    space = best.architecture.space
+    rows = [
+        (i + 1, f"{a['accuracy']:.4f}", a["age"] or "", sum(map(len, a["active"].values())))
+        for i, a in enumerate(result["architectures"])
+    ]
+    heading = f"best architecture, validation accuracy {best.accuracy:.4f}"
+    return [
+        "<h2>Best architectures</h2>", svg(best.architecture, heading),
+        _table(("rank", "validation accuracy", "age", "active branches"), rows),
+        *_gates(space, State(best.gates)), *_shares(space, result),
+    ]  # fmt: skip
+
+
+def _under_way(folder: RunFolder) -> list[str]:
+    """The gates of the last generation, where there is one."""
+    files = sorted((folder.path / POPULATIONS).glob("*.json"))
+    if not files:
+        return []
+    last = folder.read_json(f"{POPULATIONS}/{files[-1].name}")
+    space = SearchSpace(
+        tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in last["space"])
+    )  # fmt: skip
+    return _gates(space, state_from_dict(last, space))
+
+
+def _gates(space: SearchSpace, state: State) -> list[str]:
+    factors = gate_factors(space, state.gates)
+    values = dict(zip(space.slots, factors, strict=True))
+    return [
+        "<h2>Gates by layer and kind</h2>",
+        heat_map(space, values, "s(beta) s(alpha): what each branch is multiplied with", high=max(factors)),
+    ]
+
+
+def _shares(space: SearchSpace, result: Mapping[str, Any]) -> list[str]:
+    """In how much of the final population each branch is active."""
+    architectures = result["architectures"]
+    values = {
+        slot: sum(slot.branch in a["active"][slot.block] for a in architectures) / len(architectures)
+        for slot in space.slots
+    }
+    return ["<h2>Share of the final population with each branch</h2>", heat_map(space, values, "0 white, all blue")]
+
+
+def _table(heading: Sequence[object], rows: Any) -> str:  # noqa: ANN401  # rows of anything that prints
+    lines = ["".join(f"<th>{escape(str(cell))}</th>" for cell in heading)]
+    lines += ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

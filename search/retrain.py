@@ -1,0 +1,276 @@
+"""Training a searched architecture: from scratch, or on from its supernet, to a checkpoint and its fused form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from repconv.checkpoint import save
+from repconv.errors import SearchError
+from repconv.fusion import fuse_blocks
+from repconv.sources import open_source
+
+from .architecture import Architecture
+from .data import open_data
+from .evaluate import EvaluationSettings, accuracy
+from .folder import RESULT, RunFolder
+from .found import Found
+from .network import build_network, set_positions
+from .retrain_config import RetrainConfig
+from .session import chosen_device
+from .supernet import Supernet, evaluating, subnetwork
+from .task import EvaluationBatches, Split, Task, split, training_batches
+
+FORMAT = "repconv.retrain-checkpoint/1"
+RETRAINED, FUSED = "retrained.pt", "retrained.fused.pt"
+_KEEP_BYTES = 2e9
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@final
+@dataclass(frozen=True)
+class Cutout:
+    """A square of `side` pixels of a normalised image [c, h, w] put to 0, its middle anywhere (DeVries, 2017)."""
+
+    side: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The image with the square; drawn from torch's generator."""
+        height, width = image.shape[1:]
+        row, column = (int(torch.randint(size, ())) for size in (height, width))
+        half = self.side // 2
+        top, left = max(0, row - half), max(0, column - half)
+        cut = image.clone()
+        cut[:, top : max(0, row - half + self.side), left : max(0, column - half + self.side)] = 0
+        return cut
+
+
+def searched_network(found: Found, task: Task, supernet: str = "") -> nn.Module:
+    """The network of a found architecture: fresh, its gates as searched, or with the weights of its supernet.
+
+    Raises:
+        SearchError: the architecture is not of the network its file names.
+    """
+    known = {"name", "width", "blocks", "fixed", "branches"}
+    if set(found.network) != known:
+        raise SearchError(f"the architecture's network is described by {', '.join(sorted(known))}; got {found.network}")
+    if supernet:
+        model = open_source(supernet).checkpoint.model.train()
+    else:
+        network = found.network
+        model = build_network(
+            network["name"], task,
+            width=network["width"], blocks=network["blocks"], fixed=network["fixed"], branches=network["branches"],
+        )  # fmt: skip
+        here = Supernet(model)
+        here.put_gates(found.on(here.space).gates)
+    return subnetwork(model, found.architecture)
+
+
+def retrain(
+    folder: RunFolder, found: Found, config: RetrainConfig, report: Report = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:  # fmt: skip
+    """Train `found` in `folder` to its end, on from its last checkpoint if there is one.
+
+    Ends with a checkpoint, its fused form, and the accuracy of both.
+
+    Raises:
+        SearchError: a setting makes no sense, or the loss is not finite.
+        OutputError: a file cannot be written; the last checkpoint is intact.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SearchError("retraining runs in one process; start it without torchrun or accelerate launch")
+    if (folder.path / RESULT).exists():
+        return
+    trainer = Trainer(found, config)
+    epoch, step, losses = trainer.restore(folder)
+
+    def tell(record: Mapping[str, Any]) -> None:
+        folder.append_metrics(record)
+        report(record)
+
+    while epoch < config.epochs:
+        start, first = clock(), step
+        for x, y in trainer.batches(epoch, step):
+            losses += trainer.update(x, y, epoch * trainer.steps_an_epoch + step)
+            step += 1
+            if step % config.checkpoint_steps == 0 and step < trainer.steps_an_epoch:
+                folder.write_checkpoint(trainer.state(epoch, step, losses, folder.metrics_bytes()))
+        tell({
+            "kind": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * trainer.steps_an_epoch,
+            "loss": losses / trainer.steps_an_epoch, "learning_rate": trainer.learning_rate(epoch, step - 1),
+            "seconds_a_step": (clock() - start) / max(1, step - first),
+        })  # fmt: skip
+        epoch, step, losses = epoch + 1, 0, 0.0
+        folder.write_checkpoint(trainer.state(epoch, step, losses, folder.metrics_bytes()))
+    _finish(folder, trainer)
+
+
+@final
+class Trainer:
+    """The moving parts of a retraining, as its configuration says."""
+
+    def __init__(self, found: Found, config: RetrainConfig) -> None:
+        self.config, self.found = config, found
+        self.device = chosen_device(config.device)
+        self.task = open_data(config.data, config.test_data, image_size=config.image_size)
+        self.split = self._split()
+        self.steps_an_epoch = len(self.split.train) // config.batch
+        if not self.steps_an_epoch:
+            raise SearchError(f"{len(self.split.train)} images to learn from fill no batch of {config.batch}")
+        torch.manual_seed(config.seed)
+        model = searched_network(found, self.task, config.supernet)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        set_positions(model, config.positions)
+        self.model = model
+        # An architecture may have left no branch at all; then there is nothing to drop.
+        self.supernet = Supernet(model) if found.architecture.size else None
+        gates = [] if self.supernet is None else self.supernet.gate_parameters()
+        weights = list(model.parameters()) if self.supernet is None else self.supernet.weights()
+        self.optimiser = torch.optim.SGD(
+            [{"params": weights, "weight_decay": config.weight_decay}, {"params": gates, "weight_decay": 0.0}],
+            config.learning_rate, momentum=config.momentum,
+        )  # fmt: skip
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's training batches from the `first` on, on the device."""
+        for x, y in training_batches(
+            self.task, self.split.train, batch=self.config.batch, seed=self.config.seed, epoch=epoch, first=first,
+            workers=self.config.workers, also=Cutout(self.config.cutout) if self.config.cutout else None,
+        ):  # fmt: skip
+            yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        """At that update."""
+        done = (epoch * self.steps_an_epoch + step) / (self.config.epochs * self.steps_an_epoch)
+        return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * done))
+
+    def update(self, x: Tensor, y: Tensor, step: int) -> float:
+        """One mini-batch; returns its loss.
+
+        Raises:
+            SearchError: it is not finite.
+        """
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            loss = self.task.loss(self._forward(x, step), y)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise SearchError(f"the loss is {value} at update {step}; lower the learning rate or clip gradients")
+        self.optimiser.zero_grad()
+        loss.backward()
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(*divmod(step, self.steps_an_epoch))
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return value
+
+    def result(self) -> nn.Module:
+        """The network to keep, in evaluation: the average where there is one."""
+        return (self.model if self.average is None else self.average.module).eval()
+
+    def judged(self) -> EvaluationBatches:
+        """The images the result is measured on: the test images, or those held out where there are none."""
+        if self.task.test is not None:
+            images, positions = self.task.test, tuple(range(len(self.task.test)))
+        else:
+            images, positions = self.task.train, self.split.validation
+        return EvaluationBatches(
+            self.task, images, positions, batch=self.config.evaluation_batch, keep_bytes=_KEEP_BYTES
+        )  # fmt: skip
+
+    def state(self, epoch: int, step: int, losses: float, metrics_bytes: int) -> dict[str, Any]:
+        """A checkpoint before update `step` of `epoch`, whose losses so far sum to `losses`."""
+        return {
+            "format": FORMAT, "epoch": epoch, "step": step, "losses": losses, "metrics_bytes": metrics_bytes,
+            "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "generator": self.generator.get_state(), "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }  # fmt: skip
+
+    def restore(self, folder: RunFolder) -> tuple[int, int, float]:
+        """Take up the folder's last checkpoint; returns its epoch, step and sum of losses.
+
+        Raises:
+            SearchError: it is damaged or of something else.
+        """
+        content = folder.read_checkpoint()
+        folder.go_back(0 if content is None else content["metrics_bytes"])
+        if content is None:
+            return 0, 0, 0.0
+        if content.get("format") != FORMAT:
+            raise SearchError(f"the checkpoint is of {content.get('format')!r}, this reads {FORMAT}")
+        self.model.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.generator.set_state(content["generator"])
+        torch.set_rng_state(content["rng"])
+        if content["cuda_rng"]:
+            torch.cuda.set_rng_state_all(content["cuda_rng"])
+        return content["epoch"], content["step"], content["losses"]
+
+    def _split(self) -> Split:
+        """Everything to learn from where there are test images."""
+        config, count = self.config, len(self.task.train)
+        if self.task.test is not None:
+            used = min(config.train_images, count) if config.train_images else count
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))[:used]
+            return Split(tuple(order.tolist()), ())
+        return split(count, config.validation_share, config.seed, config.train_images)
+
+    def _forward(self, x: Tensor, step: int) -> Any:  # noqa: ANN401  # the network's own
+        """The network's output, some branches dropped; the chance grows over the run, as in DARTS."""
+        chance = self.config.drop_path * step / (self.config.epochs * self.steps_an_epoch)
+        if self.supernet is None or not self.config.drop_path:
+            return self.model(x)
+        slots = len(self.supernet.space.slots)
+        kept = torch.rand(slots, generator=self.generator) >= chance
+        return self.supernet(Architecture(self.supernet.space, tuple(kept.tolist())), x)
+
+
+def measure_both(
+    model: nn.Module, fused: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | EvaluationBatches,
+    settings: EvaluationSettings, task: Task,
+) -> tuple[float, float]:  # fmt: skip
+    """The accuracy of the multi-branch network and of its fused form."""
+    with evaluating(model):
+        first, second = (accuracy(net, batches, settings, task.correct) for net in (model, fused))
+    return first, second
+
+
+def _finish(folder: RunFolder, trainer: Trainer) -> None:
+    model, task, config = trainer.result(), trainer.task, trainer.config
+    fused, _ = fuse_blocks(model)
+    settings = EvaluationSettings(channels_last=config.channels_last, device=trainer.device)
+    multi, single = measure_both(model, fused, trainer.judged(), settings, task)
+    images = "test" if task.test is not None else "validation"
+    for net, name, value in ((model, RETRAINED, multi), (fused, FUSED, single)):
+        save(
+            net, folder.path / name, class_names=task.class_names, normalization=task.normalization,
+            input_shape=task.input_shape, metrics={f"{images}_accuracy": value},
+        )  # fmt: skip
+    folder.write_json(RESULT, {
+        "schema": "repconv.retrain/1", "measured_on": images, "images": len(task.test or trainer.split.validation),
+        "accuracy": multi, "fused_accuracy": single, "search_validation_accuracy": trainer.found.accuracy,
+        "active_branches": trainer.found.architecture.size, "settings": dataclasses.asdict(config),
+    })  # fmt: skip

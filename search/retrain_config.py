@@ -1,0 +1,112 @@
+"""`RetrainConfig`: every setting of a retraining, and presets of the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from repconv.errors import SearchError
+
+from .settings import check_least, check_shares, unknown
+
+SCHEMA = "repconv.retrain-config/1"
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """Settings by name.
+
+    data, test_data, image_size, train_images: see `SearchConfig`. validation_share: held out and measured at the end
+        where there are no test images.
+    supernet: checkpoint of a search whose weights training goes on from; empty: from scratch.
+    epochs, batch, learning_rate, momentum, weight_decay, clip: as in `SearchConfig`; the rate falls as a cosine to 0.
+        Gates learn with the weights, without decay.
+    cutout: side of the square put to the mean, 0 for none. drop_path: chance of a branch to be left out of a mini-batch
+        at the end of training; it grows from 0. ema: decay of the average of the weights that is kept, 0 for none.
+    positions, device, precision, channels_last, workers, seed, checkpoint_steps, evaluation_batch: as there.
+
+    Raises:
+        SearchError: a value that makes no sense, with the name of the setting.
+    """
+
+    data: str = ""
+    test_data: str = ""
+    image_size: int = 224
+    train_images: int = 0
+    validation_share: float = 0.1
+    supernet: str = ""
+    epochs: int = 600
+    batch: int = 96
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    cutout: int = 16
+    drop_path: float = 0.08
+    ema: float = 0.0
+    positions: int = 0
+    evaluation_batch: int = 512
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    workers: int = 0
+    seed: int = 0
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        check_least(self, {
+            "image_size": 1, "train_images": 0, "epochs": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0,
+            "clip": 0, "cutout": 0, "positions": 0, "evaluation_batch": 1, "workers": 0, "seed": 0,
+            "checkpoint_steps": 1,
+        })  # fmt: skip
+        check_shares(self, ("momentum", "validation_share", "drop_path", "ema"))
+
+
+@dataclass(frozen=True)
+class RetrainPreset:
+    """Settings, and which of them the paper gives."""
+
+    what: str
+    config: RetrainConfig
+    paper: frozenset[str]
+
+
+RETRAIN_PRESETS: Mapping[str, RetrainPreset] = MappingProxyType({
+    "cifar10": RetrainPreset(
+        "the paper's retraining on CIFAR-10: DARTS' with its own rate and drop-path",
+        RetrainConfig(),
+        frozenset({"epochs", "batch", "learning_rate", "momentum", "weight_decay", "clip", "cutout", "drop_path"}),
+    ),
+    "imagenet": RetrainPreset(
+        "the paper's on ImageNet: the supernet trained further with its structure frozen",
+        RetrainConfig(
+            epochs=120, batch=256, learning_rate=0.1, weight_decay=1e-4, clip=0.0, cutout=0, drop_path=0.0, workers=8,
+            precision="bfloat16", evaluation_batch=256,
+        ),
+        frozenset({"epochs"}),
+    ),
+    "cifar10-small": RetrainPreset(
+        "thirty epochs with sampled statistics, a few hours on two cores",
+        RetrainConfig(epochs=30, batch=128, learning_rate=0.1, cutout=8, drop_path=0.04, positions=1024),
+        frozenset({"momentum", "weight_decay", "clip"}),
+    ),
+    "smoke": RetrainPreset(
+        "digits, under a minute",
+        RetrainConfig(data="digits", epochs=10, batch=64, cutout=2, drop_path=0.04, learning_rate=0.1),
+        frozenset(),
+    ),
+})  # fmt: skip
+"""By name."""
+
+
+def retrain_preset(name: str) -> RetrainPreset:
+    """The preset of that name.
+
+    Raises:
+        SearchError: there is none.
+    """
+    if name not in RETRAIN_PRESETS:
+        raise SearchError(unknown("preset", name, RETRAIN_PRESETS))
+    return RETRAIN_PRESETS[name]

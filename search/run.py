@@ -1,0 +1,278 @@
+"""Running a search from its folder: train, measure, select, breed, again and again; killed at any moment, it goes on.
+
+Everything drawn is a function of the seed and the position in the run, or comes from generators the checkpoint holds.
+On a CPU a run of one process that was killed ends with the same bits as one that was not.
+
+Started by `torchrun` or `accelerate launch`, several processes search as one, in a folder all of them can read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from repconv.checkpoint import save
+from repconv.errors import CheckpointError, SearchError
+
+from .architecture import Architecture
+from .config import SCHEMA, SearchConfig
+from .evolution import random_architecture
+from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
+from .found import Found
+from .picture import svg
+from .processes import joined
+from .session import Session
+from .settings import settings_from_dict
+from .strategies import State, Strategy, state_from_dict
+from .supernet import Gates
+
+FORMAT = "repconv.search-checkpoint/1"
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: about to do update `step` of `epoch`.
+
+    train, measure: what the strategy asked for in this generation, None before it was asked. losses: the sum of this
+    epoch's mean losses.
+    """
+
+    state: State
+    epoch: int = 0
+    step: int = 0
+    train: tuple[Architecture, ...] | None = None
+    measure: tuple[Architecture, ...] = ()
+    losses: float = 0.0
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+
+def run(folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Start the run of `folder`, or go on with it, to its end; a finished run is left as it is.
+
+    Args:
+        folder: with its configuration.
+        report: is shown every line of the metrics as it is written, by the first process where there are several.
+        clock: seconds.
+
+    Raises:
+        SearchError: the configuration makes no sense, the checkpoint is damaged, or a loss is not finite.
+        OutputError: a file cannot be written; the last checkpoint is intact.
+    """
+    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
+    if (folder.path / RESULT).exists():
+        return
+    with joined(config.device) as (processes, device):
+        _run(folder, Session(config, processes, device), report, clock)
+
+
+def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[], float]) -> None:
+    config, first = session.config, session.processes.first
+    progress = _restored(folder, session)
+    strategy = session.strategy()
+    writer = _tensorboard(folder, progress.epoch * session.steps_an_epoch + progress.step) if first else None
+
+    def tell(record: Mapping[str, Any]) -> None:
+        if not first:
+            return
+        folder.append_metrics(record)
+        if writer is not None:
+            for key, value in record.items():
+                if isinstance(value, float):
+                    writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+            writer.flush()
+        report(record)
+
+    while progress.epoch < config.epochs:
+        progress = _epoch(folder, session, strategy, progress, tell, clock)
+    _finish(folder, session, strategy, progress.state)
+
+
+def _epoch(
+    folder: RunFolder,
+    session: Session,
+    strategy: Strategy,
+    progress: Progress,
+    tell: Report,
+    clock: Callable[[], float],
+) -> Progress:
+    """The rest of an epoch, and at the end of a generation its evaluation and selection."""
+    config = session.config
+    searching = progress.epoch - config.warmup_epochs
+    if searching >= 0 and progress.train is None:
+        # All processes draw, here and for every mini-batch, so that their generators stay alike; one decides.
+        question = session.processes.decided(strategy.ask(progress.state, progress.generator))
+        progress = replace(progress, state=question.state, train=question.train, measure=question.measure)
+    start, first = clock(), progress.step
+    for x, y in session.batches(progress.epoch, progress.step):
+        step = progress.epoch * session.steps_an_epoch + progress.step
+        batch = session.update(x, y, _drawn(session, progress), step)
+        # Of this process's share, which may be nothing where few are trained; the first always has one.
+        mean = sum(batch.losses) / max(1, len(batch.losses))
+        progress = replace(progress, step=progress.step + 1, losses=progress.losses + mean)
+        if progress.step % config.checkpoint_steps == 0 and progress.step < session.steps_an_epoch:
+            _checkpoint(folder, session, progress)
+    done = (progress.epoch + 1) * session.steps_an_epoch
+    tell({
+        "kind": "epoch", "epoch": progress.epoch + 1, "step": done, "loss": progress.losses / session.steps_an_epoch,
+        "learning_rate": session.learning_rate(done - 1),
+        "seconds_a_step": (clock() - start) / max(1, progress.step - first),
+    })  # fmt: skip
+    last = searching >= 0 and ((searching + 1) % config.generation_epochs == 0 or progress.epoch + 1 == config.epochs)
+    state = _selected(folder, session, strategy, progress, done, tell) if last else progress.state
+    progress = replace(progress, state=state, epoch=progress.epoch + 1, step=0, losses=0.0)
+    if last:
+        progress = replace(progress, train=None, measure=())
+    _checkpoint(folder, session, progress)
+    return progress
+
+
+def _drawn(session: Session, progress: Progress) -> list[Architecture]:
+    """What this mini-batch trains: in the warm-up fresh random architectures, then distinct ones of those asked for."""
+    wanted, generator = session.config.architectures, progress.generator
+    if progress.train is None:
+        return [random_architecture(session.supernet.space, session.budget, generator) for _ in range(wanted)]
+    order = torch.randperm(len(progress.train), generator=generator)[:wanted]
+    return [progress.train[i] for i in order.tolist()]
+
+
+def _selected(
+    folder: RunFolder, session: Session, strategy: Strategy, progress: Progress, done: int, tell: Report
+) -> State:
+    """The state after measuring what was asked for."""
+    found = session.measure(progress.measure)
+    state = strategy.tell(progress.state, found.accuracies, session.supernet.gates())
+    state = session.processes.decided(state)
+    space = [dataclasses.asdict(block) for block in session.supernet.space.blocks]
+    if session.processes.first:
+        folder.write_json(
+            f"{POPULATIONS}/{state.generation:04d}.json",
+            {"schema": "repconv.population/1", "space": space, **state.to_dict()},
+        )
+    accuracies = [m.accuracy for m in state.members if m.accuracy is not None] or list(found.accuracies)
+    ages = [float(m.age) for m in state.members]
+    sizes = [float(m.architecture.size) for m in state.members]
+    tell({
+        "kind": "generation", "generation": state.generation, "epoch": progress.epoch + 1, "step": done,
+        "measured": len(found.accuracies), "population": len(state.members),
+        "best_accuracy": max(accuracies), "mean_accuracy": sum(accuracies) / len(accuracies),
+        "worst_accuracy": min(accuracies), "mean_age": sum(ages) / len(ages), "mean_size": sum(sizes) / len(sizes),
+        "seconds_fold": found.fold_s, "seconds_reestimate": found.reestimate_s, "seconds_write": found.write_s,
+        "seconds_run": found.run_s,
+    })  # fmt: skip
+    return state
+
+
+def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
+    if not session.processes.first:
+        return
+    content = {
+        "format": FORMAT,
+        **session.state(),
+        "initial": [list(session.initial.alpha), list(session.initial.beta)],
+        "state": json.dumps(progress.state.to_dict()),
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "losses": progress.losses,
+        "train": None if progress.train is None else [list(a.mask) for a in progress.train],
+        "measure": [list(a.mask) for a in progress.measure],
+        "generator": progress.generator.get_state(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if session.device.type == "cuda" else [],
+        "metrics_bytes": folder.metrics_bytes(),
+    }
+    folder.write_checkpoint(content)
+
+
+def _restored(folder: RunFolder, session: Session) -> Progress:
+    """Where the last checkpoint was, its numbers put into `session`; the start without one."""
+    content = folder.read_checkpoint()
+    if session.processes.first:
+        folder.go_back(0 if content is None else content["metrics_bytes"])
+    # Nobody goes on before all have read it, as the first will soon write the next.
+    session.processes.gathered([None])
+    generator = torch.Generator().manual_seed(session.config.seed)
+    if content is None:
+        return Progress(State(session.initial), generator=generator)
+    if content.get("format") != FORMAT:
+        raise SearchError(f"the checkpoint is of {content.get('format')!r}, this repconv reads {FORMAT}")
+    space = session.supernet.space
+    session.put_state(content)
+    session.initial = Gates(*map(tuple, content["initial"]))
+    generator.set_state(content["generator"])
+    torch.set_rng_state(content["rng"])
+    if content["cuda_rng"]:
+        torch.cuda.set_rng_state_all(content["cuda_rng"])
+    asked = [
+        None if masks is None else tuple(Architecture(space, tuple(mask)) for mask in masks)
+        for masks in (content["train"], content["measure"])
+    ]
+    return Progress(
+        state_from_dict(json.loads(content["state"]), space),
+        content["epoch"], content["step"], asked[0], asked[1] or (), content["losses"], generator,
+    )  # fmt: skip
+
+
+def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: State) -> None:
+    """Measure what was found with the final weights, rank it, and write it down."""
+    outcome = strategy.outcome(state)
+    accuracies = session.measure(outcome).accuracies
+    if not session.processes.first:
+        return
+    ages = {member.architecture: member.age for member in state.members}
+    ranked = sorted(range(len(outcome)), key=lambda i: (-accuracies[i], i))
+    gates = session.supernet.gates()
+    config = session.config
+    best = outcome[ranked[0]]
+    found = Found(best, network_settings(config), gates, accuracies[ranked[0]])
+    try:
+        save(
+            session.supernet.model, folder.path / SUPERNET, class_names=session.task.class_names,
+            normalization=session.task.normalization, input_shape=session.task.input_shape,
+        )  # fmt: skip
+        supernet = SUPERNET
+    except CheckpointError as error:
+        supernet = f"not written: {error}"
+    folder.write_json(BEST, found.to_dict())
+    folder.write_text("best.svg", svg(best, f"{config.strategy}, validation accuracy {found.accuracy:.4f}"))
+    # Last: a folder with it is a finished run.
+    folder.write_json(RESULT, {
+        "schema": "repconv.search/1",
+        "space": [dataclasses.asdict(block) for block in session.supernet.space.blocks],
+        "budget": session.budget,
+        "reestimated_statistics": bool(config.reestimation_images),
+        "supernet": supernet,
+        "gates": {"alpha": gates.alpha, "beta": gates.beta},
+        "architectures": [
+            {"accuracy": accuracies[i], "age": ages.get(outcome[i]), "active": outcome[i].active} for i in ranked
+        ],
+        # Without the times, which are never twice the same.
+        "history": [
+            {key: value for key, value in record.items() if not key.startswith("seconds")}
+            for record in folder.metrics()
+            if record["kind"] == "generation"
+        ],
+    })  # fmt: skip
+
+
+def network_settings(config: SearchConfig) -> dict[str, Any]:
+    """What `build_network` needs of a configuration."""
+    return {
+        "name": config.network, "width": config.width, "blocks": list(config.blocks), "fixed": list(config.fixed),
+        "branches": list(config.branches),
+    }  # fmt: skip
+
+
+def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an optional library
+    """A writer, None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)

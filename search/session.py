@@ -1,0 +1,202 @@
+"""What a running search holds: task, supernet, optimisers, strategy; one update and one evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from repconv.errors import SearchError
+
+from .adaptive import AdaptiveBatch, accumulate
+from .architecture import Architecture
+from .config import SearchConfig
+from .data import open_data
+from .evaluate import Batches, Evaluation, EvaluationSettings, evaluate
+from .evolution import Breeding
+from .network import build_network, set_positions
+from .processes import Processes, merge_statistics, statistics_of
+from .strategies import Plan, Strategy, create_strategy
+from .supernet import Supernet
+from .task import EvaluationBatches, split, training_batches
+
+_KEEP_BYTES = 2e9
+"""Validation images up to this size stay in memory as they are fed to the network."""
+
+
+@final
+class Session:
+    """A search's moving parts, as its configuration says; the same configuration makes the same session.
+
+    Raises:
+        RepconvError: the data, the network or a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        processes: Processes = Processes(),  # noqa: B008  # frozen
+        device: str | None = None,
+    ) -> None:
+        if config.architectures < processes.count:
+            raise SearchError(
+                f"architectures={config.architectures} sub-networks a mini-batch leave some of {processes.count} "
+                "processes without work; set at least one a process"
+            )
+        self.config, self.processes = config, processes
+        self.device = chosen_device(device or config.device)
+        self.task = open_data(config.data, config.test_data, image_size=config.image_size)
+        self.split = split(len(self.task.train), config.validation_share, config.seed, config.train_images)
+        self.steps_an_epoch = len(self.split.train) // config.batch
+        if not self.steps_an_epoch:
+            raise SearchError(f"{len(self.split.train)} images to learn from fill no batch of {config.batch}")
+        torch.manual_seed(config.seed)
+        model = build_network(
+            config.network, self.task,
+            width=config.width, blocks=config.blocks, fixed=config.fixed, branches=config.branches,
+        )  # fmt: skip
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.memory_format = memory_format
+        model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        set_positions(model, config.positions)
+        self.supernet = Supernet(model)
+        self.initial = self.supernet.gates()
+        self.budget = self.supernet.space.budget(config.ratio)
+        self.weights = self.supernet.weights()
+        self.gates = self.supernet.gate_parameters()
+        self.weight_optimiser = torch.optim.SGD(
+            self.weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.gate_optimiser = torch.optim.Adam(
+            self.gates, config.gate_learning_rate, betas=(config.gate_beta_1, config.gate_beta_2)
+        )
+        self.validation = EvaluationBatches(
+            self.task, self.task.train, self.split.validation, batch=config.evaluation_batch, keep_bytes=_KEEP_BYTES
+        )
+        self.evaluation_settings = EvaluationSettings(
+            torch.bfloat16 if config.evaluation_dtype == "bfloat16" else torch.float32,
+            config.channels_last,
+            self.device,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole search."""
+        return self.config.epochs * self.steps_an_epoch
+
+    def strategy(self) -> Strategy:
+        """The strategy, as the configuration says."""
+        config = self.config
+        return create_strategy(config.strategy, Plan(
+            self.supernet.space, self.budget, config.population, round(config.offspring * config.population),
+            config.generations, self.initial, config.age, config.age_scale, config.age_limit, config.age_offset,
+            Breeding(config.crossover, config.mutation, config.flip),
+        ))  # fmt: skip
+
+    def learning_rate(self, step: int) -> float:
+        """Of the weights at that update, counted over the whole search."""
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * step / self.steps))
+
+    def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's training batches from the `first` on, on the device."""
+        for x, y in training_batches(
+            self.task, self.split.train, batch=self.config.batch, seed=self.config.seed, epoch=epoch, first=first,
+            workers=self.config.workers,
+        ):  # fmt: skip
+            yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
+
+    def update(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture], step: int) -> AdaptiveBatch:
+        """One adaptive batch (equations 6 to 8): the weights by SGD and the gates by Adam, from the same gradients.
+
+        Every process runs a share of the architectures; what is returned is of its own.
+
+        Raises:
+            SearchError: a loss is not finite.
+        """
+        self.supernet.model.train()
+
+        def loss_of(architecture: Architecture) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                return self.task.loss(self.supernet(architecture, x), y)
+
+        losses = [partial(loss_of, architecture) for architecture in self.processes.share(architectures)]
+        parameters, processes = [*self.weights, *self.gates], self.processes.group
+        before = {} if processes is None else statistics_of(self.supernet.model)
+        batch = accumulate(parameters, losses, self.config.weighting, processes)
+        merge_statistics(before, self.processes)
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+        for group in self.weight_optimiser.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.weight_optimiser.step()
+        self.gate_optimiser.step()
+        return batch
+
+    def measure(self, architectures: Sequence[Architecture]) -> Evaluation:
+        """The validation accuracy of each as a single-path network; every process measures a share.
+
+        The times are of this process.
+        """
+        with _every_position(self.supernet, self.config.positions):
+            found = evaluate(
+                self.supernet, self.processes.share(architectures), self.validation, self.evaluation_settings,
+                correct=self.task.correct, reestimation=self._reestimation(),
+            )  # fmt: skip
+        return replace(found, accuracies=tuple(self.processes.gathered(found.accuracies)))
+
+    def state(self) -> dict[str, Any]:
+        """Weights, statistics and optimisers."""
+        return {
+            "model": self.supernet.model.state_dict(),
+            "weight_optimiser": self.weight_optimiser.state_dict(),
+            "gate_optimiser": self.gate_optimiser.state_dict(),
+        }
+
+    def put_state(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        self.supernet.model.load_state_dict(state["model"])
+        self.weight_optimiser.load_state_dict(state["weight_optimiser"])
+        self.gate_optimiser.load_state_dict(state["gate_optimiser"])
+
+    def _reestimation(self) -> Batches:
+        count = self.config.reestimation_images
+        if not count:
+            return ()
+        chosen = EvaluationBatches(
+            self.task, self.task.train, self.split.train[:count], batch=self.config.batch, keep_bytes=0
+        )
+        return [(x.to(self.device, memory_format=self.memory_format), y) for x, y in chosen]
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; "auto": a GPU if there is one.
+
+    Raises:
+        SearchError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SearchError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@contextmanager
+def _every_position(supernet: Supernet, positions: int) -> Iterator[None]:
+    """Statistics that are to be kept are taken from every position, whatever training does."""
+    set_positions(supernet.model, 0)
+    try:
+        yield
+    finally:
+        set_positions(supernet.model, positions)

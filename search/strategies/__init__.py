@@ -1,0 +1,37 @@
+"""Search strategies behind one `ask` and `tell`, over the same space, budget and supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from repconv.errors import SearchError
+
+from .aging import Aging
+from .cars import Cars
+from .des import Des
+from .gold import Gold
+from .gradient import Gradient
+from .protocol import Member, Plan, Question, State, Strategy, state_from_dict
+from .random import Random
+
+STRATEGIES: Mapping[str, Callable[[Plan], Strategy]] = MappingProxyType({
+    "des": Des, "random": Random, "aging": Aging, "cars": Cars, "gradient": Gradient, "gold": Gold,
+})  # fmt: skip
+"""By name."""
+
+__all__ = ["STRATEGIES", "Member", "Plan", "Question", "State", "Strategy", "create_strategy", "state_from_dict"]
+
+
+def create_strategy(name: str, plan: Plan) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        SearchError: there is none.
+    """
+    if name in STRATEGIES:
+        return STRATEGIES[name](plan)
+    near = get_close_matches(name, STRATEGIES, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise SearchError(f"unknown strategy {name!r}{hint}; they are {', '.join(STRATEGIES)}")

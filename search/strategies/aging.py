@@ -1,0 +1,74 @@
+"""Aging evolution (Real et al., 2019, AmoebaNet): tournaments choose parents, the oldest die."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from ..architecture import Architecture
+from ..evolution import first_population
+from ..space import SearchSpace
+from ..supernet import Gates
+from .protocol import Member, Plan, Question, State, architectures_of, measured
+
+SHARE = 4
+"""A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
+
+
+@final
+@dataclass(frozen=True)
+class Aging:
+    """Regularised evolution in steps of a quarter of the population, since a generation here is an epoch's training.
+
+    Every child is one mutation of the best of a random sample: an active branch is exchanged for another, so its size
+    stays. Nothing is measured twice.
+    """
+
+    plan: Plan
+
+    def ask(self, state: State, generator: torch.Generator) -> Question:
+        """New children; all that live are trained."""
+        plan = self.plan
+        if not state.members:
+            new = first_population(plan.space, plan.budget, plan.population, generator)
+        else:
+            new = self._children(state.members, generator)
+        living = architectures_of(state.members)
+        return Question(replace(state, asked=tuple(Member(a) for a in new)), living + new, new)
+
+    def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
+        """Children join, as many of the oldest leave."""
+        older = [replace(member, age=member.age + 1) for member in state.members]
+        queue = [*older, *measured(state, scores)]
+        return State(gates, state.generation + 1, tuple(queue[-self.plan.population :]))
+
+    def outcome(self, state: State) -> tuple[Architecture, ...]:
+        """All that live."""
+        return architectures_of(state.members)
+
+    def _children(self, members: Sequence[Member], generator: torch.Generator) -> tuple[Architecture, ...]:
+        share = max(1, len(members) // SHARE)
+        living = set(architectures_of(members))
+        children: list[Architecture] = []
+        for _ in range(min(share, self.plan.children)):
+            for _ in range(self.plan.breeding.attempts):
+                sample = torch.randperm(len(members), generator=generator)[:share].tolist()
+                winner = max((members[i] for i in sample), key=lambda member: member.accuracy or 0.0)
+                child = _exchanged(self.plan.space, winner.architecture, generator)
+                if child not in living:
+                    living.add(child)
+                    children.append(child)
+                    break
+        return tuple(children)
+
+
+def _exchanged(space: SearchSpace, architecture: Architecture, generator: torch.Generator) -> Architecture:
+    """One random active branch off, one random other on; itself where there is nothing to exchange."""
+    on, off = ([i for i, flag in enumerate(architecture.mask) if flag is wanted] for wanted in (True, False))
+    if not on or not off:
+        return architecture
+    gone, come = (group[int(torch.randint(len(group), (), generator=generator))] for group in (on, off))
+    return Architecture(space, tuple((flag or i == come) and i != gone for i, flag in enumerate(architecture.mask)))

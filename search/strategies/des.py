@@ -1,0 +1,59 @@
+"""DES, the paper's differentiable evolution: children bred from disturbed gates, an age term in the score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from ..architecture import Architecture
+from ..evolution import age_term, best, breed, first_population
+from ..supernet import Gates
+from .protocol import Member, Plan, Question, State, architectures_of, asked, measured
+
+
+@final
+@dataclass(frozen=True)
+class Des:
+    """De-IReps, algorithm 1. Parents and children are trained and measured together, every generation anew."""
+
+    plan: Plan
+
+    def ask(self, state: State, generator: torch.Generator) -> Question:
+        """The living and their children; at first a uniform draw."""
+        plan = self.plan
+        if not state.members:
+            start = first_population(plan.space, plan.budget, plan.population, generator)
+            return asked(state, [Member(architecture) for architecture in start])
+        parents = architectures_of(state.members)
+        children = breed(
+            parents, plan.children, plan.budget, state.gates, plan.initial, generator, plan.breeding
+        )  # fmt: skip
+        older = [replace(member, age=member.age + 1) for member in state.members]
+        return asked(state, [*older, *(Member(child) for child in children)])
+
+    def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
+        """The best live on by `S = A + phi` (equation 15); nothing lives past the age limit.
+
+        Where that would leave nobody (a space of one architecture, say), all that died are born again.
+        """
+        plan = self.plan
+        members = measured(state, scores)
+        if plan.age:
+            members = tuple(self._scored(member) for member in members)
+        kept = best([m.score or 0.0 for m in members], plan.population)
+        if not kept:
+            members = tuple(self._scored(replace(m, age=1)) for m in members)
+            kept = best([m.score or 0.0 for m in members], plan.population)
+        return State(gates, state.generation + 1, tuple(members[i] for i in kept))
+
+    def outcome(self, state: State) -> tuple[Architecture, ...]:
+        """The population."""
+        return architectures_of(state.members)
+
+    def _scored(self, member: Member) -> Member:
+        plan = self.plan
+        term = age_term(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
+        return replace(member, score=(member.accuracy or 0.0) + term)

@@ -1,0 +1,55 @@
+"""GOLD-NAS (Bi et al., 2020): one-level training, from the full supernet down to the budget, gradually."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from ..architecture import Architecture
+from ..supernet import Gates
+from .gradient import gate_factors
+from .protocol import Member, Plan, Question, State, architectures_of, measured
+
+
+@final
+@dataclass(frozen=True)
+class Gold:
+    """Gradual pruning: after every generation the active branches with the smallest gates go, as many as keep the pace.
+
+    The pace is even and reaches the budget a generation before the end, so that the result is trained as it is. Their
+    penalty on FLOPs is the budget here: every branch costs the same.
+    """
+
+    plan: Plan
+
+    def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
+        """Train and measure what is left."""
+        (left,) = self.outcome(state)
+        return Question(replace(state, asked=(Member(left, state.generation + 1),)), (left,), (left,))
+
+    def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
+        """Prune down to this generation's size."""
+        plan = self.plan
+        (member,) = measured(state, scores)
+        size = self._size(state.generation + 1)
+        factors = gate_factors(plan.space, gates)
+        active = [i for i, on in enumerate(member.architecture.mask) if on]
+        kept = set(sorted(active, key=lambda i: -factors[i])[:size])
+        if len(kept) < len(active):
+            left = Architecture(plan.space, tuple(i in kept for i in range(len(factors))))
+            member = Member(left, member.age)
+        return State(gates, state.generation + 1, (member,))
+
+    def outcome(self, state: State) -> tuple[Architecture, ...]:
+        """What is left."""
+        return architectures_of(state.members) or (Architecture.full(self.plan.space),)
+
+    def _size(self, generation: int) -> int:
+        """Branches left after that many generations."""
+        every, plan = len(self.plan.space.slots), self.plan
+        steps = max(1, plan.generations - 1)
+        return max(plan.budget, every - math.ceil((every - plan.budget) * generation / steps))

@@ -1,0 +1,149 @@
+"""What every strategy is given, asks for, is told and remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from repconv.errors import SearchError
+
+from ..architecture import Architecture
+from ..evolution import Breeding, check_age
+from ..space import SearchSpace
+from ..supernet import Gates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a search, the same for every strategy; each uses those it has a use for.
+
+    budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
+    generations: how often the strategy is told. initial: the gates before any training. age_scale, age_limit,
+    age_offset: eta, a and mu of equation (14), unused without `age`.
+
+    Raises:
+        SearchError: a number that makes no sense.
+    """
+
+    space: SearchSpace
+    budget: int
+    population: int
+    children: int
+    generations: int
+    initial: Gates
+    age: bool = True
+    age_scale: float = 0.05
+    age_limit: float = 10.0
+    age_offset: float = 0.01
+    breeding: Breeding = Breeding()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.budget <= len(self.space.slots):
+            raise SearchError(f"the budget is 1 to {len(self.space.slots)} branches, got {self.budget}")
+        for name, least in (("population", 1), ("children", 0), ("generations", 1)):
+            if getattr(self, name) < least:
+                raise SearchError(f"{name} is at least {least}, got {getattr(self, name)}")
+        for name in ("crossover", "mutation", "flip"):
+            if not 0 <= getattr(self.breeding, name) <= 1:
+                raise SearchError(f"{name} is a chance from 0 to 1, got {getattr(self.breeding, name)}")
+        if self.age:
+            check_age(scale=self.age_scale, limit=self.age_limit, offset=self.age_offset)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A living architecture: generations survived, from 1 on; accuracy and score when last measured, None before."""
+
+    architecture: Architecture
+    age: int = 1
+    accuracy: float | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """All a strategy remembers. generation: how often it was told; asked: whose scores it waits for."""
+
+    gates: Gates
+    generation: int = 0
+    members: tuple[Member, ...] = ()
+    asked: tuple[Member, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, architectures by names."""
+        return {
+            "generation": self.generation,
+            "gates": {"alpha": list(self.gates.alpha), "beta": list(self.gates.beta)},
+            "members": [_member_to_dict(member) for member in self.members],
+            "asked": [_member_to_dict(member) for member in self.asked],
+        }
+
+
+class Question(NamedTuple):
+    """What a strategy wants done: mini-batches train architectures drawn from `train`, then `measure` is scored."""
+
+    state: State
+    train: tuple[Architecture, ...]
+    measure: tuple[Architecture, ...]
+
+
+class Strategy(Protocol):
+    """A search strategy: pure functions from one state to the next."""
+
+    def ask(self, state: State, generator: torch.Generator) -> Question:
+        """What to train and measure in this generation."""
+
+    def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
+        """The state after `scores`, the accuracies of what was to be measured, in its order, and the gates now."""
+
+    def outcome(self, state: State) -> tuple[Architecture, ...]:
+        """What the search found so far, in no order that matters."""
+
+
+def measured(state: State, scores: Sequence[float]) -> tuple[Member, ...]:
+    """The members asked for, with their accuracies.
+
+    Raises:
+        SearchError: another number of scores than asked for.
+    """
+    if len(scores) != len(state.asked):
+        raise SearchError(f"{len(state.asked)} scores were asked for, got {len(scores)}")
+    return tuple(replace(m, accuracy=a, score=a) for m, a in zip(state.asked, scores, strict=True))
+
+
+def asked(state: State, members: Sequence[Member]) -> Question:
+    """The usual question: train and measure the same members."""
+    architectures = tuple(member.architecture for member in members)
+    return Question(replace(state, asked=tuple(members)), architectures, architectures)
+
+
+def architectures_of(members: Sequence[Member]) -> tuple[Architecture, ...]:
+    """Theirs, in order."""
+    return tuple(member.architecture for member in members)
+
+
+def state_from_dict(content: Mapping[str, Any], space: SearchSpace) -> State:
+    """The state in what `State.to_dict` made.
+
+    Raises:
+        SearchError: it names branches the space does not have.
+    """
+    return State(
+        Gates(tuple(content["gates"]["alpha"]), tuple(content["gates"]["beta"])),
+        content["generation"],
+        tuple(_member_from_dict(member, space) for member in content["members"]),
+        tuple(_member_from_dict(member, space) for member in content["asked"]),
+    )
+
+
+def _member_to_dict(member: Member) -> dict[str, Any]:
+    active = {name: list(kinds) for name, kinds in member.architecture.active.items() if kinds}
+    return {"age": member.age, "accuracy": member.accuracy, "score": member.score, "active": active}
+
+
+def _member_from_dict(content: Mapping[str, Any], space: SearchSpace) -> Member:
+    architecture = Architecture(space, space.mask(content["active"]))
+    return Member(architecture, content["age"], content["accuracy"], content["score"])

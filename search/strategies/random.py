@@ -1,0 +1,42 @@
+"""Random search: new architectures drawn uniformly, the best kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from ..architecture import Architecture
+from ..evolution import best, first_population
+from ..supernet import Gates
+from .protocol import Member, Plan, Question, State, architectures_of, asked, measured
+
+
+@final
+@dataclass(frozen=True)
+class Random:
+    """As many new ones a generation as `des` has children; the kept are trained and measured again with them."""
+
+    plan: Plan
+
+    def ask(self, state: State, generator: torch.Generator) -> Question:
+        """The kept, and new ones."""
+        plan = self.plan
+        wanted = plan.children if state.members else plan.population
+        living = set(architectures_of(state.members))
+        # As many more as could turn out to live already.
+        drawn = first_population(plan.space, plan.budget, wanted + len(living), generator)
+        new = [architecture for architecture in drawn if architecture not in living][:wanted]
+        return asked(state, [*state.members, *map(Member, new)])
+
+    def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
+        """The most accurate are kept."""
+        members = measured(state, scores)
+        kept = best(scores, self.plan.population)
+        return State(gates, state.generation + 1, tuple(members[i] for i in kept))
+
+    def outcome(self, state: State) -> tuple[Architecture, ...]:
+        """The kept."""
+        return architectures_of(state.members)
