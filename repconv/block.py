@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from .branches import Branch, NormedBranch, Statistics, branch_kind, norms_affine, running_statistics
+from .branches import Branch, NormedBranch, branch_kind
 from .errors import GeometryError
 from .geometry import Geometry, Pair
 from .kernels import Kernel, combine
+from .normalisation import Statistics, norms_affine, running_statistics
 from .sampling import Sampling
 from .training_cost import one_convolution_is_cheaper
 from .windows import positions

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from .block import RepBlock
-from .branches import Before, Branch, Moments, conv_kernel
+from .branches import Branch, conv_kernel
 from .errors import FusionError, GeometryError
 from .kernels import Kernel
+from .normalisation import Before, Moments
 from .refusal import Refusal
 from .report import FusedLayer, FusionReport, Size
 

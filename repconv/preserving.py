@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from .block import RepBlock
-from .branches import Before, ConvBranch, NormedBranch, Statistics, conv_kernel, norm_affine
+from .branches import ConvBranch, NormedBranch, conv_kernel
 from .errors import GeometryError
 from .kernels import Kernel, combine
+from .normalisation import Before, Statistics, norm_affine
 
 NEW_BRANCH_SCALE = 0.1
 """Of a new branch's output against that of the convolution it joins: small, so that the kernel that makes up for nine

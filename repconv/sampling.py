@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .branches import Before, Moments, Statistics, running_statistics, update_running_statistics
 from .errors import GeometryError
 from .geometry import Pair
+from .normalisation import Before, Moments, Statistics, running_statistics, update_running_statistics
 from .windows import positions, windows
 
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("double", "errors", "files", "leaves", "refusal"),
     ("geometry", "record"),
     ("kernels",),
+    ("normalisation",),
     ("branches",),
     ("windows",),
     ("sampling", "training_cost"),
