@@ -16,8 +16,10 @@ import json
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -208,8 +210,33 @@ def verdict(found: dict[str, object]) -> list[str]:
     return short
 
 
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of rows: counts as "original, author's, fused" and the same network through torch.export."""
+    head = ("network", "convolutions", "BN", "adds", "GFLOPs", "torch.export", "error", "latency")
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        forms = [row[form] for form in ("original", "author", "fused") if form in row]
+        program, timed = row["fused_program"], row["latency"]
+        counts = [", ".join(str(form[key]) for form in forms) for key in ("convolutions", "batch_norms", "adds")]
+        flops = [form["flops"] for form in (*forms[:-1], program)]
+        found = [
+            row["model"], *counts, ", ".join(f"{each / 1e9:.3g}" for each in flops),
+            f"{program['convolutions']}, {program['batch_norms']}, {program['adds']}; {program['float64_error']:.0e}",
+            f"{row['fused']['error'] / row['original']['error']:.2f}",
+            f"{timed['ratio']:.3f} [{timed['interval_95'][0]:.3f}, {timed['interval_95'][1]:.3f}]",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, found))} |")
+    legend = (
+        "Convolutions, batch normalisations, additions and flops: as exported, the author's own conversion (if there "
+        "is one), fused. torch.export: convolutions, batch normalisations and additions of the fused program; its "
+        "error in float64. error: of the fused file in onnxruntime over that of the original. latency: of one image against the "
+        "author's conversion, or the original where there is none, with a 95 % interval."
+    )
+    return "\n".join((*lines, "", legend, "", "Written by `python benchmarks/graph_counts.py`.")) + "\n"
+
+
 def main() -> None:
-    """Measure, print, and write JSON after each row."""
+    """Measure, print, and write JSON and a table after each row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join((*RE_PARAMETERISED, *ORDINARY)))
     parser.add_argument("--rounds", type=int, default=60, help="of timing; 0: times measured before are kept")
@@ -238,6 +265,7 @@ def main() -> None:
             "seed": 0, "numpy": np.__version__,
         }  # fmt: skip
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(as_markdown(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":
