@@ -229,8 +229,8 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     legend = (
         "Convolutions, batch normalisations, additions and flops: as exported, the author's own conversion (if there "
         "is one), fused. torch.export: convolutions, batch normalisations and additions of the fused program; its "
-        "error in float64. error: of the fused file in onnxruntime over that of the original. latency: of one image against "
-        "the author's conversion, or the original where there is none, with a 95 % interval."
+        "error in float64. error: of the fused file in onnxruntime over that of the original. latency: of one image "
+        "against the author's conversion, or the original where there is none, with a 95 % interval."
     )
     return "\n".join((*lines, "", legend, "", "Written by `python benchmarks/graph_counts.py`.")) + "\n"
 
