@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from repconv import create_model, save
+from repconv.benchmarks.timing import measure
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Span, export, to_tensorrt
 from repconv.export import engine_builder as builder
@@ -215,7 +216,9 @@ def test_layers_are_read_from_the_log_and_from_the_inspector() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "tensorrt-rtx"])
-def test_engines_build_load_run_and_agree_on_a_gpu(rtx: bool, precision: str, tmp_path) -> None:
+def test_engines_build_load_run_agree_and_are_timed_on_a_gpu(
+    rtx: bool, precision: str, tmp_path, record_property
+) -> None:
     module = "tensorrt_rtx" if rtx else "tensorrt"
     pytest.importorskip(module, reason=f"{module} is not installed")
     if not torch.cuda.is_available():
@@ -240,3 +243,6 @@ def test_engines_build_load_run_and_agree_on_a_gpu(rtx: bool, precision: str, tm
     assert one.shape == (3, 10)
     assert np.isfinite(one.float().numpy()).all()
     torch.testing.assert_close(one, again)
+    timed = measure({"engine": lambda: run(x)}, rounds=50, warmup=5)["engine"]
+    record_property("median_ms", timed.median_ms)  # in the XML report: the engine, and the images there and back
+    assert timed.p95_ms >= timed.median_ms > 0
