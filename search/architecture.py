@@ -128,5 +128,5 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  # whatever the file hol
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SearchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SearchError(f"{path} is no JSON: {error}") from error

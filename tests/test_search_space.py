@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,3 +144,38 @@ def test_the_drawn_pictures_are_svg_with_a_cell_a_branch() -> None:
             ElementTree.fromstring(svg(architecture)).iter("{http://www.w3.org/2000/svg}rect") if len(cell)]  # noqa: S314  # fmt: skip
     assert says.count("stem 1x1: active") == 1
     assert sum(text.endswith(": active") for text in says if text) == 3
+
+
+def mutated(text: str, draw: random.Random) -> str:
+    """Letters changed, the end cut off, pieces repeated, or a value replaced by one of another kind."""
+    way = draw.randrange(5)
+    at, to = sorted(draw.randrange(len(text)) for _ in range(2))
+    if way == 0:
+        return text[:at] + draw.choice('{}[]",:x0\x00\u00e9') + text[at + 1 :]
+    if way == 1:
+        return text[:at]
+    if way == 2:
+        return text[:to] + text[at:]
+    if way == 3:
+        return draw.choice(["", "null", "[]", "{}", "[" * 100_000, '{"schema": "repconv.arch/1"}', "1e999", "NaN"])
+    content = json.loads(text)
+    block = draw.choice(list(content["blocks"].values()))
+    holder = draw.choice([content, content["blocks"], block])
+    holder[draw.choice([*holder, "new"])] = draw.choice([None, 3, "3x3", [], ["3x3", "3x3"], [1], {}, {"fixed": []}])
+    return json.dumps(content)
+
+
+def test_mutated_json_gives_words_or_an_architecture(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    text = json.dumps(Architecture(SMALL, (True, False, True, True, False)).to_dict())
+    path, words = tmp_path / "m.json", []
+    for _ in range(500):
+        path.write_text(mutated(text, draw), encoding="utf-8")
+        try:
+            found = architecture_from_dict(read_json(path), str(path))
+        except SearchError as error:
+            words.append(str(error))
+        else:
+            assert len(found.mask) == len(found.space.slots)
+    assert len(words) > 250
+    assert all(str(path) in message for message in words)
