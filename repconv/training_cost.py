@@ -19,8 +19,9 @@ PASSES_OF_A_BRANCH = 4.0
 PASSES_OF_A_WEIGHT = 4.0
 """Passes over a branch's weight that building one kernel takes."""
 
-START = 25e6
-"""Multiply-adds that fit into the time building a kernel takes however small it is: 1.5 ms forwards and backwards."""
+START = 100e6
+"""Multiply-adds that fit into the time that some hundred small operations for a kernel take, however small it is: a few
+milliseconds forwards and backwards."""
 
 
 def one_convolution_is_cheaper(
