@@ -72,9 +72,17 @@ def test_an_unfused_engine_shows_its_branches(tmp_path) -> None:
 @pytest.mark.slow
 @needs_rtx
 def test_engines_built_twice_are_byte_identical(engine, tmp_path) -> None:
+    """Of an open batch, but for numbers in names: TensorRT-RTX 1.7 numbers its own tensors anew now and then."""
+    built = []
+    for name in ("a", "b"):
+        settings = BuildSettings(precision="fp16", capabilities=FOR)
+        to_tensorrt(CHECKPOINT, tmp_path / f"{name}.engine", settings, rtx=True)
+        built.append((tmp_path / f"{name}.engine").read_bytes())
+    assert built[0] == built[1]
     settings = BuildSettings(precision="fp16", batch=Span(1, 4, 16), capabilities=FOR)
     to_tensorrt(CHECKPOINT, tmp_path / "m.engine", settings, rtx=True)
-    assert (tmp_path / "m.engine").read_bytes() == engine.read_bytes()
+    first, second = (re.sub(rb"__mye\d+", b"__mye", path.read_bytes()) for path in (engine, tmp_path / "m.engine"))
+    assert first == second
 
 
 @needs_rtx
