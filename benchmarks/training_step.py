@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py [--rounds 7] [--cases resnet18:16:64:float32,...] [--output FILE]
 
+Seconds are those of one thread at work (`time.process_time`), so that other load on the machine counts little.
 For each base, width, batch and dtype, in turns: the plain network, and for each set of branches the network branch by
 branch ("full") and as by default with sampled statistics. float32, or bfloat16 by autocast. Memory is what a process
 that trains grows by at its highest, in a process of its own for each. Results are written after each case.
@@ -17,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def measured(case: str, rounds: int) -> dict[str, object]:
     _, width, batch, dtype = case.split(":")
     named = subjects(case)
     steps = {key: step_of(name, int(width), int(batch), dtype, how) for key, (name, how) in named.items()}
-    timed = measure(steps, rounds=rounds, warmup=1)
+    timed = measure(steps, rounds=rounds, warmup=1, clock=time.process_time)
     del steps
     row: dict[str, object] = {"case": case}
     plain = 0.0
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     if arguments.peak:
         print_peak(arguments.peak)
         return
@@ -134,7 +137,7 @@ def main() -> None:
         rows = [row for row in rows if row["case"] != case] + [measured(case, arguments.rounds)]
         content = {
             "schema": "repconv.training_step/1", "command": "python benchmarks/training_step.py",
-            "settings": {"rounds": arguments.rounds, "threads": torch.get_num_threads(), "malloc": MALLOC},
+            "settings": {"rounds": arguments.rounds, "threads": 1, "clock": "process_time", "malloc": MALLOC},
         }  # fmt: skip
         arguments.output.write_text(json.dumps(content | {"rows": rows}) + "\n")
         sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
 from operator import add
 from typing import Literal, NamedTuple, final
@@ -16,7 +16,7 @@ from .geometry import Geometry, Pair
 from .kernels import Kernel, combine
 from .normalisation import Statistics, norms_affine, running_statistics
 from .sampling import Sampling
-from .training_cost import one_convolution_is_cheaper
+from .training_cost import joined
 from .windows import positions
 
 
@@ -101,25 +101,27 @@ class RepBlock(Branch):
             active: the searchable branches that take part, all of them if None. Others are not computed, and their
                 parameters get no gradient.
         """
-        if self.sampling is not None and self.training and self._trains_as_one(x, self.sampling, active):
+        fixed, searched = self.branch_set.fixed, self.chosen(active)
+        one = self._joined(x, self.sampling, (*fixed, *searched)) if self.training and self.sampling else ()
+        terms: list[Tensor] = []
+        if one and self.sampling is not None:
             # Kernels are computed in float32 at least, whatever autocast would make of it.
             with torch.autocast(x.device.type, enabled=False):
                 statistics = self.sampling.of(x, self.geometry.stride)
-                kernel = self.kernel(statistics, torch.promote_types(x.dtype, torch.float32), active)
-            return kernel.to(dtype=x.dtype)(x)
-        terms: list[Tensor] = [self.branches[name](x) for name in self.branch_set.fixed]
-        gated: list[Tensor] = [self.alpha[n].sigmoid() * self.branches[n](x) for n in self.chosen(active)]
+                kernel = self._kernel(one, statistics, torch.promote_types(x.dtype, torch.float32))
+            terms.append(kernel.to(dtype=x.dtype)(x))
+        terms += [self.branches[name](x) for name in fixed if name not in one]
+        gated: list[Tensor] = [self.alpha[n].sigmoid() * self.branches[n](x) for n in searched if n not in one]
         if gated and self.beta is not None:
             terms.append(self.beta.sigmoid() * reduce(add, gated))
         return reduce(add, terms)
 
-    def _trains_as_one(self, x: Tensor, sampling: Sampling, active: Collection[str] | None) -> bool:
-        """Whether one convolution is the cheaper way through; always, if every position is asked for."""
+    def _joined(self, x: Tensor, sampling: Sampling, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the branches that go as one convolution: the ones that gain; all, if every position is asked for."""
         if sampling.positions is None:
-            return True
+            return names
         total = positions(x, self.geometry.stride)
-        branches = [self._branch(name) for name in (*self.branch_set.fixed, *self.chosen(active))]
-        return one_convolution_is_cheaper(branches, self.geometry, total, sampling.count(total))
+        return joined({name: self._branch(name) for name in names}, self.geometry, total, sampling.count(total))
 
     def kernel(
         self,
@@ -128,20 +130,24 @@ class RepBlock(Branch):
         active: Collection[str] | None = None,
     ) -> Kernel:
         """The one 3x3 convolution this block is; arguments as in `Branch.kernel` and `forward`."""
-        searched = self.chosen(active)
-        branches = [self._branch(name) for name in (*self.branch_set.fixed, *searched)]
+        return self._kernel((*self.branch_set.fixed, *self.chosen(active)), statistics, dtype)
+
+    def _kernel(self, names: Sequence[str], statistics: Statistics, dtype: torch.dtype) -> Kernel:
+        """The convolution that the named branches are, fixed ones first."""
+        branches = [self._branch(name) for name in names]
         norms = [branch.norm for branch in branches]
         given = [branch.before(statistics, dtype) for branch in branches]
         scale, shift = norms_affine(norms, statistics(norms, given), dtype)
+        searched = [name for name in names if name in self.branch_set.searchable]
         if searched:
-            ones = scale.new_ones(len(self.branch_set.fixed))
+            ones = scale.new_ones(len(names) - len(searched))
             gates = torch.cat(
                 [ones, torch.stack([self.alpha[n] for n in searched]).to(dtype).sigmoid() * self._beta(dtype)]
             )
             scale, shift = scale * gates[:, None], shift * gates[:, None]
         kernels = [before.whole() if before.pooled else before.kernel for before in given]
         rates = [before.rate for before in given]
-        return combine(kernels, scale.unbind(), rates=rates, within=self.geometry).shift(shift.sum(0))
+        return combine(kernels, scale, rates=rates, within=self.geometry).shift(shift.sum(0))
 
     def gate(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
         """sigmoid(beta) * sigmoid(alpha) of a searchable branch, a scalar."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -163,7 +163,7 @@ def batch_norm_affine(
 
 def combine(
     kernels: Sequence[Kernel],
-    factors: Sequence[Tensor | None] | None = None,
+    factors: Tensor | Sequence[Tensor | None] | None = None,
     *,
     rates: Sequence[Pair] | None = None,
     within: Geometry | None = None,
@@ -172,27 +172,22 @@ def combine(
 
     Args:
         kernels: at least one.
-        factors: for each kernel a scalar tensor, one number a channel [o], or None for 1.
+        factors: for each kernel a scalar tensor, one number a channel [o], or None for 1; or all in one, [j, o].
         rates: of each kernel, how many pixels apart its taps are, 1 if not given (see `Kernel.dilate`).
         within: a geometry the result has room for, for example that of a 3x3 around smaller kernels.
 
     Raises:
         GeometryError: see `Geometry.parallel`.
     """
-    rates = [(1, 1)] * len(kernels) if rates is None else rates
-    factors = [None] * len(kernels) if factors is None else factors
-    geometries = [k.geometry.dilate(rate) for k, rate in zip(kernels, rates, strict=True)]
-    target = reduce(Geometry.parallel, geometries if within is None else (within, *geometries))
-    places = []
-    for geometry, rate in zip(geometries, rates, strict=True):
-        first = [new - old for new, old in zip(target.padding[:2], geometry.padding[:2], strict=True)]
-        rows, columns = (slice(f, f + k, r) for f, k, r in zip(first, geometry.size, rate, strict=True))
-        places.append(_Place(rows, columns, geometry.groups // target.groups, target.groups))
-    weight: Tensor = _WeightedSum.apply(target.weight_shape, tuple(places), *(k.weight for k in kernels), *factors)
-    biases = torch.stack([k.bias for k in kernels])
-    if any(factor is not None for factor in factors):
+    if factors is not None and not isinstance(factors, Tensor):
         ones = torch.ones_like(kernels[0].bias)
-        biases = biases * torch.stack([ones if f is None else f.expand_as(ones) for f in factors])
+        factors = torch.stack([ones if f is None else f.expand_as(ones) for f in factors])
+    rates = ((1, 1),) * len(kernels) if rates is None else tuple(rates)
+    target, places = _places(tuple(kernel.geometry for kernel in kernels), rates, within)
+    weight: Tensor = _WeightedSum.apply(target.weight_shape, places, factors, *(k.weight for k in kernels))
+    biases = torch.stack([k.bias for k in kernels])
+    if factors is not None:
+        biases = biases * factors
     return Kernel(weight, biases.sum(0), target.stride, target.padding, target.groups)
 
 
@@ -221,54 +216,66 @@ class _Place(NamedTuple):
         return value.reshape(self.groups, self.merged, -1, *rest).movedim(1, -1)
 
 
+@lru_cache(maxsize=1024)  # a training step asks for the same ones as the last
+def _places(
+    geometries: tuple[Geometry, ...], rates: tuple[Pair, ...], within: Geometry | None
+) -> tuple[Geometry, tuple[_Place, ...]]:
+    """The geometry of a sum of convolutions, and where in it each stands."""
+    dilated = [geometry.dilate(rate) for geometry, rate in zip(geometries, rates, strict=True)]
+    target = reduce(Geometry.parallel, dilated if within is None else (within, *dilated))
+    places = []
+    for geometry, rate in zip(dilated, rates, strict=True):
+        first = [new - old for new, old in zip(target.padding[:2], geometry.padding[:2], strict=True)]
+        rows, columns = (slice(f, f + k, r) for f, k, r in zip(first, geometry.size, rate, strict=True))
+        places.append(_Place(rows, columns, geometry.groups // target.groups, target.groups))
+    return target, tuple(places)
+
+
 class _WeightedSum(torch.autograd.Function):
-    """`sum_j factor_j * weight_j`, each at its place: one pass over each weight forwards, two backwards.
+    """`sum_j factors[j] * weight_j`, each at its place: one pass over each weight forwards, two backwards.
 
     Adding to views under autograd instead copies the whole gradient for each of them.
     """
 
     @staticmethod
-    def forward(ctx: Any, shape: tuple[int, ...], places: tuple[_Place, ...], *tensors: Tensor | None) -> Tensor:  # noqa: ANN401  # torch's own context
-        weights, factors = tensors[: len(places)], tensors[len(places) :]
-        ctx.save_for_backward(*tensors)
-        known = [w for w in weights if w is not None]
-        dtype = reduce(torch.promote_types, (w.dtype for w in known))
-        last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in known)
+    def forward(
+        ctx: Any,  # noqa: ANN401  # torch's own
+        shape: tuple[int, ...],
+        places: tuple[_Place, ...],
+        factors: Tensor | None,
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(factors, *weights)
+        dtype = reduce(torch.promote_types, (w.dtype for w in weights))
+        last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
         form = torch.channels_last if last else torch.contiguous_format
-        total = torch.empty(shape, dtype=dtype, device=known[0].device, memory_format=form).zero_()
+        total = torch.empty(shape, dtype=dtype, device=weights[0].device, memory_format=form).zero_()
         ctx.places, ctx.form = places, form
-        for place, weight, factor in zip(places, known, factors, strict=True):
+        for index, (place, weight) in enumerate(zip(places, weights, strict=True)):
             view = place.of(total)
-            if factor is None:
+            if factors is None:
                 view += place.shaped(weight)
             else:
-                view.addcmul_(place.shaped(weight), place.shaped(factor) if factor.dim() else factor)
+                view.addcmul_(place.shaped(weight), place.shaped(factors[index]))
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        tensors = ctx.saved_tensors
+        factors, *weights = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=ctx.form)  # products of unlike layouts take three times as long
-        count = len(ctx.places)
+        of_factors = torch.empty_like(factors) if ctx.needs_input_grad[2] else None
         of_weights: list[Tensor | None] = []
-        of_factors: list[Tensor | None] = []
-        for index, place in enumerate(ctx.places):
-            weight, factor = tensors[index], tensors[count + index]
+        for index, (place, weight) in enumerate(zip(ctx.places, weights, strict=True)):
             view = place.of(gradient)
-            wanted = ctx.needs_input_grad[2 + index], ctx.needs_input_grad[2 + count + index]
-            scaled = None
-            if wanted[0]:
-                scaled = view
-                if factor is not None:
-                    scaled = view * (place.shaped(factor) if factor.dim() else factor)
-                scaled = scaled.movedim(-1, 1).reshape(weight.shape)
-            of_weights.append(scaled)
-            summed = None
-            if wanted[1]:
+            if of_factors is not None:
                 product = view * place.shaped(weight)
-                summed = product.sum() if not factor.dim() else product.sum((2, 3, 4)).movedim(-1, 1).reshape(-1)
-            of_factors.append(summed)
-        return (None, None, *of_weights, *of_factors)
+                of_factors[index] = product.sum((2, 3, 4)).movedim(-1, 1).reshape(-1)
+            if not ctx.needs_input_grad[3 + index]:
+                of_weights.append(None)
+                continue
+            scaled = view if factors is None else view * place.shaped(factors[index])
+            of_weights.append(scaled.movedim(-1, 1).reshape(weight.shape))
+        return (None, None, of_factors, *of_weights)
 
 
 def compose(outer: Kernel, inner: Kernel, *, border: Literal["zero", "inner"] = "zero") -> Kernel:

@@ -35,8 +35,8 @@ class Before:
         return Kernel(taps, kernel.bias, kernel.stride, (1, 1, 1, 1), kernel.groups)
 
 
-Moments = Sequence[tuple[Tensor, Tensor]]
-"""Mean and variance, [c] each, of several tensors."""
+Moments = tuple[Tensor, Tensor]
+"""Means and variances of b tensors of as many channels each, [b, c]."""
 
 Statistics = Callable[[Sequence[nn.BatchNorm2d], Sequence[Before]], Moments]
 """Where the mean and variance of batch normalisations come from: of each, and of what each is given."""
@@ -48,7 +48,7 @@ def running_statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before])
     Raises:
         FusionError: a layer normalises by batch statistics (training mode, or it keeps no running ones).
     """
-    found = []
+    means, variances = [], []
     for norm in norms:
         if norm.running_mean is None or norm.running_var is None:
             raise FusionError(
@@ -60,8 +60,9 @@ def running_statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before])
                 "a batch normalisation in training mode normalises by each batch and is no fixed convolution; "
                 "call model.eval() first"
             )
-        found.append((norm.running_mean, norm.running_var))
-    return found
+        means.append(norm.running_mean)
+        variances.append(norm.running_var)
+    return torch.stack(means), torch.stack(variances)
 
 
 def norm_affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ def norm_affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: tor
 
 def norms_affine(norms: Sequence[nn.BatchNorm2d], moments: Moments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`norm_affine` of normalisations of as many channels each, stacked [b, c]; few operations, for training."""
-    mean, variance = (torch.stack(each).to(dtype) for each in zip(*moments, strict=True))
+    mean, variance = (each.to(dtype) for each in moments)
     units = mean.new_ones(mean.shape[1]), mean.new_zeros(mean.shape[1])
     weight = torch.stack([units[0] if norm.weight is None else norm.weight for norm in norms]).to(dtype)
     bias = torch.stack([units[1] if norm.bias is None else norm.bias for norm in norms]).to(dtype)
@@ -84,13 +85,13 @@ def norms_affine(norms: Sequence[nn.BatchNorm2d], moments: Moments, dtype: torch
 
 def fold_norm(before: Before, norm: nn.BatchNorm2d, statistics: Statistics) -> Before:
     """`before` followed by `norm`, in the kernel's dtype."""
-    ((mean, variance),) = statistics([norm], [before])
+    ((mean,), (variance,)) = statistics([norm], [before])
     scale, shift = norm_affine(norm, mean, variance, before.kernel.weight.dtype)
     return Before(before.kernel.scale(scale).shift(shift), before.rate, before.pooled)
 
 
-def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Move `norm`'s running statistics towards a batch's mean and biased variance, [c] each, over `count` values.
+def update_running_statistics(norms: Sequence[nn.BatchNorm2d], moments: Moments, count: int) -> None:
+    """Move the running statistics of `norms` towards a batch's means and biased variances, over `count` values each.
 
     Does what `BatchNorm2d` does in training: momentum None is a cumulative average, the variance is unbiased.
 
@@ -99,12 +100,14 @@ def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tens
     """
     if count < 2:
         raise GeometryError(f"batch statistics need more than one value a channel in training, got {count}")
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-        return
     with torch.no_grad():
-        norm.num_batches_tracked.add_(1)
-        momentum: float | Tensor | None = norm.momentum
-        if momentum is None:
-            momentum = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
+        means, variances = moments[0].unbind(), (moments[1] * (count / (count - 1))).unbind()
+        for norm, mean, variance in zip(norms, means, variances, strict=True):
+            if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+                continue
+            norm.num_batches_tracked.add_(1)
+            momentum: float | Tensor | None = norm.momentum
+            if momentum is None:
+                momentum = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+            norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .errors import GeometryError
 from .geometry import Pair
+from .moments import Sample
 from .normalisation import Before, Moments, Statistics, running_statistics, update_running_statistics
 from .windows import positions, windows
 
@@ -35,9 +36,9 @@ class Sampling:
         GeometryError: a number that is out of range.
     """
 
-    positions: int | None = 1024
-    share: float = 1 / 16
-    least: int = 128
+    positions: int | None = 256
+    share: float = 1 / 32
+    least: int = 64
 
     def __post_init__(self) -> None:
         if (self.positions is not None and self.positions < 1) or self.least < 1 or not 0 < self.share <= 1:
@@ -65,70 +66,19 @@ class Sampling:
             return samples[step]
 
         def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
-            frozen = [not norm.training and norm.running_mean is not None for norm in norms]
-            asked = [before for before, kept in zip(given, frozen, strict=True) if not kept]
-            kernel = given[0].kernel
-            measured = list(sample(kernel.stride, kernel.weight.dtype).moments(asked)) if asked else []
-            found: list[tuple[Tensor, Tensor]] = []
-            for norm, before, kept in zip(norms, given, frozen, strict=True):
-                if kept:
-                    found += running_statistics([norm], [before])
-                else:
-                    found.append(measured.pop(0))
-                    update_running_statistics(norm, *found[-1], positions(x, kernel.stride))
-            return found
+            kept = [j for j, norm in enumerate(norms) if not norm.training and norm.running_mean is not None]
+            asked = [j for j in range(len(norms)) if j not in kept]
+            if not asked:
+                return running_statistics(norms, given)
+            step, dtype = given[0].kernel.stride, given[0].kernel.weight.dtype
+            measured = sample(step, dtype).moments([given[j] for j in asked])
+            update_running_statistics([norms[j] for j in asked], measured, positions(x, step))
+            if not kept:
+                return measured
+            running = running_statistics([norms[j] for j in kept], [given[j] for j in kept])
+            order = [*asked, *kept]
+            back = sorted(range(len(order)), key=order.__getitem__)
+            mean, variance = (torch.cat([m, r.to(dtype)])[back] for m, r in zip(measured, running, strict=True))
+            return mean, variance
 
         return statistics
-
-
-class Sample:
-    """Windows of a block's input: their mean over all positions, and sampled ones less that mean, [1 + s, k, k, i]."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self._read: dict[object, Tensor] = {}
-
-    def moments(self, given: Sequence[Before]) -> Moments:
-        """Mean and biased variance of what each of `given` makes of the input; all have equal groups and channels."""
-        groups, samples = given[0].kernel.groups, len(self.values) - 1
-        reads = [self._taps(before) for before in given]
-        weights = [
-            before.kernel.weight.movedim(1, -1).reshape(groups, -1, r.shape[1])
-            for before, r in zip(given, reads, strict=True)
-        ]
-        biases = torch.stack([before.kernel.bias for before in given])
-        if covariance_is_cheaper(samples, [w.shape for w in weights]):
-            mean = torch.stack([(w @ r[:, :, :1]).flatten() for w, r in zip(weights, reads, strict=True)])
-            spread = [r[:, :, 1:] @ r[:, :, 1:].mT / samples for r in reads]
-            variance = torch.stack([((w @ c) * w).sum(-1).flatten() for w, c in zip(weights, spread, strict=True)])
-        else:
-            made = torch.stack([torch.matmul(w, r).flatten(0, 1) for w, r in zip(weights, reads, strict=True)])
-            first, rest = made.split([1, samples], 2)
-            mean, variance = first.squeeze(2), rest.square().mean(2)
-        return list(zip((mean + biases).unbind(), variance.unbind(), strict=True))
-
-    def _taps(self, before: Before) -> Tensor:
-        """What a kernel reads, group by group, [g, taps * i/g, 1 + s]."""
-        kernel = before.kernel
-        key = (kernel.weight.shape[2:], kernel.padding, before.rate, before.pooled, kernel.groups)
-        if key not in self._read:
-            if before.pooled:
-                read = self.values.mean((1, 2), keepdim=True)
-            else:
-                reach = self.values.shape[1] // 2
-                rows, columns = (
-                    slice(reach - pad, reach - pad + (k - 1) * rate + 1, rate)
-                    for k, pad, rate in zip(kernel.weight.shape[2:], kernel.padding[:2], before.rate, strict=True)
-                )
-                read = self.values[:, rows, columns]
-            grouped = read.unflatten(-1, (kernel.groups, -1)).permute(3, 1, 2, 4, 0)
-            self._read[key] = grouped.flatten(1, 3)
-        return self._read[key]
-
-
-def covariance_is_cheaper(samples: int, weights: Sequence[Sequence[int]]) -> bool:
-    """Whether what is read should be multiplied with itself before weights [g, o/g, k], not with each weight.
-
-    Multiply-adds a group: s k² + o k² against s k o. So it is where a few channels become many, as in a stem.
-    """
-    return sum(k * k * (samples + o) for _, o, k in weights) < sum(k * o * samples for _, o, k in weights)

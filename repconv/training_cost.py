@@ -1,11 +1,11 @@
-"""Whether a block trains faster branch by branch or as one convolution, from shapes alone.
+"""Which branches of a block train faster by themselves and which as one convolution, from shapes alone.
 
 Costs are in multiply-adds of the forward pass; the backward pass has twice as many either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from .branches import NormedBranch, SeriesBranch
 from .geometry import Geometry
@@ -24,21 +24,28 @@ START = 100e6
 milliseconds forwards and backwards."""
 
 
-def one_convolution_is_cheaper(
-    branches: Sequence[NormedBranch], target: Geometry, positions: int, samples: int
-) -> bool:
-    """Whether to build one kernel, with statistics from `samples` positions, for the block of geometry `target`.
+def joined(branches: Mapping[str, NormedBranch], target: Geometry, positions: int, samples: int) -> tuple[str, ...]:
+    """The branches that train faster as parts of one convolution of geometry `target`, in their order; maybe none.
 
-    Few positions and many channels, as in the last layers of a narrow image, make the kernel dearer than what it saves.
+    Few positions and many channels, as in the last layers of a narrow image, make a kernel dearer than what it saves:
+    first that of two convolutions in series, then that of the others.
 
-    positions: output positions of the batch.
+    Args:
+        branches: by name.
+        target: of the convolution they would be.
+        positions: output positions of the batch.
+        samples: from how many of them statistics would be taken.
     """
-    weights = sum(_weights(branch) for branch in branches)
-    branch_by_branch = positions * (weights + MOVE * PASSES_OF_A_BRANCH * target.out_channels * len(branches))
+    saved = {
+        name: positions * (_weights(branch) + MOVE * PASSES_OF_A_BRANCH * target.out_channels)
+        - (samples + MOVE * PASSES_OF_A_WEIGHT) * _weights(branch)
+        - _composed(branch)
+        for name, branch in branches.items()
+    }
+    gaining = tuple(name for name, gain in saved.items() if gain > 0)
     o, i, kh, kw = target.weight_shape
-    single = START + (positions * kh * kw + MOVE * PASSES_OF_A_WEIGHT * kh * kw) * o * i
-    single += (samples + MOVE * PASSES_OF_A_WEIGHT) * weights + sum(_composed(branch) for branch in branches)
-    return single < branch_by_branch
+    one = START + (positions + MOVE * PASSES_OF_A_WEIGHT) * o * i * kh * kw
+    return gaining if sum(saved[name] for name in gaining) > one else ()
 
 
 def _weights(branch: NormedBranch) -> int:

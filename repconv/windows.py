@@ -44,8 +44,8 @@ def windows(x: Tensor, *, stride: Pair, reach: int, count: int, dtype: torch.dty
     pixel = (image[:, None, None] * height + r.clamp(0)) * width + c.clamp(0)
     inside = ((r >= 0) & (c >= 0)).to(dtype)
     shares = (_shares(rows, height, dtype), _shares(columns, width, dtype))
-    values, means = _Read.apply(x, pixel, inside, *shares)
-    return torch.cat([means[None], values - means])
+    read: Tensor = _Read.apply(x, pixel, inside, *shares)
+    return read
 
 
 def _reading(side: int, step: int, reach: int, x: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ def _shares(reading: Tensor, side: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Read(torch.autograd.Function):
-    """Pixels, and weighted means, of an image batch.
+    """The weighted mean of an image batch, and pixels of it less that mean.
 
-    One function, so that the gradient of both is one tensor as large as the images instead of two to be added.
+    One function, so that the gradient is made as one tensor as large as the images instead of two to be added.
     """
 
     @staticmethod
@@ -75,22 +75,26 @@ class _Read(torch.autograd.Function):
         inside: Tensor,
         rows: Tensor,
         columns: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         ctx.save_for_backward(pixel, inside, rows, columns)
         ctx.images = x.shape, x.dtype
         images = x.permute(0, 2, 3, 1)  # summed in this order: ten times faster, if x is channels last
         flat = images.reshape(-1, x.shape[1])
-        values = flat.index_select(0, pixel.flatten()).to(inside.dtype).unflatten(0, pixel.shape)
-        means = torch.einsum("rh,hwi,cw->rci", rows, images.mean(0, dtype=inside.dtype), columns)
-        return values * inside[..., None], means
+        read = inside.new_empty((1 + len(pixel), *pixel.shape[1:], x.shape[1]))
+        mean = torch.einsum("rh,hwi,cw->rci", rows, images.mean(0, dtype=inside.dtype), columns)
+        read[0] = mean
+        values = flat.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)
+        torch.mul(values, inside[..., None], out=read[1:]).sub_(mean)
+        return read
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_values: Tensor, of_means: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         pixel, inside, rows, columns = ctx.saved_tensors
         (n, i, height, width), dtype = ctx.images
-        spread = torch.einsum("rh,rci,cw->hwi", rows, of_means / n, columns).to(dtype)
+        of_mean = gradient[0] - gradient[1:].sum(0)
+        spread = torch.einsum("rh,rci,cw->hwi", rows, of_mean / n, columns).to(dtype)
         flat = spread.expand(n, -1, -1, -1).clone(memory_format=torch.contiguous_format).view(-1, i)
-        added = (of_values * inside[..., None]).reshape(-1, i).to(dtype)
+        added = (gradient[1:] * inside[..., None]).reshape(-1, i).to(dtype)
         flat.index_add_(0, pixel.flatten(), added)
         return flat.view(n, height, width, i).permute(0, 3, 1, 2), None, None, None, None

@@ -18,7 +18,7 @@ LAYERS = (
     ("kernels",),
     ("normalisation",),
     ("branches",),
-    ("windows",),
+    ("moments", "windows"),
     ("sampling", "training_cost"),
     ("block",),
     ("tracing",),

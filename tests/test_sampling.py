@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repconv import BRANCHES, GeometryError, RepBlock, Sampling, create_model, fuse, set_statistics
-from repconv import sampling as sampling_module
 from repconv.geometry import Geometry
-from repconv.training_cost import one_convolution_is_cheaper
+from repconv.training_cost import joined
 from repconv.windows import positions, windows
 
 Randomise = Callable[[nn.Module], nn.Module]
@@ -45,7 +44,7 @@ def pair(stride: int | tuple[int, int], groups: int, randomise: Randomise) -> tu
 def always(block: RepBlock, sampling: Sampling) -> RepBlock:
     """The block as one convolution, even where branch by branch is faster, as it is in everything this small."""
     block.sampling = sampling
-    block._trains_as_one = lambda *_: True
+    block._joined = lambda _x, _sampling, names: names
     return block
 
 
@@ -129,7 +128,7 @@ class TestEveryPosition:
     ) -> None:
         """In evaluation mode inside a block in training, as when fine-tuning: both forms use the running ones."""
         block, single = pair(stride, groups, randomise)
-        always(single, Sampling(7, least=1))
+        always(single, Sampling(7, share=1.0))
         for form in (block, single):
             for name, module in form.named_modules():
                 if isinstance(module, nn.BatchNorm2d) and "3x3" not in name:
@@ -150,7 +149,7 @@ class TestSample:
         block, single = pair(stride, groups, randomise)
         x = picture(3)
         block(x)
-        always(single, Sampling(5, least=1))(x)
+        always(single, Sampling(5, share=1.0))(x)
         for name, buffer in block.named_buffers():
             if name.endswith("running_mean") and not name.startswith(("branches.avg.bn", "branches.1x1_3x3.outer")):
                 assert apart(single.get_buffer(name), buffer) <= 1e-10, name
@@ -158,7 +157,7 @@ class TestSample:
     def test_variances_are_right_on_average(self, stride: int, groups: int, randomise: Randomise) -> None:
         """400 draws of 12 positions: the mean of the variances is within five of its own deviations."""
         block, single = pair(stride, groups, randomise)
-        always(single, Sampling(12, least=1))
+        always(single, Sampling(12, share=1.0))
         for form in (block, single):
             for module in form.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -180,7 +179,7 @@ class TestSample:
 
     def test_statistics_move_and_gradients_are_finite(self, stride: int, groups: int, randomise: Randomise) -> None:
         single, _ = pair(stride, groups, randomise)
-        always(single, Sampling(40, least=1))
+        always(single, Sampling(40, share=1.0))
         before = copy.deepcopy(single.state_dict())
         single(picture(8, 9, 9)).square().sum().backward()
         for name, buffer in single.named_buffers():
@@ -189,55 +188,48 @@ class TestSample:
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
 
-    def test_second_moments_are_another_way_to_the_same_numbers(
-        self, stride: int, groups: int, randomise: Randomise, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first, second = (always(block, Sampling(30, least=1)) for block in pair(stride, groups, randomise))
-        x = picture(4)
-        results = []
-        for block, cheaper in ((first, False), (second, True)):
-            monkeypatch.setattr(sampling_module, "covariance_is_cheaper", lambda *_, answer=cheaper: answer)
-            torch.manual_seed(5)
-            y = block(x)
-            y.square().sum().backward()
-            results.append((y.detach(), {n: p.grad for n, p in block.named_parameters()}, block.state_dict()))
-        torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
-
-
-def test_second_moments_are_cheaper_where_few_channels_become_many() -> None:
-    def chosen(i: int, o: int, samples: int) -> bool:
-        return sampling_module.covariance_is_cheaper(samples, [(1, o, 9 * i), (1, o, 3 * i), (1, o, i)])
-
-    assert chosen(3, 64, 1024)
-    assert not chosen(64, 64, 1024)
-    assert not chosen(512, 512, 128)
-
 
 class TestWhichWay:
     """A block trains as one convolution where that is the cheaper way."""
 
     @pytest.mark.parametrize(
-        ("channels", "total", "single"),
-        [(16, 128 * 32 * 32, True), (64, 64 * 32 * 32, True), (512, 64 * 4 * 4, True), (512, 64 * 2 * 2, False)],
+        ("channels", "total", "alone"),
+        [(16, 128 * 32 * 32, ()), (64, 64 * 32 * 32, ()), (512, 64 * 4 * 4, ()), (512, 64 * 2 * 2, ("1x1_3x3",))],
     )
-    def test_as_measured(self, channels: int, total: int, single: bool) -> None:
+    def test_as_measured(self, channels: int, total: int, alone: tuple[str, ...]) -> None:
         with torch.device("meta"):
             block = RepBlock(channels, channels, branches=SEARCHABLE)
-        branches = [block._branch(name) for name in (*block.branch_set.fixed, *block.branch_set.searchable)]
-        assert one_convolution_is_cheaper(branches, block.geometry, total, Sampling().count(total)) == single
+        branches = {name: block._branch(name) for name in (*block.branch_set.fixed, *block.branch_set.searchable)}
+        together = joined(branches, block.geometry, total, Sampling().count(total))
+        assert together == tuple(name for name in branches if name not in alone)
 
     def test_a_block_that_is_cheaper_branch_by_branch_is_exact(self, randomise: Randomise) -> None:
         block, single = pair(1, 1, randomise)
-        single.sampling = Sampling(5, least=1)
+        single.sampling = Sampling(5, share=1.0)
         x = picture(3)
         assert torch.equal(single(x), block(x))
+
+    @pytest.mark.parametrize("alone", [("3x3",), ("1x1_3x3", "avg"), ("3x3", "skip", "1x3")], ids=str)
+    def test_some_branches_join_and_others_do_not(self, alone: tuple[str, ...], randomise: Randomise) -> None:
+        """With every position taken it makes no difference which."""
+        block, mixed = pair(1, 1, randomise)
+        mixed.sampling = Sampling(1000, share=1.0)
+        mixed._joined = lambda _x, _sampling, names: tuple(name for name in names if name not in alone)
+        results = []
+        x = picture(3)
+        for form in (block, mixed):
+            inputs = x.clone().requires_grad_()
+            y = form(inputs)
+            y.square().sum().backward()
+            gradients = {name: p.grad for name, p in form.named_parameters()}
+            results.append((y.detach(), inputs.grad, gradients, form.state_dict()))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
 
     def test_masked_branches_cost_nothing(self) -> None:
         """The 3x3 alone is one convolution anyway: taking its statistics from a sample only adds to it."""
         block = RepBlock(64, 64, branches=SEARCHABLE)
-        only = [block._branch("3x3")]
         target = Geometry(64, 64, (3, 3), padding=(1, 1, 1, 1))
-        assert not one_convolution_is_cheaper(only, target, 1000, 500)
+        assert not joined({"3x3": block._branch("3x3")}, target, 1000, 500)
 
 
 class TestSettings:
@@ -284,7 +276,7 @@ class TestSettings:
 @dtypes
 @pytest.mark.parametrize("taken", [None, 12])
 def test_a_block_of_any_dtype_trains_as_one_convolution(dtype: torch.dtype, taken: int | None) -> None:
-    block = always(RepBlock(4, 4, branches=SEARCHABLE, bias=True).to(dtype), Sampling(taken, least=1))
+    block = always(RepBlock(4, 4, branches=SEARCHABLE, bias=True).to(dtype), Sampling(taken, share=1.0))
     y = block(picture().to(dtype))
     y.float().square().sum().backward()
     assert y.dtype == dtype
@@ -297,7 +289,7 @@ def test_a_block_of_any_dtype_trains_as_one_convolution(dtype: torch.dtype, take
 def test_autocast_leaves_statistics_in_float32(taken: int | None, randomise: Randomise, apart: Apart) -> None:
     block = randomise(RepBlock(4, 4, branches=SEARCHABLE)).train()
     assert isinstance(block, RepBlock)
-    wide, narrow = (always(copy.deepcopy(block), Sampling(taken, least=1)) for _ in range(2))
+    wide, narrow = (always(copy.deepcopy(block), Sampling(taken, share=1.0)) for _ in range(2))
     x = picture(4).float()
     torch.manual_seed(2)
     expected = wide(x)
@@ -314,7 +306,7 @@ def test_autocast_leaves_statistics_in_float32(taken: int | None, randomise: Ran
 def test_channels_last_stays_channels_last() -> None:
     block = RepBlock(4, 4, branches=SEARCHABLE).to(memory_format=torch.channels_last)
     x = picture().float().contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = always(block, Sampling(12, least=1))(x)
+    y = always(block, Sampling(12, share=1.0))(x)
     y.square().sum().backward()
     assert x.grad is not None
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -328,7 +320,7 @@ def test_torch_compile_takes_it_whole(taken: int | None, randomise: Randomise) -
     """One graph, and in it the same numbers."""
     block = randomise(RepBlock(4, 4, branches=SEARCHABLE)).double().train()
     assert isinstance(block, RepBlock)
-    eager, compiled = (always(copy.deepcopy(block), Sampling(taken, least=1)) for _ in range(2))
+    eager, compiled = (always(copy.deepcopy(block), Sampling(taken, share=1.0)) for _ in range(2))
     results = []
     for run, form in ((eager, eager), (torch.compile(compiled, fullgraph=True, backend="aot_eager"), compiled)):
         torch.manual_seed(4)
