@@ -24,7 +24,7 @@ from repconv.benchmarks.environment import environment
 
 VARIANTS: dict[str, Sampling | None] = {
     "plain": None, "full": None, "sampled": Sampling(),
-    **{f"sampled:{n}": Sampling(n, share=1.0) for n in (256, 512, 1024, 2048, 8192)},
+    **{f"sampled:{n}": Sampling(n, share=1.0, least=128) for n in (64, 128, 256, 512, 1024, 2048, 8192)},
 }  # fmt: skip
 """The plain network, branch by branch, one convolution as by default, and with so many samples a channel."""
 

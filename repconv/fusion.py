@@ -124,12 +124,14 @@ def with_single_convolutions(model: nn.Module, names: Iterable[str]) -> nn.Modul
         if not isinstance(branch, Branch):
             raise FusionError(f"{name} is a {type(branch).__name__}, not a branch that folds")
         with torch.no_grad():
-            memo[id(branch)] = to_conv2d(branch.kernel(_no_statistics))
+            memo[id(branch)] = to_conv2d(branch.kernel(no_statistics))
     return copy.deepcopy(model, memo)
 
 
-def _no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
-    return [(torch.zeros_like(before.kernel.bias), torch.ones_like(before.kernel.bias)) for before in given]
+def no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
+    """Mean 0 and variance 1, where shapes alone matter."""
+    mean = torch.zeros_like(torch.stack([before.kernel.bias for before in given]))
+    return mean, torch.ones_like(mean)
 
 
 def size(model: nn.Module) -> Size:

@@ -11,7 +11,7 @@ from torch import nn
 from .block import RepBlock
 from .branches import Branch, ConvBranch, conv_kernel
 from .errors import GeometryError
-from .fusion import outermost_branches, refuse_hooks, size
+from .fusion import no_statistics, outermost_branches, refuse_hooks, size
 from .geometry import Geometry
 from .report import Size
 
@@ -91,4 +91,4 @@ def _geometry(branch: Branch, *, strict: bool = True) -> Geometry:
         (kh, kw), (rows, columns) = conv.kernel_size, conv.stride
         return Geometry(conv.in_channels, conv.out_channels, (kh, kw), (rows, columns), groups=conv.groups)
     with torch.no_grad():
-        return branch.kernel(lambda norms, _: [(norm.bias, norm.bias) for norm in norms]).geometry
+        return branch.kernel(no_statistics).geometry

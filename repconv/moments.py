@@ -53,7 +53,8 @@ class _Read(NamedTuple):
     def take(self, windows: Tensor, groups: int) -> Tensor:
         """What is read, by group, [g, 1 + s, taps * i/g]."""
         taps = windows.mean((1, 2), keepdim=True) if self.pooled else self.view(windows)
-        return taps.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).flatten(2)
+        by_group: Tensor = taps.unflatten(-1, (groups, -1))
+        return by_group.permute(3, 0, 1, 2, 4).flatten(2)
 
     def give(self, gradient: Tensor, windows: Tensor) -> None:
         """Add the gradient of what was taken to that of the windows."""

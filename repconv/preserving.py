@@ -96,8 +96,10 @@ def settle(block: RepBlock, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, moment
 def _recorded(moments: Moments) -> Statistics:
     """Running statistics as `moments` has them, written to each batch normalisation as it is asked for."""
 
-    def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> list[tuple[Tensor, Tensor]]:
-        return [_record(norm, *moments(before.whole())) for norm, before in zip(norms, given, strict=True)]
+    def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> tuple[Tensor, Tensor]:
+        found = [_record(norm, *moments(before.whole())) for norm, before in zip(norms, given, strict=True)]
+        mean, variance = (torch.stack(each) for each in zip(*found, strict=True))
+        return mean, variance
 
     return statistics
 
