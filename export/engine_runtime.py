@@ -26,12 +26,12 @@ def sidecar_of(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def check_sidecar(engine: Path) -> dict[str, Any]:
-    """The JSON beside an engine, if it fits the engine and this machine.
+def read_sidecar(engine: Path) -> dict[str, Any]:
+    """The JSON beside an engine.
 
     Raises:
-        SourceError: there is none, it is of another file, or of another version, GPU or compute capability than here;
-            the message says what to rebuild. Or it lacks what an engine of its schema has, or holds it in another type.
+        SourceError: there is none, or it lacks what its schema has, or holds it in another type; the message says which
+            key, and what writes it anew.
     """
     path = sidecar_of(engine)
     try:
@@ -43,6 +43,17 @@ def check_sidecar(engine: Path) -> dict[str, Any]:
     if not isinstance(known, dict) or known.get("schema") != ENGINE_SCHEMA:
         raise SourceError(f"{path} is no {ENGINE_SCHEMA}; rebuild the engine with this version of repconv")
     _check_types(known, path, engine)
+    return known
+
+
+def check_sidecar(engine: Path) -> dict[str, Any]:
+    """The JSON beside an engine, if it fits the engine and this machine.
+
+    Raises:
+        SourceError: see `read_sidecar`; or it is of another file, or of another version, GPU or compute capability than
+            here; the message says what to rebuild.
+    """
+    known, path = read_sidecar(engine), sidecar_of(engine)
     again = f"rebuild it: repconv export SOURCE --to {known['target']} -o {engine.name}"
     if known["sha256"] != sha256(engine):
         raise SourceError(f"{engine} is not the file {path.name} describes: another SHA-256; {again}")
@@ -86,6 +97,15 @@ def _check_types(known: Mapping[str, Any], path: Path, engine: Path) -> None:
         raise SourceError(f"{path}: 'target' should be {to}, it is {target!r}; {again}")
     if not all(isinstance(name, str) for name in known["capabilities"]):
         raise SourceError(f"{path}: 'capabilities' should be a list of texts, it is {known['capabilities']}; {again}")
+    if not known["tensors"] or not all(map(_describes_tensor, known["tensors"])):
+        raise SourceError(f"{path}: 'tensors' should hold objects of name, dtype and shape; {again}")
+
+
+def _describes_tensor(held: object) -> bool:
+    if not isinstance(held, dict) or not all(isinstance(held.get(key), str) for key in ("name", "dtype")):
+        return False
+    shape = held.get("shape")
+    return isinstance(shape, list) and all(isinstance(size, int) for size in shape)
 
 
 def version_here(target: str) -> str | None:

@@ -142,6 +142,8 @@ def test_a_sidecar_that_lacks_something_or_holds_another_type_is_refused_by_the_
                 refused({**told, key: other}, f": '{key}' should be ")
     refused({**told, "target": "openvino"}, ": 'target' should be tensorrt or tensorrt-rtx, it is 'openvino'")
     refused({**told, "capabilities": [86]}, ": 'capabilities' should be a list of texts")
+    for broken in ([], ["input"], [{"name": "input", "dtype": "HALF"}]):
+        refused({**told, "tensors": broken}, ": 'tensors' should hold objects of name, dtype and shape")
     runtime.sidecar_of(copied).write_text(json.dumps(told))
     assert runtime.check_sidecar(copied) == told
 
