@@ -25,6 +25,7 @@ from .programs import read_program
 _LARGEST_MESSAGE = 2**31 - 2**24
 """Bytes of weights that fit one message, with room for the rest of it."""
 
+FILES = (".onnx", ".pt2", ".xml", ".engine")
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
 
 
@@ -80,7 +81,7 @@ class Artefact:
 
 
 def open_artefact(text: str, *, model: str | None = None, state_key: str | None = None) -> Artefact:
-    """What `text` names: an `.onnx` file, a `.pt2` program, or anything `open_source` takes.
+    """What `text` names: a file of a runtime (one of `FILES`), or anything `open_source` takes.
 
     Args:
         text: a file or a name.
@@ -90,15 +91,15 @@ def open_artefact(text: str, *, model: str | None = None, state_key: str | None 
     Raises:
         SourceError: it names nothing that runs.
         CheckpointError: the file cannot be read, or does not fit the network.
-        BackendError: it needs a package that is not installed.
+        BackendError: it needs a package that is not installed, or a GPU.
     """
     path = Path(text)
-    if path.suffix in (".onnx", ".pt2"):
+    if path.suffix in FILES:
         if path.is_dir():
             raise SourceError(f"{text} is a directory; name a file")
         if not path.exists():
             raise SourceError(f"{text}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
-        return onnx_artefact(text, path) if path.suffix == ".onnx" else program_artefact(text, path)
+        return _of_file(text, path)
     source = open_source(text, model=model, state_key=state_key)
     network = source.checkpoint.model
     own = isinstance(getattr(network, "spec", None), ModelSpec)
@@ -108,6 +109,16 @@ def open_artefact(text: str, *, model: str | None = None, state_key: str | None 
         text, PYTORCH, module_run(network), module_trace(network), (Input("input", dtype_of(network), shape),),
         network, source.checkpoint.input_shape, source.path, source.sha256, source.notes,
     )  # fmt: skip
+
+
+def _of_file(text: str, path: Path) -> Artefact:
+    if path.suffix == ".onnx":
+        return onnx_artefact(text, path)
+    if path.suffix == ".pt2":
+        return program_artefact(text, path)
+    from .compiled import engine_artefact, openvino_artefact  # which are artefacts themselves
+
+    return openvino_artefact(text, path) if path.suffix == ".xml" else engine_artefact(text, path)
 
 
 def in_float64(artefact: Artefact) -> Artefact:

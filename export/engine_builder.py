@@ -7,10 +7,11 @@ GPU; its kernels are finished where the engine is loaded.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from repconv.errors import BackendError, BuildError, SourceError
 
 from .built import Built
 from .engine_layers import observed, parse_inspected, parse_log
+from .engine_worker import AS_THEY_ARE, ENGINE, MODEL, REQUEST, RESULT, TIMING
 from .settings import BuildSettings, Span, check_capabilities
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -56,6 +58,7 @@ def build_engine(
     spans: tuple[Span, Span],
     *,
     timeout_s: float = 3600,
+    fixed_addresses: bool = True,
 ) -> Built:
     """`model`, already of the precision asked for, as an engine.
 
@@ -65,6 +68,7 @@ def build_engine(
         settings: ranges become one optimisation profile.
         spans: height and width.
         timeout_s: after which the build is given up.
+        fixed_addresses: build where in memory things always are, on which the bytes of an engine depend.
 
     Raises:
         SourceError: settings the target has not.
@@ -80,26 +84,24 @@ def build_engine(
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         named = with_names(model)
-        onnx.save(named, str(folder / "model.onnx"))
+        onnx.save(named, str(folder / MODEL))
         asked = {
-            "module": MODULES[target], "model": str(folder / "model.onnx"), "engine": str(folder / "engine"),
-            "profile": _profile(named, settings, spans),
+            "module": MODULES[target], "profile": _profile(named, settings, spans),
             "capabilities": list(check_capabilities(settings.capabilities)) if rtx else [],
             "timing_cache": None if settings.timing_cache is None else str(settings.timing_cache.resolve()),
-            "timing_cache_out": str(folder / "timing"),
         }  # fmt: skip
-        answer = _ask(asked, folder, timeout_s)
+        answer = _ask(asked, folder, timeout_s, [] if fixed_addresses else [AS_THEY_ARE])
         if "error" in answer:
             _refuse(target, str(answer["error"]), str(answer["said"]))
-        content = (folder / "engine").read_bytes()
-        timing = (folder / "timing").read_bytes() if answer["timing_cache"] else None
+        content = (folder / ENGINE).read_bytes()
+        timing = (folder / TIMING).read_bytes() if answer["timing_cache"] else None
     inspected = answer["inspected"]
     layers = parse_inspected(str(inspected)) if inspected else parse_log(answer["layers"])  # type: ignore[arg-type]
     found = observed(named, layers, settings.precision)
     found["read_from"] = "the engine inspector" if inspected else "the builder's log"
     details = {
         "tensors": answer["tensors"], "capabilities": asked["capabilities"], "timing_cache": answer["timing_cache"],
-        "layers": [vars(layer) for layer in layers],
+        "addresses_fixed": answer["addresses_fixed"], "layers": [vars(layer) for layer in layers],
     }  # fmt: skip
     return Built({".engine": content}, None, f"{target} {answer['version']}", None, found, details, timing)
 
@@ -128,13 +130,15 @@ def _profile(model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span,
     return {value.name: [[s.least for s in sizes], [s.usual for s in sizes], [s.most for s in sizes]]}
 
 
-def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float) -> dict[str, object]:
+def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float, more: Sequence[str] = ()) -> dict[str, object]:
     """The worker's answer; a crash is one, too."""
-    request, result = folder / "request.json", folder / "result.json"
-    request.write_text(json.dumps(asked))
-    command = [sys.executable, "-P", "-m", "repconv.export.engine_worker", str(request), str(result)]
+    (folder / REQUEST).write_text(json.dumps(asked))
+    result = folder / RESULT
+    command = [sys.executable, "-P", "-m", "repconv.export.engine_worker", str(folder), *more]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, check=False, timeout=timeout_s, env=_environment(),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"error": "failed", "said": f"it took more than {timeout_s:.0f} s and was stopped"}
     if not result.is_file():
@@ -143,6 +147,12 @@ def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float) -> dict[st
         return {"error": "failed", "said": f"its process ended with {ended}: {last}"}
     answer: dict[str, object] = json.loads(result.read_text())
     return answer
+
+
+def _environment() -> dict[str, str]:
+    """This process's, but for what decides where the worker's memory is (see there)."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    return {**kept, "PYTHONHASHSEED": "0"}
 
 
 def _refuse(target: str, kind: str, said: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -24,12 +26,12 @@ def sidecar_of(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def check_sidecar(engine: Path) -> dict[str, Any]:
-    """The JSON beside an engine, if it fits the engine and this machine.
+def read_sidecar(engine: Path) -> dict[str, Any]:
+    """The JSON beside an engine.
 
     Raises:
-        SourceError: there is none, it is of another file, or of another version, GPU or compute capability than here;
-            the message says what to rebuild.
+        SourceError: there is none, or it lacks what its schema has, or holds it in another type; the message says which
+            key, and what writes it anew.
     """
     path = sidecar_of(engine)
     try:
@@ -40,6 +42,18 @@ def check_sidecar(engine: Path) -> dict[str, Any]:
         raise SourceError(f"{path} is no readable JSON ({error})") from error
     if not isinstance(known, dict) or known.get("schema") != ENGINE_SCHEMA:
         raise SourceError(f"{path} is no {ENGINE_SCHEMA}; rebuild the engine with this version of repconv")
+    _check_types(known, path, engine)
+    return known
+
+
+def check_sidecar(engine: Path) -> dict[str, Any]:
+    """The JSON beside an engine, if it fits the engine and this machine.
+
+    Raises:
+        SourceError: see `read_sidecar`; or it is of another file, or of another version, GPU or compute capability than
+            here; the message says what to rebuild.
+    """
+    known, path = read_sidecar(engine), sidecar_of(engine)
     again = f"rebuild it: repconv export SOURCE --to {known['target']} -o {engine.name}"
     if known["sha256"] != sha256(engine):
         raise SourceError(f"{engine} is not the file {path.name} describes: another SHA-256; {again}")
@@ -56,6 +70,42 @@ def check_sidecar(engine: Path) -> dict[str, Any]:
         built_for = ", ".join(known["capabilities"])
         raise SourceError(f"{engine} was built for {built_for}, this GPU is {capability}; {again} --sm {capability}")
     return known
+
+
+_TEXTS = ("engine", "target", "version", "sha256", "onnx_sha256", "source", "precision", "batch")
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(_TEXTS, (str,)), "source_sha256": (str, NoneType), "not_run": (str, NoneType), "bytes": (int,),
+    "verified": (bool,), "versions": (dict,), "observed": (dict,), "capabilities": (list,), "tensors": (list,),
+    "gpu": (dict, NoneType),
+}  # fmt: skip
+"""What a sidecar of this schema holds beside it (`building.sidecar`)."""
+_WORDS = {str: "text", NoneType: "null", int: "a number", bool: "true or false", dict: "an object", list: "a list"}
+
+
+def _check_types(known: Mapping[str, Any], path: Path, engine: Path) -> None:
+    target = str(known.get("target"))
+    to = target if target in MODULES else " or ".join(MODULES)
+    again = f"it is written anew with the engine: repconv export SOURCE --to {to} -o {engine.name}"
+    for key, kinds in _KINDS.items():
+        expected = " or ".join(_WORDS[kind] for kind in kinds)
+        if key not in known:
+            raise SourceError(f"{path} lacks {key!r} ({expected}); {again}")
+        if type(known[key]) not in kinds:
+            held = _WORDS.get(type(known[key]), "a fraction")
+            raise SourceError(f"{path}: {key!r} should be {expected}, it is {held}; {again}")
+    if target not in MODULES:
+        raise SourceError(f"{path}: 'target' should be {to}, it is {target!r}; {again}")
+    if not all(isinstance(name, str) for name in known["capabilities"]):
+        raise SourceError(f"{path}: 'capabilities' should be a list of texts, it is {known['capabilities']}; {again}")
+    if not known["tensors"] or not all(map(_describes_tensor, known["tensors"])):
+        raise SourceError(f"{path}: 'tensors' should hold objects of name, dtype and shape; {again}")
+
+
+def _describes_tensor(held: object) -> bool:
+    if not isinstance(held, dict) or not all(isinstance(held.get(key), str) for key in ("name", "dtype")):
+        return False
+    shape = held.get("shape")
+    return isinstance(shape, list) and all(isinstance(size, int) for size in shape)
 
 
 def version_here(target: str) -> str | None:

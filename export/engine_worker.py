@@ -1,19 +1,28 @@
-"""Builds one engine with TensorRT or TensorRT-RTX, in a process of its own: `python -m ... REQUEST RESULT`.
+"""Builds one engine with TensorRT or TensorRT-RTX, in a process of its own: `python -m ... FOLDER`.
 
 Their libraries take one logger a process, may crash, and may be installed without what they need to run; the process
 that asked sees all of that as an answer. Imports nothing but the standard library and the module asked for.
+
+What the builders write depends on where in memory things are: with an open batch TensorRT-RTX 1.7 numbers a tensor of
+its own in one of two ways, from the same model. So it builds at addresses that are the same in every run.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 MISSING, UNUSABLE, FAILED = "missing", "unusable", "failed"
 """Kinds of errors: the module cannot be imported; it can, but no builder can be made; it could not build this."""
+
+REQUEST, RESULT, MODEL, ENGINE, TIMING = "request.json", "result.json", "model.onnx", "engine", "timing"
+"""Files in the folder. Their names are short and always the same, as longer ones would move what is in memory."""
 
 
 class Problem(Exception):  # noqa: N818  # not an error of this package: it becomes an answer
@@ -24,15 +33,54 @@ class Problem(Exception):  # noqa: N818  # not an error of this package: it beco
         self.kind = kind
 
 
+_PERSONALITY_ASKED, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
+"""Of Linux's <sys/personality.h>."""
+AS_THEY_ARE = "as-they-are"
+"""Behind the folder: build without regard to addresses, to measure what that gives."""
+_AGAIN = "again"
+
+
 def main() -> None:
-    """Read the request (JSON), do it, write the result (JSON)."""
-    request, result = (Path(name) for name in sys.argv[1:3])
-    asked = json.loads(request.read_text())
+    """Read the folder's request (JSON), do it, write the result (JSON)."""
+    folder, *more = sys.argv[1:]
+    regarded = AS_THEY_ARE not in more
+    fixed = regarded and addresses_fixed(again=_AGAIN in more)
+    os.chdir(folder)
+    if not regarded:
+        answer(fixed)
+        return
+    # A thread's memory is its own: where things are in it does not depend on what the interpreter holds, such as the
+    # environment.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(answer, fixed).result()
+
+
+def answer(fixed: bool) -> None:
+    """Do what is asked and write what came of it."""
+    asked = json.loads(Path(REQUEST).read_text())
     try:
-        answer = probe(asked["module"]) if asked.get("probe") else build(asked)
+        told = probe(asked["module"]) if asked.get("probe") else {**build(asked), "addresses_fixed": fixed}
     except Problem as problem:
-        answer = {"error": problem.kind, "said": str(problem)}
-    result.write_text(json.dumps(answer))
+        told = {"error": problem.kind, "said": str(problem)}
+    Path(RESULT).write_text(json.dumps(told))
+
+
+def addresses_fixed(*, again: bool) -> bool:
+    """Whether memory is where it is in every run; if it is not, the process starts anew so, where that is possible.
+
+    It is not on other systems than Linux, and in sandboxes that do not allow it.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    personality = ctypes.CDLL(None).personality
+    personality.argtypes = [ctypes.c_ulong]
+    now = personality(_PERSONALITY_ASKED)
+    if again or now == -1 or now & _ADDR_NO_RANDOMIZE:
+        return now != -1 and bool(now & _ADDR_NO_RANDOMIZE)
+    if personality(now | _ADDR_NO_RANDOMIZE) != -1:
+        # Addresses are drawn as a program starts, so this very one starts once more.
+        os.execv(sys.executable, [*sys.orig_argv, _AGAIN])  # noqa: S606
+    return False
 
 
 def load(module: str) -> Any:  # noqa: ANN401  # no types
@@ -97,7 +145,7 @@ def build(asked: dict[str, Any]) -> dict[str, object]:
     typed = trt.NetworkDefinitionCreationFlag.__members__.get("STRONGLY_TYPED")
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(asked["model"]):
+    if not parser.parse_from_file(MODEL):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         said = [f"{e.node_operator()} {e.node_name()}: {e.desc().strip()}" for e in errors]
         raise Problem(FAILED, "; ".join(dict.fromkeys(said)) or "the parser refuses the model")
@@ -122,9 +170,9 @@ def build(asked: dict[str, Any]) -> dict[str, object]:
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise Problem(FAILED, "; ".join(dict.fromkeys(logger.errors[-3:])) or "the builder returned nothing")
-    Path(asked["engine"]).write_bytes(bytes(engine))
+    Path(ENGINE).write_bytes(bytes(engine))
     if cache is not None:
-        Path(asked["timing_cache_out"]).write_bytes(bytes(config.get_timing_cache().serialize()))
+        Path(TIMING).write_bytes(bytes(config.get_timing_cache().serialize()))
     inspected = None if asked["capabilities"] else _inspected(trt, logger, engine)
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
@@ -18,6 +16,7 @@ from repconv.agreement import Agreement, comparisons
 from repconv.errors import BuildError
 from repconv.leaves import Function
 
+from .quiet import quiet
 from .settings import DEFAULT_OPSET
 
 OPSETS = range(13, 27)
@@ -102,7 +101,7 @@ def finished(model: onnx.ModelProto, metadata: Mapping[str, str] | None = None) 
 @contextlib.contextmanager
 def _failing_in_words(opset: int) -> Iterator[None]:
     try:
-        with _quiet():
+        with quiet():
             yield
     except Exception as error:  # exporters raise anything
         first = next(iter(str(error).splitlines()), "")
@@ -173,24 +172,6 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     del simplified.graph.metadata_props[:]
     result: onnx.ModelProto = simplified
     return result
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep exporters' progress, deprecations and C-level notes off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def verify_onnx(content: bytes, model: nn.Module, inputs: Sequence[Tensor]) -> Agreement:

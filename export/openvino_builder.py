@@ -8,7 +8,6 @@ wherever the processor can. So every compilation here gives it, reads back what 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import tempfile
 from collections import Counter
@@ -26,6 +25,7 @@ from repconv.graph.onnx_facts import first_line
 
 from .built import Built, Run
 from .equalise import equalise
+from .quiet import quiet
 from .settings import BuildSettings, Span
 
 HINT = "INFERENCE_PRECISION_HINT"
@@ -141,7 +141,7 @@ def _quantise(network: Any, calibration: Sequence[Tensor], *, per_channel: bool)
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"  # or it would send statistics of its use over the network
     try:
-        with _quiet():
+        with quiet():
             try:
                 import nncf
             except ImportError:
@@ -170,22 +170,3 @@ def _failing_in_words(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # OpenVINO and NNCF raise anything
         raise BuildError(f"{what}: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and torch's notes off the user's terminal."""
-    import logging
-    import warnings
-
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

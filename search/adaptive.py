@@ -82,15 +82,60 @@ def accumulate(
     finite = all(map(math.isfinite, found))
     if group is not None:
         finite, top, total = _merge(parameters, finite, top, total, group)
-    if not finite:
-        raise SearchError(
-            f"a sub-network's loss is not finite ({', '.join(f'{v:.4g}' for v in found)}); lower the learning rate or "
-            "clip gradients"
-        )
+    _refuse_infinite(found, anywhere=not finite)
     if not total:
         raise SearchError("an adaptive batch needs at least one sub-network")
     _scale(parameters, 1 / total)
     return AdaptiveBatch(tuple(found), tuple(_factor(v, top, weighting) / total for v in found))
+
+
+def accumulate_part(
+    parameters: Sequence[Tensor],
+    run: Callable[[], Tensor],
+    weighting: Weighting,
+    group: dist.ProcessGroup,
+    *,
+    number: int,
+    count: int,
+    part: float,
+) -> AdaptiveBatch:
+    """`accumulate` where there are fewer sub-networks than processes, which split the mini-batch of one.
+
+    Args:
+        parameters: everything the losses may depend on; their gradients are replaced.
+        run: runs this process's sub-network on its part of the mini-batch and returns the mean loss of the part.
+        weighting: how gradients are weighted, by the sub-networks' losses on the whole mini-batch.
+        group: all processes.
+        number: of this process's sub-network.
+        count: sub-networks in all.
+        part: of the mini-batch; the parts of a sub-network add up to 1.
+
+    Raises:
+        SearchError: a loss is not finite, in any process; no process has a gradient.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    loss = run()
+    losses = torch.zeros(count, dtype=torch.float64, device=loss.device)
+    losses[number] = part * loss.item()
+    dist.all_reduce(losses, dist.ReduceOp.SUM, group)
+    found = losses.tolist()
+    _refuse_infinite(found)
+    weights = weights_of(found, weighting)
+    (loss * (weights[number] * part)).backward()
+    touched = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float64, device=loss.device)
+    dist.all_reduce(touched, dist.ReduceOp.MAX, group)
+    _add_up(parameters, touched.tolist(), group)
+    return AdaptiveBatch((found[number],), (weights[number],))
+
+
+def _refuse_infinite(losses: Sequence[float], anywhere: bool = False) -> None:
+    """Refuse losses that are not finite, here or `anywhere` else."""
+    if anywhere or not all(map(math.isfinite, losses)):
+        raise SearchError(
+            f"a sub-network's loss is not finite ({', '.join(f'{v:.4g}' for v in losses)}); lower the learning rate or "
+            "clip gradients"
+        )
 
 
 def _reference(loss: float, top: float, weighting: Weighting) -> float:
@@ -135,18 +180,22 @@ def _merge(
         return False, common, total
     shrink = _shrink(top, common)
     _scale(parameters, shrink)
+    divisor = torch.tensor([total * shrink], dtype=torch.float64, device=device)
+    dist.all_reduce(divisor, dist.ReduceOp.SUM, group)
+    _add_up(parameters, touched, group)
+    return True, common, divisor.item()
+
+
+def _add_up(parameters: Sequence[Tensor], touched: Sequence[float], group: dist.ProcessGroup) -> None:
+    """Sum gradients over processes; `touched`: which parameters have one in any of them."""
     for parameter, any_has in zip(parameters, touched, strict=True):
         if any_has and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    divisor = torch.tensor([total * shrink], dtype=torch.float64, device=device)
-    dist.all_reduce(divisor, dist.ReduceOp.SUM, group)
-    for flat in _buckets(gradients):
+    for flat in _buckets([p.grad for p in parameters if p.grad is not None]):
         joined = torch.cat([g.reshape(-1) for g in flat])
         dist.all_reduce(joined, dist.ReduceOp.SUM, group)
         for gradient, part in zip(flat, joined.split([g.numel() for g in flat]), strict=True):
             gradient.copy_(part.view_as(gradient))
-    return True, common, divisor.item()
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:

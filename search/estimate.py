@@ -55,7 +55,7 @@ def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -
     space = session.supernet.space
     wanted = 1 if config.strategy in ("gradient", "gold") else config.architectures
     started, seconds = clock(), 0.0
-    for step, (x, y) in enumerate(session.batches(0, 0)):
+    for step, (x, y) in enumerate(session.batches(0, 0, wanted)):
         drawn = [random_architecture(space, session.budget, generator) for _ in range(wanted)]
         session.update(x, y, drawn, step)
         seconds, started = clock() - started, clock()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from repconv.errors import SearchError
 
@@ -32,9 +32,32 @@ class Processes:
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of `items`: neighbours, earlier ones in lower ranks, sizes apart by one at most."""
-        size, rest = divmod(len(items), self.count)
-        start = self.rank * size + min(self.rank, rest)
-        return items[start : start + size + (self.rank < rest)]
+        mine = shares(len(items), self.count)[self.rank]
+        return items[mine.start : mine.stop]
+
+    def duty(self, networks: int, images: int) -> Duty:
+        """What this process does of an update of `networks` sub-networks on a mini-batch of `images`.
+
+        Where there are as many networks as processes, or more, each runs a share of them on all images. Where there
+        are fewer, processes form teams of neighbours, one a network, and each runs its team's on a share of the images.
+
+        Raises:
+            SearchError: a team has more processes than there are images.
+        """
+        if networks >= self.count:
+            mine = shares(networks, self.count)[self.rank]
+            return Duty(mine, range(images), 1.0, False, self.rank, tuple(range(self.count)))
+        teams = shares(self.count, networks)
+        index = next(i for i, team in enumerate(teams) if self.rank in team)
+        team = teams[index]
+        if images < len(teams[0]):
+            raise SearchError(
+                f"a mini-batch of {images} images leaves some of the {len(teams[0])} processes that share it without "
+                "any; start fewer processes, or set a larger batch"
+            )
+        mine = shares(images, len(team))[self.rank - team.start]
+        first = tuple(each.start for each in teams)
+        return Duty(range(index, index + 1), mine, len(mine) / images, True, index, first)
 
     def decided(self, value: T) -> T:
         """The first process's value, in all of them."""
@@ -51,6 +74,30 @@ class Processes:
         parts: list[Any] = [None] * self.count
         dist.all_gather_object(parts, list(items), self.group)
         return [item for part in parts for item in part]
+
+
+@dataclass(frozen=True)
+class Duty:
+    """A process's part of an update.
+
+    networks: the sub-networks it runs, by number; images: of the mini-batch, and part: how much of it they are.
+    split: whether processes form teams that split the images; team: the number of this one's; first: the first process
+        of each.
+    """
+
+    networks: range
+    images: range
+    part: float
+    split: bool
+    team: int
+    first: tuple[int, ...]
+
+
+def shares(items: int, count: int) -> list[range]:
+    """The numbers from 0 to `items` in `count` parts: neighbours, sizes apart by one at most, larger ones first."""
+    size, rest = divmod(items, count)
+    starts = [index * size + min(index, rest) for index in range(count + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
 
 
 @contextmanager
@@ -81,68 +128,3 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     finally:
         if not there:
             dist.destroy_process_group()
-
-
-def statistics_of(model: nn.Module) -> dict[nn.BatchNorm2d, tuple[Tensor, Tensor, int]]:
-    """Copies of the running mean and variance of every batch normalisation, and how many batches it has seen."""
-    return {
-        norm: (norm.running_mean.clone(), norm.running_var.clone(), int(norm.num_batches_tracked))
-        for norm in model.modules()
-        if isinstance(norm, nn.BatchNorm2d)
-        and norm.running_mean is not None
-        and norm.running_var is not None
-        and norm.num_batches_tracked is not None
-    }
-
-
-def merge_statistics(before: Mapping[nn.BatchNorm2d, tuple[Tensor, Tensor, int]], processes: Processes) -> None:
-    """Running statistics as if one process had run all sub-networks, lower ranks first.
-
-    A normalisation that saw n batches with momentum m went from r to `d r + u`, `d = (1 - m)^n`. After ranks 0, 1 and
-    so on it is `d_0 d_1 ... r + sum_k u_k d_(k+1) d_(k+2) ...`, which one sum over the processes gives.
-
-    Args:
-        before: `statistics_of` the model before its sub-networks ran, the same in all processes.
-        processes: that each ran a share.
-
-    Raises:
-        SearchError: a normalisation averages over all batches (momentum None), for which this does not hold.
-    """
-    if processes.group is None or not before:
-        return
-    norms = list(before)
-    if any(norm.momentum is None for norm in norms):
-        raise SearchError("batch normalisation with momentum=None cannot be merged over processes; give it a momentum")
-    device = before[norms[0]][0].device
-    seen = torch.tensor(
-        [int(norm.num_batches_tracked or 0) - before[norm][2] for norm in norms], dtype=torch.float64, device=device
-    )
-    everyone = [torch.zeros_like(seen) for _ in range(processes.count)]
-    dist.all_gather(everyone, seen, processes.group)
-    momentum = torch.tensor([norm.momentum for norm in norms], dtype=torch.float64, device=device)
-    kept = (1 - momentum) ** torch.stack(everyone)  # [processes, norms]
-    later = kept[processes.rank + 1 :].prod(0)
-    sizes = [2 * norm.num_features for norm in norms]
-    old = torch.cat([torch.cat(before[norm][:2]) for norm in norms]).double()
-    now = _held(norms)
-    new = torch.cat([torch.cat(pair) for pair in now]).double()
-
-    def spread(values: Tensor) -> Tensor:
-        """One value a normalisation -> one a statistic."""
-        return values.repeat_interleave(torch.tensor(sizes, device=device))
-
-    added = spread(later) * (new - spread(kept[processes.rank]) * old)
-    dist.all_reduce(added, dist.ReduceOp.SUM, processes.group)
-    merged = spread(kept.prod(0)) * old + added
-    total = torch.stack(everyone).sum(0).tolist()
-    with torch.no_grad():
-        for pair, norm, part, batches in zip(now, norms, merged.split(sizes), total, strict=True):
-            for held, value in zip(pair, part.chunk(2), strict=True):
-                held.copy_(value)
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.fill_(before[norm][2] + int(batches))
-
-
-def _held(norms: Sequence[nn.BatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
-    """The running mean and variance themselves, of normalisations that keep them."""
-    return [(n.running_mean, n.running_var) for n in norms if n.running_mean is not None and n.running_var is not None]

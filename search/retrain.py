@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,10 @@ from .data import open_data
 from .evaluate import EvaluationSettings, accuracy
 from .folder import RESULT, RunFolder
 from .found import Found
+from .joint_update import backward
 from .network import build_network, set_positions
+from .processes import Processes, joined
+from .random_state import put_random_state, random_states
 from .retrain_config import RetrainConfig
 from .session import chosen_device
 from .supernet import Supernet, evaluating, subnetwork
@@ -82,22 +84,33 @@ def retrain(
 ) -> None:  # fmt: skip
     """Train `found` in `folder` to its end, on from its last checkpoint if there is one.
 
-    Ends with a checkpoint, its fused form, and the accuracy of both.
+    Ends with a checkpoint, its fused form, and the accuracy of both. Several processes, started by `torchrun` or
+    `accelerate launch`, split every mini-batch, each normalises by the statistics of its own images (see
+    `joint_update.backward`), and the first one writes.
 
     Raises:
         SearchError: a setting makes no sense, or the loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SearchError("retraining runs in one process; start it without torchrun or accelerate launch")
     if (folder.path / RESULT).exists():
         return
-    trainer = Trainer(found, config)
+    with joined(config.device) as (processes, device):
+        _retrain(folder, Trainer(found, config, processes, device), report, clock)
+
+
+def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callable[[], float]) -> None:
+    config, first_process = trainer.config, trainer.processes.first
     epoch, step, losses = trainer.restore(folder)
 
+    def keep() -> None:
+        content = trainer.state(epoch, step, losses, folder.metrics_bytes())
+        if first_process:
+            folder.write_checkpoint(content)
+
     def tell(record: Mapping[str, Any]) -> None:
-        folder.append_metrics(record)
-        report(record)
+        if first_process:
+            folder.append_metrics(record)
+            report(record)
 
     while epoch < config.epochs:
         start, first = clock(), step
@@ -105,24 +118,32 @@ def retrain(
             losses += trainer.update(x, y, epoch * trainer.steps_an_epoch + step)
             step += 1
             if step % config.checkpoint_steps == 0 and step < trainer.steps_an_epoch:
-                folder.write_checkpoint(trainer.state(epoch, step, losses, folder.metrics_bytes()))
+                keep()
         tell({
             "kind": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * trainer.steps_an_epoch,
             "loss": losses / trainer.steps_an_epoch, "learning_rate": trainer.learning_rate(epoch, step - 1),
             "seconds_a_step": (clock() - start) / max(1, step - first),
         })  # fmt: skip
         epoch, step, losses = epoch + 1, 0, 0.0
-        folder.write_checkpoint(trainer.state(epoch, step, losses, folder.metrics_bytes()))
-    _finish(folder, trainer)
+        keep()
+    if first_process:
+        _finish(folder, trainer)
 
 
 @final
 class Trainer:
     """The moving parts of a retraining, as its configuration says."""
 
-    def __init__(self, found: Found, config: RetrainConfig) -> None:
-        self.config, self.found = config, found
-        self.device = chosen_device(config.device)
+    def __init__(
+        self,
+        found: Found,
+        config: RetrainConfig,
+        processes: Processes = Processes(),  # noqa: B008  # frozen
+        device: str | None = None,
+    ) -> None:
+        self.config, self.found, self.processes = config, found, processes
+        self.duty = processes.duty(1, config.batch)
+        self.device = chosen_device(device or config.device)
         self.task = open_data(config.data, config.test_data, image_size=config.image_size)
         self.split = self._split()
         self.steps_an_epoch = len(self.split.train) // config.batch
@@ -148,10 +169,11 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's training batches from the `first` on, on the device."""
+        """An epoch's training batches from the `first` on, on the device: this process's images of them."""
         for x, y in training_batches(
             self.task, self.split.train, batch=self.config.batch, seed=self.config.seed, epoch=epoch, first=first,
             workers=self.config.workers, also=Cutout(self.config.cutout) if self.config.cutout else None,
+            images=self.duty.images,
         ):  # fmt: skip
             yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
 
@@ -161,19 +183,19 @@ class Trainer:
         return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * done))
 
     def update(self, x: Tensor, y: Tensor, step: int) -> float:
-        """One mini-batch; returns its loss.
+        """One mini-batch, of which `x` [n, c, h, w] and `y` are this process's images; returns its loss.
 
         Raises:
             SearchError: it is not finite.
         """
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            loss = self.task.loss(self._forward(x, step), y)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise SearchError(f"the loss is {value} at update {step}; lower the learning rate or clip gradients")
-        self.optimiser.zero_grad()
-        loss.backward()
+
+        def loss() -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                return self.task.loss(self._forward(x, step), y)
+
+        parameters = list(self.model.parameters())
+        (value,) = backward(self.model, parameters, [loss], "uniform", self.processes, self.duty).losses
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for group in self.optimiser.param_groups:
@@ -198,13 +220,12 @@ class Trainer:
         )  # fmt: skip
 
     def state(self, epoch: int, step: int, losses: float, metrics_bytes: int) -> dict[str, Any]:
-        """A checkpoint before update `step` of `epoch`, whose losses so far sum to `losses`."""
+        """A checkpoint before update `step` of `epoch`, whose losses so far sum to `losses`; all processes ask."""
         return {
             "format": FORMAT, "epoch": epoch, "step": step, "losses": losses, "metrics_bytes": metrics_bytes,
             "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "generator": self.generator.get_state(), "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "generator": self.generator.get_state(), **random_states(self.processes, self.device),
         }  # fmt: skip
 
     def restore(self, folder: RunFolder) -> tuple[int, int, float]:
@@ -214,7 +235,9 @@ class Trainer:
             SearchError: it is damaged or of something else.
         """
         content = folder.read_checkpoint()
-        folder.go_back(0 if content is None else content["metrics_bytes"])
+        if self.processes.first:
+            folder.go_back(0 if content is None else content["metrics_bytes"])
+        self.processes.gathered([None])  # before all have read it, nobody may write the next
         if content is None:
             return 0, 0, 0.0
         if content.get("format") != FORMAT:
@@ -224,9 +247,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.generator.set_state(content["generator"])
-        torch.set_rng_state(content["rng"])
-        if content["cuda_rng"]:
-            torch.cuda.set_rng_state_all(content["cuda_rng"])
+        put_random_state(content, self.processes, self.device)
         return content["epoch"], content["step"], content["losses"]
 
     def _split(self) -> Split:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from repconv.errors import SearchError
 
-from .settings import check_least, check_shares, unknown
+from .settings import changed, check_least, check_shares, unknown
 
 SCHEMA = "repconv.retrain-config/1"
 
@@ -66,11 +66,12 @@ class RetrainConfig:
 
 @dataclass(frozen=True)
 class RetrainPreset:
-    """Settings, and which of them the paper gives."""
+    """Settings, and which of them the paper gives; whether training goes on from a supernet, which the user names."""
 
     what: str
     config: RetrainConfig
     paper: frozenset[str]
+    goes_on: bool = False
 
 
 RETRAIN_PRESETS: Mapping[str, RetrainPreset] = MappingProxyType({
@@ -86,6 +87,7 @@ RETRAIN_PRESETS: Mapping[str, RetrainPreset] = MappingProxyType({
             precision="bfloat16", evaluation_batch=256,
         ),
         frozenset({"epochs"}),
+        goes_on=True,
     ),
     "cifar10-small": RetrainPreset(
         "thirty epochs with sampled statistics, a few hours on two cores",
@@ -110,3 +112,21 @@ def retrain_preset(name: str) -> RetrainPreset:
     if name not in RETRAIN_PRESETS:
         raise SearchError(unknown("preset", name, RETRAIN_PRESETS))
     return RETRAIN_PRESETS[name]
+
+
+def complete(preset_name: str, settings: Iterable[str]) -> RetrainConfig:
+    """The settings of a preset, changed by `key=value` texts.
+
+    Raises:
+        SearchError: no such preset, a setting that makes no sense, or one the preset needs and nobody gave.
+    """
+    preset = retrain_preset(preset_name)
+    config = changed(preset.config, settings)
+    if not config.data:
+        raise SearchError(f"preset {preset_name} needs images: give --data, such as --data cifar10:PATH")
+    if preset.goes_on and not config.supernet:
+        raise SearchError(
+            f"preset {preset_name} goes on from the weights of a search: give its supernet, such as "
+            "--set supernet=runs/a/supernet.pt; the other presets start from scratch"
+        )
+    return config

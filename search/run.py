@@ -1,7 +1,7 @@
 """Running a search from its folder: train, measure, select, breed, again and again; killed at any moment, it goes on.
 
 Everything drawn is a function of the seed and the position in the run, or comes from generators the checkpoint holds.
-On a CPU a run of one process that was killed ends with the same bits as one that was not.
+On a CPU a run that was killed, and goes on with as many processes, ends with the same bits as one that was not.
 
 Started by `torchrun` or `accelerate launch`, several processes search as one, in a folder all of them can read.
 """
@@ -27,6 +27,7 @@ from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
 from .found import Found
 from .picture import svg
 from .processes import joined
+from .random_state import put_random_state, random_states
 from .session import Session
 from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
@@ -110,11 +111,10 @@ def _epoch(
         question = session.processes.decided(strategy.ask(progress.state, progress.generator))
         progress = replace(progress, state=question.state, train=question.train, measure=question.measure)
     start, first = clock(), progress.step
-    for x, y in session.batches(progress.epoch, progress.step):
+    for x, y in session.batches(progress.epoch, progress.step, _count(session, progress)):
         step = progress.epoch * session.steps_an_epoch + progress.step
         batch = session.update(x, y, _drawn(session, progress), step)
-        # Of this process's share, which may be nothing where few are trained; the first always has one.
-        mean = sum(batch.losses) / max(1, len(batch.losses))
+        mean = sum(batch.losses) / len(batch.losses)  # of this process's share
         progress = replace(progress, step=progress.step + 1, losses=progress.losses + mean)
         if progress.step % config.checkpoint_steps == 0 and progress.step < session.steps_an_epoch:
             _checkpoint(folder, session, progress)
@@ -133,9 +133,15 @@ def _epoch(
     return progress
 
 
+def _count(session: Session, progress: Progress) -> int:
+    """How many architectures a mini-batch trains."""
+    wanted = session.config.architectures
+    return wanted if progress.train is None else min(wanted, len(progress.train))
+
+
 def _drawn(session: Session, progress: Progress) -> list[Architecture]:
     """What this mini-batch trains: in the warm-up fresh random architectures, then distinct ones of those asked for."""
-    wanted, generator = session.config.architectures, progress.generator
+    wanted, generator = _count(session, progress), progress.generator
     if progress.train is None:
         return [random_architecture(session.supernet.space, session.budget, generator) for _ in range(wanted)]
     order = torch.randperm(len(progress.train), generator=generator)[:wanted]
@@ -170,6 +176,7 @@ def _selected(
 
 
 def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
+    random = random_states(session.processes, session.device)
     if not session.processes.first:
         return
     content = {
@@ -183,8 +190,7 @@ def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None
         "train": None if progress.train is None else [list(a.mask) for a in progress.train],
         "measure": [list(a.mask) for a in progress.measure],
         "generator": progress.generator.get_state(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if session.device.type == "cuda" else [],
+        **random,
         "metrics_bytes": folder.metrics_bytes(),
     }
     folder.write_checkpoint(content)
@@ -206,9 +212,7 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
     session.put_state(content)
     session.initial = Gates(*map(tuple, content["initial"]))
     generator.set_state(content["generator"])
-    torch.set_rng_state(content["rng"])
-    if content["cuda_rng"]:
-        torch.cuda.set_rng_state_all(content["cuda_rng"])
+    put_random_state(content, session.processes, session.device)
     asked = [
         None if masks is None else tuple(Architecture(space, tuple(mask)) for mask in masks)
         for masks in (content["train"], content["measure"])

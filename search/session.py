@@ -14,14 +14,15 @@ from torch import Tensor
 
 from repconv.errors import SearchError
 
-from .adaptive import AdaptiveBatch, accumulate
+from .adaptive import AdaptiveBatch
 from .architecture import Architecture
 from .config import SearchConfig
 from .data import open_data
 from .evaluate import Batches, Evaluation, EvaluationSettings, evaluate
 from .evolution import Breeding
+from .joint_update import backward
 from .network import build_network, set_positions
-from .processes import Processes, merge_statistics, statistics_of
+from .processes import Processes
 from .strategies import Plan, Strategy, create_strategy
 from .supernet import Supernet
 from .task import EvaluationBatches, split, training_batches
@@ -44,11 +45,6 @@ class Session:
         processes: Processes = Processes(),  # noqa: B008  # frozen
         device: str | None = None,
     ) -> None:
-        if config.architectures < processes.count:
-            raise SearchError(
-                f"architectures={config.architectures} sub-networks a mini-batch leave some of {processes.count} "
-                "processes without work; set at least one a process"
-            )
         self.config, self.processes = config, processes
         self.device = chosen_device(device or config.device)
         self.task = open_data(config.data, config.test_data, image_size=config.image_size)
@@ -105,33 +101,38 @@ class Session:
             return self.config.learning_rate
         return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * step / self.steps))
 
-    def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's training batches from the `first` on, on the device."""
+    def batches(self, epoch: int, first: int, architectures: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's training batches from the `first` on, on the device: what this process needs of them.
+
+        That is all, unless processes split the batches, since an update has fewer `architectures` than there are.
+        """
+        images = self.processes.duty(architectures, self.config.batch).images
         for x, y in training_batches(
             self.task, self.split.train, batch=self.config.batch, seed=self.config.seed, epoch=epoch, first=first,
-            workers=self.config.workers,
+            workers=self.config.workers, images=images,
         ):  # fmt: skip
             yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
 
     def update(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture], step: int) -> AdaptiveBatch:
         """One adaptive batch (equations 6 to 8): the weights by SGD and the gates by Adam, from the same gradients.
 
-        Every process runs a share of the architectures; what is returned is of its own.
+        Every process runs a share of the architectures, or one on its share of the images, which is what `x` [n, c, h,
+        w] and `y` then hold; what is returned is of its own.
 
         Raises:
             SearchError: a loss is not finite.
         """
+        duty = self.processes.duty(len(architectures), self.config.batch)
         self.supernet.model.train()
 
         def loss_of(architecture: Architecture) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 return self.task.loss(self.supernet(architecture, x), y)
 
-        losses = [partial(loss_of, architecture) for architecture in self.processes.share(architectures)]
-        parameters, processes = [*self.weights, *self.gates], self.processes.group
-        before = {} if processes is None else statistics_of(self.supernet.model)
-        batch = accumulate(parameters, losses, self.config.weighting, processes)
-        merge_statistics(before, self.processes)
+        losses = [partial(loss_of, architectures[number]) for number in duty.networks]
+        batch = backward(
+            self.supernet.model, [*self.weights, *self.gates], losses, self.config.weighting, self.processes, duty
+        )  # fmt: skip
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         for group in self.weight_optimiser.param_groups:

@@ -115,13 +115,16 @@ def training_batches(
     first: int = 0,
     workers: int = 0,
     also: Callable[[Tensor], Tensor] | None = None,
+    images: range | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch's whole batches from the `first` on: images [batch, c, h, w] and targets [batch].
 
-    `also` is applied to normalised images (cutout). The rest that fills no batch is left out, as BN wants.
+    `also` is applied to normalised images (cutout). The rest that fills no batch is left out, as BN wants. `images`:
+    which of each batch, by their place in it; None is all.
     """
     order = epoch_order(positions, seed, epoch)
-    keys = [[(epoch, p) for p in order[i : i + batch]] for i in range(0, len(order) - batch + 1, batch)]
+    here = range(batch) if images is None else images
+    keys = [[(epoch, order[start + i]) for i in here] for start in range(0, len(order) - batch + 1, batch)]
     loader: DataLoader[Any] = DataLoader(
         _Keyed(task, task.train, seed, also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
         batch_sampler=keys[first:], num_workers=workers,

@@ -8,16 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from repconv import SearchError
-from repconv.search.config import SearchConfig
 from repconv.search.processes import Processes
-from repconv.search.session import Session
 
+Launcher = Callable[[int], list[str]]
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
@@ -35,11 +35,21 @@ def test_one_process_alone_decides_and_gathers_for_itself() -> None:
     assert alone.gathered([1, 2]) == [1, 2]
 
 
-def test_fewer_architectures_than_processes_are_refused() -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    config = SearchConfig(data="digits", architectures=1)
-    with pytest.raises(SearchError, match="leave some of 2 processes without work"):
-        Session(config, Processes(0, 2))
+@pytest.mark.parametrize(("count", "networks"), [(1, 1), (2, 5), (2, 1), (3, 2), (8, 3), (4, 4)])
+def test_duties_cover_every_network_on_every_image_once(count: int, networks: int) -> None:
+    duties = [Processes(rank, count).duty(networks, 32) for rank in range(count)]
+    done = [(n, i) for duty in duties for n in duty.networks for i in duty.images]
+    assert sorted(done) == [(n, i) for n in range(networks) for i in range(32)]
+    for network in range(networks):
+        assert sum(duty.part for duty in duties if network in duty.networks) == pytest.approx(1)
+    assert {duty.split for duty in duties} == {networks < count}
+    assert len({duty.first for duty in duties}) == 1
+    assert [duty.team for duty in duties if duties.index(duty) in duty.first] == list(range(len(duties[0].first)))
+
+
+def test_processes_without_an_image_are_refused() -> None:
+    with pytest.raises(SearchError, match="a mini-batch of 3 images leaves some of the 4 processes that share it"):
+        Processes(0, 8).duty(2, 3)
 
 
 def free_port() -> str:
@@ -48,16 +58,27 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def launch(folder: Path, processes: int, script: Path, *arguments: object) -> str:
-    """What `script` prints, alone or started by torchrun."""
-    start = [sys.executable, "-W", "ignore"]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", free_port()]
+def torchrun(processes: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", free_port()]
+
+
+def accelerate(processes: int) -> list[str]:
+    return [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(processes),
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(),
+    ]  # fmt: skip
+
+
+def launch(
+    folder: Path, processes: int, script: Path, *arguments: object, by: Launcher = torchrun, killed: bool = False
+) -> str:
+    """What `script` prints, alone or started by a launcher."""
+    start = [sys.executable, "-W", "ignore", *(by(processes) if processes > 1 else [])]
     log = folder / "log"
     with log.open("w") as stream:
         child = subprocess.Popen(
             [*start, str(script), *map(str, arguments)], stdout=stream, stderr=stream,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         try:
             code = child.wait(timeout=300)
@@ -65,18 +86,24 @@ def launch(folder: Path, processes: int, script: Path, *arguments: object) -> st
             os.killpg(child.pid, signal.SIGKILL)  # the launcher's workers with it
             child.wait()
             code = -1
-    assert code == 0, log.read_text()[-3000:]
+    assert (code == 0) != killed, log.read_text()[-3000:]
     return log.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architectures", "weighting"), [(5, "softmax"), (2, "uniform"), (4, "literal")])
-def test_an_update_of_two_processes_is_that_of_one(tmp_path, architectures: int, weighting: str) -> None:
+@pytest.mark.parametrize(
+    ("count", "architectures", "weighting"),
+    [(2, 5, "softmax"), (2, 2, "uniform"), (2, 4, "literal"), (2, 1, "softmax"), (3, 2, "softmax")],
+)
+def test_an_update_of_several_processes_is_that_of_one(
+    tmp_path, count: int, architectures: int, weighting: str
+) -> None:
+    """With fewer architectures than processes, of one that normalises the same parts of each mini-batch."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    for processes in (1, 2):
-        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting)
+    for processes in (1, count):
+        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting, count)
     alone = torch.load(tmp_path / "update-1-0.pt")
-    ranks = [torch.load(tmp_path / f"update-2-{rank}.pt") for rank in (0, 1)]
+    ranks = [torch.load(tmp_path / f"update-{count}-{rank}.pt") for rank in range(count)]
     assert not all(alone["gradients"].values()), "some branches are in none of the architectures"
     statistics = 0
     for both in ranks:
@@ -89,15 +116,15 @@ def test_an_update_of_two_processes_is_that_of_one(tmp_path, architectures: int,
             else:
                 assert torch.equal(both["state"][name], value), name
     assert statistics > 50
-    assert all(torch.equal(ranks[0]["state"][n], ranks[1]["state"][n]) for n in alone["state"])
-    scores = [torch.load(tmp_path / name) for name in ("accuracies-1-0.pt", "accuracies-2-0.pt", "accuracies-2-1.pt")]
-    assert scores[0] == scores[1] == scores[2]
-    results = [json.loads((tmp_path / f"run-{n}" / "result.json").read_text()) for n in (1, 2)]
+    assert all(torch.equal(ranks[0]["state"][n], other["state"][n]) for other in ranks for n in alone["state"])
+    scores = [torch.load(tmp_path / f"accuracies-{count}-{rank}.pt") for rank in range(count)]
+    assert all(torch.load(tmp_path / "accuracies-1-0.pt") == score for score in scores)
+    results = [json.loads((tmp_path / f"run-{n}" / "result.json").read_text()) for n in (1, count)]
     assert len(results[0]["architectures"]) == len(results[1]["architectures"])
-    first = [json.loads((tmp_path / f"run-{n}" / "populations" / "0001.json").read_text()) for n in (1, 2)]
+    first = [json.loads((tmp_path / f"run-{n}" / "populations" / "0001.json").read_text()) for n in (1, count)]
     drawn = [{json.dumps(m["active"]) for m in one["members"]} for one in first]
     assert drawn[0] == drawn[1], "one decides for both what it would have decided alone"
-    assert len((tmp_path / "run-2" / "metrics.jsonl").read_text().splitlines()) == 5
+    assert len((tmp_path / f"run-{count}" / "metrics.jsonl").read_text().splitlines()) == 5
 
 
 @pytest.mark.slow
@@ -111,3 +138,62 @@ def test_the_command_line_under_torchrun_is_one_run(tmp_path) -> None:
     assert printed.count("epoch 2:") == 1
     assert (tmp_path / "run" / "result.json").exists()
     launch(tmp_path, 2, command, "search", "resume", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_accelerate_launch_is_the_run_of_torchrun(tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    settings = ("width=2", "blocks=1", "train_images=200", "population=3", "epochs=2", "warmup_epochs=1", "batch=32")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    command = Path(sys.executable).with_name("repconv")
+    results = []
+    for by in (torchrun, accelerate):
+        folder = tmp_path / by.__name__
+        printed = launch(tmp_path, 2, command, "search", "run", "-o", folder, *arguments, by=by)
+        assert printed.count("best of 3: validation accuracy") == 1
+        checkpoint = torch.load(folder / "checkpoint.pt")
+        assert len(checkpoint["rng_of_others"]) == 1, "two processes took part"
+        results.append(((folder / "result.json").read_text(), checkpoint["model"]))
+    (one, first), (other, second) = results
+    assert one == other
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_a_retraining_of_two_processes_is_that_of_one(tmp_path) -> None:
+    """One that normalises the same halves of each mini-batch."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    for processes in (1, 2):
+        launch(tmp_path, processes, SCRIPT.with_name("retrain_together.py"), tmp_path, 2)
+    alone, *ranks = (torch.load(tmp_path / f"retrain-{n}-{rank}.pt") for n, rank in ((1, 0), (2, 0), (2, 1)))
+    for both in ranks:
+        assert both["losses"] == pytest.approx(alone["losses"], rel=1e-9)
+        for name, value in alone["state"].items():
+            scale = max(1.0, float(value.abs().max()))
+            assert float((both["state"][name] - value).abs().max()) <= 1e-6 * scale, name
+            assert torch.equal(ranks[0]["state"][name], both["state"][name]), name
+    command = Path(sys.executable).with_name("repconv")
+    settings = ("epochs=1", "batch=31", "train_images=100", "cutout=2")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    line = ("retrain", tmp_path / "found.arch.json", "-o", tmp_path / "run", *arguments)
+    for _ in range(2):  # the second finds it finished
+        assert launch(tmp_path, 2, command, *line).count("test accuracy on 360 images") == 1
+    assert (tmp_path / "run" / "retrained.fused.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_that_is_killed_ends_bit_identical(tmp_path) -> None:
+    """The first process killed while it writes, the second one after an update, then both go on."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    script = SCRIPT.with_name("killed_together.py")
+    launch(tmp_path, 2, script, tmp_path / "whole", -1, 0)
+    for rank, moment in ((0, "inside a file write"), (1, "after an update")):
+        names = json.loads((tmp_path / f"whole.{rank}.json").read_text())
+        event = 1 + names.index(moment, len(names) // 2)
+        folder = tmp_path / f"killed-{rank}"
+        launch(tmp_path, 2, script, folder, rank, event, killed=True)
+        assert not (folder / "result.json").exists()
+        assert (folder / "checkpoint.pt").exists()
+        launch(tmp_path, 2, script, folder, -1, 0)
+        assert json.loads(launch(tmp_path, 1, script, tmp_path / "whole", folder)) == []

@@ -14,7 +14,7 @@ from repconv.search.data import open_data
 from repconv.search.folder import RESULT, RunFolder
 from repconv.search.found import Found, read_found
 from repconv.search.retrain import FUSED, RETRAINED, Cutout, Trainer, retrain, searched_network
-from repconv.search.retrain_config import RETRAIN_PRESETS, RetrainConfig, retrain_preset
+from repconv.search.retrain_config import RETRAIN_PRESETS, RetrainConfig, complete, retrain_preset
 from repconv.search.space import SearchSpace
 from repconv.search.supernet import Gates, Supernet
 
@@ -185,16 +185,19 @@ def test_the_papers_retraining_is_that_of_the_paper() -> None:
         retrain_preset("cifar")
 
 
-def test_several_processes_are_refused(found, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SearchError, match="retraining runs in one process"):
-        retrain(begun(tmp_path), found, TINY)
+def test_a_preset_that_goes_on_from_a_supernet_needs_one() -> None:
+    with pytest.raises(SearchError, match=r"preset imagenet goes on from the weights of a search: .* --set supernet="):
+        complete("imagenet", ["data=imagefolder:there"])
+    assert complete("imagenet", ["data=imagefolder:there", "supernet=s.pt"]).supernet == "s.pt"
+    with pytest.raises(SearchError, match="preset imagenet needs images: give --data"):
+        complete("imagenet", [])
+    assert complete("smoke", []).data == "digits"
 
 
 def test_what_makes_no_sense_is_refused(found, tmp_path) -> None:
     with pytest.raises(SearchError, match="drop_path is at least 0 and below 1"):
         RetrainConfig(drop_path=1.0)
-    with pytest.raises(SearchError, match=r"the loss is nan|the loss is inf"):
+    with pytest.raises(SearchError, match="loss is not finite"):
         retrain(begun(tmp_path), found, dataclasses.replace(TINY, learning_rate=1e30, clip=0.0))
     with pytest.raises(SearchError, match=r"network is described by blocks, branches"):
         searched_network(dataclasses.replace(found, network={}), open_data("digits"))

@@ -120,7 +120,7 @@ def test_one_update_moves_weights_by_sgd_and_gates_by_adam_from_the_same_gradien
     config = dataclasses.replace(TINY, momentum=0.0, weight_decay=0.0, architectures=1)
     session = Session(config)
     twin = Session(config)
-    (x, y), *_ = session.batches(0, 0)
+    (x, y), *_ = session.batches(0, 0, 1)
     architecture = session.strategy().ask(_start(session), torch.Generator().manual_seed(0)).train[0]
     twin.task.loss(twin.supernet.model.train() and twin.supernet(architecture, x), y).backward()
     session.update(x, y, [architecture], 0)

@@ -12,11 +12,12 @@ from torch import nn
 
 from repconv import SourceError, create_model, fuse, save
 from repconv.cli import main
-from repconv.export import artefacts
+from repconv.export import BuildSettings, Span, artefacts, engine_runtime, to_openvino
 from repconv.export.artefacts import open_artefact
 from repconv.export.checks import inputs_for, verify_artefacts
 from repconv.export.locate import locate
 from repconv.export.onnx_exporter import to_onnx
+from repconv.files import sha256
 
 BROKEN = "stages.1.0.conv1"
 
@@ -248,3 +249,54 @@ def test_a_truncated_file_is_refused(suffix, keep, files, tmp_path):
     (tmp_path / f"cut{suffix}").write_bytes(whole[: int(keep * len(whole))])
     with pytest.raises(SourceError, match="not a readable"):
         open_artefact(str(tmp_path / f"cut{suffix}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_openvino_ir_is_compared_in_the_precision_it_records(run, files, tmp_path, precision: str) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    made = tmp_path / "m.xml"
+    to_openvino(files / "m.pt", made, BuildSettings(precision=precision, batch=Span(1, 2, 8)))
+    code, out, err = run("m.pt", made, "--json", tmp_path / "r.json")
+    assert code == 0, err
+    assert re.search(rf"B  \S+m\.xml, run by OpenVINO in ({precision.replace('fp', 'f')}|bf16|f32)", out)
+    assert json.loads((tmp_path / "r.json").read_text())["b"]["sha256"]
+    code, out, _ = run(made, "broken.onnx")
+    # One tap of one layer is within what half precision is allowed.
+    assert (code, "DIFFERS" in out) == ((1, True) if precision == "fp32" else (0, False))
+    code, _, err = run("m.pt", made, "--locate")
+    assert code == 2
+    assert "shows nothing of what is inside" in err
+    made.with_suffix(".bin").unlink()
+    code, _, err = run("m.pt", made)
+    assert code == 2
+    assert "not readable IR" in err
+
+
+def test_ir_without_openvino_is_exit_3_with_the_line_that_installs_it(run, tmp_path, monkeypatch) -> None:
+    (tmp_path / "m.xml").write_text("<net/>")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    code, _, err = run("m.pt", tmp_path / "m.xml")
+    assert code == 3
+    assert "pip install openvino" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run it on")
+def test_an_engine_without_a_gpu_is_exit_3_and_one_without_its_json_exit_2(run, tmp_path) -> None:
+    engine = tmp_path / "m.engine"
+    engine.write_bytes(b"engine")
+    code, _, err = run("m.pt", engine)
+    assert code == 2
+    assert "has no m.engine.json beside it" in err
+    told = {
+        "schema": "repconv.engine/1", "engine": "m.engine", "target": "tensorrt", "version": "0", "versions": {},
+        "sha256": sha256(engine), "bytes": 6, "onnx_sha256": "", "source": "m.pt", "source_sha256": None,
+        "capabilities": [], "gpu": None, "precision": "fp16", "observed": {},
+        "tensors": [{"name": "input", "dtype": "HALF", "shape": [-1, 3, 16, 16]}], "batch": "1:2:8",
+        "verified": False, "not_run": None,
+    }  # fmt: skip
+    here = engine_runtime.version_here("tensorrt") or "0"
+    (tmp_path / "m.engine.json").write_text(json.dumps({**told, "version": here}))
+    code, _, err = run("m.pt", engine)
+    assert code == 3
+    assert "cannot run here: no GPU" in err

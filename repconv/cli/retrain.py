@@ -27,23 +27,28 @@ def command(
     """Train the searched ARCHITECTURE (a repconv.arch/1 file of a search), then fuse it.
 
     Presets: cifar10, imagenet (the paper's), cifar10-small, smoke. Writes a checkpoint and its fused form with the
-    accuracy of both. Interrupted, the same line goes on from the last checkpoint.
+    accuracy of both. Interrupted, the same line goes on from the last checkpoint. The preset imagenet goes on from the
+    weights of the search and needs them: --set supernet=FILE.
     """
-    from repconv.search.folder import RESULT
+    from repconv.search.folder import RESULT, RunFolder
     from repconv.search.found import read_found
+    from repconv.search.processes import joined
     from repconv.search.retrain import FUSED, RETRAINED, retrain
-    from repconv.search.retrain_config import SCHEMA, retrain_preset
-    from repconv.search.settings import changed, settings_to_dict
+    from repconv.search.retrain_config import SCHEMA, complete
+    from repconv.search.settings import settings_to_dict
 
-    from ..errors import SearchError
     from .record import file_record, write_json
 
     found = read_found(architecture)
-    config = changed(retrain_preset(preset_name).config, [*([f"data={data}"] if data else []), *settings])
-    if not config.data:
-        raise SearchError(f"preset {preset_name} needs images: give --data, such as --data cifar10:PATH")
-    folder = _folder(Path(output), {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()})
-    retrain(folder, found, config, _show)
+    config = complete(preset_name, [*([f"data={data}"] if data else []), *settings])
+    with joined(config.device) as (processes, _):
+        folder = RunFolder(Path(output))
+        if processes.first:
+            _open(folder, {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()})
+        processes.gathered([output])  # until then the others have no folder to read
+        retrain(folder, found, config, _show)
+    if not processes.first:
+        return
     result = folder.read_json(RESULT)
     click.echo(
         f"\n  {result['measured_on']} accuracy on {result['images']:,} images: {result['accuracy']:.4f}, "
@@ -56,8 +61,8 @@ def command(
         })  # fmt: skip
 
 
-def _folder(path: Path, wanted: Mapping[str, Any]) -> RunFolder:
-    """A new folder, or the one of the same settings and architecture.
+def _open(folder: RunFolder, wanted: Mapping[str, Any]) -> None:
+    """Make the folder, unless it is the one of the same settings and architecture.
 
     Raises:
         OutputError: it holds another run.
@@ -67,12 +72,10 @@ def _folder(path: Path, wanted: Mapping[str, Any]) -> RunFolder:
 
     from ..errors import OutputError
 
-    if not (path / CONFIG).exists():
-        return RunFolder.create(path, wanted, environment())
-    folder = RunFolder.open(path)
-    if folder.read_json(CONFIG) != wanted:
-        raise OutputError(f"{path} holds a run with other settings or another architecture; name another folder")
-    return folder
+    if not (folder.path / CONFIG).exists():
+        RunFolder.create(folder.path, wanted, environment())
+    elif folder.read_json(CONFIG) != wanted:
+        raise OutputError(f"{folder.path} holds a run with other settings or another architecture; name another folder")
 
 
 def _show(record: Mapping[str, Any]) -> None:

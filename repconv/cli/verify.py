@@ -36,10 +36,12 @@ def command(
 ) -> None:
     """Compare A and B, each run in its own runtime, and say whether they are the same network.
 
-    A and B are .onnx files (onnxruntime), .pt2 programs (torch.export), or whatever `repconv fuse` takes (PyTorch):
-    checkpoints, state dicts of a network named by --model, models by name.
+    A and B are .onnx files (onnxruntime), .pt2 programs (torch.export), .xml files (OpenVINO), .engine files
+    (TensorRT, on a GPU), or whatever `repconv fuse` takes (PyTorch): checkpoints, state dicts of a network named by
+    --model, models by name.
 
-    Exit code 1 if they differ by more than rounding.
+    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does; 3 where one
+    of them cannot run here.
     """
     from repconv.export.artefacts import PYTORCH, open_artefact
     from repconv.export.checks import inputs_for, verify_artefacts

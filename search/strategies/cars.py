@@ -10,9 +10,9 @@ from typing import final
 import torch
 
 from ..architecture import Architecture
-from ..evolution import crossover, first_population, mutate, pick, random_architecture, to_architecture, to_mask
+from ..evolution import crossover, mutate, pick, random_architecture, to_architecture, to_mask
 from ..supernet import Gates
-from .protocol import Member, Plan, Question, State, architectures_of, asked, measured
+from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, measured
 
 
 @final
@@ -31,8 +31,7 @@ class Cars:
         """The living and their children."""
         plan = self.plan
         if not state.members:
-            start = first_population(plan.space, plan.budget, plan.population, generator)
-            return asked(state, [Member(architecture) for architecture in start])
+            return first_question(state, plan, generator)
         living = architectures_of(state.members)
         seen, children = set(living), []
         for _ in range(plan.children):

@@ -9,9 +9,9 @@ from typing import final
 import torch
 
 from ..architecture import Architecture
-from ..evolution import age_term, best, breed, first_population
+from ..evolution import age_term, best, breed
 from ..supernet import Gates
-from .protocol import Member, Plan, Question, State, architectures_of, asked, measured
+from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, measured
 
 
 @final
@@ -25,8 +25,7 @@ class Des:
         """The living and their children; at first a uniform draw."""
         plan = self.plan
         if not state.members:
-            start = first_population(plan.space, plan.budget, plan.population, generator)
-            return asked(state, [Member(architecture) for architecture in start])
+            return first_question(state, plan, generator)
         parents = architectures_of(state.members)
         children = breed(
             parents, plan.children, plan.budget, state.gates, plan.initial, generator, plan.breeding

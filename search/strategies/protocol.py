@@ -11,7 +11,7 @@ import torch
 from repconv.errors import SearchError
 
 from ..architecture import Architecture
-from ..evolution import Breeding, check_age
+from ..evolution import Breeding, check_age, first_population
 from ..space import SearchSpace
 from ..supernet import Gates
 
@@ -112,6 +112,12 @@ def measured(state: State, scores: Sequence[float]) -> tuple[Member, ...]:
     if len(scores) != len(state.asked):
         raise SearchError(f"{len(state.asked)} scores were asked for, got {len(scores)}")
     return tuple(replace(m, accuracy=a, score=a) for m, a in zip(state.asked, scores, strict=True))
+
+
+def first_question(state: State, plan: Plan, generator: torch.Generator) -> Question:
+    """The usual first one: a population drawn uniformly among architectures of the budget's size."""
+    start = first_population(plan.space, plan.budget, plan.population, generator)
+    return asked(state, [Member(architecture) for architecture in start])
 
 
 def asked(state: State, members: Sequence[Member]) -> Question:
