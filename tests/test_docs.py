@@ -241,3 +241,18 @@ def test_every_schema_in_the_code_is_described() -> None:
     missing = sorted(name for name in written if name not in described)
     assert len(written) > 10
     assert not missing, f"docs/formats.md does not describe {', '.join(missing)}"
+
+
+def test_messages_quoted_in_sentences_are_in_the_code() -> None:
+    """Those that take a GPU, several processes or a long run to provoke."""
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for top in ("repconv", "search", "export")
+        for path in (ROOT / top).rglob("*.py")
+    )
+    code = re.sub(r"\{[^{}]*\}", "#", re.sub(r'"\s*\n\s*f?"', "", code))
+    prose = FENCE.sub("", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    quoted = [re.sub(r"\d+", "#", " ".join(text.split())) for text in re.findall(r'"([^"`]+)"', prose)]
+    missing = [text for text in quoted if text.rstrip(".,") not in code]
+    assert len(quoted) > 5
+    assert not missing, missing
