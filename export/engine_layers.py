@@ -47,7 +47,7 @@ def _parse_lines(lines: Sequence[str]) -> Iterator[EngineLayer]:
         match = re.match(r"Name: (.*?), LayerType: (.*?), Inputs: (.*?), (?:Constants|Outputs): ", line)
         if match is not None:
             nodes = re.findall(r"\[ONNX Layer: ([^\]]*)\]", line)
-            reads = re.findall(r"Datatype: (\w+)", match[3])
+            reads = re.findall(r"Data[Tt]ype: (\w+)", match[3])
             yield EngineLayer(match[1], match[2], tuple(nodes), tuple(reads))
 
 
@@ -71,7 +71,9 @@ _SAID = {
 
 
 def _datatype(tensor: dict[str, object]) -> str:
-    said = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+    # TensorRT 10 says "Format/Datatype" in one; 11 splits it, and spells the word "DataType".
+    known = {key.lower(): value for key, value in tensor.items()}
+    said = str(known.get("datatype") or known.get("format/datatype") or "")
     return next((name for word, name in _SAID.items() if word in said), said)
 
 

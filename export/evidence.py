@@ -37,7 +37,8 @@ class Evidence:
     comparisons: output by output and call by call, the largest difference against its tolerance.
     mean_error, rms_error: over everything, of the output where they are largest.
     top1_agreement: share of images for which the largest output is that of the network; None where outputs are no
-    class scores. accuracy, accuracy_before: share of labels met by the artefact and by the network.
+    class scores. labelled: how many images have labels; accuracy, accuracy_before: share of these that the artefact and
+    the network get right.
     observed: settings read back from the runtime.
     """
 
@@ -52,6 +53,7 @@ class Evidence:
     top1_agreement: float | None = None
     accuracy: float | None = None
     accuracy_before: float | None = None
+    labelled: int = 0
     observed: dict[str, str] = field(default_factory=dict)
     worst: tuple[Probe, Tensor, Tensor] | None = None
 
@@ -110,7 +112,7 @@ class Evidence:
         }  # fmt: skip
         return {
             "passed": self.passed, "verdict": self.verdict, "runtime": self.runtime, "observed": self.observed,
-            "inputs": self.inputs, "images": self.images, "judged": self.judged,
+            "inputs": self.inputs, "images": self.images, "judged": self.judged, "labelled": self.labelled,
             "tolerance": vars(self.tolerance), "finite": self.finite,
             **{key: None if v is None or not math.isfinite(v) else v for key, v in numbers.items()},
             "calls": [

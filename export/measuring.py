@@ -176,7 +176,8 @@ def measure(
         max((mean for mean, _ in relative), default=math.inf), max((rms for _, rms in relative), default=math.inf),
         scores.agreed / scores.images if scores.images else None,
         scores.right / scores.labelled if scores.labelled else None,
-        scores.right_before / scores.labelled if scores.labelled else None, dict(observed or {}), found.worst,
+        scores.right_before / scores.labelled if scores.labelled else None, scores.labelled, dict(observed or {}),
+        found.worst,
     )  # fmt: skip
 
 

@@ -333,6 +333,8 @@ def from_content(
             None if shape is None else tuple(shape),
             dict(description["metrics"]),
         )
+    except CheckpointError as error:  # a ValueError, too, that says enough
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: the description makes no sense: {type(error).__name__}: {error}") from error
     put_state(model, state, str(path))

@@ -117,7 +117,7 @@ class RunFolder:
             stream.write(buffer.getbuffer())
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, None before the first.
+        """The last checkpoint, its tensors on the CPU whatever wrote them, None before the first.
 
         Raises:
             SearchError: it cannot be read.
@@ -126,7 +126,7 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            content: dict[str, Any] = torch.load(file, weights_only=True)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds
             raise SearchError(f"{file} is damaged ({type(error).__name__}); the run cannot go on from it") from error
         return content

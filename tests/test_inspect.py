@@ -92,3 +92,17 @@ def test_a_file_that_is_no_onnx_model_is_refused(content, tmp_path):
     result = CliRunner().invoke(command, [str(path)])
     assert isinstance(result.exception, SourceError)
     assert "f.onnx" in str(result.exception)
+
+
+def test_a_network_of_unknown_image_shape_is_not_called_unfusable(tmp_path, monkeypatch):
+    (tmp_path / "unsized_net_of_test.py").write_text(
+        "from torch import nn\ndef network():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, ["unsized_net_of_test:network"])
+    assert "give its shape, such as --input-shape 3,224,224" in done.output
+    assert "nothing in it fuses" not in done.output
+    done = CliRunner().invoke(command, ["unsized_net_of_test:network", "--input-shape", "3,8,8"])
+    assert "would become one" in done.output
+    result = CliRunner().invoke(command, ["f.onnx", "--input-shape", "3,8,8"])
+    assert "declares its inputs itself" in str(result.exception)

@@ -215,6 +215,16 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_is_intact(tmp_path, m
     assert (folder.path / RESULT).read_text() == (whole.path / RESULT).read_text()
 
 
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch) -> None:
+    folder = begun(tmp_path / "run")
+    monkeypatch.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
+    folder.write_checkpoint({"model": {"weight": torch.ones(2)}})
+    monkeypatch.undo()
+    content = folder.read_checkpoint()
+    assert content is not None
+    assert content["model"]["weight"].device.type == "cpu"
+
+
 def test_metrics_that_cannot_be_written_are_an_error(tmp_path) -> None:
     folder = begun(tmp_path / "run")
     (folder.path / METRICS).symlink_to("/dev/full")

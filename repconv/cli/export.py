@@ -176,7 +176,7 @@ def _summary(record: ExportRecord) -> str:
         facts["fused"] = "convolutions {} to {}".format(*record.fusion["convolutions"])  # type: ignore[misc]  # a pair
     if record.evidence is not None and record.evidence.accuracy is not None:
         seen = record.evidence
-        facts["accuracy"] = f"{seen.accuracy:.1%}, before {seen.accuracy_before:.1%}, of {seen.images} images"
+        facts["accuracy"] = f"{seen.accuracy:.1%}, before {seen.accuracy_before:.1%}, of {seen.labelled} images"
     text = "\n".join(f"  {key:<20} {value}" for key, value in facts.items())
     layers = record.details.get("quantization", {}).get("layers", [])  # type: ignore[attr-defined]  # plain containers
     if not layers:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import json_option, source_options
+from .options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,21 +22,31 @@ _METADATA_SHOWN = 80
 
 @click.command(epilog="Example: repconv inspect checkpoint.pt")
 @click.argument("source")
+@click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
 @source_options
 @json_option
-def command(source: str, model_name: str | None, state_key: str | None, json_file: str | None) -> None:
+def command(
+    source: str,
+    input_shape: tuple[int, int, int] | None,
+    model_name: str | None,
+    state_key: str | None,
+    json_file: str | None,
+) -> None:
     """Show what is inside SOURCE, block by block, and what fusing would make of it, without computing it.
 
     Of an .onnx file also opset, inputs, outputs, operators and metadata.
     """
     from pathlib import Path
 
+    from ..errors import SourceError
     from ..inspection import inspect
     from ..sources import open_source
     from .record import file_record, write_json
     from .text import foresight_tables
 
     if Path(source).suffix in (".onnx", ".pt2"):
+        if input_shape is not None:
+            raise SourceError(f"--input-shape is for networks; {source} declares its inputs itself")
         _inspect_graph(Path(source), json_file)
         return
     loaded = open_source(source, model=model_name, state_key=state_key)
@@ -45,8 +55,13 @@ def command(source: str, model_name: str | None, state_key: str | None, json_fil
     found = inspect(loaded.checkpoint.model)
     facts = _facts(loaded)
     click.echo("\n".join(f"  {key:<14} {value}" for key, value in facts.items()) + "\n")
-    foreign = _foresee(loaded) if not found.layers and not loaded.checkpoint.fused else None
-    click.echo(_picture(found) if foreign is None else foresight_tables(foreign))
+    shape = input_shape or loaded.checkpoint.input_shape
+    is_graph = not found.layers and not loaded.checkpoint.fused
+    foreign = _foresee(loaded, shape) if is_graph and shape is not None else None
+    if is_graph and shape is None:
+        click.echo("  not looked at: tracing its graph takes an image; give its shape, such as --input-shape 3,224,224")
+    else:
+        click.echo(_picture(found) if foreign is None else foresight_tables(foreign))
     if json_file is not None:
         write_json(json_file, "repconv.inspect/1", {
             "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
@@ -55,8 +70,8 @@ def command(source: str, model_name: str | None, state_key: str | None, json_fil
         })  # fmt: skip
 
 
-def _foresee(loaded: Source) -> Foresight | None:
-    """What fusing its graph would do, for a network without blocks whose image shape is known."""
+def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
+    """What fusing its graph would do, for a network without blocks."""
     import torch
 
     from ..errors import FusionError
@@ -64,9 +79,6 @@ def _foresee(loaded: Source) -> Foresight | None:
     from ..graph import foresee_program
     from ..verify import dtype_of
 
-    shape = loaded.checkpoint.input_shape
-    if shape is None:
-        return None
     x = torch.zeros(1, *shape, dtype=dtype_of(loaded.checkpoint.model))
     try:
         return foresee_program(exported_program(loaded.checkpoint.model, x))
