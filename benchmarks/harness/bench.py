@@ -45,7 +45,8 @@ def bench(
         settings: what is asked for.
         model: for state dicts, their network's name.
         state_key: the key in a file under which the weights are.
-        say: told what is being done. progress: told what part of the turns of a batch size and precision is done.
+        say: told what is being done.
+        progress: told what part of the turns of a batch size and precision is done.
 
     Raises:
         SourceError, CheckpointError, FusionError: bad input, or settings that do not fit it.
@@ -109,8 +110,8 @@ def _forms(given: Sequence[Given], settings: BenchSettings) -> tuple[list[Form],
         notes += said
     if "int8" in settings.precisions:
         notes.append(
-            "int8 is calibrated on noise: its times are those of any int8 file of the network, its outputs are not; for "
-            "those, export it with images and measure that file"
+            "int8 is calibrated on noise: its times are those of any int8 file of the network, its outputs are not; "
+            "for those, export it with images and measure that file"
         )
     return forms, notes
 

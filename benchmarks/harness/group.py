@@ -102,10 +102,12 @@ def measure_group(
     """Load everything, compare it with its source, and let it take turns.
 
     Args:
-        entries: what `build_group` gives, with `inputs` by label of a source.
+        entries: what `build_group` gives.
+        inputs: by label of a source.
         settings: what is asked for.
         folder: for temporary files.
-        say: told what is being done. progress: told what part of the turns is done.
+        say: told what is being done.
+        progress: told what part of the turns is done.
 
     Raises:
         BackendError: a runtime cannot be imported.
