@@ -7,9 +7,10 @@ from html import escape
 
 from repconv.drawing import FIXED_COLOUR, Cell, distributions, dots, grid, shade
 from repconv.inspection import Inspection
-from repconv.page import bullets, figure, html_table, page
+from repconv.page import bullets, facts, figure, html_table, page
 from repconv.report import FusionReport
 
+from .harness.noise import gathered
 from .harness.results import BenchResult, Compared, Measured, Row
 
 
@@ -19,7 +20,7 @@ def bench_report(result: BenchResult) -> str:
     return page(f"{names}: latency and equivalence", [
         _headline(result), *_noise(result), "<h2>Latency</h2>", *_latency(result), "<h2>Compared</h2>", _ratios(result),
         *(part for source in result.sources for part in _source(source)), "<h2>Settings asked for</h2>",
-        _facts(result.settings.to_dict()), "<h2>Settings observed</h2>", _observed(result), "<h2>Machine</h2>",
+        facts(result.settings.to_dict()), "<h2>Settings observed</h2>", _observed(result), "<h2>Machine</h2>",
         _machine(result),
     ])  # fmt: skip
 
@@ -45,7 +46,7 @@ def _noise(result: BenchResult) -> list[str]:
     problems = [f"{row.key.name}: {row.evidence.verdict}" for row in result.differing if row.evidence is not None]
     problems += [f"{row.key.name}: {row.failure}" for row in result.failed]
     parts = [bullets(problems, mark="bad")] if problems else []
-    warnings = result.all_warnings
+    warnings = gathered(result.all_warnings)
     if warnings:
         parts += ["<h2>Noise</h2>", bullets(warnings)]
     else:
@@ -104,7 +105,7 @@ def _ratios(result: BenchResult) -> str:
 def _source(source: Measured) -> Iterable[str]:
     yield f"<h2>{escape(source.label)}</h2>"
     known = {"input": "x".join(map(str, source.size)), "bytes": source.bytes, "sha256": source.sha256}
-    yield _facts({key: value for key, value in known.items() if value is not None})
+    yield facts({key: value for key, value in known.items() if value is not None})
     if source.report is not None:
         yield from _fusion(source.report)
         yield from _errors(source.report)
@@ -195,17 +196,4 @@ def _machine(result: BenchResult) -> str:
         found |= {f"GPU {key}": value for key, value in result.gpu[-1].to_dict().items()}
         found["GPU clocks seen"] = f"{min(g.sm_mhz for g in result.gpu)} to {max(g.sm_mhz for g in result.gpu)} MHz"
     found["seconds it took"] = f"{result.seconds:.0f}"
-    return _facts(found)
-
-
-def _facts(found: Mapping[str, object]) -> str:
-    return html_table(("", ""), [(key.replace("_", " "), _plain(value)) for key, value in found.items()])
-
-
-def _plain(value: object) -> object:
-    """As a person writes it."""
-    if value is None:
-        return "not given"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
+    return facts(found)

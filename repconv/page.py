@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 _STYLE = """
@@ -23,8 +23,11 @@ small,.soft,figcaption{color:var(--soft);font-size:.875rem}
 .scroll{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;font-size:.875rem}
 th,td{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-th{font-weight:600;white-space:nowrap}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{font-weight:600}
+th,td{white-space:nowrap}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.facts td{white-space:normal;overflow-wrap:anywhere}
+.facts td:first-child{overflow-wrap:normal;color:var(--soft);min-width:8rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:.7rem;margin:1rem 0}
 .card{background:var(--tint);border:1px solid var(--line);border-radius:.5rem;padding:.6rem .8rem}
 .card b{display:block;font-size:1.5rem;line-height:1.2}
@@ -61,9 +64,27 @@ def html_table(heading: Sequence[object], rows: Iterable[Sequence[object]], *, r
         marks = (' class="n"' if i in right else "" for i in range(len(cells)))
         return "".join(f"<{tag}{mark}>{escape(str(cell))}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
 
-    head = f"<thead><tr>{line('th', heading)}</tr></thead>" if any(map(str, heading)) else ""
+    head = f"<thead><tr>{line('th', heading)}</tr></thead>"
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
     return scrolling(f"<table>{head}<tbody>{body}</tbody></table>")
+
+
+def facts(found: Mapping[str, object]) -> str:
+    """Names and what they are, in words; long values wrap."""
+    lines = (
+        f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(str(_plain(value)))}</td></tr>"
+        for name, value in found.items()
+    )
+    return f'<table class="facts"><tbody>{"".join(lines)}</tbody></table>'
+
+
+def _plain(value: object) -> object:
+    """As a person writes it."""
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
 
 
 def scrolling(content: str) -> str:

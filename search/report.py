@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from repconv.drawing import COLOURS
-from repconv.page import figure, html_table, page
+from repconv.page import facts, figure, html_table, page
 
 from .config import SCHEMA, SearchConfig
 from .folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
@@ -55,8 +55,8 @@ def report(folder: RunFolder) -> str:
         parts += _result(folder)
     else:
         parts += _under_way(folder)
-    parts += ["<h2>Settings</h2>", html_table(("setting", "value"), folder.read_json(CONFIG).items())]
-    parts += ["<h2>Machine</h2>", html_table(("", ""), folder.read_json(ENVIRONMENT).items())]
+    parts += ["<h2>Settings</h2>", facts(folder.read_json(CONFIG))]
+    parts += ["<h2>Machine</h2>", facts(folder.read_json(ENVIRONMENT))]
     return page(f"Search: {config.strategy} on {config.network}", parts)
 
 

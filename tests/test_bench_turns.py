@@ -140,10 +140,10 @@ class Fake:
         self.events.append(f"load {subject}")
         return {}
 
-    def warm(self, subject, seconds) -> None:
+    def warm(self, subject, seconds) -> None:  # noqa: ARG002  # the interface
         self.events.append(f"warm {subject}")
 
-    def turn(self, subject, seconds, calls) -> tuple[float, ...]:
+    def turn(self, subject, seconds, calls) -> tuple[float, ...]:  # noqa: ARG002
         if next(self._turns) == self._lost_at:
             raise PlayerLost("its process was ended by signal 9 (SIGKILL)")
         self.events.append(f"turn {subject}")
@@ -196,8 +196,8 @@ def test_what_is_compared() -> None:
         ({"rounds": 0}, "rounds 0"), ({"batches": (0,)}, "batch 0"), ({"batches": ()}, "no batches"),
         ({"batches": (1, 1)}, "named twice"), ({"precisions": ("fp8",)}, "precision 'fp8'"),
         ({"seconds": 0.0}, "expected more than 0"), ({"seconds": float("nan")}, "expected more than 0"),
-        ({"rounds": 7, "sessions": 3}, "do not divide"), ({"device": "tpu"}, "device 'tpu'"), ({"threads": 0}, "threads"),
-        ({"image": (0, 8)}, "image 0"), ({"backends": ()}, "no backends"),
+        ({"rounds": 7, "sessions": 3}, "do not divide"), ({"device": "tpu"}, "device 'tpu'"),
+        ({"threads": 0}, "threads"), ({"image": (0, 8)}, "image 0"), ({"backends": ()}, "no backends"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(wrong, said) -> None:

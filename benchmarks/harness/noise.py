@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,3 +60,22 @@ def ratio_warning(name: str, found: Ratio) -> str | None:
         f"{name}: too noisy to tell to {HALF_WIDTH:.0%}: {found.low:.3f} to {found.high:.3f}; measure longer "
         "(--seconds, --rounds) or on a quieter machine"
     )
+
+
+def gathered(warnings: Sequence[str]) -> list[str]:
+    """Warnings of a kind as one: the worst of them, and how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for said in warnings:
+        kind = next((k for k in ("unsteady", "drift", "held up", "too noisy to tell") if f": {k}" in said), said)
+        kinds.setdefault(kind, []).append(said)
+    found = []
+    for alike in kinds.values():
+        worst = max(alike, key=_size)
+        found.append(worst + (f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else ""))
+    return found
+
+
+def _size(said: str) -> float:
+    """The last share or multiple a warning tells."""
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?:%| times)", said)
+    return float(numbers[-1]) if numbers else 0.0

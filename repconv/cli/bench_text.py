@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
+from repconv.benchmarks.harness.noise import gathered
 from repconv.benchmarks.harness.results import BenchResult, Row
 
 from .text import table
@@ -40,25 +39,10 @@ def legend(result: BenchResult) -> str:
 
 def findings(result: BenchResult) -> str:
     """What is to be said of noise: each kind once, with the worst cases."""
-    found = result.all_warnings
+    found = gathered(result.all_warnings)
     if not found:
         return "\n  quiet: no sign of noise in the times"
-    kinds: dict[str, list[str]] = {}
-    for said in found:
-        known = next((k for k in ("unsteady", "drift", "held up", "too noisy to tell") if f": {k}" in said), said)
-        kinds.setdefault(known, []).append(said)
-    lines = ["", "  noise"]
-    for alike in kinds.values():
-        worst = max(alike, key=_size)
-        more = f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else ""
-        lines.append(click.wrap_text(worst + more, 116, "  - ", "    "))
-    return "\n".join(lines)
-
-
-def _size(said: str) -> float:
-    """The number a warning is about, roughly: the last in it that is no interval's."""
-    numbers = re.findall(r"(\d+(?:\.\d+)?)(?:%| times)", said)
-    return float(numbers[-1]) if numbers else 0.0
+    return "\n".join(["", "  noise", *(click.wrap_text(said, 116, "  - ", "    ") for said in found)])
 
 
 def differing(result: BenchResult) -> list[str]:
@@ -76,7 +60,7 @@ def markdown(result: BenchResult, command: str) -> str:
     ratios = _ratios(result)
     if len(ratios) > 1:
         parts.append(_markdown_table(ratios))
-    parts += [legend(result), *(f"* {said}" for said in result.all_warnings)]
+    parts += [legend(result), "\n".join(f"* {said}" for said in gathered(result.all_warnings))]
     return "\n\n".join(parts) + "\n"
 
 
