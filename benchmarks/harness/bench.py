@@ -58,6 +58,7 @@ def bench(
     if not sources:
         raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
     backends = choose(settings.backends, settings.device, settings.precisions)
+    _refuse_idle(settings, [backend.device(settings.device) for backend in backends])
     _check_cpus(settings)
     say("loading")
     given = [open_given(text, settings.image, model=model, state_key=state_key, seed=settings.seed) for text in sources]
@@ -114,6 +115,21 @@ def _forms(given: Sequence[Given], settings: BenchSettings) -> tuple[list[Form],
             "for those, export it with images and measure that file"
         )
     return forms, notes
+
+
+def _refuse_idle(settings: BenchSettings, devices: Sequence[str]) -> None:
+    """Switches that would change nothing, or exclude one another."""
+    switches = {
+        "transfers": settings.transfers, "CUDA graphs": settings.cuda_graphs, "CUDA events": settings.cuda_events
+    }  # fmt: skip
+    for name, on in switches.items():
+        if on and "cuda" not in devices:
+            raise SourceError(f"{name} are for a GPU, and everything runs on the CPU; add --device cuda")
+    in_onnxruntime = any(name.startswith("onnxruntime") for name in settings.backends)
+    if settings.transfers and settings.cuda_graphs and in_onnxruntime:
+        raise SourceError(
+            "onnxruntime records CUDA graphs only of tensors that stay on the GPU; leave out transfers or CUDA graphs"
+        )
 
 
 def _check_labels(given: Sequence[Given]) -> None:
