@@ -69,11 +69,11 @@ def _latency(result: BenchResult) -> Iterable[str]:
         )  # fmt: skip
         for backend in backends:
             lanes = [
-                (f"{row.key.form}: {row.latency.median_ms:.3f} ms", [1e3 * s for s in row.latency.samples_s])
-                for row in rows if row.key.backend == backend and row.latency is not None
+                (f"{row.key.form}: {t.median_ms:.3f} ms", [1e3 * s for s in t.samples_s], t.median_ms)
+                for row in rows if row.key.backend == backend and (t := row.latency) is not None
             ]  # fmt: skip
             if lanes:
-                calls = ", ".join(f"{len(values):,}" for _, values in lanes)
+                calls = ", ".join(f"{len(values):,}" for _, values, _ in lanes)
                 yield figure(distributions(lanes, "milliseconds"), f"{backend}: times of {calls} calls; bars: medians")
 
 

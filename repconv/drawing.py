@@ -98,16 +98,16 @@ class _Axis:
         return parts
 
 
-def distributions(lanes: Sequence[tuple[str, Sequence[float]]], unit: str) -> str:
-    """How often each value came, a lane of a name and positive values each, over one logarithmic axis.
+def distributions(lanes: Sequence[tuple[str, Sequence[float], float]], unit: str) -> str:
+    """How often each value came, over one logarithmic axis: a lane of a name, positive values and one that is marked.
 
-    A bar marks the median. The axis reaches to the 99.5th percentile; what lies beyond is counted at its end.
+    The axis reaches to the 99.5th percentile; what lies beyond is counted at its end.
     """
-    ends = [_quantile(values, 0.995) for _, values in lanes] + [min(values) for _, values in lanes]
+    ends = [end for _, values, mark in lanes for end in (min(values), _quantile(values, 0.995), mark)]
     axis = _Axis.over(ends)
     bottom = _LANE * len(lanes) + 4
     parts = [_open(bottom + 30), *axis.drawn(4, bottom)]
-    for index, (name, values) in enumerate(lanes):
+    for index, (name, values, mark) in enumerate(lanes):
         colour, base = COLOURS[index % len(COLOURS)], _LANE * (index + 1)
         counts = [0] * _BINS
         span = _WIDTH - 2 * _EDGE
@@ -118,7 +118,7 @@ def distributions(lanes: Sequence[tuple[str, Sequence[float]]], unit: str) -> st
             f"M{_EDGE + i * step:.1f} {base}v{-24 * count / max(counts):.1f}h{step - 0.6:.1f}V{base}z"
             for i, count in enumerate(counts) if count
         )  # fmt: skip
-        middle = axis.x(_quantile(values, 0.5))
+        middle = axis.x(mark)
         parts.append(f'<path d="{bars}" fill="{colour}" fill-opacity=".75"/>')
         parts.append(f'<path d="M{middle:.1f} {base - 27}V{base + 2}" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="{_EDGE}" y="{base - 29}" fill="currentColor">{escape(name)}</text>')

@@ -13,7 +13,7 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#a3acb5;--paper:#15181b;--line:#3a4148;--tint:#20252a;
 --bad:#ff8a80;--good:#7bd698}}
 *{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:62rem;margin:0 auto;
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:68rem;margin:0 auto;
 padding:1rem;overflow-wrap:break-word}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0 1rem}
 h2{font-size:1.2rem;margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line);padding-bottom:.2rem}

@@ -213,7 +213,7 @@ def test_temporary_files_that_cannot_be_written_are_told(checkpoint, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numpy.save", full)
-    with pytest.raises(OutputError, match="No space left on device.*TMPDIR"):
+    with pytest.raises(OutputError, match=r"No space left on device.*TMPDIR"):
         bench([str(checkpoint)], BenchSettings(("torch",), rounds=1, sessions=1))
 
 

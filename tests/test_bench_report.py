@@ -138,7 +138,7 @@ def test_the_browser_would_notice(look, tmp_path) -> None:
 
 
 def test_pictures_place_values_in_proportion() -> None:
-    root = ElementTree.fromstring(distributions([("a", [1.0] * 99 + [1e9]), ("b & c", [10.0])], "ms"))  # noqa: S314
+    root = ElementTree.fromstring(distributions([("a", [1.0] * 99 + [1e9], 1.0), ("b & c", [10.0], 10.0)], "ms"))  # noqa: S314
     text = " ".join(t.text or "" for t in root.iter("{http://www.w3.org/2000/svg}text"))
     assert "b & c" in text
     assert dots([("x", (None, 0.0))], ("a", "b"), "u") == ""

@@ -87,9 +87,9 @@ def command(output_dir: Path, json_file: str | None) -> None:
         rows.append([name, f"{int((answer == labels).sum())}/{len(labels)}",
                      f"{int((answer == answers['before']).sum())}/{len(labels)}"])  # fmt: skip
     click.echo(table(rows, right=(1, 2)))
-    differing = [i for i in range(len(images)) if len({int(a[i]) for a in answers.values()}) > 1]
-    if differing:
-        raise VerificationError(f"predictions differ on images {differing} of {_IMAGES}")
+    astray = [i for i in range(len(images)) if len({int(a[i]) for a in answers.values()}) > 1]
+    if astray:
+        raise VerificationError(f"predictions differ on images {astray} of {_IMAGES}")
 
     click.echo("\n4. Latency of one image, in turns, each backend in a process of its own.\n")
     settings = BenchSettings(
