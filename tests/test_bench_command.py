@@ -22,6 +22,7 @@ from repconv.benchmarks.harness.loaded import How, Job
 from repconv.benchmarks.harness.player import PlayerLost, Process
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.errors import BackendError, BuildError, OutputError, SourceError
+from repconv.files import sha256
 
 SHORT = ("--rounds", "2", "--seconds", "0.02", "--calls", "4", "--warmup", "0")
 
@@ -59,7 +60,7 @@ def test_everything_in_one_run(checkpoint, tmp_path) -> None:
     assert all(r["memory_bytes"] > 0 and r["artefact_bytes"] > 0 and r["load_s"] > 0 for r in rows)
     assert all(len(r["latency"]["rounds"]) == 2 and len(r["latency"]["samples_s"]) >= 4 for r in rows)
     assert len(content["ratios"]) == 6
-    assert content["sources"][0]["sha256"] == repconv.checkpoint.sha256(checkpoint)
+    assert content["sources"][0]["sha256"] == sha256(checkpoint)
     assert str(tmp_path) not in json.dumps({**content, "sources": []}), "no path of this machine"
     assert "unfused / fused" in out
     assert "Architecture" in (tmp_path / "b.html").read_text()

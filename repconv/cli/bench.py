@@ -118,13 +118,13 @@ def command(
     click.echo(tables(result))
     click.echo(findings(result))
     if output is not None:
-        _write(output, markdown(result, _command(sources)))
+        _write(output, markdown(result, _command()))
     if html_file is not None:
         from repconv.benchmarks.report import bench_report
 
         _write(html_file, bench_report(result))
     if json_file is not None:
-        write_json(json_file, SCHEMA, {"command": _command(sources), **result.to_dict()})
+        write_json(json_file, SCHEMA, {"command": _command(), **result.to_dict()})
     _leave(result, differing(result))
 
 
@@ -177,12 +177,11 @@ class _Progress:
         self._said = 0 if part >= 1 else int(4 * part)
 
 
-def _command(sources: tuple[str, ...]) -> str:
+def _command() -> str:
     """What was typed, without the folders of this machine."""
     import shlex
 
-    names = {source: Path(source).name for source in sources if Path(source).is_absolute()}
-    return shlex.join(["repconv", *(names.get(word, word) for word in sys.argv[1:])])
+    return shlex.join(["repconv", *(Path(w).name if Path(w).is_absolute() else w for w in sys.argv[1:])])
 
 
 def _write(path: str, text: str) -> None:
