@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory, randomise) -> Path:
 
 def run(*arguments, cwd=None) -> tuple[int, str, str]:
     command = [sys.executable, "-c", "from repconv.cli import main; main()", "bench", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=cwd)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, cwd=cwd)
     return done.returncode, done.stdout, done.stderr
 
 
