@@ -6,26 +6,20 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("repconv", "torch", "onnx", "onnxruntime", "numpy", "openvino", "nncf", "tensorrt-rtx", "timm")
+from repconv.record import versions
 
 
 def environment() -> dict[str, object]:
     """Processor, cores, load, versions and time of now; nothing that names the machine."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    known = versions()
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": versions,
+        "python": known.pop("python"),
+        "versions": known,
         "commit": _commit(),
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -40,11 +34,15 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607  # whichever git the user has
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+    """Of the checkout this file is in; None where it is installed, or git is not."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607  # whichever git the user has
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parent,
+        )
+    except OSError:
+        return None
     return done.stdout.strip() or None

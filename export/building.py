@@ -51,15 +51,15 @@ def build(
     """
     if target == "openvino":
         return Lowered(build_openvino(network, settings, spans, calibration), network, None)
-    model, quantized = _lower(network, target, settings, calibration)
+    model, quantized = lower(network, target, settings, calibration)
     built = _onnx(model, settings) if target == "onnx" else _engine(model, target, settings, spans)
     return Lowered(built, model, quantized)
 
 
-def _lower(
+def lower(
     network: onnx.ModelProto, target: str, settings: BuildSettings, calibration: list[Tensor] | None
 ) -> tuple[onnx.ModelProto, Quantized | None]:
-    """The ONNX model in the precision asked for."""
+    """The float32 `network` in the precision asked for, and what quantising did; arguments and errors as `build`."""
     if settings.precision in ("fp16", "bf16"):
         return to_half(network, settings.precision, fp32_io=settings.fp32_io), None
     if calibration is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -152,6 +153,67 @@ def engine_function(content: bytes, target: str) -> Run:
     Raises:
         SourceError: it is no engine of this version.
     """
+    engine = load_engine(content, target)
+
+    def run(x: Tensor) -> list[Tensor]:
+        bound = engine.bind(x.contiguous().cuda())
+        stream = torch.cuda.current_stream()
+        stream.synchronize()
+        bound.enqueue()
+        stream.synchronize()
+        return [tensor.cpu() for tensor in bound.made]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An engine with its tensors on the GPU: `enqueue` runs it on PyTorch's current stream, into `made`."""
+
+    made: tuple[Tensor, ...]
+    enqueue: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded engine: TensorRT's own objects, and the names of its input and outputs."""
+
+    target: str
+    engine: Any
+    context: Any
+    given: str
+    outputs: tuple[str, ...]
+
+    def bind(self, x: Tensor) -> Bound:
+        """Give it `x` [n, c, h, w], on the GPU, and room for its outputs; the binding before it is void.
+
+        Raises:
+            SourceError: from `enqueue`, where it cannot run this size.
+        """
+        self.context.set_input_shape(self.given, tuple(x.shape))
+        made = {
+            name: torch.empty(
+                tuple(self.context.get_tensor_shape(name)), dtype=_TYPES[self.engine.get_tensor_dtype(name).name],
+                device="cuda",
+            )
+            for name in self.outputs
+        }  # fmt: skip
+        for name, tensor in {self.given: x, **made}.items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
+
+        def enqueue() -> None:
+            if not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+                raise SourceError(f"{self.target} could not run the engine on {tuple(x.shape)}")
+
+        return Bound(tuple(made.values()), enqueue)
+
+
+def load_engine(content: bytes, target: str) -> Engine:
+    """An engine in memory, ready to be given its input.
+
+    Raises:
+        SourceError: it is no engine of this version.
+    """
     trt: Any = importlib.import_module(MODULES[target])
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     loaded = runtime.deserialize_cuda_engine(content)
@@ -160,27 +222,7 @@ def engine_function(content: bytes, target: str) -> Run:
     context = loaded.create_execution_context()
     names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]
     inputs = [n for n in names if loaded.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-    outputs = [n for n in names if n not in inputs]
-
-    def run(x: Tensor) -> list[Tensor]:
-        given = x.contiguous().cuda()
-        context.set_input_shape(inputs[0], tuple(given.shape))
-        made = {
-            name: torch.empty(
-                tuple(context.get_tensor_shape(name)), dtype=_TYPES[loaded.get_tensor_dtype(name).name], device="cuda"
-            )
-            for name in outputs
-        }
-        for name, tensor in {inputs[0]: given, **made}.items():
-            context.set_tensor_address(name, tensor.data_ptr())
-        stream = torch.cuda.current_stream()
-        stream.synchronize()
-        if not context.execute_async_v3(stream.cuda_stream):
-            raise SourceError(f"{target} could not run the engine on {tuple(x.shape)}")
-        stream.synchronize()
-        return [made[name].cpu() for name in outputs]
-
-    return run
+    return Engine(target, loaded, context, inputs[0], tuple(n for n in names if n not in inputs))
 
 
 _TYPES = {

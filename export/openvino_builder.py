@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +78,13 @@ def build_openvino(
 def compile_openvino(path: Path, hint: str) -> tuple[Run, dict[str, str]]:
     """IR compiled for the CPU with an explicit precision, as a function, and what was read back.
 
-    Where the processor cannot compute in the precision, OpenVINO would take another without a word (bf16 for f16), so
-    then float32 is asked for instead.
-
     Raises:
         BackendError: OpenVINO is not installed.
         BuildError: it cannot compile the model.
     """
+    compiled, observed = compiled_network(path, hint)
     ov = import_openvino()
-    with _failing_in_words("OpenVINO cannot compile the model"):
-        core = ov.Core()
-        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        used = hint if _CAPABILITY.get(hint) is None or _CAPABILITY[hint] in able else "f32"
-        network = core.read_model(str(path))
-        compiled = core.compile_model(network, "CPU", {HINT: used})
-    found = str(compiled.get_property(HINT).get_type_name())
-    kinds = Counter(
-        operation.get_rt_info()["runtimePrecision"].astype(str)
-        for operation in compiled.get_runtime_model().get_ordered_ops()
-        if operation.get_rt_info()["layerType"].astype(str) == "Convolution"
-    )
-    observed = {"inference_precision": found, "asked_precision": hint, "convolutions": _counted(kinds)}
-    half = network.input(0).element_type == ov.Type.bf16
+    half = compiled.input(0).element_type == ov.Type.bf16
 
     def run(x: Tensor) -> list[Tensor]:
         request = compiled.create_infer_request()
@@ -109,9 +94,35 @@ def compile_openvino(path: Path, hint: str) -> tuple[Run, dict[str, str]]:
         else:
             request.set_input_tensor(ov.Tensor(np.ascontiguousarray(x.numpy())))
         request.infer()
-        return [_tensor(request.get_output_tensor(i), ov) for i in range(len(network.outputs))]
+        return [_tensor(request.get_output_tensor(i), ov) for i in range(len(compiled.outputs))]
 
     return run, observed
+
+
+def compiled_network(path: Path, hint: str, more: Mapping[str, object] | None = None) -> tuple[Any, dict[str, str]]:
+    """IR or an ONNX file compiled for the CPU, and what was read back; errors as `compile_openvino`.
+
+    Where the processor cannot compute in the precision, OpenVINO would take another without a word (bf16 for f16), so
+    then float32 is asked for instead.
+
+    Args:
+        path: the file.
+        hint: precision to compute in, as OpenVINO calls it.
+        more: other properties of OpenVINO.
+    """
+    ov = import_openvino()
+    with _failing_in_words("OpenVINO cannot compile the model"):
+        core = ov.Core()
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        used = hint if _CAPABILITY.get(hint) is None or _CAPABILITY[hint] in able else "f32"
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", {HINT: used, **(more or {})})
+    found = str(compiled.get_property(HINT).get_type_name())
+    kinds = Counter(
+        operation.get_rt_info()["runtimePrecision"].astype(str)
+        for operation in compiled.get_runtime_model().get_ordered_ops()
+        if operation.get_rt_info()["layerType"].astype(str) == "Convolution"
+    )
+    return compiled, {"inference_precision": found, "asked_precision": hint, "convolutions": _counted(kinds)}
 
 
 def _counted(kinds: Counter[str]) -> str:

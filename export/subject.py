@@ -115,13 +115,13 @@ def open_subject(
         if path.suffix == ".onnx":
             return _from_onnx(path, settings)
         declared = program_artefact(str(path), path).inputs[0].shape
-        size = _known_size(declared)
+        size = known_size(declared)
         program = _Network(str(path), read_program(path).module(), size, path, sha256(path))
         return _from_network(program, settings, channels)
     return _from_network(_loaded(open_source(str(source), model=model, state_key=state_key)), settings, channels)
 
 
-def _known_size(declared: tuple[int | None, ...] | None) -> Shape | None:
+def known_size(declared: tuple[int | None, ...] | None) -> Shape | None:
     """(c, h, w) of a declared input [n, c, h, w], if all three are known."""
     if declared is None or len(declared) != 4 or None in declared[1:]:
         return None
@@ -200,7 +200,7 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
     if in_graph:
         model, report = fuse_onnx(model)
     return Subject(
-        given.name, finished(model, _metadata(given, report)), _in_float64(network), network, size, report,
+        given.name, finished(model, _metadata(given, report)), in_float64(network), network, size, report,
         given.path, given.sha256, given.class_names, given.normalization, given.notes,
     )  # fmt: skip
 
@@ -211,7 +211,8 @@ def is_foreign(model: nn.Module) -> bool:
     return not isinstance(spec, ModelSpec) or ":" in spec.name
 
 
-def _in_float64(network: nn.Module) -> Reference:
+def in_float64(network: nn.Module) -> Reference:
+    """A copy of `network` in float64, as a reference."""
     exact = copy.deepcopy(network).double()
 
     def reference(x: Tensor) -> tuple[Tensor, ...]:

@@ -55,6 +55,24 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
             os.fsync(stream.fileno())
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Make sure, before long work, that a file can be written there; nothing is left behind.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a directory; name a file")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: there is no folder {target.parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent) as stream:
+            stream.write(b"1")
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

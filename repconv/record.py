@@ -9,7 +9,8 @@ from pathlib import Path
 from .files import sha256
 
 _PACKAGES = (
-    "repconv", "torch", "onnx", "onnxruntime", "onnxsim", "numpy", "openvino", "nncf", "tensorrt", "tensorrt-rtx",
+    "repconv", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxsim", "numpy", "openvino",
+    "nncf", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 

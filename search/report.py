@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from repconv.drawing import COLOURS
+from repconv.page import facts, figure, html_table, page
+
 from .config import SCHEMA, SearchConfig
 from .folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
 from .found import read_found
@@ -19,12 +22,7 @@ from .strategies.gradient import gate_factors
 Line = tuple[str, Sequence[tuple[float, float]]]
 """A name and points (x, y)."""
 
-_COLOURS = ("#2f7ebc", "#d1662f", "#3f9b52", "#8a5fb0")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 240, 62, 34, 26
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
-    "td,th{padding:.1em .8em;text-align:left}"
-)
 
 
 def report(folder: RunFolder) -> str:
@@ -37,33 +35,29 @@ def report(folder: RunFolder) -> str:
     records = folder.metrics()
     epochs = [r for r in records if r["kind"] == "epoch"]
     generations = [r for r in records if r["kind"] == "generation"]
-    parts = [f"<h1>Search: {escape(config.strategy)} on {escape(config.network)}</h1>"]
+    parts: list[str] = []
     finished = (folder.path / RESULT).exists()
     if not finished:
         parts.append(f"<p><b>Under way:</b> {len(epochs)} of {config.epochs} epochs.</p>")
     if epochs:
-        parts += ["<h2>Convergence</h2>", chart("loss of the sub-networks trained", "epoch", [
+        parts += ["<h2>Convergence</h2>", figure(chart("loss of the sub-networks trained", "epoch", [
             ("training loss", [(r["epoch"], r["loss"]) for r in epochs]),
-        ])]  # fmt: skip
+        ]))]  # fmt: skip
     if generations:
-        parts += ["<h2>Population</h2>", chart("validation accuracy, fused", "generation", [
+        parts += ["<h2>Population</h2>", figure(chart("validation accuracy, fused", "generation", [
             (name, [(r["generation"], r[f"{name}_accuracy"]) for r in generations])
             for name in ("best", "mean", "worst")
-        ])]  # fmt: skip
-        parts.append(chart("age in generations", "generation", [
+        ]))]  # fmt: skip
+        parts.append(figure(chart("age in generations", "generation", [
             ("mean age", [(r["generation"], r["mean_age"]) for r in generations]),
-        ]))  # fmt: skip
+        ])))  # fmt: skip
     if finished:
         parts += _result(folder)
     else:
         parts += _under_way(folder)
-    parts += ["<h2>Settings</h2>", _table(("setting", "value"), folder.read_json(CONFIG).items())]
-    parts += ["<h2>Machine</h2>", _table(("", ""), folder.read_json(ENVIRONMENT).items())]
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(folder.path.name)}</title>'
-        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
-    )
+    parts += ["<h2>Settings</h2>", facts(folder.read_json(CONFIG))]
+    parts += ["<h2>Machine</h2>", facts(folder.read_json(ENVIRONMENT))]
+    return page(f"Search: {config.strategy} on {config.network}", parts)
 
 
 def chart(title: str, across: str, lines: Sequence[Line]) -> str:
@@ -80,26 +74,27 @@ def chart(title: str, across: str, lines: Sequence[Line]) -> str:
             _HEIGHT - _BOTTOM - (y - low_y) / (high_y - low_y) * (_HEIGHT - _BOTTOM - _TOP),
         )
 
+    ink = 'fill="currentColor"'
     left, bottom = place(low_x, low_y)
     right, top = place(high_x, high_y)
     size = f'width="{_WIDTH}" height="{_HEIGHT}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
-        f'<text x="{left}" y="16">{escape(title)}</text>',
+        f'<text x="{left}" y="16" {ink}>{escape(title)}</text>',
         f'<path d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}" fill="none" stroke="#888"/>',
     ]
     parts += [
-        f'<text x="{left - 6:.1f}" y="{place(low_x, y)[1] + 4:.1f}" text-anchor="end">{y:.4g}</text>'
+        f'<text x="{left - 6:.1f}" y="{place(low_x, y)[1] + 4:.1f}" text-anchor="end" {ink}>{y:.4g}</text>'
         for y in (low_y, high_y)
     ]
     parts += [
-        f'<text x="{place(x, low_y)[0]:.1f}" y="{bottom + 15:.1f}" text-anchor="middle">{x:.4g}</text>'
+        f'<text x="{place(x, low_y)[0]:.1f}" y="{bottom + 15:.1f}" text-anchor="middle" {ink}>{x:.4g}</text>'
         for x in (low_x, high_x)
     ]
     middle = (left + right) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{bottom + 28:.1f}" text-anchor="middle">{escape(across)}</text>')
+    parts.append(f'<text x="{middle:.1f}" y="{bottom + 28:.1f}" text-anchor="middle" {ink}>{escape(across)}</text>')
     for i, (name, points) in enumerate(kept):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         spots = [place(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -125,8 +120,8 @@ def _result(folder: RunFolder) -> list[str]:
     ]
     heading = f"best architecture, validation accuracy {best.accuracy:.4f}"
     return [
-        "<h2>Best architectures</h2>", svg(best.architecture, heading),
-        _table(("rank", "validation accuracy", "age", "active branches"), rows),
+        "<h2>Best architectures</h2>", figure(svg(best.architecture, heading)),
+        html_table(("rank", "validation accuracy", "age", "active branches"), rows),
         *_gates(space, State(best.gates)), *_shares(space, result),
     ]  # fmt: skip
 
@@ -148,7 +143,7 @@ def _gates(space: SearchSpace, state: State) -> list[str]:
     values = dict(zip(space.slots, factors, strict=True))
     return [
         "<h2>Gates by layer and kind</h2>",
-        heat_map(space, values, "s(beta) s(alpha): what each branch is multiplied with", high=max(factors)),
+        figure(heat_map(space, values, "s(beta) s(alpha): what each branch is multiplied with", high=max(factors))),
     ]
 
 
@@ -159,10 +154,7 @@ def _shares(space: SearchSpace, result: Mapping[str, Any]) -> list[str]:
         slot: sum(slot.branch in a["active"][slot.block] for a in architectures) / len(architectures)
         for slot in space.slots
     }
-    return ["<h2>Share of the final population with each branch</h2>", heat_map(space, values, "0 white, all blue")]
-
-
-def _table(heading: Sequence[object], rows: Any) -> str:  # noqa: ANN401  # rows of anything that prints
-    lines = ["".join(f"<th>{escape(str(cell))}</th>" for cell in heading)]
-    lines += ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    return [
+        "<h2>Share of the final population with each branch</h2>",
+        figure(heat_map(space, values, "0 white, all blue")),
+    ]

@@ -1,8 +1,11 @@
-"""What the tests share: one thread, a seed a test, and modules whose every number matters."""
+"""What the tests share: one thread, a seed a test, modules whose every number matters, and a browser for pages."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +66,54 @@ def apart() -> Apart:
         return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
 
     return relative
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One page at one width: requests besides the page itself, errors, and pixels by which it is too wide."""
+
+    fetched: tuple[str, ...]
+    errors: tuple[str, ...]
+    overflow: int
+    tables: int
+    pictures: int
+
+
+def _look(path: Path, width: int, shot: Path | None = None, *, dark: bool = False) -> Seen:
+    """Open a file; `shot` gets a picture of all of it. Skips where there is no browser or nothing to drive it."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    fetched: list[str] = []
+    errors: list[str] = []
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(FLAGS))
+        try:
+            page = browser.new_page(
+                viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light"
+            )  # fmt: skip
+            page.on("request", lambda request: fetched.append(request.url))
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
+            page.goto(path.resolve().as_uri(), wait_until="networkidle")
+            overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            tables, pictures = (page.locator(kind).count() for kind in ("table", "svg"))
+            if shot is not None:
+                page.screenshot(path=str(shot), full_page=True)
+        finally:
+            browser.close()
+    own = path.resolve().as_uri()
+    return Seen(tuple(url for url in fetched if url != own), tuple(errors), int(overflow), tables, pictures)
+
+
+@pytest.fixture(scope="session")
+def look() -> Callable[..., Seen]:
+    """Open an HTML file in headless Chromium, see `_look`."""
+    return _look

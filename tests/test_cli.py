@@ -170,5 +170,7 @@ def test_the_demo_runs_and_proves_what_it_says(run, tmp_path):
     assert record["right"]["before"] >= 150
     assert record["report"]["agreement"]["passed"]
     assert load(tmp_path / "repconv-demo" / "fused.pt").fused
+    assert "Architecture" in (tmp_path / "repconv-demo" / "report.html").read_text(encoding="utf-8")
+    assert all(row["same"] for row in record["bench"]["rows"])
     onnx.checker.check_model(str(tmp_path / "repconv-demo" / "fused.onnx"))
     assert "repconv fuse checkpoint.pt" in out

@@ -28,8 +28,6 @@ import repconv.cli
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-COMING = {"bench"}
-"""Commands that pages name before they exist; checked as soon as they do."""
 WALKS = ("docs/guide.md", "docs/troubleshooting.md")
 FENCE = re.compile(r"^```(\w+)?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -189,8 +187,6 @@ COMMANDS = [
 def test_a_command_in_the_docs_has_the_options_it_names(words: list[str]) -> None:
     if any(word in ("...", "--help") for word in words):
         words = [word for word in words if word != "..."][:1]
-    if words[0] in COMING - set(repconv.cli._COMMANDS):
-        pytest.skip(f"repconv {words[0]} does not exist yet")
     command: click.Command = repconv.cli._repconv
     path = ["repconv"]
     context = click.Context(command, info_name="repconv")

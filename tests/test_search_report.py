@@ -38,13 +38,24 @@ def test_a_finished_runs_report_shows_what_was_asked_for(finished) -> None:
     for part in ("Convergence", "Population", "age in generations", "Gates by layer and kind", "Best architectures"):
         assert part in text
     assert "&lt;a test&gt;" in text
-    assert "http" not in SVG.sub("", text), "it needs nothing from outside"
+    assert "://" not in SVG.sub("", text), "it needs nothing from outside"
     pictures = SVG.findall(text)
     assert len(pictures) == 6
     for picture in pictures:
         ElementTree.fromstring(picture)  # noqa: S314  # our own output
     accuracies = [a["accuracy"] for a in finished.read_json(RESULT)["architectures"]]
     assert all(f"<td>{a:.4f}</td>" in text for a in accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_fetches_nothing_and_finds_no_fault(finished, look, tmp_path, width) -> None:
+    (tmp_path / "report.html").write_text(report(finished), encoding="utf-8")
+    seen = look(tmp_path / "report.html", width)
+    assert seen.fetched == ()
+    assert seen.errors == ()
+    assert seen.overflow <= 0
+    assert seen.pictures == 6
 
 
 def test_a_run_under_way_is_reported_as_far_as_it_got(finished, tmp_path) -> None:

@@ -14,6 +14,7 @@ import click
 from .lazy import lazy_group
 
 _COMMANDS = {
+    "bench": ("bench", "Measure latency, fused against unfused and plain, on several backends."),
     "demo": ("demo", "Fuse the checkpoint that ships with repconv and prove that nothing changed."),
     "doctor": ("doctor", "Show which backends work here, and what would make the others work."),
     "expand": ("expand", "Make the 3x3 convolutions of a network blocks of branches, to train."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import click
 from .options import json_option
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..leaves import Function
 
@@ -30,7 +29,9 @@ def command(output_dir: Path, json_file: str | None) -> None:
     """Fuse the network that ships with repconv, prove that nothing changed, and show what was gained."""
     import torch
 
-    from repconv.benchmarks.timing import measure, ratio
+    from repconv.benchmarks.harness.bench import bench
+    from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
+    from repconv.benchmarks.report import bench_report
     from repconv.export.onnx_exporter import onnx_function, to_onnx, verify_onnx
 
     from ..checkpoint import load, save
@@ -38,6 +39,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from ..files import whole_file
     from ..fusion import fuse_blocks
     from ..verify import count_flops, probes, verify
+    from .bench_text import differing, tables
     from .record import file_record, write_json
     from .text import fusion_tables, table
 
@@ -85,23 +87,22 @@ def command(output_dir: Path, json_file: str | None) -> None:
         rows.append([name, f"{int((answer == labels).sum())}/{len(labels)}",
                      f"{int((answer == answers['before']).sum())}/{len(labels)}"])  # fmt: skip
     click.echo(table(rows, right=(1, 2)))
-    differing = [i for i in range(len(images)) if len({int(a[i]) for a in answers.values()}) > 1]
-    if differing:
-        raise VerificationError(f"predictions differ on images {differing} of {_IMAGES}")
+    astray = [i for i in range(len(images)) if len({int(a[i]) for a in answers.values()}) > 1]
+    if astray:
+        raise VerificationError(f"predictions differ on images {astray} of {_IMAGES}")
 
-    click.echo("\n4. Latency of one image, measured in turns.\n")
-    one = images[:1]
-    with torch.inference_mode():
-        timed = measure({name: partial(run, one) for name, run in forms.items()}, rounds=60)
-    sizes = {"before": _bytes(model), "fused": _bytes(fused), "fused ONNX": len(content)}
-    rows = [["", "median ms", "times faster", "95 % interval", "bytes"]]
-    for name, latency in timed.items():
-        gain = ratio(timed["before"], latency)
-        interval = "" if name == "before" else f"{gain.low:.1f} to {gain.high:.1f}"
-        faster = "" if name == "before" else f"{gain.value:.1f}"
-        rows.append([name, f"{latency.median_ms:.2f}", faster, interval, f"{sizes[name]:,}"])
-    click.echo(table(rows, right=(1, 2, 3, 4)))
-    click.echo("  before and fused run in PyTorch, fused ONNX in onnxruntime; bytes are of float32 weights")
+    click.echo("\n4. Latency of one image, in turns, each backend in a process of its own.\n")
+    settings = BenchSettings(
+        ("torch", "onnxruntime"), against=UNFUSED, rounds=12, sessions=3, seconds=0.4, calls=24, warmup_s=0.1
+    )  # fmt: skip
+    result = bench([str(assets / _CHECKPOINT)], settings)
+    click.echo(tables(result))
+    if result.differing or result.failed:
+        raise VerificationError("; ".join(differing(result)))
+    written["report.html"] = output_dir / "report.html"
+    with whole_file(written["report.html"]) as stream:
+        stream.write(bench_report(result).encode())
+    click.echo(f"\n  wrote {written['report.html']}: open it in a browser; repconv bench measures longer")
 
     click.echo(
         "\nNext, a model of your own:\n"
@@ -114,7 +115,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
             "source": file_record(assets / _CHECKPOINT), "outputs": [file_record(p) for p in written.values()],
             "report": report.to_dict(), "onnxruntime": in_runtime.to_dict(),
             "right": {name: int((a == labels).sum()) for name, a in answers.items()}, "images": len(images),
-            "latency": [latency.to_dict() for latency in timed.values()],
+            "bench": result.to_dict(),
         })  # fmt: skip
 
 
@@ -132,7 +133,3 @@ def _images(path: Path, normalization: object) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
         images = (images - mean) / std
     return images, labels
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values())

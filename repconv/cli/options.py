@@ -69,6 +69,30 @@ class ImageRange(click.ParamType[tuple["Span", "Span"]]):
             self.fail(str(error), param, ctx)
 
 
+class WholeNumbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from `least` on, separated by commas.
+
+    Args:
+        least: the smallest that makes sense.
+        example: for messages.
+    """
+
+    name = "N,N"
+
+    def __init__(self, least: int, example: str) -> None:
+        self._least = least
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: ANN401  # click's signature
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) >= self._least for part in parts):
+            self.fail(f"{value!r}: expected whole numbers from {self._least} on, such as {self._example}", param, ctx)
+        return tuple(map(int, parts))
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Numbers separated by commas, one a channel."""
 

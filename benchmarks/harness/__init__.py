@@ -1,0 +1,1 @@
+"""`repconv bench`: subjects of any source and backend, measured in turns."""

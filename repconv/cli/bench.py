@@ -1,0 +1,201 @@
+"""`repconv bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import WholeNumbers, json_option, source_options
+
+if TYPE_CHECKING:
+    from repconv.benchmarks.harness.results import BenchResult
+
+
+@click.command(
+    epilog="Example: repconv bench checkpoint.pt --backend torch,onnxruntime --batch 1,8 --json bench.json "
+    "--html bench.html"
+)
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    help="What runs it: torch, torch.compile, onnxruntime, onnxruntime-tensorrt, openvino, tensorrt, tensorrt-rtx; "
+    "several separated by commas.  [default: torch, onnxruntime and openvino, where they are installed]",
+)
+@click.option("--batch", type=WholeNumbers(1, "1,8"), default="1", show_default=True, help="Images a call.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16, int8; several by commas.")
+@click.option(
+    "--against",
+    help="What fused networks are compared with: plain, unfused or a FILE.  [default: unfused, and the "
+    "plain network of the same shape where it is known]",
+)
+@click.option("--image", type=WholeNumbers(1, "224,224"), help="Height and width, if SOURCE does not say.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Turns of every subject.")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed at least, each subject.")
+@click.option("--calls", type=click.IntRange(1), default=60, show_default=True, help="Timed at least, each subject.")
+@click.option("--warmup", "warmup_s", type=float, default=0.5, show_default=True, help="Seconds before each session.")
+@click.option(
+    "--sessions",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="How often every subject is loaded anew; they share the rounds.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Of each backend's pool.  [default: each backend's own choice]")
+@click.option("--pin", "cpus", type=WholeNumbers(0, "0,1"), default=(), help="Cores the backends may use.")
+@click.option("--transfers", is_flag=True, help="On a GPU: time copying images in and results out, too.")
+@click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the calls once and replay them.")
+@click.option("--cuda-events", is_flag=True, help="On a GPU: PyTorch and engines are timed by the GPU's own clock.")
+@click.option("-o", "--output", type=click.Path(), help="Write the tables to this Markdown file.")
+@click.option("--html", "html_file", type=click.Path(), help="Write a report to this HTML file.")
+@source_options
+@json_option
+def command(
+    sources: tuple[str, ...],
+    backends: tuple[str, ...],
+    batch: tuple[int, ...],
+    precision: str,
+    against: str | None,
+    image: tuple[int, ...] | None,
+    device: str,
+    rounds: int,
+    seconds: float,
+    calls: int,
+    warmup_s: float,
+    sessions: int,
+    threads: int | None,
+    cpus: tuple[int, ...],
+    transfers: bool,
+    cuda_graphs: bool,
+    cuda_events: bool,
+    output: str | None,
+    html_file: str | None,
+    model_name: str | None,
+    state_key: str | None,
+    json_file: str | None,
+) -> None:
+    """Measure the latency of SOURCEs, unfused, fused and against the plain network, on several backends in turns.
+
+    SOURCE is a repconv checkpoint, a state dict of a network named by --model, timm:NAME[@WEIGHTS],
+    torchvision:NAME[@WEIGHTS], package.module:factory[@WEIGHTS], an .onnx file or a .pt2 program.
+
+    Every fused network is compared with its source first. Exit code 1 if one differs by more than rounding, 3 if a
+    backend is missing, 4 if one failed.
+    """
+    from repconv.benchmarks.harness.backends import default_backends
+    from repconv.benchmarks.harness.bench import bench
+    from repconv.benchmarks.harness.results import SCHEMA
+    from repconv.benchmarks.harness.settings import BenchSettings
+
+    from ..errors import SourceError
+    from .bench_text import differing, findings, markdown, tables
+    from .record import write_json
+
+    if not sources:
+        raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
+    if image is not None and len(image) != 2:
+        raise SourceError(f"--image {','.join(map(str, image))}: expected height and width, such as 224,224")
+    _check_outputs(sources, [file for file in (output, html_file, json_file) if file is not None])
+    names = tuple(name.strip() for text in backends for name in text.split(",") if name.strip())
+    if backends and not names:
+        raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")
+    settings = BenchSettings(
+        names or _usual(default_backends(device), sources), batch, tuple(p.strip() for p in precision.split(",")),
+        against, None if image is None else (image[0], image[1]), device, rounds, seconds, calls, warmup_s,
+        _sessions(rounds, sessions), threads, cpus, transfers, cuda_graphs, cuda_events,
+    )  # fmt: skip
+    result = bench(
+        sources, settings, model=model_name, state_key=state_key,
+        say=lambda doing: click.echo(f"repconv: {doing}", err=True), progress=_progress(),
+    )  # fmt: skip
+    for note in result.notes:
+        click.echo(f"repconv: {note}", err=True)
+    click.echo(tables(result))
+    click.echo(findings(result))
+    if output is not None:
+        _write(output, markdown(result, _command()))
+    if html_file is not None:
+        from repconv.benchmarks.report import bench_report
+
+        _write(html_file, bench_report(result))
+    if json_file is not None:
+        write_json(json_file, SCHEMA, {"command": _command(), **result.to_dict()})
+    _leave(result, differing(result))
+
+
+def _check_outputs(sources: tuple[str, ...], files: list[str]) -> None:
+    """Refuse, before minutes of measuring, what could not be written or would eat a source."""
+    from ..errors import OutputError
+    from ..files import require_writable
+
+    for file in files:
+        require_writable(file)
+        if any(Path(s).exists() and Path(file).exists() and Path(file).samefile(s) for s in sources):
+            raise OutputError(f"{file} is the source itself; name another output")
+    twice = next((file for i, file in enumerate(files) if Path(file) in map(Path, files[:i])), None)
+    if twice is not None:
+        raise OutputError(f"{twice} is named for two outputs; give each a file of its own")
+
+
+def _usual(backends: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Without PyTorch where it runs none of the sources."""
+    if all(Path(source).suffix == ".onnx" for source in sources):
+        return tuple(name for name in backends if name != "torch") or ("onnxruntime",)
+    return backends
+
+
+def _sessions(rounds: int, asked: int) -> int:
+    """As asked; few rounds are one session each, where nothing else was asked."""
+    chosen = click.get_current_context().get_parameter_source("sessions")
+    if chosen is click.core.ParameterSource.DEFAULT and rounds % asked:
+        return next(n for n in range(min(asked, rounds), 0, -1) if rounds % n == 0)
+    return asked
+
+
+def _progress() -> _Progress:
+    return _Progress(terminal=sys.stderr.isatty())
+
+
+class _Progress:
+    """Says how far the turns are: on a terminal in place, in a log at every quarter."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self._terminal = terminal
+        self._said = 0
+
+    def __call__(self, part: float) -> None:
+        """Say it."""
+        if self._terminal:
+            click.echo(f"\rrepconv: measured {part:4.0%}", err=True, nl=part >= 1)
+        elif int(4 * part) > self._said % 4 or part >= 1:
+            click.echo(f"repconv: measured {part:.0%}", err=True)
+        self._said = 0 if part >= 1 else int(4 * part)
+
+
+def _command() -> str:
+    """What was typed, without the folders of this machine."""
+    import shlex
+
+    return shlex.join(["repconv", *(Path(w).name if Path(w).is_absolute() else w for w in sys.argv[1:])])
+
+
+def _write(path: str, text: str) -> None:
+    from ..files import whole_file
+
+    with whole_file(path) as stream:
+        stream.write(text.encode())
+
+
+def _leave(result: BenchResult, said: list[str]) -> None:
+    """Exit codes 1 and 4."""
+    for line in said:
+        click.echo(f"repconv: {line}", err=True)
+    if result.differing:
+        raise click.exceptions.Exit(1)
+    if result.failed:
+        raise click.exceptions.Exit(4)
