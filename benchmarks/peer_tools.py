@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from repconv import fuse
+from repconv import RepBlock, fuse
 from repconv.graph import fuse_onnx
 
 
@@ -44,6 +44,12 @@ class FileTool:
 
 def _fuse_module(model: nn.Module, x: Tensor) -> nn.Module:
     return fuse(model, (x,))[0].module()
+
+
+def _fuse_blocks(model: nn.Module, _: Tensor) -> nn.Module:
+    if not any(isinstance(module, RepBlock) for module in model.modules()):
+        raise DeclinedError("fuses this package's blocks alone when no example is given")
+    return fuse(model)[0]
 
 
 def _timm(model: nn.Module, _: Tensor) -> nn.Module:
@@ -91,6 +97,7 @@ TOOLS: Mapping[str, ModuleTool | FileTool] = MappingProxyType({
     "as exported": FileTool("onnx", lambda model: model),
     "repconv fuse_onnx": FileTool("repconv", lambda model: fuse_onnx(model)[0]),
     "repconv fuse": ModuleTool("repconv", _fuse_module),
+    "repconv fuse, no example": ModuleTool("repconv", _fuse_blocks),
     "timm reparameterize_model": ModuleTool("timm", _timm),
     "ultralytics fuse": ModuleTool("ultralytics", _ultralytics),
     "torch.fx fuse": ModuleTool("torch", _fx),

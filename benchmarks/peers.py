@@ -14,7 +14,7 @@ import argparse
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -152,8 +152,8 @@ def openvino_row(
     }  # fmt: skip
 
 
-def rows(name: str, rounds: int) -> Iterator[dict[str, object]]:
-    """Every tool on one network.
+def rows(name: str, rounds: int, known: Mapping[str, dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Every tool on one network; those of `known`, by tool, as they are.
 
     Raises:
         ModuleNotFoundError: the network's library is not installed.
@@ -164,18 +164,18 @@ def rows(name: str, rounds: int) -> Iterator[dict[str, object]]:
     with torch.no_grad(), FastGroupedDouble():
         wanted = copy.deepcopy(one.model).double()(one.x.double())
     for tool in TOOLS:
-        yield result_row(tool, one, original, fused, wanted, rounds)
-    yield openvino_row(one, original, fused, wanted, rounds)
+        yield known.get(tool) or result_row(tool, one, original, fused, wanted, rounds)
+    yield known.get(OPENVINO) or openvino_row(one, original, fused, wanted, rounds)
 
 
 def main() -> None:
-    """Measure, print, write JSON after each network and a table at the end."""
+    """Measure, print, write JSON after each row and a table at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS), help="some of them, with commas between (all)")
     parser.add_argument("--rounds", type=positive, default=24)
     parser.add_argument("--output", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "peers.md")
-    parser.add_argument("--keep", action="store_true", help="do not measure networks that the output holds")
+    parser.add_argument("--keep", action="store_true", help="do not measure again what the output holds")
     arguments = parser.parse_args()
     chosen = arguments.models.split(",")
     unknown = sorted(set(chosen) - set(MODELS))
@@ -184,22 +184,21 @@ def main() -> None:
     old = read_json(arguments.output, SCHEMA)
     networks = {} if old is None else {entry["model"]: entry for entry in old["networks"]}
     for name in chosen:
-        if arguments.keep and name in networks:
-            print(f"{name} is kept")
-            continue
+        before = networks.get(name, {"rows": []})["rows"] if arguments.keep else []
+        known = {row["tool"]: row for row in before}
+        found: list[dict[str, object]] = []
+        networks[name] = {"model": name, "environment": environment(), "rows": found}
         try:
-            found = []
-            for row in rows(name, arguments.rounds):
+            for row in rows(name, arguments.rounds, known):
                 print(name, {key: value for key, value in row.items() if key != "latency"}, flush=True)
                 found.append(row)
+                write_json(arguments.output, {
+                    "schema": SCHEMA, "command": "python benchmarks/peers.py", "threads": torch.get_num_threads(),
+                    "rounds": arguments.rounds, "networks": [networks[key] for key in MODELS if key in networks],
+                })  # fmt: skip
         except ModuleNotFoundError as missing:
+            del networks[name]
             print(f"{name}: skipped, {missing.name} is not installed")
-            continue
-        networks[name] = {"model": name, "environment": environment(), "rows": found}
-        write_json(arguments.output, {
-            "schema": SCHEMA, "command": "python benchmarks/peers.py", "threads": torch.get_num_threads(),
-            "rounds": arguments.rounds, "networks": [networks[key] for key in MODELS if key in networks],
-        })  # fmt: skip
     content = read_json(arguments.output, SCHEMA)
     if content is not None:
         write_whole({arguments.page: page(content).encode()})

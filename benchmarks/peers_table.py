@@ -21,13 +21,13 @@ machine was not idle (its load is in the file): taking turns keeps that out of r
 * **convolutions, BN, additions**: nodes left in the ONNX file (of modules: exported after the tool). For OpenVINO,
   the convolutions of the graph it runs.
 * **error**: of the result in the runtime it is timed in, against the unfused network in float64, over the output's root
-  mean square. The detector's is that of its box coordinates, computed after everything that is fused.
+  mean square. The detector's is that of its box coordinates, which are large beside its scores.
 * **one image**: time over that of repconv's file with a 95 % interval, both in onnxruntime at its default settings, one
   pair of sessions at a time, in turns; below 1 the other is faster. onnxruntime optimises every file it opens, so the
   rows of files that keep their branches are its own optimiser's, too. OpenVINO's row: both files in OpenVINO, float32.
 * **seconds taken**: the least of three, without exporting; onnxruntime's and OpenVINO's are for reading, optimising and
-  compiling. `repconv fuse` traces the network with torch.export first. Tools that know an architecture swap its
-  modules in place, search nothing, and take less time than either of ours.
+  compiling. `repconv fuse` with an example traces the network with torch.export first. Tools that know an architecture
+  swap its modules in place, search nothing, and take less time.
 
 {as_markdown(content)}"""
 

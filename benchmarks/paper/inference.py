@@ -31,7 +31,7 @@ from repconv.benchmarks.paper.architectures import (
 )
 from repconv.benchmarks.paper.cells import cifar_network, imagenet_network
 from repconv.benchmarks.paper.genotypes import GENOTYPES
-from repconv.benchmarks.paper.published import PARAMETERS
+from repconv.benchmarks.paper.published import PARAMETERS, REFERENCES
 from repconv.benchmarks.paper.results import RESULTS, positive, read_json, write_json
 from repconv.benchmarks.timing import LatencyReport, calls_lasting, measure, ratio
 from repconv.graph import fuse_onnx
@@ -48,8 +48,6 @@ OURS = {
 }
 CELLS = {"cifar10": tuple(GENOTYPES), "imagenet": ("darts_v2", "p_darts", "cars_i")}
 SIDES = {"cifar10": 32, "imagenet": 224}
-REFERENCES = {"cifar10": "irep_resnet18", "imagenet": "irep_resnet50"}
-"""What the latencies of a table are divided by, fused."""
 
 
 @dataclass(frozen=True)
