@@ -14,9 +14,10 @@ def page(content: Mapping[str, Any]) -> str:
     taken = content["networks"][0]["environment"]
     return f"""# The same networks through other tools
 
-One run on {taken["cores"]} cores of an {taken["processor"]}, {content["threads"]} threads:
+Measured on {taken["cores"]} cores of an {taken["processor"]}, threads: {content["threads"]};
 `benchmarks/results/peers.json`, by `{content["command"]}`. Weights, statistics, scales and shifts are random. The
-machine was not idle (its load is in the file): taking turns keeps that out of ratios, as far as their intervals say.
+machine was busy (its load is in the file): counts and errors do not mind, ratios hold as far as their intervals say,
+and seconds taken are upper bounds.
 
 * **convolutions, BN, additions**: nodes left in the ONNX file (of modules: exported after the tool). For OpenVINO,
   the convolutions of the graph it runs.
