@@ -4,6 +4,8 @@
 #   make test         install, then the fast tests and the slow ones whose run time is bounded
 #   make test-slow    every test (those that need a GPU skip themselves where there is none)
 #   make check        lint, types and `make test`: what CI runs
+#   make paper        measure what of the paper's tables and figures this machine can, and write docs/paper.md (half an
+#                     hour; `make paper KEEP=--keep` measures only what benchmarks/results/ does not hold)
 #   make format       rewrite the code in the project's format
 #   make clean        delete what the others made, but for the environment; `make distclean` deletes that, too
 
@@ -23,7 +25,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .NOTPARALLEL:
-.PHONY: demo test test-slow check lint types format clean distclean help
+.PHONY: demo test test-slow check lint types paper format clean distclean help
 
 help:
 	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
@@ -52,6 +54,15 @@ format: $(BIN)/.installed-dev
 types: $(BIN)/.installed-dev
 	$(BIN)/python tests/type_tree.py
 	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p repconv
+
+# Figure 3 shows a plain network that train_cifar10.py --network resnet18 trained; training needs CIFAR-10.
+paper: $(BIN)/.installed-dev
+	$(BIN)/python benchmarks/paper/table1.py benchmarks/results/table1.json $(KEEP)
+	$(BIN)/python benchmarks/paper/inference.py $(KEEP)
+	$(BIN)/python benchmarks/paper/architectures.py
+	$(BIN)/python benchmarks/paper/figure2.py
+	$(BIN)/python benchmarks/paper/figure3.py
+	$(BIN)/python benchmarks/paper/document.py
 
 clean:
 	rm -rf build dist repconv.egg-info repconv-demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

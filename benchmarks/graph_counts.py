@@ -16,7 +16,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.graph_models import ORDINARY, RE_PARAMETERISED, Subject, subject, to_onnx
-from repconv.benchmarks.timing import LatencyReport, calls_lasting, measure, ratio
+from repconv.benchmarks.pairs import SAMPLE_S, SESSIONS, paired
+from repconv.benchmarks.timing import calls_lasting, ratio
 from repconv.double import FastGroupedDouble
 from repconv.graph import fuse_onnx
 from repconv.graph.exported_program import Rewritten, export_again, rewrite
 from repconv.graph.onnx_facts import Facts
 from repconv.graph.onnx_model import measure as size_of
 from repconv.graph.program_evidence import program_regions
-
-SAMPLE_S = 0.05
-"""Seconds a timing sample lasts, at least one call."""
-
-SESSIONS = 6
-"""How often the sessions that are compared are made anew."""
 
 KINDS = {"batch_norms": "BatchNormalization", "adds": "Add"}
 
@@ -122,27 +117,22 @@ def program_row(one: Subject, reference: nn.Module, wanted: Tensor) -> dict[str,
 
 
 def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: int) -> dict[str, object]:
-    """Milliseconds of one image, and the ratio of medians with its 95 % interval.
-
-    Sessions are made anew several times, in either order: where weights come to lie in memory is worth a few percent of
-    a network that takes two milliseconds.
-    """
+    """Milliseconds of one image, and the ratio of medians with its 95 % interval."""
     feed = {"x": x.numpy()}
     models = {"fused": fused, "other": other}
-    samples: dict[str, list[float]] = {name: [] for name in models}
-    calls = calls_lasting(partial(session(other).run, None, feed), SAMPLE_S)
-    for attempt in range(SESSIONS):
-        order = list(models) if attempt % 2 else list(models)[::-1]
-        runs = {name: partial(session(models[name]).run, None, feed) for name in order}
-        for name, report in measure(runs, rounds=-(-rounds // SESSIONS), warmup=5, per_round=calls).items():
-            samples[name] += report.samples_s
-    timed = {name: LatencyReport(name, tuple(values)) for name, values in samples.items()}
+    calls = calls_lasting(runner(other, feed), SAMPLE_S)
+    timed = paired({name: partial(runner, model, feed) for name, model in models.items()}, rounds, calls)
     found = ratio(timed["fused"], timed["other"])
     return {
         "fused_ms": timed["fused"].median_ms, "other_ms": timed["other"].median_ms, "ratio": found.value,
-        "interval_95": [found.low, found.high], "rounds": len(samples["fused"]), "sessions": SESSIONS,
-        "calls_a_sample": calls, "samples_s": samples,
+        "interval_95": [found.low, found.high], "rounds": len(timed["fused"].samples_s), "sessions": SESSIONS,
+        "calls_a_sample": calls, "samples_s": {name: list(report.samples_s) for name, report in timed.items()},
     }  # fmt: skip
+
+
+def runner(model: onnx.ModelProto, feed: Mapping[str, object]) -> Callable[[], object]:
+    """What runs `feed` in a new session."""
+    return partial(session(model).run, None, feed)
 
 
 def graph_seconds(model: onnx.ModelProto) -> float:

@@ -49,7 +49,8 @@ def subject(name: str) -> Subject:
     library, _, entry = name.rpartition(":")
     if library == "repconv":
         model = randomise(create_model(entry))
-        return Subject(name, model, fuse(model)[0], torch.randn(1, 3, 224, 224))
+        side = 224 if entry.endswith(("resnet34", "resnet50")) else 32  # the data each is made for
+        return Subject(name, model, fuse(model)[0], torch.randn(1, 3, side, side))
     if library == "torchvision":
         models = importlib.import_module("torchvision.models")
         return Subject(name, randomise(models.get_model(entry, weights=None)), None, torch.randn(1, 3, 224, 224))

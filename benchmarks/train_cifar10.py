@@ -1,6 +1,7 @@
-"""Train the small IRep-ResNet that ships with the package, on CIFAR-10.
+"""Train the small IRep-ResNet that ships with the package, on CIFAR-10, or the plain network beside it.
 
     python benchmarks/train_cifar10.py --train cifar10-train.zip --test cifar10-test.zip --run runs/shipped
+    python benchmarks/train_cifar10.py ... --network resnet18 --run runs/plain
 
 Stops and goes on: run the same line again and it continues from the last saved step. The test images are looked at
 once, at the end.
@@ -22,6 +23,7 @@ from repconv.benchmarks.environment import environment
 from repconv.files import sha256
 
 MODEL = {"num_classes": 10, "width": 16, "blocks": (2, 2, 2)}
+NETWORKS = ("irep_resnet18", "resnet18")
 
 
 def reestimate(model: nn.Module, images: Tensor) -> None:
@@ -43,7 +45,7 @@ def train(arguments: argparse.Namespace) -> nn.Module:
     """Train to the last step and return the model, in evaluation, its statistics re-estimated."""
     images, labels = read_zip(arguments.train)
     torch.manual_seed(arguments.seed)
-    model = create_model("irep_resnet18", **MODEL).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    model = create_model(arguments.network, **MODEL).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
     set_statistics(model, Sampling(arguments.positions) if arguments.positions else "sampled")
     recipe = Recipe(epochs=arguments.epochs, batch=arguments.batch, lr=arguments.lr, seed=arguments.seed)
     fit(model, images, labels, recipe, arguments.run / "state.pt")
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="zip of training images in folders by class")
     parser.add_argument("--test", type=Path, required=True, help="zip of test images in folders by class")
     parser.add_argument("--run", type=Path, default=Path("runs/shipped"), help="folder of the run (%(default)s)")
+    parser.add_argument("--network", default=NETWORKS[0], choices=NETWORKS)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.4)
@@ -70,7 +73,7 @@ def main() -> None:
     from repconv import load, save
     from repconv.checkpoint import Normalization
 
-    out = arguments.run / "irep_resnet_cifar10.pt"
+    out = arguments.run / f"{arguments.network.removesuffix('18')}_cifar10.pt"
     described = {
         "class_names": CLASSES,
         "normalization": Normalization(MEAN, STD),
@@ -84,9 +87,10 @@ def main() -> None:
     save(model, out, metrics=metrics, **described)  # type: ignore[arg-type]
     settings = {key: getattr(arguments, key) for key in ("epochs", "batch", "lr", "positions", "seed")}
     result = {
-        "command": "python benchmarks/train_cifar10.py --train cifar10-train.zip --test cifar10-test.zip",
+        "command": "python benchmarks/train_cifar10.py --train cifar10-train.zip --test cifar10-test.zip "
+        f"--network {arguments.network}",
         "environment": environment(),
-        "model": {"name": "irep_resnet18", **MODEL},
+        "model": {"name": arguments.network, **MODEL},
         "settings": settings,
         "test_images": len(labels),
         "metrics": metrics,

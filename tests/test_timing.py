@@ -2,6 +2,7 @@
 
 import pytest
 
+from repconv.benchmarks.pairs import SESSIONS, paired
 from repconv.benchmarks.timing import LatencyReport, measure, ratio
 
 
@@ -25,6 +26,21 @@ def test_a_ratio_has_an_interval_around_it_and_is_exact_without_noise():
     assert found.low <= found.value <= found.high
     assert found.value == pytest.approx(2)
     assert found.high - found.low < 0.2
+
+
+def test_pairs_run_in_sessions_made_anew_in_either_order():
+    opened: list[str] = []
+
+    def maker(name):
+        def make():
+            opened.append(name)
+            return int
+
+        return make
+
+    reports = paired({"a": maker("a"), "b": maker("b")}, rounds=2 * SESSIONS, calls=1)
+    assert opened == ["b", "a", "a", "b"] * (SESSIONS // 2)
+    assert {name: len(report.samples_s) for name, report in reports.items()} == dict.fromkeys("ab", 2 * SESSIONS)
 
 
 def test_bad_use_is_refused():

@@ -87,7 +87,11 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", action="store_true", help="measure nothing if the output is there")
     arguments = parser.parse_args()
+    if arguments.keep and arguments.output is not None and arguments.output.exists():
+        print(f"{arguments.output} is kept")
+        return
     results = []
     for width in arguments.widths:
         for base in arguments.networks:

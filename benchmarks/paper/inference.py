@@ -1,0 +1,191 @@
+"""The inference columns of Tables 2 and 3: one image, float32, networks of full size, multi-branch and fused.
+
+    python benchmarks/paper/inference.py [--networks irep_resnet18,darts_v2] [--rounds 25] [--keep]
+
+Every network runs as it is trained and as it is fused: this package's blocks by `repconv.fuse(model)`, networks of
+cells by the graph fuser, which finds little in them. In torch eager and in onnxruntime, in turns with all networks of
+its table; onnxruntime folds batch normalisation by itself in either form. Weights and statistics are random: latency
+does not depend on them, and none are published for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from repconv import create_model, fuse
+from repconv.benchmarks.environment import environment
+from repconv.benchmarks.graph_counts import count, flops, session
+from repconv.benchmarks.graph_models import randomise, to_onnx
+from repconv.benchmarks.paper.architectures import (
+    IMAGENET_KINDS,
+    cifar_architecture,
+    irep_resnet50,
+)
+from repconv.benchmarks.paper.cells import cifar_network, imagenet_network
+from repconv.benchmarks.paper.genotypes import GENOTYPES
+from repconv.benchmarks.paper.published import PARAMETERS, REFERENCES
+from repconv.benchmarks.paper.results import RESULTS, positive, read_json, write_json
+from repconv.benchmarks.timing import LatencyReport, calls_lasting, measure, ratio
+from repconv.graph import fuse_onnx
+from repconv.search.space import SearchSpace
+from repconv.search.supernet import subnetwork
+
+SCHEMA = "repconv.paper.inference/1"
+SAMPLE_S = 0.03
+"""Seconds a sample lasts at least: shorter ones are mostly noise."""
+
+OURS = {
+    "cifar10": ("vgg16", "resnet18", "repvgg_vgg16", "acnet_vgg16", "dbb_vgg16", "irep_vgg16", "irep_resnet18"),
+    "imagenet": ("resnet50", "repvgg_resnet50", "acnet_resnet50", "dbb_resnet50", "irep_resnet50"),
+}
+CELLS = {"cifar10": tuple(GENOTYPES), "imagenet": ("darts_v2", "p_darts", "cars_i")}
+SIDES = {"cifar10": 32, "imagenet": 224}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of a table: as trained and fused, each for torch and for onnxruntime, and an image."""
+
+    name: str
+    data: str
+    model: nn.Module
+    fused: nn.Module
+    files: Mapping[str, onnx.ModelProto]
+    x: Tensor
+
+
+def names() -> dict[str, str]:
+    """Every network, and the data set of its table."""
+    cells = {f"{cell}_imagenet" if data == "imagenet" else cell: data for data in CELLS for cell in CELLS[data]}
+    return {name: data for data in OURS for name in OURS[data]} | cells
+
+
+def build(name: str, data: str) -> Network:
+    """The network of that name."""
+    torch.manual_seed(0)
+    side = SIDES[data]
+    x = torch.randn(1, 3, side, side)
+    if name in OURS[data]:
+        model = randomise(_blocks(name))
+        fused = fuse(model)[0]
+        return Network(name, data, model, fused, {"unfused": to_onnx(model, x), "fused": to_onnx(fused, x)}, x)
+    genotype = GENOTYPES[name.removesuffix("_imagenet")]
+    model = randomise((imagenet_network if data == "imagenet" else cifar_network)(genotype))
+    original = to_onnx(model, x)
+    program = fuse(model, (x,))[0].module()
+    return Network(name, data, model, program, {"unfused": original, "fused": fuse_onnx(original)[0]}, x)
+
+
+def _blocks(name: str) -> nn.Module:
+    """A network of this package; an IRep one with as many branches as its search keeps."""
+    if name == "irep_resnet50":
+        model = create_model(name, branches=IMAGENET_KINDS)
+        return subnetwork(model, irep_resnet50(SearchSpace.of(model)))
+    model = create_model(name)
+    return subnetwork(model, cifar_architecture(SearchSpace.of(model))) if name.startswith("irep") else model
+
+
+def described(one: Network) -> dict[str, object]:
+    """What of a network needs no clock: parameters, multiply-adds and convolutions, by form."""
+    found: dict[str, object] = {"network": one.name, "data": one.data, "input": list(one.x.shape)}
+    for form, model in (("unfused", one.model), ("fused", one.fused)):
+        found[form] = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "multiply_adds": flops(model, one.x) // 2,
+            "convolutions": count(one.files[form])["convolutions"],
+        }
+    return found
+
+
+def timed(subjects: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, LatencyReport]:
+    """Seconds of one call of each; a sample is as many calls as take `SAMPLE_S`."""
+    calls = {name: calls_lasting(run, SAMPLE_S) for name, run in subjects.items()}
+    found = measure({name: partial(_repeat, run, calls[name]) for name, run in subjects.items()}, rounds=rounds)
+    return {
+        name: LatencyReport(name, tuple(s / calls[name] for s in report.samples_s)) for name, report in found.items()
+    }
+
+
+def _repeat(run: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        run()
+
+
+def latencies(networks: list[Network], rounds: int) -> dict[str, dict[str, dict[str, object]]]:
+    """By network: what each runtime takes in each form, and ratios with 95 % intervals."""
+    eager = {(n.name, form): partial(model, n.x) for n in networks for form, model in
+             (("unfused", n.model), ("fused", n.fused))}  # fmt: skip
+    runs = {(n.name, form): partial(session(file).run, None, {"x": n.x.numpy()})
+            for n in networks for form, file in n.files.items()}  # fmt: skip
+    found: dict[str, dict[str, dict[str, object]]] = {n.name: {} for n in networks}
+    for runtime, subjects in (("torch", eager), ("onnxruntime", runs)):
+        with torch.inference_mode():
+            reports = timed({"/".join(key): run for key, run in subjects.items()}, rounds)
+        for one in networks:
+            forms = {form: reports[f"{one.name}/{form}"] for form in ("unfused", "fused")}
+            reference = reports.get(f"{REFERENCES[one.data]}/fused")
+            row: dict[str, object] = {
+                **{f"{form}_ms": report.median_ms for form, report in forms.items()},
+                "unfused_over_fused": vars(ratio(forms["unfused"], forms["fused"])),
+            }  # fmt: skip
+            if reference is not None:
+                row["unfused_over_reference"] = vars(ratio(forms["unfused"], reference))
+            found[one.name][runtime] = row | {
+                "samples_s": {form: list(report.samples_s) for form, report in forms.items()}
+            }  # fmt: skip
+    return found
+
+
+def parameter_counts() -> list[dict[str, object]]:
+    """The paper's counts beside ours, by form."""
+    rows: list[dict[str, object]] = []
+    for name, paper, base, arguments, form in PARAMETERS:
+        model = create_model(base, **arguments).eval()  # type: ignore[arg-type]  # a table's
+        plain, fused = (sum(p.numel() for p in net.parameters()) for net in (model, fuse(model)[0]))
+        rows.append({"network": name, "paper_millions": paper, "form": form, "plain": plain, "fused": fused})
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = names()
+    parser.add_argument("--networks", default=",".join(known), help="some of them, with commas between (all)")
+    parser.add_argument("--rounds", type=positive, default=25)
+    parser.add_argument("--output", type=Path, default=RESULTS / "paper_inference.json")
+    parser.add_argument("--keep", action="store_true", help="measure nothing if the output holds these networks")
+    arguments = parser.parse_args()
+    chosen = arguments.networks.split(",")
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        parser.error(f"no network {', '.join(unknown)}; they are {', '.join(known)}")
+    old = read_json(arguments.output, SCHEMA)
+    if arguments.keep and old is not None and {row["network"] for row in old["rows"]} >= set(chosen):
+        print(f"{arguments.output} is kept")
+        return
+    content: dict[str, object] = {
+        "schema": SCHEMA, "command": "python benchmarks/paper/inference.py", "environment": environment(),
+        "threads": torch.get_num_threads(), "rounds": arguments.rounds, "references": REFERENCES,
+        "parameters": parameter_counts(),
+    }  # fmt: skip
+    rows: list[dict[str, object]] = []
+    for data in SIDES:
+        networks = [build(name, data) for name in chosen if known[name] == data]
+        measured = latencies(networks, arguments.rounds) if networks else {}
+        for one in networks:
+            rows.append(described(one) | {"latency": measured[one.name]})
+            for runtime, row in measured[one.name].items():
+                print(f"{one.name} {runtime}: {row['unfused_ms']:.2f} ms, fused {row['fused_ms']:.2f} ms", flush=True)
+        write_json(arguments.output, content | {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The part of docs/paper.md on Tables 2 and 3, from the JSON of `inference.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..timing import LatencyReport, Ratio, ratio
+from .published import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, Row
+
+RUNTIMES = ("torch", "onnxruntime")
+MULTI_BRANCH = ("repvgg_", "acnet_", "dbb_", "irep_")
+"""How the names of networks that are fused before they are deployed begin."""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def inference_tables(content: Mapping[str, Any]) -> str:
+    """Both tables, the sets of branches they lack, and what they say, as Markdown."""
+    ours = {row["network"]: row for row in content["rows"]}
+    two, three = (
+        _inference_table(rows, ours, reference) for rows, reference in ((TABLE_2, TABLE_2[-2]), (TABLE_3, TABLE_3[-1]))
+    )
+    darts = ours["darts_v2"]
+    small, cells = (
+        [_deployed(ours[name], ours, runtime).value for runtime in RUNTIMES]
+        for name in ("darts_v2", "darts_v2_imagenet")
+    )
+    more = [row for row in content["rows"] if row["network"] not in {row.network for row in (*TABLE_2, *TABLE_3)}]
+    return f"""## Tables 2 and 3: parameters and inference of one image
+
+Batch 1, float32, networks of full size, unfused -> fused. "x IRep": the network as it is deployed (multi-branch
+ones fused, plain ones and cells as trained) over the table's IRep network, fused, with a 95 % interval; the paper's is
+of its own milliseconds. Cells are built from their published
+genotypes (`benchmarks/paper/genotypes.py` names the sources) and fused as graphs, which folds batch normalisation and
+leaves every convolution: ReLU and pooling stand between most, and a depthwise one merged into the 1x1 after it would do
+more arithmetic. Top-1 of every row is {IMPOSSIBLE}: each takes GPU-days to train.
+`benchmarks/results/paper_inference.json`, by `{content["command"]}`, {content["threads"]} threads,
+{content["rounds"]} rounds.
+
+### Table 2: CIFAR-10
+
+{two}
+
+### Table 3: ImageNet
+
+The paper prints a second "Table 2" over it.
+
+{three}
+
+On CIFAR-10 the cells of DARTS take {small[0]:.1f} times as long as the fused IRep-ResNet18 in torch, {small[1]:.1f}
+times in onnxruntime; the paper has {31 / 3.93:.1f}. Their {darts["unfused"]["convolutions"]} convolutions do no more
+arithmetic than ResNet-18's 20, so it is the number of operations that costs, and a runtime with little overhead an
+operation takes most of that back. On ImageNet, where a network of cells does an eighth of ResNet-50's multiply-adds, it
+is the faster one on this processor: {cells[0]:.2f} and {cells[1]:.2f} times the fused IRep-ResNet50's, against
+{67.4 / 15.6:.1f} in the paper. Fused networks of a base cost the same whatever their branches were. The paper's
+ResNet-50 takes 38.8 ms and its fused IRep-ResNet50, the same convolutions, 15.6; folding batch normalisation alone
+gains no such factor here.
+
+Sets of branches the paper's tables do not have:
+
+{table(_HEAD[:1] + _HEAD[2:-2], [_ours(row, ours) for row in more])}"""
+
+
+_HEAD = (
+    "network", "paper: M, ms, x IRep", "M parameters", "G multiply-adds", "convolutions", "ms, torch",
+    "ms, onnxruntime", "x IRep, torch", "x IRep, onnxruntime", "verdict", "note",
+)  # fmt: skip
+
+
+def _inference_table(rows: Sequence[Row], ours: Mapping[str, Any], reference: Row) -> str:
+    lines = []
+    for row in rows:
+        paper = f"{row.parameters_m}, {row.inference_ms}, {row.inference_ms / reference.inference_ms:.2f}"
+        found = _ours(ours[row.network], ours)[1:] if row.network else ("",) * 7
+        lines.append((row.name, paper, *found, row.verdict, row.why))
+    return table(_HEAD, lines)
+
+
+def _deployed(row: Mapping[str, Any], ours: Mapping[str, Any], runtime: str) -> Ratio:
+    """A network, fused if it is multi-branch, over the fused IRep network of its table."""
+    form = "fused" if row["network"].startswith(MULTI_BRANCH) else "unfused"
+    samples = [
+        LatencyReport(one["network"], tuple(one["latency"][runtime]["samples_s"][which]))
+        for one, which in ((row, form), (ours[REFERENCES[row["data"]]], "fused"))
+    ]
+    return ratio(*samples)
+
+
+def _ours(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, ...]:
+    """Our columns of a network, its own name first."""
+    forms = [row[form] for form in ("unfused", "fused")]
+    ratios = []
+    for runtime in RUNTIMES:
+        found = _deployed(row, ours, runtime)
+        ratios.append(f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]")
+    times = [
+        f"{row['latency'][runtime]['unfused_ms']:.1f} -> {row['latency'][runtime]['fused_ms']:.1f}"
+        for runtime in RUNTIMES
+    ]
+    return (
+        row["network"], _arrow(f"{form['parameters'] / 1e6:.2f}" for form in forms),
+        _arrow(f"{form['multiply_adds'] / 1e9:.3g}" for form in forms),
+        _arrow(str(form["convolutions"]) for form in forms), *times, *ratios,
+    )  # fmt: skip
+
+
+def _arrow(values: Iterable[str]) -> str:
+    before, after = values
+    return before if before == after else f"{before} -> {after}"
