@@ -49,7 +49,7 @@ def svg(architecture: Architecture, title: str = "") -> str:
         return (_ON_COLOUR, "active") if on else (_OFF_COLOUR, "left out")
 
     heading = title or f"{architecture.size} of {len(architecture.space.slots)} branches active"
-    return _grid(architecture.space, cell, heading)
+    return space_grid(architecture.space, cell, heading)
 
 
 def heat_map(space: SearchSpace, values: dict[Slot, float], title: str, *, low: float = 0.0, high: float = 1.0) -> str:
@@ -64,9 +64,10 @@ def heat_map(space: SearchSpace, values: dict[Slot, float], title: str, *, low: 
         part = 0.0 if high <= low else (values[slot] - low) / (high - low)
         return shade(part), f"{values[slot]:.3f}"
 
-    return _grid(space, cell, title)
+    return space_grid(space, cell, title)
 
 
-def _grid(space: SearchSpace, cell: Callable[[SpaceBlock, str], Cell | None], title: str) -> str:
+def space_grid(space: SearchSpace, cell: Callable[[SpaceBlock, str], Cell | None], title: str) -> str:
+    """An SVG of a cell for each block and kind that `cell` gives one for; blank elsewhere."""
     blocks = {block.name or "(the model)": block for block in space.blocks}
     return grid(list(blocks), space.kinds, lambda name, kind: cell(blocks[name], kind), title)

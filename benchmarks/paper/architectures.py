@@ -20,7 +20,7 @@ from repconv.benchmarks.paper.results import PICTURES, RESULTS, write_json
 from repconv.files import write_whole
 from repconv.search.architecture import Architecture
 from repconv.search.evolution import random_architecture
-from repconv.search.picture import grid, svg
+from repconv.search.picture import space_grid, svg
 from repconv.search.space import SearchSpace, SpaceBlock
 
 SCHEMA = "repconv.paper.architectures/1"
@@ -64,7 +64,7 @@ def picture_of_the_text(space: SearchSpace) -> str:
             return _OPEN, "all but one of these is kept" if place == 7 else "one of these is kept"
         return (_KEPT, "kept") if place < 7 else (_OUT, "left out")
 
-    return grid(space, cell, "IRep-ResNet50 as the text tells; yellow: all but one kept, then one kept")
+    return space_grid(space, cell, "IRep-ResNet50 as the text tells; yellow: all but one kept, then one kept")
 
 
 def main() -> None:
