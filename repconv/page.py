@@ -84,6 +84,8 @@ def _plain(value: object) -> object:
         return "not given"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items()) or "none"
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
 
 
