@@ -15,21 +15,21 @@ from torch import Tensor
 from .normalisation import Before, Moments
 
 
-class Sample:
-    """Windows of a block's input: their mean over all positions, and sampled ones less that mean, [1 + s, k, k, i]."""
+def moments(windows: Tensor, given: Sequence[Before]) -> Moments:
+    """Mean and biased variance of what each of `given` makes of a block's input.
 
-    def __init__(self, windows: Tensor) -> None:
-        self.windows = windows
+    Args:
+        windows: [1 + s, k, k, i], as `repconv.windows.windows` gives them: their mean over all positions, and sampled
+            ones less that mean.
+        given: of equal groups and channels.
+    """
+    reads = tuple(_Taps.of(before, windows.shape[1]) for before in given)
+    weights = [before.kernel.weight for before in given]
+    mean, variance = _Moments.apply(reads, given[0].kernel.groups, windows, *weights)
+    return mean + torch.stack([before.kernel.bias for before in given]), variance
 
-    def moments(self, given: Sequence[Before]) -> Moments:
-        """Mean and biased variance of what each of `given` makes of the input; all have equal groups and channels."""
-        reads = tuple(_Read.of(before, self.windows.shape[1]) for before in given)
-        weights = [before.kernel.weight for before in given]
-        mean, variance = _Moments.apply(reads, given[0].kernel.groups, self.windows, *weights)
-        return mean + torch.stack([before.kernel.bias for before in given]), variance
 
-
-class _Read(NamedTuple):
+class _Taps(NamedTuple):
     """Which taps of a window a kernel reads: first, last and rate by axis; or the average of all of them."""
 
     rows: tuple[int, int, int]
@@ -37,7 +37,7 @@ class _Read(NamedTuple):
     pooled: bool
 
     @classmethod
-    def of(cls, before: Before, size: int) -> _Read:
+    def of(cls, before: Before, size: int) -> _Taps:
         """For windows of `size` pixels a side."""
         reach, kernel = size // 2, before.kernel
         rows, columns = (
@@ -73,7 +73,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401  # torch's own
-        reads: tuple[_Read, ...],
+        reads: tuple[_Taps, ...],
         groups: int,
         windows: Tensor,
         *weights: Tensor,

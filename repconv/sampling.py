@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .errors import GeometryError
 from .geometry import Pair
-from .moments import Sample
+from .moments import moments
 from .normalisation import Before, Moments, Statistics, running_statistics, update_running_statistics
 from .windows import positions, windows
 
@@ -57,12 +57,12 @@ class Sampling:
         pixels. A normalisation in evaluation mode (frozen) keeps to its running statistics, as in the branch-by-branch
         form.
         """
-        samples: dict[Pair, Sample] = {}
+        samples: dict[Pair, Tensor] = {}
 
-        def sample(step: Pair, dtype: torch.dtype) -> Sample:
+        def sample(step: Pair, dtype: torch.dtype) -> Tensor:
             if step not in samples:
                 count = self.count(positions(x, step))
-                samples[step] = Sample(windows(x, stride=step, reach=int(step == stride), count=count, dtype=dtype))
+                samples[step] = windows(x, stride=step, reach=int(step == stride), count=count, dtype=dtype)
             return samples[step]
 
         def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
@@ -71,7 +71,7 @@ class Sampling:
             if not asked:
                 return running_statistics(norms, given)
             step, dtype = given[0].kernel.stride, given[0].kernel.weight.dtype
-            measured = sample(step, dtype).moments([given[j] for j in asked])
+            measured = moments(sample(step, dtype), [given[j] for j in asked])
             update_running_statistics([norms[j] for j in asked], measured, positions(x, step))
             if not kept:
                 return measured

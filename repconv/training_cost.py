@@ -36,12 +36,12 @@ def joined(branches: Mapping[str, NormedBranch], target: Geometry, positions: in
         positions: output positions of the batch.
         samples: from how many of them statistics would be taken.
     """
-    saved = {
-        name: positions * (_weights(branch) + MOVE * PASSES_OF_A_BRANCH * target.out_channels)
-        - (samples + MOVE * PASSES_OF_A_WEIGHT) * _weights(branch)
-        - _composed(branch)
-        for name, branch in branches.items()
-    }
+    a_position = MOVE * PASSES_OF_A_BRANCH * target.out_channels
+    saved = {}
+    for name, branch in branches.items():
+        weights = _weights(branch)
+        alone = positions * (weights + a_position)
+        saved[name] = alone - (samples + MOVE * PASSES_OF_A_WEIGHT) * weights - _composed(branch)
     gaining = tuple(name for name, gain in saved.items() if gain > 0)
     o, i, kh, kw = target.weight_shape
     one = START + (positions + MOVE * PASSES_OF_A_WEIGHT) * o * i * kh * kw

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv import RepBlock
+from repconv.cli import main
 
 Randomise = Callable[[nn.Module], nn.Module]
 Apart = Callable[[Tensor, Tensor], float]
@@ -54,6 +56,28 @@ def randomise() -> Randomise:
     gates before their logistic function of standard deviation 2.
     """
     return _randomise
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run the command line in an empty folder; returns exit code, standard output and standard error.
+
+    Modules named `..._of_test`, which commands imported from there, are forgotten afterwards.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["repconv", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    yield call
+    for name in [name for name in sys.modules if name.endswith("_of_test")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

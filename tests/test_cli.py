@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 import repconv.cli
 from repconv import create_model, load, save
-from repconv.cli import main
 from repconv.files import sha256
 
 
@@ -27,18 +26,9 @@ def checkpoint(tmp_path_factory, randomise):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
+def run(command_line):
     """Run the command line in an empty folder; returns exit code, standard output and standard error."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["repconv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return command_line
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from repconv import CheckpointError, RepBlock, expand, fuse, load, save
-from repconv.cli import main
 from repconv.named import create_named
 
 FACTORY = """
@@ -26,20 +25,10 @@ def network():
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
+def run(command_line, tmp_path):
     """Run the command line in a folder with a user's module; returns exit code, standard output and standard error."""
     (tmp_path / "mynet_of_test.py").write_text(FACTORY)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["repconv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    sys.modules.pop("mynet_of_test", None)
+    return command_line
 
 
 def test_a_users_network_is_expanded_saved_trained_fused_and_verified(run, tmp_path):

@@ -19,7 +19,6 @@ from torch import nn
 
 from repconv import create_model, save
 from repconv.checkpoint import Normalization
-from repconv.cli import main
 from repconv.errors import OutputError
 from repconv.files import sha256, write_whole
 
@@ -60,21 +59,11 @@ def sources(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path, sources):
+def run(command_line, tmp_path, sources):
     """Run the command line in a folder with the sources; returns exit code, standard output and standard error."""
     for entry in sources.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["repconv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    sys.modules.pop("hot_of_test", None)
+    return command_line
 
 
 def test_one_command_from_checkpoint_to_a_verified_file(run, tmp_path, sources) -> None:

@@ -15,7 +15,6 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from repconv.cli import main
 from repconv.errors import FusionError
 from repconv.export.fused_graph import fuse_onnx_file, save_large
 from repconv.export.onnx_evidence import verify_fused_onnx
@@ -57,20 +56,10 @@ def network():
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
+def run(command_line, tmp_path):
     """Run the command line in a folder with a user's module; returns exit code, standard output and standard error."""
     (tmp_path / "branchy_of_test.py").write_text(NETWORK)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["repconv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    sys.modules.pop("branchy_of_test", None)
+    return command_line
 
 
 @pytest.fixture

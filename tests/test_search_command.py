@@ -16,19 +16,10 @@ SMALL = ("width=2", "blocks=1", "train_images=200", "population=3", "epochs=2", 
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
+def run(command_line, monkeypatch):
     """Run the command line; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("repconv.search.run._tensorboard", lambda *_: None)
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["repconv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return command_line
 
 
 def settings(*texts: str) -> list[str]:

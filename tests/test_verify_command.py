@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from repconv import SourceError, create_model, fuse, save
-from repconv.cli import main
 from repconv.export import BuildSettings, Span, artefacts, engine_runtime, to_openvino
 from repconv.export.artefacts import open_artefact
 from repconv.export.checks import inputs_for, verify_artefacts
@@ -54,16 +53,9 @@ def files(tmp_path_factory, randomise):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, files):
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.chdir(files)
-        monkeypatch.setattr(sys, "argv", ["repconv", "verify", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+def run(command_line, monkeypatch, files):
+    monkeypatch.chdir(files)
+    return lambda *arguments: command_line("verify", *arguments)
 
 
 @pytest.mark.parametrize("a", ["m.pt", "f.safetensors", "f.onnx", "f.pt2"])
