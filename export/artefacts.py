@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,10 @@ from repconv.errors import SourceError
 from repconv.files import sha256
 from repconv.leaves import leaves
 from repconv.models.spec import ModelSpec
+from repconv.onnx_files import read_onnx, session_of
 from repconv.sources import FORMS, open_source
 
 from .programs import read_program
-
-_LARGEST_MESSAGE = 2**31 - 2**24
-"""Bytes of weights that fit one message, with room for the rest of it."""
 
 FILES = (".onnx", ".pt2", ".xml", ".engine")
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
@@ -267,61 +264,6 @@ def onnx_artefact(text: str, path: Path) -> Artefact:
         ]
 
     return Artefact(text, ONNXRUNTIME, run, trace, inputs, path=path, sha256=sha256(path))
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model in an `.onnx` file, with weights it keeps in other files.
-
-    Raises:
-        SourceError: not a readable, valid ONNX model.
-    """
-    try:
-        proto = onnx.load(path)
-        onnx.checker.check_model(str(path))
-    except Exception as error:  # protobuf, onnx and the file system each raise their own
-        first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise SourceError(f"{path}: not a readable ONNX model ({first})") from error
-    return proto
-
-
-def session_of(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
-    """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
-
-    Raises:
-        SourceError: onnxruntime cannot load it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a type a failure
-        first = next(iter(str(error).splitlines()), "")
-        raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
-
-
-def model_session(model: onnx.ModelProto, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
-    """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
-    if not is_large(model):
-        return session_of(model.SerializeToString(), text)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_large(model, path)
-        return session_of(path, text)
-
-
-def is_large(model: onnx.ModelProto) -> bool:
-    """Whether a model is too large for one protobuf message, so that its weights need a file of their own."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_MESSAGE
-
-
-def save_large(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to `path` and its weights to `path` with `.data` behind it."""
-    copy_of = onnx.ModelProto()
-    copy_of.CopyFrom(model)  # saving so moves the weights out of the message
-    onnx.save(copy_of, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
 
 
 def _run_session(session: Any, inputs: Sequence[Input], given: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: ANN401

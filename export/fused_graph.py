@@ -23,14 +23,15 @@ from repconv.fusing import exported_program
 from repconv.graph import fuse_onnx
 from repconv.graph.exported_program import export_again, rewrite
 from repconv.graph.onnx_model import load
+from repconv.graph.onnx_proof import region_comparisons, verify_fused_onnx
 from repconv.graph.program_evidence import program_regions
 from repconv.leaves import leaves
+from repconv.onnx_files import is_large, save_large
 from repconv.refusal import Refusal
 from repconv.report import FusionReport
 
-from .artefacts import is_large, onnx_artefact, program_artefact, save_large
+from .artefacts import onnx_artefact, program_artefact
 from .checks import inputs_for
-from .onnx_evidence import region_comparisons, verify_fused_onnx
 from .onnx_exporter import exported, finished, verify_onnx
 from .programs import read_program
 

@@ -20,10 +20,11 @@ from repconv.fusion import fuse_blocks
 from repconv.graph import fuse_onnx
 from repconv.leaves import leaves
 from repconv.models.spec import ModelSpec
+from repconv.onnx_files import read_onnx
 from repconv.report import FusionReport
 from repconv.sources import Source, open_source
 
-from .artefacts import onnx_artefact, program_artefact, read_onnx
+from .artefacts import onnx_artefact, program_artefact
 from .onnx_exporter import exported, finished
 from .programs import read_program
 from .settings import BuildSettings, Span

@@ -16,10 +16,11 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from repconv.errors import FusionError
-from repconv.export.fused_graph import fuse_onnx_file, save_large
-from repconv.export.onnx_evidence import verify_fused_onnx
+from repconv.export.fused_graph import fuse_onnx_file
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx
 from repconv.graph.onnx_double import evaluate
+from repconv.graph.onnx_proof import verify_fused_onnx
+from repconv.onnx_files import save_large
 
 NETWORK = """
 import torch
@@ -243,7 +244,7 @@ def test_weights_in_another_file_are_read_and_may_be_written(tmp_path, monkeypat
     assert (tmp_path / "big.onnx.data").stat().st_size > 4 * 16 * 16 * 9
     fused = fuse_onnx_file(tmp_path / "big.onnx")
     assert fused.report.after.convolutions == 1
-    monkeypatch.setattr("repconv.export.artefacts._LARGEST_MESSAGE", 100)
+    monkeypatch.setattr("repconv.onnx_files._LARGEST_MESSAGE", 100)
     code, _, err = run("fuse", "big.onnx", "-o", "out.onnx")
     assert code == 0, err
     (tmp_path / "big.onnx.data").unlink(missing_ok=True)

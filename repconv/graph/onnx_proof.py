@@ -11,12 +11,11 @@ import onnx
 import torch
 from torch import Tensor
 
-from repconv.agreement import Agreement, Comparison, compare_tensors
-from repconv.errors import FusionError, SourceError
-from repconv.graph.onnx_double import Array, evaluate, region, rewritten_tensors
-from repconv.refusal import Refusal
-
-from .artefacts import model_session, session_of
+from ..agreement import Agreement, Comparison, compare_tensors
+from ..errors import FusionError, SourceError
+from ..onnx_files import model_session, session_of
+from ..refusal import Refusal
+from .onnx_double import Array, evaluate, region, rewritten_tensors
 
 Feeds = Mapping[str, Array]
 
