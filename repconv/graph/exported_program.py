@@ -185,7 +185,7 @@ def _emit(
     old = nodes[name]
     like = old.meta["val"]
     graph = module.graph
-    bias = None if found.bias.is_zero else found.bias.parts[0]
+    bias = found.bias.value
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
     layers, parts = [], []
     with graph.inserting_before(old):

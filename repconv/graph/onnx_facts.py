@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx.reference
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import FusionError
 from .sizes import Dims, broadcast, symbol
@@ -26,6 +26,14 @@ _FOLDED = frozenset((
     "Sum", "Tanh", "Transpose", "Unsqueeze",
 ))  # fmt: skip
 """Operations that are evaluated when all they read is constant."""
+
+_STEPS = frozenset(("Ceil", "Floor", "Range", "Shape"))
+"""Of these, a number that is rounded otherwise may change the result by a whole step."""
+
+_FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+
+EPSILON = float(np.float32(1e-5))
+"""Batch normalisation's where a node says nothing; attributes are float32."""
 
 _KEEPS_SIZE = frozenset((
     "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus",
@@ -116,6 +124,7 @@ class Facts:
         self.flat: set[str] = set()
         """Tensors [n, c]; they count as [n, c, 1, 1]."""
         self._values: dict[str, Array | None] = {}
+        self._as_run: dict[str, Array | None] = {}
         self._constant: dict[str, bool] = {}
         self._infer(model)
 
@@ -236,14 +245,35 @@ class Facts:
     def constant(self, name: str) -> Array | None:
         """The value of a constant, None if it is none.
 
+        What the graph stores comes as it stands. What it computes of that comes in float64: in the graph's own type
+        it would be rounded at every step, and is to be rounded once, when it is written.
+
         Raises:
             FusionError: its bytes cannot be read.
         """
         if name not in self._values:
-            self._values[name] = self._evaluate(name) if self.is_constant(name) else None
+            node = self.makers.get(name)
+            exact = name not in self.initializers and node is not None and self._is_smooth(node)
+            self._values[name] = self._evaluate(name, exact=exact) if self.is_constant(name) else None
         return self._values[name]
 
-    def _evaluate(self, name: str) -> Array | None:
+    def as_run(self, name: str) -> Array | None:
+        """The value of a constant in the graph's own types, in which sizes and indices are computed; see `constant`."""
+        if name not in self._as_run:
+            self._as_run[name] = self._evaluate(name, exact=False) if self.is_constant(name) else None
+        return self._as_run[name]
+
+    def _is_smooth(self, node: onnx.NodeProto) -> bool:
+        """True for an operation on floating-point numbers that gives such numbers, without steps."""
+        if node.op_type in _STEPS:
+            return False
+        if node.op_type in ("Cast", "CastLike"):
+            kind = attributes(node)["to"] if node.op_type == "Cast" else self.types.get(node.input[1])
+            if kind not in _FLOATS:
+                return False
+        return any(is_float(v) for n in node.input if n and (v := self.constant(n)) is not None)
+
+    def _evaluate(self, name: str, *, exact: bool) -> Array | None:
         try:
             if name in self.initializers:
                 return numpy_helper.to_array(self.initializers[name])
@@ -254,24 +284,34 @@ class Facts:
                 size = self._size_of(node)
                 if size is not None:
                     return size
-            if node.op_type == "Identity":
-                return self.constant(node.input[0])
+            values = {n: self.constant(n) if exact else self.as_run(n) for n in node.input if n}
+            feeds = {n: widened(v) if exact else v for n, v in values.items() if v is not None}
+            first = feeds.get(next(iter(node.input), ""))
+            if node.op_type == "Identity" or (exact and node.op_type in ("Cast", "CastLike")):
+                return first
             if node.op_type == "CastLike":
-                value = self.constant(node.input[0])
                 kind = helper.tensor_dtype_to_np_dtype(self.types[node.input[1]])
-                return None if value is None else value.astype(kind)
-            feeds = {n: self.constant(n) for n in node.input if n}
+                return None if first is None else first.astype(kind)
             if node.op_type == "BatchNormalization":
-                return _normalised(node, [v for v in feeds.values() if v is not None])
+                return _normalised(node, list(feeds.values()))
             graph = helper.make_graph(
-                [node], "constant", [_untyped(n, v) for n, v in feeds.items() if v is not None],
-                [onnx.ValueInfoProto(name=name)],
+                [node], "constant", [_untyped(n, v) for n, v in feeds.items()], [onnx.ValueInfoProto(name=name)],
             )  # fmt: skip
             small = helper.make_model(graph, opset_imports=self.model.opset_import)
             found = onnx.reference.ReferenceEvaluator(small).run(None, feeds)
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, OSError) as error:
             raise FusionError(f"the ONNX model's constant {name!r} cannot be read: {first_line(error)}") from error
         return np.asarray(found[0]) if isinstance(found, list) else None
+
+
+def is_float(value: Array) -> bool:
+    """True for floating-point numbers; numpy calls bfloat16 no such type."""
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+
+
+def widened(value: Array) -> Array:
+    """Floating-point numbers in float64, others as they are."""
+    return value.astype(np.float64) if is_float(value) else value
 
 
 def _untyped(name: str, value: Array) -> onnx.ValueInfoProto:
@@ -296,9 +336,9 @@ def _constant_node(node: onnx.NodeProto) -> Array | None:
 def _normalised(node: onnx.NodeProto, values: list[Array]) -> Array:
     """Batch normalisation of a constant; the reference of old opsets is another one."""
     x, scale, shift, mean, variance = (v.astype(np.float64) for v in values)
-    epsilon = attributes(node).get("epsilon", 1e-5)
+    epsilon = attributes(node).get("epsilon", EPSILON)
     axes = (-1, *(1,) * (x.ndim - 2))
-    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
+    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else EPSILON))
     result: Array = (x - mean.reshape(axes)) * factor.reshape(axes) + shift.reshape(axes)
     return result.astype(values[0].dtype)
 

@@ -132,7 +132,7 @@ def _write(
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
     for node in source.graph.node:
         if _is_size(facts, node):
-            value = facts.constant(node.output[0])
+            value = facts.as_run(node.output[0])
             if value is not None and node.output[0] in needed:
                 result.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
             continue

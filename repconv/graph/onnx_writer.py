@@ -49,7 +49,7 @@ def emit(
         FusionError: a number is not finite in the graph's element type.
     """
     result = Emission()
-    bias = None if found.bias.is_zero else found.bias.parts[0]
+    bias = found.bias.value
     shape = (-1,) if flat else (-1, 1, 1)
     computed = [term for term in found.terms if not term.form.is_diagonal]
     scaled = [term for term in found.terms if term.form.is_diagonal and not term.form.is_identity]

@@ -19,6 +19,9 @@ NORMS = ("aten.batch_norm.default", FUNCTIONAL_NORM)
 SPLITS = ("aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.sizes", "aten.chunk.default")
 """Operations that give a tuple of slices."""
 
+_STEPS = ("ceil", "floor", "round", "trunc", "frac", "sign", "floor_divide", "remainder", "fmod", "arange")
+"""Operations of which a number that is rounded otherwise may change the result by a whole step."""
+
 
 class ProgramFacts:
     """Constants, types and sizes of the tensors of one graph module.
@@ -31,17 +34,22 @@ class ProgramFacts:
         self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self.labels = _labels(module.graph)
         """What reports call a node: the module it comes from and the operation."""
-        self._constants: dict[fx.Node, Tensor | None] = {}
+        self._constants: dict[tuple[fx.Node, bool], Tensor | None] = {}
 
-    def constant(self, node: object) -> Tensor | None:
-        """The value of a constant node, None if it is none."""
+    def constant(self, node: object, *, exact: bool = True) -> Tensor | None:
+        """The value of a constant node, None if it is none.
+
+        What the program stores comes as it stands. What it computes of that comes in float64: in the program's own type
+        it would be rounded at every step, and is to be rounded once, when it is written. Not `exact`: in the program's
+        own type, of which integers and steps are made.
+        """
         if not isinstance(node, fx.Node):
             return None
-        if node not in self._constants:
-            self._constants[node] = self._evaluate(node)
-        return self._constants[node]
+        if (node, exact) not in self._constants:
+            self._constants[node, exact] = self._evaluate(node, exact=exact and _is_smooth(node))
+        return self._constants[node, exact]
 
-    def _evaluate(self, node: fx.Node) -> Tensor | None:
+    def _evaluate(self, node: fx.Node, *, exact: bool) -> Tensor | None:
         if node.op == "get_attr":
             value: object = self.module
             for part in str(node.target).split("."):
@@ -49,12 +57,14 @@ class ProgramFacts:
             return value.detach() if isinstance(value, Tensor) else None
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
             return None
-        known = {n: self.constant(n) for n in node.all_input_nodes}
+        known = {n: self.constant(n, exact=exact) for n in node.all_input_nodes}
         if not known and node.target is not torch.ops.aten.zeros.default:
             return None
         if any(v is None for v in known.values()) or torch.Tag.nondeterministic_seeded in node.target.tags:
             return None
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
+        if exact:
+            arguments = torch.utils._pytree.tree_map(_widened, arguments)  # noqa: SLF001
         with torch.no_grad():
             result = node.target(*arguments[0], **arguments[1])
         return result if isinstance(result, Tensor) else None
@@ -77,6 +87,20 @@ class ProgramFacts:
         if not size or not isinstance(size[1], int):
             raise NotAffineError
         return size[1]
+
+
+def _is_smooth(node: fx.Node) -> bool:
+    """True for an operation that gives floating-point numbers, without steps."""
+    value = node.meta.get("val")
+    name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
+    return isinstance(value, Tensor) and value.is_floating_point() and name not in _STEPS
+
+
+def _widened(argument: object) -> object:
+    """A floating-point tensor in float64, and that type for any such type that is asked for."""
+    if isinstance(argument, Tensor):
+        return argument.double() if argument.is_floating_point() else argument
+    return torch.float64 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
 
 
 def kind_of(node: fx.Node) -> str:

@@ -13,6 +13,7 @@ from ..errors import GeometryError
 from ..geometry import Pair
 from ..kernels import batch_norm_affine
 from ..refusal import Refusal
+from .constant import Constant
 from .cost import Cost, convolution, elementwise
 from .expression import Term
 from .not_affine import NotAffineError
@@ -20,7 +21,7 @@ from .program_facts import FUNCTIONAL_NORM, SPLITS, ProgramFacts, kind_of
 from .step import Offset, Step
 from .terms import average_term, concatenation, convolution_term, grid_term, matrix_term, scale_term, slice_term
 
-_ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+_ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _TO_THE_END = 2**63 - 1
 _Read = tuple[tuple[Term, ...], Offset | None]
 
@@ -92,10 +93,6 @@ def _source(node: fx.Node, position: int = 0) -> fx.Node:
     return source
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
-
-
 def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
     weight = _constant(facts, node.args[1], "weight")
     dilation = _pair(_argument(node, 5, "dilation", [1, 1]))
@@ -114,7 +111,7 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
         dilation=dilation, groups=groups if isinstance(groups, int) else 1,
     )  # fmt: skip
     bias = _argument(node, 2, "bias")
-    return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    return (term,), None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
 
 
 def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
@@ -132,7 +129,7 @@ def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
     scale, _ = batch_norm_affine(centre, _tensor(facts, variance, "variance"), factor, None, float(str(eps)))
     if not bool(torch.isfinite(scale).all()):
         raise NotAffineError("its variance plus epsilon is not positive")
-    offset = (added - centre * scale, added.abs() + (centre * scale).abs())
+    offset = Constant.computed(added - centre * scale, added.abs() + (centre * scale).abs())
     return (scale_term(_source(node).name, scale),), lambda: offset
 
 
@@ -166,7 +163,7 @@ def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
             )
         unit = torch.full((channels,), sign, dtype=torch.float64)
         terms.append(Term.itself(operand.name, channels) if sign == 1 else scale_term(operand.name, unit))
-    return tuple(terms), None if offset is None else partial(_plain, offset)
+    return tuple(terms), None if offset is None else partial(Constant.stored, offset)
 
 
 def _product(facts: ProgramFacts, node: fx.Node) -> _Read:
@@ -274,7 +271,7 @@ def _linear(facts: ProgramFacts, node: fx.Node) -> _Read:
     weight = _constant(facts, node.args[1], "weight")
     o, i = weight.shape
     term = matrix_term(source.name, partial(_double, weight), (o, i))
-    return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    return (term,), None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
 
 
 _FREE = frozenset(("to", "_to_copy", "dropout", "clone", "contiguous", "alias", "detach", "identity"))
