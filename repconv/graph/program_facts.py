@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
+from ..report import FusionReport
 from .not_affine import NotAffineError
 from .sizes import NOMINAL
 
@@ -23,11 +25,13 @@ SPLITS = ("aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.size
 class ProgramFacts:
     """Constants, types and sizes of the tensors of one graph module.
 
-    A node is constant if it reads parameters and buffers only.
+    A node is constant if it reads parameters and buffers only. `exact` has more precise values of some of those, by
+    their names in `module`.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> None:
         self.module = module
+        self._exact = exact or {}
         self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self.labels = _labels(module.graph)
         """What reports call a node: the module it comes from and the operation."""
@@ -43,6 +47,8 @@ class ProgramFacts:
 
     def _evaluate(self, node: fx.Node) -> Tensor | None:
         if node.op == "get_attr":
+            if str(node.target) in self._exact:
+                return self._exact[str(node.target)]
             value: object = self.module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
@@ -77,6 +83,21 @@ class ProgramFacts:
         if not size or not isinstance(size[1], int):
             raise NotAffineError
         return size[1]
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program's graph before and after fusing, sharing what nothing changed.
+
+    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
+        the nodes of `before`.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    pairs: Mapping[str, fx.Node]
+    report: FusionReport
+    labels: Mapping[str, str]
 
 
 def kind_of(node: fx.Node) -> str:
