@@ -47,7 +47,7 @@ def fuse_blocks(
     for name, branch in outermost_branches(model):
         try:
             kernel = folded_kernel(branch)
-            conv = _in_the_form_of(branch, kernel)
+            conv = cast_like(branch, kernel)
         except GeometryError as error:
             refusals.append(Refusal(name, str(error)))
             continue
@@ -82,7 +82,7 @@ def fold(branch: Branch) -> nn.Conv2d:
         GeometryError: the branch is not one zero-padded convolution, or a forward hook sees inside it.
         FusionError: statistics are missing, or the folded numbers are not finite in the branch's dtype.
     """
-    return _in_the_form_of(branch, folded_kernel(branch))
+    return cast_like(branch, folded_kernel(branch))
 
 
 def folded_kernel(branch: Branch) -> Kernel:
@@ -105,7 +105,8 @@ def folded_kernel(branch: Branch) -> Kernel:
     return kernel
 
 
-def _in_the_form_of(branch: Branch, kernel: Kernel) -> nn.Conv2d:
+def cast_like(branch: Branch, kernel: Kernel) -> nn.Conv2d:
+    """`kernel` as a `Conv2d` in the dtype and memory format of `branch`."""
     conv = to_conv2d(kernel.to(dtype=_dtype(branch)))
     if any(_is_channels_last(p) for p in branch.parameters()):
         conv.to(memory_format=torch.channels_last)
