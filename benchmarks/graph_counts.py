@@ -37,8 +37,7 @@ from repconv.graph import fuse_onnx
 from repconv.graph.exported_program import export_again, rewrite
 from repconv.graph.onnx_facts import Facts
 from repconv.graph.onnx_model import measure as size_of
-from repconv.graph.program_evidence import program_regions
-from repconv.graph.program_facts import Rewritten
+from repconv.graph.program_evidence import Rewritten, program_regions
 
 KINDS = {"batch_norms": "BatchNormalization", "adds": "Add"}
 

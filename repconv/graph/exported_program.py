@@ -17,8 +17,8 @@ from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Proof, Size
 from .expression import Expression, Term
 from .foresight import Foresight, foreseen
-from .program_evidence import prove_program
-from .program_facts import NORMS, ProgramFacts, Rewritten, passes_through
+from .program_evidence import Rewritten, prove_program
+from .program_facts import NORMS, ProgramFacts, passes_through
 from .program_reader import read_program
 from .region import Plan, plan
 from .step import Step
@@ -129,19 +129,36 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
     if not isinstance(module, fx.GraphModule):
         raise FusionError("the exported program gives no graph module")
     for node in list(module.graph.nodes):
-        # These look at a tensor's type alone, and would keep it alive.
+        # These look at a tensor's type or size alone, and would keep it alive.
         if str(node.target) == "aten._assert_tensor_metadata.default":
             module.graph.erase_node(node)
-        elif str(node.target) == "aten.new_zeros.default" and all(isinstance(n, int) for n in node.args[1]):
+        elif (value := _filling(node)) is not None:
             like = node.meta["val"]
             with module.graph.inserting_before(node):
-                zeros = module.graph.call_function(
-                    _aten.zeros.default, (node.args[1],), {"dtype": like.dtype, "device": like.device}
+                full = module.graph.call_function(
+                    _aten.full.default, (list(like.shape), value), {"dtype": like.dtype, "device": like.device}
                 )
-            zeros.meta["val"] = like
-            node.replace_all_uses_with(zeros)
+            full.meta["val"] = like
+            node.replace_all_uses_with(full)
             module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
     return module
+
+
+_FILLINGS: dict[str, float | None] = {
+    "aten.new_zeros.default": 0, "aten.new_ones.default": 1, "aten.new_full.default": None,
+    "aten.zeros_like.default": 0, "aten.ones_like.default": 1, "aten.full_like.default": None,
+}  # fmt: skip
+"""Operations that make a tensor of one number in the size of another, and that number; None if it is given."""
+
+
+def _filling(node: fx.Node) -> float | None:
+    """The number that fills a tensor of fixed size, made for another's; None if `node` is something else."""
+    if str(node.target) not in _FILLINGS or any(not isinstance(side, int) for side in node.meta["val"].shape):
+        return None
+    known = _FILLINGS[str(node.target)]
+    given = node.args[-1] if known is None else known
+    return given if isinstance(given, (bool, int, float)) else None
 
 
 def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProgram:

@@ -89,15 +89,33 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     """The choice of what is written, before anything is."""
     _check(source)
     facts = Facts(source)
-    steps, refusals = read_steps(facts)
+    found, refusals = read_steps(facts)
+    steps = _read_again(source, facts, found)
     needed = {value.name for value in source.graph.output} | captured(source.graph)
     made = {step.output for step in steps}
-    affine = {id(facts.makers[name]) for name in made}
+    affine = {id(facts.makers[step.output]) for step in found}
     for node in source.graph.node:
         if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
             needed.update(name for name in node.input if name in made)
     sizes = {name: nominal(dims) for name, dims in facts.dims.items() if isinstance(dims[1], int)}
     return facts, steps, plan(steps, needed, sizes), refusals
+
+
+def _read_again(source: onnx.ModelProto, facts: Facts, steps: list[Step]) -> list[Step]:
+    """Those of `steps` that something reads for its numbers; of the others at most the size is asked."""
+    wanted = {value.name for value in source.graph.output} | captured(source.graph)
+    made = {step.output for step in steps}
+    wanted |= made - {name for node in source.graph.node for name in node.input}
+    for node in source.graph.node:
+        constant = node.output and facts.is_constant(node.output[0])
+        if not constant and not any(name in made for name in node.output):
+            wanted.update(node.input)
+    kept = []
+    for step in reversed(steps):
+        if step.output in wanted:
+            kept.append(step)
+            wanted.update(step.inputs)
+    return kept[::-1]
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:

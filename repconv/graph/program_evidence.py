@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,22 @@ from torch.export import ExportedProgram
 from ..agreement import Agreement, Comparison, compare_tensors
 from ..double import FastGroupedDouble
 from ..proving import prove_whole
-from ..report import Proof
-from .program_facts import Rewritten
+from ..report import FusionReport, Proof
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program's graph before and after fusing, sharing what nothing changed.
+
+    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
+        the nodes of `before`.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    pairs: Mapping[str, fx.Node]
+    report: FusionReport
+    labels: Mapping[str, str]
 
 
 def prove_program(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..report import FusionReport
 from .not_affine import NotAffineError
+from .ordering import dependencies_first
 from .sizes import NOMINAL
 
 FUNCTIONAL_NORM = "aten._native_batch_norm_legit_no_training.default"
@@ -22,11 +23,15 @@ SPLITS = ("aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.size
 """Operations that give a tuple of slices."""
 
 
+LARGEST_CONSTANT = 2**26
+"""A constant of more elements is not evaluated: it would take 256 MB in float32."""
+
+
 class ProgramFacts:
     """Constants, types and sizes of the tensors of one graph module.
 
-    A node is constant if it reads parameters and buffers only. `exact` has more precise values of some of those, by
-    their names in `module`.
+    A node is constant if nothing it depends on is an input of the program and running it again gives the same. `exact`
+    has more precise values of some parameters, by their names in `module`.
     """
 
     def __init__(self, module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> None:
@@ -35,17 +40,26 @@ class ProgramFacts:
         self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self.labels = _labels(module.graph)
         """What reports call a node: the module it comes from and the operation."""
-        self._constants: dict[fx.Node, Tensor | None] = {}
+        self._constants: dict[fx.Node, Any] = {}
 
     def constant(self, node: object) -> Tensor | None:
         """The value of a constant node, None if it is none."""
-        if not isinstance(node, fx.Node):
-            return None
-        if node not in self._constants:
-            self._constants[node] = self._evaluate(node)
+        value = self._value(node) if isinstance(node, fx.Node) else None
+        return value if isinstance(value, Tensor) else None
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """True for a node whose value, one tensor or several, is the same in every run."""
+        return self._value(node) is not None
+
+    def _value(self, node: fx.Node) -> object:
+        """What a constant node gives; None if it is none."""
+        for each in dependencies_first(node, lambda n: [m for m in n.all_input_nodes if m not in self._constants]):
+            if each not in self._constants:
+                self._constants[each] = self._evaluate(each)
         return self._constants[node]
 
-    def _evaluate(self, node: fx.Node) -> Tensor | None:
+    def _evaluate(self, node: fx.Node) -> object:
+        """Run a node whose inputs have been looked at; None if one is not constant, or running it is out of bounds."""
         if node.op == "get_attr":
             if str(node.target) in self._exact:
                 return self._exact[str(node.target)]
@@ -53,17 +67,15 @@ class ProgramFacts:
             for part in str(node.target).split("."):
                 value = getattr(value, part)
             return value.detach() if isinstance(value, Tensor) else None
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
+        if node.op != "call_function" or any(self._constants[n] is None for n in node.all_input_nodes):
             return None
-        known = {n: self.constant(n) for n in node.all_input_nodes}
-        if not known and node.target is not torch.ops.aten.zeros.default:
+        if not _repeats(node.target) or not _is_small(node.meta.get("val")):
             return None
-        if any(v is None for v in known.values()) or torch.Tag.nondeterministic_seeded in node.target.tags:
-            return None
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
+        arguments: Any = fx.node.map_arg(node.args, self._constants.__getitem__)
+        options: Any = fx.node.map_arg(node.kwargs, self._constants.__getitem__)
+        function: Any = node.target
         with torch.no_grad():
-            result = node.target(*arguments[0], **arguments[1])
-        return result if isinstance(result, Tensor) else None
+            return _detached(function(*arguments, **options))
 
     def size(self, node: fx.Node) -> tuple[object, ...]:
         """The shape, open sides as text; the empty tuple if this is no tensor of rank 2 or 4."""
@@ -85,19 +97,27 @@ class ProgramFacts:
         return size[1]
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """A program's graph before and after fusing, sharing what nothing changed.
+def _repeats(target: object) -> bool:
+    """True for an operation that gives the same each time and changes nothing."""
+    if target is operator.getitem:
+        return True
+    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
+        return False
+    return torch.Tag.nondeterministic_seeded not in target.tags and not target._schema.is_mutable  # noqa: SLF001
 
-    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
-        the nodes of `before`.
-    """
 
-    before: fx.GraphModule
-    after: fx.GraphModule
-    pairs: Mapping[str, fx.Node]
-    report: FusionReport
-    labels: Mapping[str, str]
+def _is_small(value: object) -> bool:
+    """True if what a node gives, known by its type alone, is of fixed size and no larger than `LARGEST_CONSTANT`."""
+    if isinstance(value, Tensor):
+        sides = [d if isinstance(d, int) else LARGEST_CONSTANT + 1 for d in value.shape]
+        return prod(sides) <= LARGEST_CONSTANT
+    return value is None or (isinstance(value, Sequence) and all(_is_small(each) for each in value))
+
+
+def _detached(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return tuple(map(_detached, value)) if isinstance(value, (tuple, list)) else value
 
 
 def kind_of(node: fx.Node) -> str:
