@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from repconv.fusing import exported_program
 from repconv.graph import fuse_onnx
 from repconv.graph.exported_program import export_again, rewrite
 from repconv.graph.onnx_model import load
-from repconv.graph.onnx_proof import region_comparisons, verify_fused_onnx
+from repconv.graph.onnx_proof import labels_of, prove_onnx, region_comparisons
 from repconv.graph.program_evidence import program_regions
 from repconv.leaves import leaves
 from repconv.onnx_files import is_large, save_large
@@ -69,10 +69,10 @@ def fuse_onnx_file(path: Path, size: Shape | None = None, metadata: Mapping[str,
         for given in inputs_for(artefact, artefact, size)
     ]
     before = load(path)
-    after, report = fuse_onnx(before)
+    after, report = fuse_onnx(before, prove=False)
     if not report.layers:
         return Fused(after, report.with_agreement(Agreement()))
-    evidence = verify_fused_onnx(before, after, runs, _label(after, report))
+    evidence = prove_onnx(before, after, runs, labels_of(after, report))
     described = {**{p.key: p.value for p in after.metadata_props}, **(metadata or {}), **_summary(report)}
     onnx.helper.set_model_props(after, described)
     return Fused(after, report.with_agreement(evidence.agreement), evidence.unmeasured)
@@ -173,11 +173,11 @@ def fuse_to_onnx(
         BuildError: the exporter cannot follow the network.
     """
     before = exported(network, inputs[0], opset=opset, dynamic_batch=dynamic_batch, optimise=False)
-    after, report = fuse_onnx(before)
+    after, report = fuse_onnx(before, prove=False)
     final = finished(after, {**(metadata or {}), **_summary(report)})
     agreement = verify_onnx(final.SerializeToString(), _flat(network), inputs)
     name = before.graph.input[0].name
-    regions, unmeasured = region_comparisons(before, after, {name: inputs[0].numpy()}, _label(after, report))
+    regions, unmeasured = region_comparisons(before, after, {name: inputs[0].numpy()}, labels_of(after, report))
     return Fused(final, report.with_agreement(Agreement(tuple(regions), agreement.end_to_end)), tuple(unmeasured))
 
 
@@ -197,17 +197,6 @@ def _flat(network: nn.Module) -> nn.Module:
     flat = _Flat(network)
     flat.training = False  # not eval(), which the module of an exported program refuses
     return flat
-
-
-def _label(model: onnx.ModelProto, report: FusionReport) -> Callable[[str], str]:
-    """What the report calls the convolution that makes a tensor."""
-    named = {layer.name for layer in report.layers}
-    made = {
-        node.output[0].split(".part")[0]: node.name
-        for node in reversed(model.graph.node)
-        if node.name in named and node.output
-    }
-    return lambda name: made.get(name, name)
 
 
 def _summary(report: FusionReport) -> dict[str, str]:

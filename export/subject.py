@@ -19,7 +19,7 @@ from repconv.files import sha256
 from repconv.fusion import fuse_blocks
 from repconv.graph import fuse_onnx
 from repconv.leaves import leaves
-from repconv.models.spec import ModelSpec
+from repconv.models.spec import is_foreign
 from repconv.onnx_files import read_onnx
 from repconv.report import FusionReport
 from repconv.sources import Source, open_source
@@ -199,17 +199,11 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
         optimise=not in_graph,
     )  # fmt: skip
     if in_graph:
-        model, report = fuse_onnx(model)
+        model, report = fuse_onnx(model, prove=False)  # what is built of it is measured
     return Subject(
         given.name, finished(model, _metadata(given, report)), in_float64(network), network, size, report,
         given.path, given.sha256, given.class_names, given.normalization, given.notes,
     )  # fmt: skip
-
-
-def is_foreign(model: nn.Module) -> bool:
-    """Whether there may be more to fold than this package's blocks."""
-    spec = getattr(model, "spec", None)
-    return not isinstance(spec, ModelSpec) or ":" in spec.name
 
 
 def in_float64(network: nn.Module) -> Reference:
@@ -275,7 +269,7 @@ def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
     report: FusionReport | None = None
     model = original
     if settings.fuse:
-        model, report = fuse_onnx(original)
+        model, report = fuse_onnx(original, prove=False)  # what is built of it is measured
     kept = {entry.key: entry.value for entry in model.metadata_props}
     sized = with_sizes(model, [None if span is None or not span.fixed else span.usual for span in asked])
     final = finished(sized, {**kept, "repconv.source_sha256": artefact.sha256 or ""})

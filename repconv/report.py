@@ -1,11 +1,18 @@
-"""What fusing did to a model, as values."""
+"""What fusing did to a model, as values: what became what, what was left, and the proof that nothing changed."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 
-from .agreement import Agreement
+from .agreement import Agreement, Comparison
+from .errors import VerificationError
 from .refusal import Refusal
+
+_WIDTH = 116
+"""Characters of a line of the summary; the report has all of it."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,37 @@ class FusedLayer:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What was compared, and what could not be, with the reason."""
+
+    agreement: Agreement
+    unmeasured: tuple[Refusal, ...] = ()
+
+    def __add__(self, other: Proof) -> Proof:
+        mine, theirs = self.agreement, other.agreement
+        return Proof(
+            Agreement(mine.blocks + theirs.blocks, mine.end_to_end + theirs.end_to_end),
+            self.unmeasured + other.unmeasured,
+        )
+
+
+UNPROVED = Refusal("the whole result", "not compared with what it was made of: prove=False")
+
+
+@dataclass(frozen=True, repr=False)
 class FusionReport:
-    """What was fused, what was not and why, how large the model was and is, and, once measured, how far apart."""
+    """What was fused, what was not and why, how large the model was and is, and how far apart the two are.
+
+    `agreement` holds every comparison, and is None where none was asked for; `unmeasured` says what was not compared,
+    and why. `print` gives a summary, `to_dict` everything.
+    """
 
     layers: tuple[FusedLayer, ...]
     refusals: tuple[Refusal, ...]
     before: Size
     after: Size
     agreement: Agreement | None = None
+    unmeasured: tuple[Refusal, ...] = ()
 
     @property
     def blocks(self) -> tuple[FusedLayer, ...]:
@@ -51,10 +81,102 @@ class FusionReport:
         """The same report with the measured agreement."""
         return replace(self, agreement=agreement)
 
+    def with_proof(self, proof: Proof | None) -> FusionReport:
+        """The same report with what was measured and what was not; None: nothing was, because nobody asked."""
+        if proof is None:
+            return replace(self, agreement=None, unmeasured=(UNPROVED,))
+        return replace(self, agreement=proof.agreement, unmeasured=proof.unmeasured)
+
     def with_flops(self, before: int, after: int) -> FusionReport:
         """The same report with the floating-point operations of one image."""
         return replace(self, before=replace(self.before, flops=before), after=replace(self.after, flops=after))
 
+    def require(self, what: str = "the fused network") -> FusionReport:
+        """The same report, which holds no failed comparison.
+
+        Raises:
+            VerificationError: a comparison failed; `error.report` is this report.
+        """
+        if self.agreement is not None and self.agreement.comparisons and not self.agreement.passed:
+            raise VerificationError(f"{what}: {self.agreement.verdict}; nothing was written", self)
+        return self
+
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {**asdict(self), "agreement": None if self.agreement is None else self.agreement.to_dict()}
+
+    def __repr__(self) -> str:
+        before, after = self.before.convolutions, self.after.convolutions
+        proof = "not compared" if self.agreement is None else self.agreement.verdict.partition(":")[0]
+        return f"<FusionReport: {len(self.layers)} layers fused, convolutions {before:,} -> {after:,}, {proof}>"
+
+    def __str__(self) -> str:
+        rows = [("fused", _fused(self)), *_sizes(self), *_proof(self)]
+        rows += _counted("left as it is", self.refusals) + _counted("not measured", self.unmeasured)
+        return "\n".join(_cut(f"  {label:<18}{value}") for label, value in rows)
+
+    def _repr_html_(self) -> str:
+        rows = [("fused", _fused(self)), *_sizes(self), *_proof(self)]
+        rows += _counted("left as it is", self.refusals) + _counted("not measured", self.unmeasured)
+        cells = "".join(f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in rows)
+        return f"<table>{cells}</table>"
+
+
+def _fused(report: FusionReport) -> str:
+    if not report.layers:
+        return "nothing"
+    made = Counter("multi-branch blocks" if layer.branches else "convolutions with BN" for layer in report.layers)
+    return f"{' and '.join(f'{count} {kind}' for kind, count in made.items())} into single convolutions"
+
+
+def _sizes(report: FusionReport) -> Iterator[tuple[str, str]]:
+    for label, field in (
+        ("convolutions", "convolutions"), ("batch norms", "batch_norms"), ("parameters", "parameters"),
+        ("FLOPs an image", "flops"),
+    ):  # fmt: skip
+        before, after = getattr(report.before, field), getattr(report.after, field)
+        if before is not None and after is not None:
+            yield label, f"{before:,} -> {after:,}"
+
+
+def _proof(report: FusionReport) -> Iterator[tuple[str, str]]:
+    found = report.agreement
+    if found is None or not found.comparisons:
+        yield "proof", "none: nothing was compared"
+        return
+    failed = sum(not c.passed for c in found.comparisons)
+    count = len(found.comparisons)
+    yield "proof", f"NOT equal: {failed} of {count} comparisons failed" if failed else f"equal: all {count} comparisons"
+    for label, worst in (("worst block", found.worst_block), ("worst end to end", found.worst_end_to_end)):
+        if worst is not None:
+            yield label, _compared(worst)
+
+
+def _compared(found: Comparison) -> str:
+    own = "" if found.own is None else f", the source's own error {found.own.to_scale:.1e}"
+    return f"{found.place}: {found.found}{own}, allowed {found.tolerance:.1e}"
+
+
+def _counted(label: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
+    """Up to two kinds of reasons, the most frequent first, each with how often and where it is first met."""
+    kinds: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        kinds.setdefault(refusal.why.partition(":")[0], []).append(refusal)
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    rows = [
+        (label, f"{_places(same)}: {same[0].why}")
+        for same in ordered[: 2 if len(ordered) <= 2 else 1]
+    ]  # fmt: skip
+    if len(ordered) > 2:
+        rest = sum(map(len, ordered[1:]))
+        rows.append(("", f"and {rest} more, for {len(ordered) - 1} other reasons"))
+    return rows
+
+
+def _places(same: Sequence[Refusal]) -> str:
+    first = same[0].where or "the model"
+    return first if len(same) == 1 else f"{len(same)} places, first {first}"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."

@@ -66,8 +66,7 @@ def command(
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
-    from repconv.export.subject import is_foreign
-
+    from ..models.spec import is_foreign
     from ..sources import open_source
 
     suffix = Path(source).suffix
@@ -114,10 +113,9 @@ def _refuse_settings(suffix: str, opset: int | None, out: Path, *, dynamic_batch
 
 def _fuse_blocks(loaded: Source, out: Path, settings: _Settings, json_file: str | None) -> None:
     """Every block becomes a convolution module; the result is a checkpoint, or ONNX of this package's networks."""
-    from repconv.export.subject import is_foreign
-
     from ..errors import SourceError
     from ..forecasting import forecast
+    from ..models.spec import is_foreign
     from ..verify import dtype_of, probes
     from .text import fusion_tables, paragraph
 

@@ -201,9 +201,9 @@ class Expression:
 
 
 def merge(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """The same sum with one term a source where that is one convolution."""
+    """The same sum with one term a source where that is one convolution, and none that is zero beside others."""
     merged: list[Term] = []
-    for term in terms:
+    for term in [term for term in terms if not term.form.zeros] or terms[:1]:
         for position, known in enumerate(merged):
             if known.source == term.source:
                 try:

@@ -29,6 +29,7 @@ from .onnx_operands import (
     shown,
     window,
 )
+from .operand import channelwise
 from .terms import average_term, convolution_term, matrix_term, scale_term
 
 
@@ -111,7 +112,7 @@ def add(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         sign = -1.0 if node.op_type == "Sub" and position else 1.0
         value = facts.constant(name)
         if value is not None:
-            offsets.append(sign * by_channel(value, channels, facts.rank(tensors[0])))
+            offsets.append(sign * by_channel(facts, value, tensors[0]))
             continue
         if dims_of(facts, name) != dims_of(facts, tensors[0]):
             raise NotAffineError(
@@ -129,11 +130,10 @@ def multiply(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     tensors = [n for n in node.input if not facts.is_constant(n)]
     if len(constants) != 1 or (node.op_type == "Div" and constants[0] != node.input[1]):
         raise NotAffineError
-    channels = channels_of(facts, tensors[0])
     constant = constant_of(facts, constants[0], "factor")
     if constant.size == 1 and _ends_activation(facts, tensors[0]):
         raise NotAffineError
-    factors = by_channel(constant, channels, facts.rank(tensors[0]))
+    factors = by_channel(facts, constant, tensors[0])
     if node.op_type == "Div":
         factors = factors.reciprocal()
     if not bool(torch.isfinite(factors).all()):
@@ -174,7 +174,7 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         raise NotAffineError
     offset = None
     if len(node.input) > 2 and node.input[2]:
-        offset = partial(Constant.stored, beta * by_channel(constant_of(facts, node.input[2], "bias"), o, 2))
+        offset = partial(Constant.stored, beta * channelwise(double(constant_of(facts, node.input[2], "bias")), (1, o)))
     return [Part(node.output[0], (matrix_term(source, lambda: alpha * double(weight), (o, i)),), offset)]
 
 

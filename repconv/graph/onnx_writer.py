@@ -147,7 +147,7 @@ def without_unread(
     # Backwards, every reader of a node's outputs has been decided before the node itself.
     for node in reversed(graph.node):
         made = [name for name in node.output if name]
-        unread = made and all(name in read_before and not readers[name] and name not in outputs for name in made)
+        unread = any(name in read_before for name in made) and not any(readers[n] or n in outputs for n in made)
         if unread and node.op_type not in ("If", "Loop", "Scan"):
             readers.subtract(set(node.input))
         else:

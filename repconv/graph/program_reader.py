@@ -17,6 +17,7 @@ from .constant import Constant
 from .cost import Cost, convolution, elementwise
 from .expression import Term
 from .not_affine import NotAffineError
+from .operand import channelwise
 from .program_facts import FUNCTIONAL_NORM, SPLITS, ProgramFacts, kind_of
 from .step import Offset, Step
 from .terms import average_term, concatenation, convolution_term, grid_term, matrix_term, scale_term, slice_term
@@ -32,7 +33,7 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
     refusals: list[Refusal] = []
     for node in facts.module.graph.nodes:
         reader = _READERS.get(kind_of(node))
-        if reader is None or facts.constant(node) is not None or not facts.size(node):
+        if reader is None or facts.is_constant(node) or not facts.size(node):
             continue
         try:
             terms, offset = reader(facts, node)
@@ -133,16 +134,10 @@ def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
     return (scale_term(_source(node).name, scale),), lambda: offset
 
 
-def _vector(facts: ProgramFacts, value: object, channels: int, rank: int) -> Tensor:
-    """A constant operand as one number a channel, [c]."""
-    if isinstance(value, (int, float)):
-        return torch.full((channels,), float(value), dtype=torch.float64)
-    found = _tensor(facts, value, "operand")
-    if found.numel() == 1 and found.dim() <= rank:
-        return found.reshape(1).expand(channels)
-    if (1,) * (rank - found.dim()) + tuple(found.shape) != (1, channels, 1, 1)[:rank]:
-        raise NotAffineError(f"its constant of shape {list(found.shape)} is not one number a channel")
-    return found.reshape(-1)
+def _vector(facts: ProgramFacts, value: object, size: tuple[object, ...]) -> Tensor:
+    """A constant operand of a tensor of `size` as one number a channel, [c]."""
+    number = torch.tensor(float(value)) if isinstance(value, (int, float)) else _constant(facts, value, "operand")
+    return channelwise(number, size)
 
 
 def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
@@ -155,7 +150,7 @@ def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
     offset: Tensor | None = None
     for sign, operand in zip((1.0, second), operands, strict=True):
         if not isinstance(operand, fx.Node) or operand not in tensors:
-            offset = sign * _vector(facts, operand, channels, len(size))
+            offset = sign * _vector(facts, operand, facts.size(tensors[0]))
             continue
         if facts.size(operand) != size:
             raise NotAffineError(
@@ -176,7 +171,7 @@ def _product(facts: ProgramFacts, node: fx.Node) -> _Read:
         raise NotAffineError
     if facts.size(first) != facts.size(node) or node.kwargs:
         raise NotAffineError
-    factors = _vector(facts, second, facts.channels(first), len(facts.size(node)))
+    factors = _vector(facts, second, facts.size(first))
     return (scale_term(first.name, factors.reciprocal() if "div" in str(node.target) else factors),), None
 
 
