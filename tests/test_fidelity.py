@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repconv
+from repconv.export.half import to_half
 from repconv.graph import fuse_onnx
 from repconv.graph.constant import Constant
 from repconv.models.resnet import ConvBranch
@@ -123,6 +124,28 @@ def test_a_shift_that_nearly_cancels_is_written_as_it_is(
     weight, bias, eps = WRITERS[writer](branch)
     for found, wanted, what in zip((weight, bias), folded(branch, eps), ("weight", "bias"), strict=True):
         same(found, wanted, what)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_half_export_holds_what_torch_casts_the_float64_fold_to(precision: str) -> None:
+    branch = cancelling(0, torch.float64, 1e-3)
+    with torch.no_grad():
+        branch.conv.weight[0] = 1 + 2**-11 + torch.linspace(-1, 1, 72).reshape(8, 3, 3) * 2**-22  # near ties, too
+        branch.bn.weight[0], branch.bn.running_var[0] = 1, 1 - branch.bn.eps
+    exact = repconv.fuse(branch)[0]
+    single = repconv.fuse(branch)[0].float()
+    shape = [1, CHANNELS, 4, 4]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [tensor(single.weight, "w"), tensor(single.bias, "b")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    for held, wanted in zip(to_half(model, precision).graph.initializer, (exact.weight, exact.bias), strict=True):
+        found = torch.from_numpy(numpy_helper.to_array(held).astype(np.float64))
+        assert torch.equal(found, wanted.detach().to(dtype).double())
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))
