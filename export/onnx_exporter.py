@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv.agreement import Agreement, comparisons
+from repconv.checkpoint import Normalization
 from repconv.errors import BuildError
 from repconv.leaves import Function
 
@@ -96,6 +98,16 @@ def finished(model: onnx.ModelProto, metadata: Mapping[str, str] | None = None) 
     del simplified.metadata_props[:]
     onnx.helper.set_model_props(simplified, dict(metadata or {}))
     return simplified
+
+
+def described(sha256: str | None, class_names: Sequence[str], normalization: Normalization | None) -> dict[str, str]:
+    """What a source knows besides its weights, as metadata of an ONNX file."""
+    metadata = {"repconv.source_sha256": sha256 or ""}
+    if class_names:
+        metadata["class_names"] = json.dumps(class_names)
+    if normalization is not None:
+        metadata["normalization"] = json.dumps(vars(normalization))
+    return metadata
 
 
 @contextlib.contextmanager

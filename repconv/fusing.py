@@ -64,7 +64,11 @@ def fuse(
         VerificationError: the result differs by more than rounding; `error.report` has every comparison.
     """
     if example_inputs is None:
-        return fuse_modules(model, prove=prove)
+        fused, report = fuse_modules(model, prove=prove)
+        unseen = _unseen(model, fused)
+        if unseen is not None and not report.layers:
+            warnings.warn(f"nothing was fused: {unseen.why}", stacklevel=2)
+        return fused, report if unseen is None else replace(report, refusals=(*report.refusals, unseen))
     return fuse_network(model, [example_inputs], prove=prove)
 
 
@@ -78,11 +82,6 @@ def fuse_modules(
     """
     kernels: dict[str, Kernel] = {}
     fused, report = fuse_blocks(model, kernels.__setitem__ if prove else None)
-    unseen = _unseen(model, fused)
-    if unseen is not None:
-        report = replace(report, refusals=(*report.refusals, unseen))
-        if not report.layers:
-            warnings.warn(f"nothing was fused: {unseen.why}", stacklevel=3)
     if not prove:
         return fused, report.with_proof(None)
     if not report.layers:
@@ -102,7 +101,7 @@ def _unseen(model: nn.Module, fused: nn.Module) -> Refusal | None:
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
         and not any(name == own or not own or name.startswith(f"{own}.") for own in ours)
     ]
-    if not others and ours:
+    if ours and not any(isinstance(module, nn.BatchNorm2d) for module in others):
         return None
     convolutions = sum(isinstance(module, nn.Conv2d) for module in others)
     blocks = "" if ours else ", and no block of this package"

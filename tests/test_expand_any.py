@@ -95,7 +95,7 @@ def check_whole_life(model: nn.Module, x: Tensor, expected_blocks: int, *, steps
             assert bool(gradients[inner].any()), inner
     fused, report = fuse(multi.eval())
     assert convolutions(fused) == convolutions(model)
-    assert not report.refusals
+    assert all(refusal.why.startswith("not looked at: ") for refusal in report.refusals)
     agreement = verify(multi, fused, [x])
     assert len(agreement.blocks) == expected_blocks
     assert agreement.passed, agreement.verdict

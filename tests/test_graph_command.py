@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from repconv.errors import FusionError
-from repconv.export.fused_graph import fuse_onnx_file
+from repconv.export.fusing import fuse_source
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx
 from repconv.graph.onnx_double import evaluate
 from repconv.graph.onnx_proof import prove_onnx
@@ -242,7 +242,7 @@ def test_weights_in_another_file_are_read_and_may_be_written(tmp_path, monkeypat
     before = branches()
     save_large(before, tmp_path / "big.onnx")
     assert (tmp_path / "big.onnx.data").stat().st_size > 4 * 16 * 16 * 9
-    fused = fuse_onnx_file(tmp_path / "big.onnx")
+    fused = fuse_source(tmp_path / "big.onnx", ".onnx")
     assert fused.report.after.convolutions == 1
     monkeypatch.setattr("repconv.onnx_files._LARGEST_MESSAGE", 100)
     code, _, err = run("fuse", "big.onnx", "-o", "out.onnx")
