@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -111,15 +112,19 @@ class FusionReport:
         return f"<FusionReport: {len(self.layers)} layers fused, convolutions {before:,} -> {after:,}, {proof}>"
 
     def __str__(self) -> str:
-        rows = [("fused", _fused(self)), *_sizes(self), *_proof(self)]
-        rows += _counted("left as it is", self.refusals) + _counted("not measured", self.unmeasured)
-        return "\n".join(_cut(f"  {label:<18}{value}") for label, value in rows)
+        rows = _rows(self)
+        return "\n".join(line for row in rows for line in _lines(*row))
 
     def _repr_html_(self) -> str:
-        rows = [("fused", _fused(self)), *_sizes(self), *_proof(self)]
-        rows += _counted("left as it is", self.refusals) + _counted("not measured", self.unmeasured)
+        rows = _rows(self)
         cells = "".join(f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in rows)
         return f"<table>{cells}</table>"
+
+
+def _rows(report: FusionReport) -> list[tuple[str, str]]:
+    """What the summary says, line by line: a label and its value."""
+    left, unmeasured = _counted("left as it is", report.refusals), _counted("not measured", report.unmeasured)
+    return [("fused", _fused(report)), *_sizes(report), *_proof(report), *left, *unmeasured]
 
 
 def _fused(report: FusionReport) -> str:
@@ -154,23 +159,19 @@ def _proof(report: FusionReport) -> Iterator[tuple[str, str]]:
 
 def _compared(found: Comparison) -> str:
     own = "" if found.own is None else f", the source's own error {found.own.to_scale:.1e}"
-    return f"{found.place}: {found.found}{own}, allowed {found.tolerance:.1e}"
+    return f"{found.place.removeprefix('end to end, ')}: {found.found}{own}, allowed {found.tolerance:.1e}"
 
 
 def _counted(label: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
-    """Up to two kinds of reasons, the most frequent first, each with how often and where it is first met."""
+    """The most frequent kind of reason with how often and where it is first met, and how many there are besides."""
     kinds: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         kinds.setdefault(refusal.why.partition(":")[0], []).append(refusal)
-    ordered = sorted(kinds.values(), key=len, reverse=True)
-    rows = [
-        (label, f"{_places(same)}: {same[0].why}")
-        for same in ordered[: 2 if len(ordered) <= 2 else 1]
-    ]  # fmt: skip
-    if len(ordered) > 2:
-        rest = sum(map(len, ordered[1:]))
-        rows.append(("", f"and {rest} more, for {len(ordered) - 1} other reasons"))
-    return rows
+    if not kinds:
+        return []
+    first, *others = sorted(kinds.values(), key=len, reverse=True)
+    rest = [("", f"and {sum(map(len, others))} more, for {len(others)} other reasons")] if others else []
+    return [(label, f"{_places(first)}: {first[0].why}"), *rest]
 
 
 def _places(same: Sequence[Refusal]) -> str:
@@ -178,5 +179,8 @@ def _places(same: Sequence[Refusal]) -> str:
     return first if len(same) == 1 else f"{len(same)} places, first {first}"
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
+def _lines(label: str, value: str) -> list[str]:
+    """A row as one line, or as two where it is a reason; the report has all of it."""
+    return textwrap.wrap(
+        value, _WIDTH, initial_indent=f"  {label:<18}", subsequent_indent=" " * 20, max_lines=2, placeholder=" ..."
+    )
