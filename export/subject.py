@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv.checkpoint import Normalization
-from repconv.double import FastGroupedDouble
+from repconv.double import in_float64 as everything_in_float64
 from repconv.errors import FusionError, SourceError
 from repconv.files import sha256
 from repconv.graph import fuse_onnx
@@ -209,11 +209,10 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
 
 def in_float64(network: nn.Module) -> Reference:
     """A copy of `network` in float64, as a reference."""
-    exact = copy.deepcopy(network).double()
+    exact = everything_in_float64(network)
 
     def reference(x: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), FastGroupedDouble():
-            return tuple(t for _, t in leaves(exact(x.double())))
+        return tuple(t for _, t in leaves(exact(x)))
 
     return reference
 

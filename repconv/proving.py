@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from .agreement import Agreement, Comparison, comparisons
+from .double import in_float64
 from .leaves import Function, cast, leaves
 from .refusal import Refusal
 from .report import Proof
@@ -20,8 +20,8 @@ def prove_whole(
 ) -> Proof:
     """How far `candidate` is from `original` in float64, every output of it; the original's own error stands beside.
 
-    A network that does not run in float64, such as one that makes float32 tensors as it runs, is the reference as it
-    is, and `unmeasured` says so.
+    A network that does not run in float64, whatever it makes widened (`double`), is the reference as it is, and
+    `unmeasured` says so.
 
     Args:
         original: the network to agree with, unchanged.
@@ -29,15 +29,13 @@ def prove_whole(
         inputs: positional arguments, one call's each.
         exact: the candidate in float64, which is compared by itself: the algebra without its rounding.
     """
-    reference = copy.deepcopy(original).double()
+    reference = in_float64(original)
     found: list[Comparison] = []
     unmeasured: list[Refusal] = []
     for given in inputs:
         where = f"end to end, {' and '.join('x'.join(map(str, t.shape)) for _, t in leaves(given))}"
-        wide = cast(given, torch.float64)
         try:
-            with torch.no_grad():
-                wanted = reference(*wide)
+            wanted = reference(*given)
         except Exception as error:  # noqa: BLE001  # it is the user's own code
             first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             said = f"the network does not run in float64 ({first}); compared with itself in its own precision instead"
@@ -45,7 +43,9 @@ def prove_whole(
             found += comparisons(original, candidate, given, where=where, reference_dtype=None)
             continue
         if exact is not None:
-            found += comparisons(_gives(wanted), exact, wide, where=f"{where}, float64")
+            found += comparisons(
+                _gives(wanted), in_float64(exact), cast(given, torch.float64), where=f"{where}, float64"
+            )
         found += comparisons(_gives(wanted), candidate, given, original=original, where=where)
     return Proof(Agreement(end_to_end=tuple(found)), tuple(unmeasured))
 

@@ -233,7 +233,7 @@ def test_an_onnx_model_that_does_not_run_on_drawn_inputs_says_so_and_takes_other
 
 
 class MakesFloat32(nn.Module):
-    """Adds a float32 tensor that it makes as it runs, and so does not run in float64."""
+    """Multiplies by a float32 tensor that it makes as it runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,8 +244,25 @@ class MakesFloat32(nn.Module):
         return self.block(x) @ (torch.eye(16) @ self.mix.float()).to(torch.float32)
 
 
-def test_a_network_that_does_not_run_in_float64_is_its_own_reference_and_that_is_said() -> None:
+class OnlyFloat32(MakesFloat32):
+    """Refuses all else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only, please")
+        return super().forward(x)
+
+
+def test_a_network_that_makes_float32_tensors_runs_in_float64_all_the_same() -> None:
     _, report = fusing.fuse_modules(MakesFloat32().eval(), [image()])
+    assert report.agreement is not None
+    assert [c.dtype for c in report.agreement.end_to_end] == ["float64", "float32"]
+    assert report.agreement.passed
+    assert not report.unmeasured
+
+
+def test_a_network_that_does_not_run_in_float64_is_its_own_reference_and_that_is_said() -> None:
+    _, report = fusing.fuse_modules(OnlyFloat32().eval(), [image()])
     assert report.agreement is not None
     assert report.agreement.passed
     assert len(report.agreement.end_to_end) == 1
