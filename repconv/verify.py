@@ -54,11 +54,6 @@ def prove_blocks(
     return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact)
 
 
-def verify(model: nn.Module, fused: nn.Module, inputs: Sequence[Inputs]) -> Agreement:
-    """The comparisons of `prove_blocks`, on `inputs`."""
-    return prove_blocks(model, fused, inputs).agreement
-
-
 def block_by_block(model: nn.Module, fused: nn.Module, x: Inputs | None = None) -> Iterator[Comparison]:
     """Each folded layer of `fused` against the branches it was made of.
 
