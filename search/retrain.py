@@ -91,6 +91,7 @@ def retrain(
     Raises:
         SearchError: a setting makes no sense, or the loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
+        VerificationError: the fused form differs from the trained network; only the last checkpoint is written.
     """
     if (folder.path / RESULT).exists():
         return
