@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..agreement import Agreement, Comparison, compare_tensors
 from ..errors import FusionError, SourceError
-from ..onnx_files import model_session, session_of
+from ..onnx_files import model_session
 from ..refusal import Refusal
 from ..report import FusionReport, Proof
 from .onnx_decisions import decisions, judged, replayed
-from .onnx_double import Array, evaluate, region, rewritten_tensors
+from .onnx_double import Array
+from .onnx_regions import prove_regions, sizes_on
 from .sizes import NOMINAL
 
 Feeds = Mapping[str, Array]
@@ -155,48 +156,19 @@ def labels_of(model: onnx.ModelProto, report: FusionReport) -> Callable[[str], s
 def region_comparisons(
     before: onnx.ModelProto, after: onnx.ModelProto, given: Feeds, label: Callable[[str], str]
 ) -> tuple[list[Comparison], list[Refusal]]:
-    """Each tensor that `after` writes anew, on what it really reads, and those that could not be compared.
+    """Each tensor that `after` writes anew against what it stands for, and those that could not be proven so.
 
     Arguments as in `prove_onnx`, `given` one run's inputs.
-
-    Raises:
-        SourceError: onnxruntime cannot load or run `after`.
     """
-    wanted = rewritten_tensors(before, after)
-    known = {name for node in after.graph.node for name in node.output if name}
-    parts = {name: region(before, name, known) for name in wanted}
-    shown = list(dict.fromkeys(name for output, (_, read) in parts.items() for name in (output, *read)))
-    seen = dict(given) | _exposed(after, [name for name in shown if name not in given], given)
-    found, unmeasured = [], []
-    for output, (model, read) in parts.items():
-        feeds = {name: seen[name] for name in read}
-        try:
-            exact = evaluate(model, feeds, [output])[0]
-            own = _own(model, output, feeds, before)
-        except (FusionError, SourceError) as error:
-            unmeasured.append(Refusal(label(output), str(error)))
-            continue
-        compared = compare_tensors(_tensor(exact), _tensor(seen[output]), None if own is None else _tensor(own))
-        found.append(replace(compared, where=label(output), shape=tuple(exact.shape)))
-    return found, unmeasured
 
+    def shapes(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        found = sizes_on(before, {name: value.shape for name, value in given.items()})
+        missing = [name for name in names if name not in found]
+        with contextlib.suppress(SourceError):  # then it is said of each region that its size is not known
+            found |= {name: value.shape for name, value in _exposed(before, missing, given).items()}
+        return found
 
-def _own(model: onnx.ModelProto, output: str, feeds: Feeds, whole: onnx.ModelProto) -> Array | None:
-    """What the unfused nodes give of the same tensors in onnxruntime."""
-    typed = onnx.ModelProto()
-    typed.CopyFrom(model)
-    for value in typed.graph.input:
-        array = feeds[value.name]
-        value.CopyFrom(
-            onnx.helper.make_tensor_value_info(
-                value.name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-            )
-        )
-    del typed.graph.output[:]
-    inferred = onnx.shape_inference.infer_shapes(typed, data_prop=True)
-    made = {value.name: value for value in (*inferred.graph.value_info, *whole.graph.value_info, *whole.graph.output)}
-    typed.graph.output.append(made.get(output) or onnx.ValueInfoProto(name=output))
-    return _run(session_of(typed.SerializeToString(), "a region", as_written=True), [output], feeds)[0]
+    return prove_regions(before, after, shapes, label)
 
 
 def _exposed(model: onnx.ModelProto, names: Sequence[str], given: Feeds) -> dict[str, Array]:
@@ -207,7 +179,7 @@ def _exposed(model: onnx.ModelProto, names: Sequence[str], given: Feeds) -> dict
     shown.CopyFrom(model)
     kept = {value.name for value in shown.graph.output}
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
-    return dict(zip(names, _run(model_session(shown, "the fused model", as_written=True), names, given), strict=True))
+    return dict(zip(names, _run(model_session(shown, "the ONNX model", as_written=True), names, given), strict=True))
 
 
 def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[Array]:  # noqa: ANN401  # onnxruntime has no types
