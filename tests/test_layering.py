@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("search", "export", "benchmarks")
 
 LAYERS = (
-    ("double", "drawing", "errors", "files", "leaves", "onnx_files", "page", "refusal"),
-    ("geometry", "record"),
+    ("drawing", "errors", "files", "leaves", "onnx_files", "page", "refusal"),
+    ("double", "geometry", "record"),
     ("kernels",),
     ("normalisation",),
     ("branches",),
@@ -28,9 +28,11 @@ LAYERS = (
     ("named",),
     ("agreement",),
     ("report",),
+    ("proving",),
     ("fusion",),
     ("graph",),
-    ("forecasting", "fusing", "inspection", "verify"),
+    ("verify",),
+    ("forecasting", "fusing", "inspection"),
     ("states",),
     ("checkpoint",),
     ("sources",),

@@ -67,6 +67,12 @@ def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str
     return "\n\n".join(parts)
 
 
+def fused_tables(report: FusionReport, foretold: Forecast | None = None, *, as_graph: bool) -> str:
+    """What `fuse` shows: layer by layer of modules, convolution by convolution of a graph; what was not compared."""
+    shown = graph_tables(report) if as_graph else fusion_tables(report, foretold)
+    return f"{shown}\n\n{refusal_list('not measured', report.unmeasured)}" if report.unmeasured else shown
+
+
 def graph_tables(report: FusionReport) -> str:
     """What each convolution of a graph was made of, what stays as it is and why, and the sizes before and after."""
     parts = []
@@ -110,6 +116,8 @@ def foresight_tables(found: Foresight) -> str:
 
 def _made_of(nodes: Sequence[str]) -> str:
     """How many nodes, and the first and the last."""
+    if not nodes:
+        return "conv + BN"
     ends = [_short(nodes[0]), _short(nodes[-1])] if len(nodes) > 1 else [_short(node) for node in nodes]
     return f"{len(nodes)}: {' .. '.join(ends)}"
 

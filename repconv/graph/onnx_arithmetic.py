@@ -5,7 +5,8 @@ Each function gives what its node makes, or raises `NotAffineError`.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import add as add_up
 
 import onnx
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from ..kernels import batch_norm_affine
 from .carried import Carried, Made, matmul, spread
+from .constant import Constant
 from .expression import Term
 from .layout import Atom, Layout, plain
 from .not_affine import NotAffineError
-from .onnx_facts import Facts, attributes
+from .onnx_facts import EPSILON, Facts, attributes
 from .onnx_operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
 from .terms import average_term, convolution_term, matrix_term, scale_term
 
@@ -42,7 +44,7 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     offset = None
     if len(node.input) > 2 and node.input[2]:
         bias = double(constant_of(facts, node.input[2], "bias"))
-        offset = partial(_plain, bias)
+        offset = partial(Constant.stored, bias)
     return [Part(node.output[0], Made(plain(o, pixels), (term,), offset))]
 
 
@@ -83,8 +85,8 @@ def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         double(constant_of(facts, name, what))
         for name, what in zip(node.input[1:5], ("scale", "shift", "mean", "variance"), strict=True)
     )
-    eps = known.get("epsilon", 1e-5)
-    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else 1e-5)
+    eps = known.get("epsilon", EPSILON)
+    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else EPSILON)
     if any(len(vector) != channels for vector in (weight, bias, mean, variance)):
         raise NotAffineError(f"its vectors are not one number for each of {channels} channels")
     if not bool(torch.isfinite(scale).all()):
@@ -183,19 +185,14 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     offset = None
     if len(node.input) > 2 and node.input[2]:
         value = double(constant_of(facts, node.input[2], "bias"))
-        offset = partial(_plain, beta * spread(value, Carried("", plain(o, 0), (1, o, 1, 1))))
+        offset = partial(Constant.stored, beta * spread(value, Carried("", plain(o, 0), (1, o, 1, 1))))
     term = matrix_term(source.name, lambda: alpha * double(weight), (o, i))
     return [Part(node.output[0], Made(layout, (term,), offset))]
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
+def _shifted(bias: Tensor, centre: Tensor) -> Constant:
+    return Constant.computed(bias - centre, bias.abs() + centre.abs())
 
 
-def _shifted(bias: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    return bias - centre, bias.abs() + centre.abs()
-
-
-def _total(offsets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    stacked = torch.stack(offsets)
-    return stacked.sum(0), stacked.abs().sum(0)
+def _total(offsets: list[Tensor]) -> Constant:
+    return reduce(add_up, map(Constant.stored, offsets))

@@ -34,6 +34,17 @@ _NOT_REPEATED = frozenset((
 _GIVEN_SIZE = frozenset(("ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"))
 """Operations whose result is as large as the numbers they read say."""
 
+_SMOOTH = frozenset((
+    "Abs", "Add", "BatchNormalization", "Cast", "CastLike", "Concat", "Conv", "Div", "Exp", "Expand", "Flatten",
+    "Gather", "Gemm", "Identity", "Log", "MatMul", "Max", "Mean", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal",
+    "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+    "Tile", "Transpose", "Unsqueeze", "Where",
+))  # fmt: skip
+"""Operations that give nearly the same of nearly the same numbers: no steps, such as those of Floor."""
+
+EPSILON = float(np.float32(1e-5))
+"""Batch normalisation's where a node says nothing; attributes are float32."""
+
 KEEPS_SIZE = frozenset((
     "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus",
     "Softsign", "Tanh", "Clip", "Gelu", "Erf", "Mish", "Swish", "Cast", "Identity", "Dropout", "Neg", "Abs",
@@ -124,6 +135,7 @@ class Facts:
         self._carried: dict[str, Carried] = {}
         self._channel_axes: dict[str, int] = {}
         self._values: dict[str, Array | None] = {}
+        self._exact: dict[str, Array | None] = {}
         self._constant: dict[str, bool] = {}
         self._infer(model)
         self._channel_axes = channel_axes(graph.node, self.sides)
@@ -253,7 +265,7 @@ class Facts:
                  and all(isinstance(side, int) for side in shape)]  # fmt: skip
         if len(known) == len(shapes):
             return max(known, default=0) <= LARGEST_CONSTANT
-        values = [value for n in node.input if n and (value := self.constant(n)) is not None]
+        values = [value for n in node.input if n and (value := self.as_run(n)) is not None]
         if node.op_type == "Range":
             start, limit, delta = (float(value.reshape(-1)[0]) for value in values)
             return delta != 0 and abs((limit - start) / delta) <= LARGEST_CONSTANT
@@ -271,7 +283,7 @@ class Facts:
             shape = self.makers.get(node.input[0])
             if shape is None or shape.op_type != "Shape":
                 return None
-            taken = [self.constant(name) for name in node.input[1:] if name]
+            taken = [self.as_run(name) for name in node.input[1:] if name]
             if any(value is None for value in taken):
                 return None
         else:
@@ -304,6 +316,31 @@ class Facts:
     def constant(self, name: str) -> Array | None:
         """The value of a constant, None if it is none.
 
+        What the graph stores comes as it stands. What it computes of that comes in float64: in the graph's own type
+        it would be rounded at every step, and is to be rounded once, when it is written.
+
+        Raises:
+            FusionError: its bytes cannot be read.
+        """
+        if name not in self._exact:
+            self._exact[name] = self._widened(name)
+        return self._exact[name]
+
+    def _widened(self, name: str) -> Array | None:
+        found, node = self.as_run(name), self.makers.get(name)
+        if found is None or node is None or name in self.initializers or not is_float(found):
+            return found
+        if node.op_type not in _SMOOTH:
+            return found
+        feeds = {n: widened(v) for n in node.input if n and (v := self.constant(n)) is not None}
+        if node.op_type in ("Cast", "CastLike"):
+            value = feeds[node.input[0]]
+            return value if is_float(value) else found
+        return self._run(node, feeds).get(name) if any(map(is_float, feeds.values())) else found
+
+    def as_run(self, name: str) -> Array | None:
+        """The value of a constant in the graph's own types, in which sizes and indices are computed; see `constant`.
+
         Raises:
             FusionError: its bytes cannot be read.
         """
@@ -323,20 +360,21 @@ class Facts:
                 if size is not None:
                     return size
             if node.op_type == "CastLike":
-                value = self.constant(node.input[0])
+                value = self.as_run(node.input[0])
                 kind = helper.tensor_dtype_to_np_dtype(self.types[node.input[1]])
                 return None if value is None else value.astype(kind)
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, OSError) as error:
             raise FusionError(f"the ONNX model's constant {name!r} cannot be read: {first_line(error)}") from error
         return self._run(node).get(name)
 
-    def _run(self, node: onnx.NodeProto) -> dict[str, Array]:
-        """All that a node of constants gives, by name.
+    def _run(self, node: onnx.NodeProto, feeds: dict[str, Array] | None = None) -> dict[str, Array]:
+        """All that a node of constants gives, by name; of `feeds`, or of what the graph's own types make of them.
 
         Raises:
             FusionError: the evaluator cannot.
         """
-        feeds = {n: value for n in node.input if n and (value := self.constant(n)) is not None}
+        if feeds is None:
+            feeds = {n: value for n in node.input if n and (value := self.as_run(n)) is not None}
         if node.op_type == "Identity":
             return {node.output[0]: feeds[node.input[0]]}
         outputs = [n for n in node.output if n]
@@ -383,6 +421,16 @@ def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[o
     return found
 
 
+def is_float(value: Array) -> bool:
+    """True for floating-point numbers; numpy calls bfloat16 no such type."""
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+
+
+def widened(value: Array) -> Array:
+    """Floating-point numbers in float64, others as they are."""
+    return value.astype(np.float64) if is_float(value) else value
+
+
 def _untyped(name: str, value: Array) -> onnx.ValueInfoProto:
     info: onnx.ValueInfoProto = helper.make_tensor_value_info(
         name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
@@ -405,9 +453,9 @@ def _constant_node(node: onnx.NodeProto) -> Array | None:
 def _normalised(node: onnx.NodeProto, values: list[Array]) -> Array:
     """Batch normalisation of a constant; the reference of old opsets is another one."""
     x, scale, shift, mean, variance = (v.astype(np.float64) for v in values)
-    epsilon = attributes(node).get("epsilon", 1e-5)
+    epsilon = attributes(node).get("epsilon", EPSILON)
     axes = (-1, *(1,) * (x.ndim - 2))
-    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
+    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else EPSILON))
     result: Array = (x - mean.reshape(axes)) * factor.reshape(axes) + shift.reshape(axes)
     return result.astype(values[0].dtype)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,28 @@ from ..agreement import Agreement, Comparison, compare_tensors
 from ..errors import FusionError, SourceError
 from ..onnx_files import model_session, session_of
 from ..refusal import Refusal
+from ..report import FusionReport, Proof
 from .onnx_double import Array, evaluate, region, rewritten_tensors
+from .sizes import NOMINAL
 
 Feeds = Mapping[str, Array]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What was compared, and what could not be, with the reason."""
-
-    agreement: Agreement
-    unmeasured: tuple[Refusal, ...]
+class NotRunError(SourceError):
+    """onnxruntime cannot run the original, so there is nothing to compare with."""
 
 
-def verify_fused_onnx(
+@contextlib.contextmanager
+def _original() -> Iterator[None]:
+    try:
+        yield
+    except SourceError as error:
+        raise NotRunError(str(error)) from error.__cause__
+
+
+def prove_onnx(
     before: onnx.ModelProto, after: onnx.ModelProto, feeds: Sequence[Feeds], label: Callable[[str], str] = str
-) -> Evidence:
+) -> Proof:
     """How far `after`, made of `before` by `fuse_onnx`, is from it on `feeds`, each a run's inputs by name.
 
     Every tensor that fusing writes anew is compared with what the nodes it stands for give in float64 of the tensors
@@ -45,15 +52,20 @@ def verify_fused_onnx(
         label: what the report calls a tensor.
 
     Raises:
-        SourceError: onnxruntime cannot load or run one of the models.
+        NotRunError: onnxruntime cannot load or run the original.
+        SourceError: it cannot load or run the fused model, or a region.
     """
     outputs = [value.name for value in before.graph.output]
-    sessions = [model_session(m, "the ONNX model") for m in (before, after)]
+    with _original():
+        session = model_session(before, "the ONNX model")
+    session_after = model_session(after, "the fused ONNX model")
     unmeasured: list[Refusal] = []
     end_to_end: list[Comparison] = []
     for given in feeds:
         where = "onnxruntime, " + " and ".join("x".join(map(str, value.shape)) for value in given.values())
-        own, got = (_run(session, outputs, given) for session in sessions)
+        with _original():
+            own = _run(session, outputs, given)
+        got = _run(session_after, outputs, given)
         exact: Sequence[Tensor | None] = [_tensor(v) for v in own]
         reference_dtype: torch.dtype | None = None
         try:
@@ -67,7 +79,41 @@ def verify_fused_onnx(
             path = name if len(outputs) > 1 else ""
             end_to_end.append(replace(found, where=where, path=path, shape=now.shape))
     regions, more = region_comparisons(before, after, feeds[-1], label)
-    return Evidence(Agreement(tuple(regions), tuple(end_to_end)), (*unmeasured, *more))
+    return Proof(Agreement(tuple(regions), tuple(end_to_end)), (*unmeasured, *more))
+
+
+def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ...]]:
+    """Two random draws of a model's inputs, or none and the reason; an open batch is 2, other open sides `NOMINAL`."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    generator = np.random.default_rng(0)
+    feeds: list[Feeds] = []
+    for _ in range(2):
+        given: dict[str, Array] = {}
+        for value in model.graph.input:
+            if value.name in weights:
+                continue
+            tensor = value.type.tensor_type
+            if not tensor.HasField("shape"):
+                return [], (Refusal(value.name, "its rank is not declared; pass feeds=[{name: array}]"),)
+            dims = enumerate(tensor.shape.dim)
+            shape = [d.dim_value if d.HasField("dim_value") else NOMINAL if axis else 2 for axis, d in dims]
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            is_float = kind.kind == "f" or kind.name == "bfloat16"
+            drawn = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
+            given[value.name] = drawn.astype(kind)
+        feeds.append(given)
+    return feeds, ()
+
+
+def labels_of(model: onnx.ModelProto, report: FusionReport) -> Callable[[str], str]:
+    """What the report calls the convolution that makes a tensor."""
+    named = {layer.name for layer in report.layers}
+    made = {
+        node.output[0].split(".part")[0]: node.name
+        for node in reversed(model.graph.node)
+        if node.name in named and node.output
+    }
+    return lambda name: made.get(name, name)
 
 
 def region_comparisons(
@@ -75,7 +121,7 @@ def region_comparisons(
 ) -> tuple[list[Comparison], list[Refusal]]:
     """Each tensor that `after` writes anew, on what it really reads, and those that could not be compared.
 
-    Arguments as in `verify_fused_onnx`, `given` one run's inputs.
+    Arguments as in `prove_onnx`, `given` one run's inputs.
 
     Raises:
         SourceError: onnxruntime cannot load or run `after`.
@@ -141,4 +187,4 @@ def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[Array]:  # no
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value))
+    return torch.from_numpy(np.array(value))  # a copy: torch warns of arrays it may not write

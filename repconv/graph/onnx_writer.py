@@ -87,7 +87,7 @@ def emit(
         FusionError: a number is not finite in the graph's element type.
     """
     pen = _Pen(output, where, element_type, names)
-    bias = None if found.bias.is_zero else found.bias.parts[0]
+    bias = found.bias.value
     computed = [term for term in found.terms if not term.form.is_diagonal]
     scaled = [term for term in found.terms if term.form.is_diagonal and not term.form.is_identity]
     untouched = [term for term in found.terms if term.form.is_identity]

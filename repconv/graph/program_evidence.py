@@ -1,17 +1,50 @@
-"""How far each fused region of a program is from the operations it stands for, on the tensors it really reads."""
+"""Proof that a fused program is the one it was made of: region by region, and end to end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
-from ..agreement import Comparison, compare_tensors
+from ..agreement import Agreement, Comparison, compare_tensors
 from ..double import FastGroupedDouble
-from .exported_program import Rewritten
+from ..proving import prove_whole
+from ..report import FusionReport, Proof
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program's graph before and after fusing, sharing what nothing changed.
+
+    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
+        the nodes of `before`.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    pairs: Mapping[str, fx.Node]
+    report: FusionReport
+    labels: Mapping[str, str]
+
+
+def prove_program(
+    rewritten: Rewritten, fused: ExportedProgram, original: nn.Module, inputs: Sequence[tuple[Any, ...]]
+) -> Proof:
+    """How far `fused` is from `original`, each tensor that fusing writes anew and every output.
+
+    Args:
+        rewritten: what was done to the program's graph.
+        fused: that as a program again.
+        original: what the program was made of; it stays as it is, so a fused program proves what came before, too.
+        inputs: positional arguments, one call's each; regions are compared on the program's own example inputs.
+    """
+    example, _ = fused.example_inputs or ((), {})
+    regions = Proof(Agreement(program_regions(rewritten, list(example))))
+    return regions + prove_whole(original, fused.module(), inputs)
 
 
 def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Comparison, ...]:
@@ -78,7 +111,9 @@ def _evaluate(
         if n.name in known:
             return cast(known[n.name])
         function: Any = n.target  # what is left are calls of functions
-        return function(*fx.node.map_arg(n.args, value), **fx.node.map_arg(n.kwargs, value))
+        result = function(*fx.node.map_arg(n.args, value), **fx.node.map_arg(n.kwargs, value))
+        # What reads no tensor, such as torch.eye, makes one of the type it was told.
+        return cast(result) if not n.all_input_nodes and isinstance(result, Tensor) else result
 
     result: Tensor = value(node)
     return result

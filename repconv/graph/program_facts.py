@@ -27,6 +27,13 @@ SPLITS = (
 )  # fmt: skip
 """Operations that give a tuple of slices."""
 
+_SMOOTH = frozenset((
+    "abs", "add", "alias", "cat", "clone", "contiguous", "conv2d", "detach", "div", "exp", "expand", "linear",
+    "log", "matmul", "mean", "mm", "mul", "neg", "pad", "permute", "pow", "reciprocal", "reshape", "rsqrt",
+    "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "to", "_to_copy",
+    "transpose", "unsqueeze", "view", "batch_norm", "_softmax", "_unsafe_view",
+))  # fmt: skip
+"""Operations that give nearly the same of nearly the same numbers: no steps, such as those of floor."""
 
 LARGEST_CONSTANT = 2**26
 """A constant of more elements is not evaluated: it would take 256 MB in float32."""
@@ -35,22 +42,34 @@ LARGEST_CONSTANT = 2**26
 class ProgramFacts:
     """Constants, types and sizes of the tensors of one graph module.
 
-    A node is constant if nothing it depends on is an input of the program and running it again gives the same.
+    A node is constant if nothing it depends on is an input of the program and running it again gives the same. `exact`
+    has more precise values of some parameters, by their names in `module`.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> None:
         self.module = module
+        self._exact = exact or {}
         self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self.labels = _labels(module.graph)
         """What reports call a node: the module it comes from and the operation."""
         self._constants: dict[fx.Node, Any] = {}
         self._carried: dict[str, Carried] = {}
         self._channel_axes = _channel_axes(module.graph)
+        self._widened: dict[fx.Node, Any] = {}
 
     def constant(self, node: object) -> Tensor | None:
-        """The value of a constant node, None if it is none."""
-        value = self._value(node) if isinstance(node, fx.Node) else None
-        return value if isinstance(value, Tensor) else None
+        """The value of a constant node, None if it is none.
+
+        What the program stores comes as it stands. What it computes of that comes in float64: in the program's own type
+        it would be rounded at every step, and is to be rounded once, when it is written.
+        """
+        if not isinstance(node, fx.Node) or not isinstance(self._value(node), Tensor):
+            return None
+        for each in dependencies_first(node, lambda n: [m for m in n.all_input_nodes if m not in self._widened]):
+            if each not in self._widened:
+                self._widened[each] = self._run(each, self._widened) if _is_smooth(each) else self._value(each)
+        found: Tensor = self._widened[node]
+        return found
 
     def is_constant(self, node: fx.Node) -> bool:
         """True for a node whose value, one tensor or several, is the same in every run."""
@@ -66,6 +85,8 @@ class ProgramFacts:
     def _evaluate(self, node: fx.Node) -> object:
         """Run a node whose inputs have been looked at; None if one is not constant, or running it is out of bounds."""
         if node.op == "get_attr":
+            if str(node.target) in self._exact:
+                return self._exact[str(node.target)]
             value: object = self.module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
@@ -74,8 +95,14 @@ class ProgramFacts:
             return None
         if not _repeats(node.target) or not _is_small(node.meta.get("val")):
             return None
-        arguments: Any = fx.node.map_arg(node.args, self._constants.__getitem__)
-        options: Any = fx.node.map_arg(node.kwargs, self._constants.__getitem__)
+        return self._run(node, self._constants)
+
+    def _run(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> object:
+        """What a node gives of `known` values, which are float64 if they are those that are `_widened`."""
+        arguments: Any = fx.node.map_arg(node.args, known.__getitem__)
+        options: Any = fx.node.map_arg(node.kwargs, known.__getitem__)
+        if known is self._widened:
+            arguments, options = torch.utils._pytree.tree_map(_in_float64, (arguments, options))  # noqa: SLF001
         function: Any = node.target
         with torch.no_grad():
             return _detached(function(*arguments, **options))
@@ -121,6 +148,20 @@ class ProgramFacts:
     def nominal(self, node: fx.Node) -> tuple[int, int, int]:
         """Channels, height and width, `NOMINAL` where open."""
         return nominal(self.tensor(node).dims)
+
+
+def _is_smooth(node: fx.Node) -> bool:
+    """True for an operation that gives floating-point numbers, without steps."""
+    value = node.meta.get("val")
+    name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
+    return isinstance(value, Tensor) and value.is_floating_point() and name in _SMOOTH
+
+
+def _in_float64(argument: object) -> object:
+    """A floating-point tensor in float64, and that type for any such type that is asked for."""
+    if isinstance(argument, Tensor):
+        return argument.double() if argument.is_floating_point() else argument
+    return torch.float64 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
 
 
 def _repeats(target: object) -> bool:

@@ -14,6 +14,7 @@ from ..geometry import Pair
 from ..kernels import batch_norm_affine
 from ..refusal import Refusal
 from .carried import Carried, Made, spread
+from .constant import Constant
 from .cost import Cost, convolution, elementwise
 from .expression import Term
 from .layout import Atom, Layout, plain
@@ -23,7 +24,7 @@ from .program_moves import MOVES
 from .step import Step
 from .terms import average_term, convolution_term, grid_term, matrix_term, scale_term
 
-_ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+_ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
@@ -102,10 +103,6 @@ def _source(node: fx.Node, position: int = 0) -> fx.Node:
     return source
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
-
-
 def _image(facts: ProgramFacts, node: object) -> Carried:
     """A tensor [n, c, pixels].
 
@@ -139,7 +136,7 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
         dilation=dilation, groups=groups if isinstance(groups, int) else 1,
     )  # fmt: skip
     bias = _argument(node, 2, "bias")
-    offset = None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return Made(plain(o, pixels), (term,), offset)
 
 
@@ -161,7 +158,8 @@ def _batch_norm(facts: ProgramFacts, node: fx.Node) -> Made:
     source = facts.tensor(node.args[0])
     parts = added - centre * scale, added.abs() + (centre * scale).abs()
     factors, value, magnitude = (_along(source, vector) for vector in (scale, *parts))
-    return Made(source.layout, (scale_term(source.name, factors),), lambda: (value, magnitude))
+    offset = Constant.computed(value, magnitude)
+    return Made(source.layout, (scale_term(source.name, factors),), lambda: offset)
 
 
 def _along(source: Carried, vector: Tensor) -> Tensor:
@@ -198,7 +196,9 @@ def _sum(facts: ProgramFacts, node: fx.Node) -> Made:
             raise NotAffineError("it adds tensors whose channels are on different axes")
         unit = torch.full((other.layout.channels,), sign, dtype=torch.float64)
         terms.append(other.itself if sign == 1 else scale_term(other.name, unit))
-    return Made(first.layout, tuple(terms), None if offset is None else partial(_plain, offset), moves=len(terms))
+    return Made(
+        first.layout, tuple(terms), None if offset is None else partial(Constant.stored, offset), moves=len(terms)
+    )
 
 
 def _product(facts: ProgramFacts, node: fx.Node) -> Made:
@@ -266,7 +266,7 @@ def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
         raise NotAffineError("the last axis of its input is not its channels alone")
     layout = Layout((*source.layout.axes[:-1], (Atom("channels", o),)))
     bias = _argument(node, 2, "bias")
-    offset = None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return Made(layout, (matrix_term(source.name, partial(_double, weight), (o, i)),), offset)
 
 
