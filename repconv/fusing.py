@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .agreement import Agreement
+from .block_proof import block_by_block
 from .errors import FusionError
 from .fusion import fuse_blocks, outermost_branches, size, to_conv2d
 from .graph.exported_program import export_again, rewrite
@@ -22,7 +23,7 @@ from .named import image_shape
 from .refusal import Refusal
 from .report import FusionReport, Proof, Size
 from .tracing import Inputs, arguments
-from .verify import block_by_block, count_flops, dtype_of, probes, prove_blocks
+from .verify import count_flops, dtype_of, probes, prove_blocks
 
 _LARGEST_PROBE = 64
 """Pixels a side at most of the images on which networks of this package are compared, which take any size."""
@@ -161,7 +162,7 @@ def fuse_network(
     given = [arguments(x) for x in inputs]
     proof = prove_program(rewritten, fused, model, given)
     if blocks is not None:
-        proof = Proof(Agreement(tuple(block_by_block(model, small, given[0])))) + proof
+        proof = Proof(Agreement(tuple(block_by_block(model, small)))) + proof
     return fused, report.with_proof(proof).require()
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .agreement import Agreement, Comparison, comparisons
-from .fusion import fuse_blocks, outermost_branches, with_kernels
+from .agreement import Agreement
+from .block_proof import block_by_block
+from .fusion import fuse_blocks, with_kernels
 from .kernels import Kernel
 from .proving import prove_whole
 from .refusal import Refusal
@@ -34,9 +35,8 @@ def prove_blocks(
 ) -> Proof:
     """How far `fused`, made from `model` by `fuse_blocks`, is from it, block by block and end to end.
 
-    Blocks are fed the activations they really get on the last of `inputs`. End to end, float64 forms of both are
-    compared, then the model in its own dtype and the fused one against the float64 reference. Without inputs each block
-    is fed random images of its own, and nothing is compared end to end.
+    Blocks are proven as affine maps, whatever they read. End to end, float64 forms of both are compared, then the model
+    in its own dtype and the fused one against the float64 reference; without inputs nothing is.
 
     Args:
         model: the original, in evaluation mode.
@@ -50,48 +50,8 @@ def prove_blocks(
     wide = copy.deepcopy(model).double()
     exact = fuse_blocks(wide)[0] if kernels is None else with_kernels(wide, kernels)
     del wide
-    blocks = Proof(Agreement(tuple(block_by_block(model, fused, inputs[-1]))))
+    blocks = Proof(Agreement(tuple(block_by_block(model, fused))))
     return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact)
-
-
-def block_by_block(model: nn.Module, fused: nn.Module, x: Inputs | None = None) -> Iterator[Comparison]:
-    """Each folded layer of `fused` against the branches it was made of.
-
-    On the activations that `fused`, given `x`, feeds it; without `x`, and where it is not reached, on random images.
-    """
-    folded = {
-        name: branch for name, branch in outermost_branches(model) if isinstance(fused.get_submodule(name), nn.Conv2d)
-    }
-    seen = {} if x is None else _activations(fused, folded, x)
-    for name, branch in folded.items():
-        conv = fused.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101  # as chosen above
-        given = seen.pop(name) if name in seen else _images(conv)
-        reference = copy.deepcopy(branch).double()
-        yield from comparisons(reference, conv, given, original=branch, where=name or "the model")
-
-
-def _activations(fused: nn.Module, names: Iterable[str], x: Inputs) -> dict[str, Tensor]:
-    """What the named modules are given; the fused network has one tensor a layer to show."""
-    seen: dict[str, Tensor] = {}
-    handles = [
-        fused.get_submodule(name).register_forward_pre_hook(lambda _m, inputs, n=name: seen.update({n: inputs[0]}))
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            fused(*arguments(x))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _images(conv: nn.Conv2d) -> Tensor:
-    """Two random images [2, c, h, w] for one convolution, of odd sides that are no multiple of its stride."""
-    sides = [2 * max(k, s) + 5 for k, s in zip(conv.kernel_size, conv.stride, strict=True)]
-    drawn = torch.randn(2, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0))
-    return drawn.to(conv.weight)
 
 
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:

@@ -213,7 +213,8 @@ def test_a_wrong_onnx_model_is_an_error_with_the_report(
         fuse_onnx(model)
     assert not caught.value.report.agreement.passed
     feeds = [{"x": np.zeros((1, 3, 8, 8), np.float32)}]
-    assert fuse_onnx(model, feeds)[1].agreement.passed  # zeros show nothing: it is compared on what is given
+    with pytest.raises(VerificationError, match="1 of 2 comparisons failed"):
+        fuse_onnx(model, feeds)  # zeros show nothing end to end; what is proven of a region holds for all inputs
     assert fuse_onnx(model, prove=False)[1].unmeasured[0].why.endswith("prove=False")
 
 
@@ -225,7 +226,8 @@ def test_an_onnx_model_that_does_not_run_on_drawn_inputs_says_so_and_takes_other
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 4, 63]))
     _, report = fuse_onnx(model)
     assert report.layers
-    assert not report.agreement.comparisons  # type: ignore[union-attr]
+    assert report.agreement.passed  # type: ignore[union-attr]
+    assert not report.agreement.end_to_end  # type: ignore[union-attr]
     assert "feeds=" in report.unmeasured[0].why
     _, report = fuse_onnx(model, [{"x": np.ones((1, 3, 9, 7), np.float32)}])
     assert report.agreement.passed  # type: ignore[union-attr]

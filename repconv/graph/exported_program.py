@@ -91,7 +91,7 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     pairs = {name: nodes[name] for name in chosen.rewritten}
     after = _measure(module, ProgramFacts(module))
     report = FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, after)
-    return Rewritten(original, module, pairs, report, facts.labels)
+    return Rewritten(original, module, pairs, report, facts.labels, exact or {})
 
 
 def foresee_program(program: ExportedProgram) -> Foresight:

@@ -116,14 +116,3 @@ def region(model: onnx.ModelProto, output: str, known: set[str]) -> tuple[onnx.M
     result: onnx.ModelProto = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     return result, list(read)
-
-
-def rewritten_tensors(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
-    """The tensors both models have that another node makes in `after`, in its order."""
-    old = {name: node for node in before.graph.node for name in node.output if name}
-    return [
-        name
-        for node in after.graph.node
-        for name in node.output
-        if name in old and node.SerializeToString() != old[name].SerializeToString()
-    ]

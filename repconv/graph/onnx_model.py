@@ -18,7 +18,7 @@ from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Proof, Size
 from .foresight import Foresight, foreseen
 from .onnx_facts import Facts, captured, first_line, without_weights
-from .onnx_proof import Feeds, NotRunError, labels_of, prove_onnx, random_feeds
+from .onnx_proof import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .onnx_reader import read_steps
 from .onnx_writer import Emission, Names, emit, without_unread
 from .region import Plan, plan
@@ -54,13 +54,17 @@ def fuse_onnx(
     result, layers, more = _write(source, facts, steps, chosen, captured(source.graph))
     _check(result)
     report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
-    proof = _proof(source, result, report, feeds) if prove else None
+    proof = proof_of(source, result, report, feeds) if prove else None
     return result, report.with_proof(proof).require("the fused ONNX model")
 
 
-def _proof(
+def proof_of(
     before: onnx.ModelProto, after: onnx.ModelProto, report: FusionReport, feeds: Sequence[Feeds] | None
 ) -> Proof:
+    """The proof of what `fuse_onnx` made; arguments and errors as there.
+
+    A model that onnxruntime cannot run is proven region by region, and `unmeasured` says so.
+    """
     if list(before.graph.node) == list(after.graph.node):
         return Proof(Agreement())  # nothing was done
     drawn, unmeasured = random_feeds(before) if feeds is None else (list(feeds), ())
@@ -72,7 +76,8 @@ def _proof(
         if feeds is not None:
             raise
         said = f"{error}; pass inputs that it takes: feeds=[{{name: array}}]"
-        return Proof(Agreement(), (Refusal("the whole result", said),))
+        regions, more = region_comparisons(before, after, drawn[-1], labels_of(after, report))
+        return Proof(Agreement(tuple(regions)), (Refusal("end to end", said), *more))
 
 
 def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
