@@ -77,10 +77,16 @@ def prove_regions(
 def _keeps_axes(model: onnx.ModelProto) -> bool:
     """True for operations of [n, c, ...], for any n, and of constants."""
     computed = {value.name for value in model.graph.input}
+    rows = {t.name for t in model.graph.initializer if len(t.dims) < 4 or t.dims[0] == 1}
     for node in model.graph.node:
+        if node.op_type == "Constant" and all(len(a.t.dims) < 4 or a.t.dims[0] == 1 for a in node.attribute):
+            rows.update(node.output)
         if computed.isdisjoint(node.input):
             continue
-        if node.op_type not in _OF_IMAGES:
+        fixed = [name for name in node.input if name and name not in computed]
+        if node.op_type not in _OF_IMAGES or (node.op_type == "Concat" and fixed):
+            return False
+        if node.op_type in ("Add", "Sub", "Mul", "Div", "Sum") and any(name not in rows for name in fixed):
             return False
         computed.update(node.output)
     return True
@@ -256,4 +262,4 @@ def _arrays(model: onnx.ModelProto, sources: Sources) -> dict[str, Array]:
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
+    return torch.from_numpy(np.array(value, dtype=np.float64))
