@@ -143,7 +143,9 @@ class Choice:
         if term.source not in self.virtual:
             # As it stands it is its author's nodes; otherwise it would be a sum of two tensors for the border's sake.
             where = step.output if step.output in self.virtual else next(n for n in step.needs if n in self.virtual)
-            raise InexactError(step.where, where, "its border holds numbers that no convolution pads with")
+            raise InexactError(
+                step.where, where, "its border holds numbers that are not zero, with which no convolution pads"
+            )
         inner = self._expressions[term.source]
         if not inner.bias.minus(border).is_zero:
             what = self.by_output[term.source].where

@@ -63,7 +63,9 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
             raise
         except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
             refusals.append(Refusal(where, f"its attributes or inputs are not understood: {first_line(error)}"))
-    return steps, refusals
+    painted = {name for node in facts.model.graph.node if facts.canvases.keys() & {*node.output} for name in node.input}
+    followed = {label(facts.makers[name]) for name in painted & facts.canvases.keys()}
+    return steps, [refusal for refusal in refusals if refusal.where not in followed]
 
 
 def _read(
@@ -89,10 +91,9 @@ def _read(
         with contextlib.suppress(NotAffineError, GeometryError):
             facts.canvases[output] = painter(facts, node)
             return _painted(facts, node, where)
-        if output not in facts.canvases:
-            raise
-        facts.place(output, facts.canvases[output].layout, facts.canvases[output].dims)
-        return []  # it may be a whole border once more is painted
+        if output in facts.canvases:  # it may be a whole border once more is painted
+            facts.place(output, facts.canvases[output].layout, facts.canvases[output].dims)
+        raise
     if painter is not None and node.op_type == "Pad":
         with contextlib.suppress(NotAffineError, GeometryError):
             facts.canvases[output] = painter(facts, node)

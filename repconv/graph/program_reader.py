@@ -44,7 +44,9 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
         except (NotAffineError, GeometryError) as error:
             if str(error):
                 refusals.append(Refusal(facts.labels[node.name], str(error)))
-    return steps, refusals
+    painted = {n.name for name in facts.canvases for n in facts.nodes[name].all_input_nodes}
+    followed = {facts.labels[name] for name in painted & facts.canvases.keys()}
+    return steps, [refusal for refusal in refusals if refusal.where not in followed]
 
 
 def _read(facts: ProgramFacts, node: fx.Node, reader: Callable[[ProgramFacts, fx.Node], Made] | None) -> list[Step]:
@@ -67,9 +69,7 @@ def _read(facts: ProgramFacts, node: fx.Node, reader: Callable[[ProgramFacts, fx
         with contextlib.suppress(NotAffineError, GeometryError):
             facts.canvases[node.name] = painter(facts, node)
             return [_painted(facts, node)]
-        if node.name not in facts.canvases:
-            raise
-        return []  # it may be a whole border once more is painted
+        raise  # though it may be a whole border once more is painted
     if painter is not None and "pad" in str(node.target):
         with contextlib.suppress(NotAffineError, GeometryError):
             facts.canvases[node.name] = painter(facts, node)
