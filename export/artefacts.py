@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from repconv.double import everything_in_float64
 from repconv.errors import SourceError
 from repconv.files import sha256
 from repconv.leaves import leaves
@@ -124,7 +125,17 @@ def in_float64(artefact: Artefact) -> Artefact:
         return artefact
     exact = copy.deepcopy(artefact.model).double()
     inputs = tuple(Input(i.name, torch.float64, i.shape) for i in artefact.inputs)
-    return Artefact(artefact.name, PYTORCH, module_run(exact), module_trace(exact), inputs, exact)
+    run, trace = module_run(exact), module_trace(exact)
+
+    def run_exactly(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with everything_in_float64():
+            return run(given)
+
+    def trace_exactly(given: Sequence[Tensor]) -> list[Step]:
+        with everything_in_float64():
+            return trace(given)
+
+    return Artefact(artefact.name, PYTORCH, run_exactly, trace_exactly, inputs, exact)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

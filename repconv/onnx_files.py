@@ -29,8 +29,11 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def session_of(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
+def session_of(model: Path | bytes, text: str, *, as_written: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
     """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
+
+    With `as_written` the operations are those of the file: else onnxruntime makes a convolution between
+    DequantizeLinear and QuantizeLinear one of integers, and rounds its float weights to 8 bits for it.
 
     Raises:
         SourceError: onnxruntime cannot load it.
@@ -39,6 +42,8 @@ def session_of(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxru
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -47,14 +52,14 @@ def session_of(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxru
         raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
 
 
-def model_session(model: onnx.ModelProto, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
+def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
     """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
     if not is_large(model):
-        return session_of(model.SerializeToString(), text)
+        return session_of(model.SerializeToString(), text, as_written=as_written)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_large(model, path)
-        return session_of(path, text)
+        return session_of(path, text, as_written=as_written)
 
 
 def is_large(model: onnx.ModelProto) -> bool:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repconv.checkpoint import save
 from repconv.errors import SearchError
-from repconv.fusion import fuse_blocks
+from repconv.fusing import fuse_modules
 from repconv.sources import open_source
 
 from .architecture import Architecture
@@ -91,6 +91,7 @@ def retrain(
     Raises:
         SearchError: a setting makes no sense, or the loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
+        VerificationError: the fused form differs from the trained network; only the last checkpoint is written.
     """
     if (folder.path / RESULT).exists():
         return
@@ -281,7 +282,7 @@ def measure_both(
 
 def _finish(folder: RunFolder, trainer: Trainer) -> None:
     model, task, config = trainer.result(), trainer.task, trainer.config
-    fused, _ = fuse_blocks(model)
+    fused, _ = fuse_modules(model)  # VerificationError, and nothing is written, where it differs
     settings = EvaluationSettings(channels_last=config.channels_last, device=trainer.device)
     multi, single = measure_both(model, fused, trainer.judged(), settings, task)
     images = "test" if task.test is not None else "validation"

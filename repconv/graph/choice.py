@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-
-from torch import Tensor
+from functools import partial, reduce
+from operator import add
 
 from ..errors import GeometryError
 from ..refusal import Refusal
+from .constant import Constant
 from .cost import Cost, Size, emission
 from .expression import Bias, Expression, Term, merge, respond, substitute
 from .ordering import dependencies_first
@@ -153,12 +153,9 @@ class Choice:
         return [step for step in self.steps if step.output in seen]
 
 
-def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> tuple[Tensor, Tensor]:
-    """The constant part and the sum of its parts' magnitudes, [o] each."""
+def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> Constant:
+    """The constant part."""
     parts = [respond(term, bias) for term, bias in through]
     if offset is not None:
         parts.append(offset())
-    value, magnitude = parts[0]
-    for more, size in parts[1:]:
-        value, magnitude = value + more, magnitude + size
-    return value, magnitude
+    return reduce(add, parts)

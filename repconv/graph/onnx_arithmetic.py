@@ -5,16 +5,18 @@ Each function gives what its node makes, or raises `NotAffineError`.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import add as add_up
 
 import onnx
 import torch
 from torch import Tensor
 
 from ..kernels import batch_norm_affine
+from .constant import Constant
 from .expression import Term
 from .not_affine import NotAffineError
-from .onnx_facts import Facts, attributes
+from .onnx_facts import EPSILON, Facts, attributes
 from .onnx_operands import (
     Part,
     by_channel,
@@ -27,6 +29,7 @@ from .onnx_operands import (
     shown,
     window,
 )
+from .operand import channelwise
 from .terms import average_term, convolution_term, matrix_term, scale_term
 
 
@@ -50,7 +53,7 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     offset = None
     if len(node.input) > 2 and node.input[2]:
         bias = double(constant_of(facts, node.input[2], "bias"))
-        offset = partial(_plain, bias)
+        offset = partial(Constant.stored, bias)
     return [Part(node.output[0], (term,), offset)]
 
 
@@ -89,8 +92,8 @@ def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         double(constant_of(facts, name, what))
         for name, what in zip(node.input[1:5], ("scale", "shift", "mean", "variance"), strict=True)
     )
-    eps = known.get("epsilon", 1e-5)
-    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else 1e-5)
+    eps = known.get("epsilon", EPSILON)
+    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else EPSILON)
     if any(len(vector) != channels for vector in (weight, bias, mean, variance)):
         raise NotAffineError(f"its vectors are not one number for each of {channels} channels")
     if not bool(torch.isfinite(scale).all()):
@@ -109,7 +112,7 @@ def add(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         sign = -1.0 if node.op_type == "Sub" and position else 1.0
         value = facts.constant(name)
         if value is not None:
-            offsets.append(sign * by_channel(value, channels, facts.rank(tensors[0])))
+            offsets.append(sign * by_channel(facts, value, tensors[0]))
             continue
         if dims_of(facts, name) != dims_of(facts, tensors[0]):
             raise NotAffineError(
@@ -127,11 +130,10 @@ def multiply(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     tensors = [n for n in node.input if not facts.is_constant(n)]
     if len(constants) != 1 or (node.op_type == "Div" and constants[0] != node.input[1]):
         raise NotAffineError
-    channels = channels_of(facts, tensors[0])
     constant = constant_of(facts, constants[0], "factor")
     if constant.size == 1 and _ends_activation(facts, tensors[0]):
         raise NotAffineError
-    factors = by_channel(constant, channels, facts.rank(tensors[0]))
+    factors = by_channel(facts, constant, tensors[0])
     if node.op_type == "Div":
         factors = factors.reciprocal()
     if not bool(torch.isfinite(factors).all()):
@@ -172,22 +174,17 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         raise NotAffineError
     offset = None
     if len(node.input) > 2 and node.input[2]:
-        offset = partial(_plain, beta * by_channel(constant_of(facts, node.input[2], "bias"), o, 2))
+        offset = partial(Constant.stored, beta * channelwise(double(constant_of(facts, node.input[2], "bias")), (1, o)))
     return [Part(node.output[0], (matrix_term(source, lambda: alpha * double(weight), (o, i)),), offset)]
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
-
-
-def _shifted(bias: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    return bias - centre, bias.abs() + centre.abs()
+def _shifted(bias: Tensor, centre: Tensor) -> Constant:
+    return Constant.computed(bias - centre, bias.abs() + centre.abs())
 
 
 def _minus_one(channels: int) -> Tensor:
     return -torch.ones(channels, dtype=torch.float64)
 
 
-def _total(offsets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    stacked = torch.stack(offsets)
-    return stacked.sum(0), stacked.abs().sum(0)
+def _total(offsets: list[Tensor]) -> Constant:
+    return reduce(add_up, map(Constant.stored, offsets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import onnx
@@ -19,13 +20,27 @@ Array = NDArray[np.generic]
 _LARGE = 1024
 """Initialisers with more elements are only shapes to shape inference, which so works above 2 GB."""
 
-_FOLDED = frozenset((
-    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Concat", "ConstantOfShape", "Conv", "Div", "Exp",
-    "Expand", "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Range",
-    "Reciprocal", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Sqrt", "Squeeze", "Sub",
-    "Sum", "Tanh", "Transpose", "Unsqueeze",
+LARGEST_CONSTANT = 2**26
+"""A constant of more elements is not evaluated: it would take 256 MB in float32."""
+
+_NOT_REPEATED = frozenset((
+    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 ))  # fmt: skip
-"""Operations that are evaluated when all they read is constant."""
+"""Operations that need not give the same each time."""
+
+_GIVEN_SIZE = frozenset(("ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"))
+"""Operations whose result is as large as the numbers they read say."""
+
+_SMOOTH = frozenset((
+    "Abs", "Add", "BatchNormalization", "Cast", "CastLike", "Concat", "Conv", "Div", "Exp", "Expand", "Flatten",
+    "Gather", "Gemm", "Identity", "Log", "MatMul", "Max", "Mean", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal",
+    "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+    "Tile", "Transpose", "Unsqueeze", "Where",
+))  # fmt: skip
+"""Operations that give nearly the same of nearly the same numbers: no steps, such as those of Floor."""
+
+EPSILON = float(np.float32(1e-5))
+"""Batch normalisation's where a node says nothing; attributes are float32."""
 
 _KEEPS_SIZE = frozenset((
     "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus",
@@ -112,10 +127,13 @@ class Facts:
         for node in graph.node:
             self.named[label(node)].append(node)
         self.types: dict[str, int] = {t.name: t.data_type for t in graph.initializer}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Sizes of any rank, -1 for an open side."""
         self.dims: dict[str, Dims] = {}
         self.flat: set[str] = set()
         """Tensors [n, c]; they count as [n, c, 1, 1]."""
         self._values: dict[str, Array | None] = {}
+        self._exact: dict[str, Array | None] = {}
         self._constant: dict[str, bool] = {}
         self._infer(model)
 
@@ -128,7 +146,12 @@ class Facts:
         for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
             tensor_type = value.type.tensor_type
             self.types.setdefault(value.name, tensor_type.elem_type)
-            if not tensor_type.HasField("shape") or len(tensor_type.shape.dim) not in (2, 4):
+            if not tensor_type.HasField("shape"):
+                continue
+            self.shapes[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else -1 for d in tensor_type.shape.dim
+            )
+            if len(tensor_type.shape.dim) not in (2, 4):
                 continue
             sides = [
                 d.dim_value if d.HasField("dim_value") else symbol(d.dim_param or f"{value.name}#{axis}")
@@ -194,37 +217,66 @@ class Facts:
             return False
         if node.op_type == "Constant":
             return True
-        if node.op_type in ("Shape", "Gather") and self._size_of(node) is not None:
+        if node.op_type in ("Shape", "Gather", "Slice") and self._size_of(node) is not None:
             return True
         if node.op_type == "CastLike":  # its second operand lends its type only
             return self.is_constant(node.input[0]) and bool(self.types.get(node.input[1]))
-        return (
-            node.op_type in _FOLDED
-            and len(node.output) == 1
-            and bool(node.input)
-            and all(self.is_constant(n) for n in node.input if n)
-        )
+        if not node.input or node.op_type in _NOT_REPEATED or any(True for _ in nested(node)):
+            return False
+        if not all(self.is_constant(n) for n in node.input if n) or not self._is_small(node):
+            return False
+        try:
+            self._values.update(self._run(node))
+        except FusionError:
+            return False  # whatever the evaluator does not know is computed by whoever runs the graph
+        return self._values.get(name) is not None
+
+    def _is_small(self, node: onnx.NodeProto) -> bool:
+        """True if what a node of constants gives is known beforehand to be within `LARGEST_CONSTANT`."""
+        sides = [self.shapes.get(name) for name in node.output if name]
+        if all(shape is not None and -1 not in shape for shape in sides):
+            return all(prod(shape) <= LARGEST_CONSTANT for shape in sides if shape is not None)
+        values = [value for n in node.input if n and (value := self.as_run(n)) is not None]
+        if node.op_type == "Range":
+            start, limit, delta = (float(value.reshape(-1)[0]) for value in values)
+            return delta != 0 and abs((limit - start) / delta) <= LARGEST_CONSTANT
+        if node.op_type == "ConstantOfShape":
+            return prod(map(int, values[0].reshape(-1))) <= LARGEST_CONSTANT
+        if node.op_type == "Expand":
+            return values[0].size * prod(max(int(side), 1) for side in values[1].reshape(-1)) <= LARGEST_CONSTANT
+        # No other operation gives more elements than all its operands' elements multiplied.
+        return node.op_type not in _GIVEN_SIZE and prod(max(value.size, 1) for value in values) <= LARGEST_CONSTANT
 
     def _size_of(self, node: onnx.NodeProto) -> Array | None:
-        """What Shape, or Gather of a Shape, gives where those sides are known; the others may be open."""
-        index: Array | None = None
-        if node.op_type == "Gather":
+        """What Shape, or Gather or Slice of a Shape, gives where those sides are known; the others may be open."""
+        taken: list[Array | None] = []
+        if node.op_type != "Shape":
             shape = self.makers.get(node.input[0])
-            index = self.constant(node.input[1])
-            if shape is None or shape.op_type != "Shape" or index is None:
+            if shape is None or shape.op_type != "Shape":
                 return None
-            node = shape
-        dims = self.dims.get(node.input[0])
+            taken = [self.as_run(name) for name in node.input[1:] if name]
+            if any(value is None for value in taken):
+                return None
+        else:
+            shape = node
+        dims: tuple[object, ...] | None = self.dims.get(shape.input[0]) or self.shapes.get(shape.input[0])
         if dims is None:
             return None
-        known = attributes(node)
-        rank = self.rank(node.input[0])
+        known = attributes(shape)
+        rank = self.rank(shape.input[0]) if shape.input[0] in self.dims else len(dims)
         start, end = known.get("start", 0), known.get("end", rank)
         if not isinstance(start, int) or not isinstance(end, int):
             return None
         sides = np.array([d if isinstance(d, int) else -1 for d in dims[:rank][start:end]], dtype=np.int64)
-        found = sides if index is None else sides[index.astype(np.int64)]
-        return None if bool((found < 0).any()) else found
+        numbers = [value.astype(np.int64) for value in taken if value is not None]
+        if node.op_type == "Gather":
+            sides = sides[numbers[0]]
+        elif node.op_type == "Slice":
+            if not numbers:  # before opset 10 the ends are attributes
+                return None
+            first, last = (int(value.reshape(-1)[0]) for value in numbers[:2])
+            sides = sides[first : last : int(numbers[3].reshape(-1)[0]) if len(numbers) > 3 else 1]
+        return None if bool((sides < 0).any()) else sides
 
     def reads_sizes(self, name: str) -> bool:
         """True for a constant that is computed from the size of a tensor, which must not keep that tensor alive."""
@@ -235,6 +287,31 @@ class Facts:
 
     def constant(self, name: str) -> Array | None:
         """The value of a constant, None if it is none.
+
+        What the graph stores comes as it stands. What it computes of that comes in float64: in the graph's own type
+        it would be rounded at every step, and is to be rounded once, when it is written.
+
+        Raises:
+            FusionError: its bytes cannot be read.
+        """
+        if name not in self._exact:
+            self._exact[name] = self._widened(name)
+        return self._exact[name]
+
+    def _widened(self, name: str) -> Array | None:
+        found, node = self.as_run(name), self.makers.get(name)
+        if found is None or node is None or name in self.initializers or not is_float(found):
+            return found
+        if node.op_type not in _SMOOTH:
+            return found
+        feeds = {n: widened(v) for n in node.input if n and (v := self.constant(n)) is not None}
+        if node.op_type in ("Cast", "CastLike"):
+            value = feeds[node.input[0]]
+            return value if is_float(value) else found
+        return self._run(node, feeds).get(name) if any(map(is_float, feeds.values())) else found
+
+    def as_run(self, name: str) -> Array | None:
+        """The value of a constant in the graph's own types, in which sizes and indices are computed; see `constant`.
 
         Raises:
             FusionError: its bytes cannot be read.
@@ -250,28 +327,54 @@ class Facts:
             node = self.makers[name]
             if node.op_type == "Constant":
                 return _constant_node(node)
-            if node.op_type in ("Shape", "Gather"):
+            if node.op_type in ("Shape", "Gather", "Slice"):
                 size = self._size_of(node)
                 if size is not None:
                     return size
-            if node.op_type == "Identity":
-                return self.constant(node.input[0])
             if node.op_type == "CastLike":
-                value = self.constant(node.input[0])
+                value = self.as_run(node.input[0])
                 kind = helper.tensor_dtype_to_np_dtype(self.types[node.input[1]])
                 return None if value is None else value.astype(kind)
-            feeds = {n: self.constant(n) for n in node.input if n}
-            if node.op_type == "BatchNormalization":
-                return _normalised(node, [v for v in feeds.values() if v is not None])
-            graph = helper.make_graph(
-                [node], "constant", [_untyped(n, v) for n, v in feeds.items() if v is not None],
-                [onnx.ValueInfoProto(name=name)],
-            )  # fmt: skip
-            small = helper.make_model(graph, opset_imports=self.model.opset_import)
-            found = onnx.reference.ReferenceEvaluator(small).run(None, feeds)
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, OSError) as error:
             raise FusionError(f"the ONNX model's constant {name!r} cannot be read: {first_line(error)}") from error
-        return np.asarray(found[0]) if isinstance(found, list) else None
+        return self._run(node).get(name)
+
+    def _run(self, node: onnx.NodeProto, feeds: dict[str, Array] | None = None) -> dict[str, Array]:
+        """All that a node of constants gives, by name; of `feeds`, or of what the graph's own types make of them.
+
+        Raises:
+            FusionError: the evaluator cannot.
+        """
+        if feeds is None:
+            feeds = {n: value for n in node.input if n and (value := self.as_run(n)) is not None}
+        if node.op_type == "Identity":
+            return {node.output[0]: feeds[node.input[0]]}
+        outputs = [n for n in node.output if n]
+        try:
+            if node.op_type == "BatchNormalization":
+                return {node.output[0]: _normalised(node, [feeds[n] for n in node.input])}
+            graph = helper.make_graph(
+                [node], "constant", [_untyped(n, v) for n, v in feeds.items()],
+                [onnx.ValueInfoProto(name=n) for n in outputs],
+            )  # fmt: skip
+            small = helper.make_model(graph, opset_imports=self.model.opset_import)
+            with np.errstate(all="ignore"):
+                found = onnx.reference.ReferenceEvaluator(small).run(None, feeds)
+        except Exception as error:  # each operation is somebody else's code
+            why = f"the ONNX model's constant {node.output[0]!r} cannot be read: {first_line(error)}"
+            raise FusionError(why) from error
+        arrays = ((n, v) for n, v in zip(outputs, found, strict=True) if isinstance(v, (np.ndarray, np.generic)))
+        return {name: np.asarray(value) for name, value in arrays}
+
+
+def is_float(value: Array) -> bool:
+    """True for floating-point numbers; numpy calls bfloat16 no such type."""
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+
+
+def widened(value: Array) -> Array:
+    """Floating-point numbers in float64, others as they are."""
+    return value.astype(np.float64) if is_float(value) else value
 
 
 def _untyped(name: str, value: Array) -> onnx.ValueInfoProto:
@@ -296,9 +399,9 @@ def _constant_node(node: onnx.NodeProto) -> Array | None:
 def _normalised(node: onnx.NodeProto, values: list[Array]) -> Array:
     """Batch normalisation of a constant; the reference of old opsets is another one."""
     x, scale, shift, mean, variance = (v.astype(np.float64) for v in values)
-    epsilon = attributes(node).get("epsilon", 1e-5)
+    epsilon = attributes(node).get("epsilon", EPSILON)
     axes = (-1, *(1,) * (x.ndim - 2))
-    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
+    factor = scale / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else EPSILON))
     result: Array = (x - mean.reshape(axes)) * factor.reshape(axes) + shift.reshape(axes)
     return result.astype(values[0].dtype)
 

@@ -13,6 +13,7 @@ from ..geometry import Pair, Sides
 from .expression import Term
 from .not_affine import NotAffineError
 from .onnx_facts import Array, Facts, attributes
+from .operand import channelwise
 from .sizes import Dims
 from .step import Offset
 
@@ -110,15 +111,6 @@ def window(facts: Facts, node: onnx.NodeProto, size: Pair) -> tuple[Pair, Sides]
     return (rows, columns), (top, left, bottom, right)
 
 
-def by_channel(value: Array, channels: int, rank: int) -> Tensor:
-    """A constant operand as one number a channel, [c].
-
-    Raises:
-        NotAffineError: it differs from pixel to pixel or image to image.
-    """
-    if value.size == 1 and value.ndim <= rank:
-        return double(value).reshape(1).expand(channels)
-    aligned = (1,) * (rank - value.ndim) + value.shape
-    if aligned != (1, channels, 1, 1)[:rank]:
-        raise NotAffineError(f"its constant of shape {list(value.shape)} is not one number a channel")
-    return double(value).reshape(-1)
+def by_channel(facts: Facts, value: Array, name: str) -> Tensor:
+    """A constant operand of the tensor `name` as one number a channel, [c]; see `channelwise`."""
+    return channelwise(double(value), dims_of(facts, name)[: facts.rank(name)])

@@ -18,10 +18,10 @@ from .sizes import nominal, through
 from .step import Step
 
 _ROUNDING: dict[int, float] = {
-    onnx.TensorProto.FLOAT: 2.0**-23, onnx.TensorProto.DOUBLE: 2.0**-52,
-    onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0**-7,
+    onnx.TensorProto.FLOAT: 2.0**-24, onnx.TensorProto.DOUBLE: 2.0**-53,
+    onnx.TensorProto.FLOAT16: 2.0**-11, onnx.TensorProto.BFLOAT16: 2.0**-8,
 }  # fmt: skip
-"""The element types that are fused, and one rounding of each relative to a number."""
+"""The element types that are fused, and the most by which a cast to each changes a number, relative to it."""
 
 
 _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {

@@ -49,7 +49,7 @@ def emit(
         FusionError: a number is not finite in the graph's element type.
     """
     result = Emission()
-    bias = None if found.bias.is_zero else found.bias.parts[0]
+    bias = found.bias.value
     shape = (-1,) if flat else (-1, 1, 1)
     computed = [term for term in found.terms if not term.form.is_diagonal]
     scaled = [term for term in found.terms if term.form.is_diagonal and not term.form.is_identity]
@@ -147,7 +147,7 @@ def without_unread(
     # Backwards, every reader of a node's outputs has been decided before the node itself.
     for node in reversed(graph.node):
         made = [name for name in node.output if name]
-        unread = made and all(name in read_before and not readers[name] and name not in outputs for name in made)
+        unread = any(name in read_before for name in made) and not any(readers[n] or n in outputs for n in made)
         if unread and node.op_type not in ("If", "Loop", "Scan"):
             readers.subtract(set(node.input))
         else:

@@ -13,14 +13,16 @@ from ..errors import GeometryError
 from ..geometry import Pair
 from ..kernels import batch_norm_affine
 from ..refusal import Refusal
+from .constant import Constant
 from .cost import Cost, convolution, elementwise
 from .expression import Term
 from .not_affine import NotAffineError
+from .operand import channelwise
 from .program_facts import FUNCTIONAL_NORM, SPLITS, ProgramFacts, kind_of
 from .step import Offset, Step
 from .terms import average_term, concatenation, convolution_term, grid_term, matrix_term, scale_term, slice_term
 
-_ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+_ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _TO_THE_END = 2**63 - 1
 _Read = tuple[tuple[Term, ...], Offset | None]
 
@@ -31,7 +33,7 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
     refusals: list[Refusal] = []
     for node in facts.module.graph.nodes:
         reader = _READERS.get(kind_of(node))
-        if reader is None or facts.constant(node) is not None or not facts.size(node):
+        if reader is None or facts.is_constant(node) or not facts.size(node):
             continue
         try:
             terms, offset = reader(facts, node)
@@ -92,10 +94,6 @@ def _source(node: fx.Node, position: int = 0) -> fx.Node:
     return source
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
-
-
 def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
     weight = _constant(facts, node.args[1], "weight")
     dilation = _pair(_argument(node, 5, "dilation", [1, 1]))
@@ -114,7 +112,7 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
         dilation=dilation, groups=groups if isinstance(groups, int) else 1,
     )  # fmt: skip
     bias = _argument(node, 2, "bias")
-    return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    return (term,), None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
 
 
 def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
@@ -132,20 +130,14 @@ def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
     scale, _ = batch_norm_affine(centre, _tensor(facts, variance, "variance"), factor, None, float(str(eps)))
     if not bool(torch.isfinite(scale).all()):
         raise NotAffineError("its variance plus epsilon is not positive")
-    offset = (added - centre * scale, added.abs() + (centre * scale).abs())
+    offset = Constant.computed(added - centre * scale, added.abs() + (centre * scale).abs())
     return (scale_term(_source(node).name, scale),), lambda: offset
 
 
-def _vector(facts: ProgramFacts, value: object, channels: int, rank: int) -> Tensor:
-    """A constant operand as one number a channel, [c]."""
-    if isinstance(value, (int, float)):
-        return torch.full((channels,), float(value), dtype=torch.float64)
-    found = _tensor(facts, value, "operand")
-    if found.numel() == 1 and found.dim() <= rank:
-        return found.reshape(1).expand(channels)
-    if (1,) * (rank - found.dim()) + tuple(found.shape) != (1, channels, 1, 1)[:rank]:
-        raise NotAffineError(f"its constant of shape {list(found.shape)} is not one number a channel")
-    return found.reshape(-1)
+def _vector(facts: ProgramFacts, value: object, size: tuple[object, ...]) -> Tensor:
+    """A constant operand of a tensor of `size` as one number a channel, [c]."""
+    number = torch.tensor(float(value)) if isinstance(value, (int, float)) else _constant(facts, value, "operand")
+    return channelwise(number, size)
 
 
 def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
@@ -158,7 +150,7 @@ def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
     offset: Tensor | None = None
     for sign, operand in zip((1.0, second), operands, strict=True):
         if not isinstance(operand, fx.Node) or operand not in tensors:
-            offset = sign * _vector(facts, operand, channels, len(size))
+            offset = sign * _vector(facts, operand, facts.size(tensors[0]))
             continue
         if facts.size(operand) != size:
             raise NotAffineError(
@@ -166,7 +158,7 @@ def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
             )
         unit = torch.full((channels,), sign, dtype=torch.float64)
         terms.append(Term.itself(operand.name, channels) if sign == 1 else scale_term(operand.name, unit))
-    return tuple(terms), None if offset is None else partial(_plain, offset)
+    return tuple(terms), None if offset is None else partial(Constant.stored, offset)
 
 
 def _product(facts: ProgramFacts, node: fx.Node) -> _Read:
@@ -179,7 +171,7 @@ def _product(facts: ProgramFacts, node: fx.Node) -> _Read:
         raise NotAffineError
     if facts.size(first) != facts.size(node) or node.kwargs:
         raise NotAffineError
-    factors = _vector(facts, second, facts.channels(first), len(facts.size(node)))
+    factors = _vector(facts, second, facts.size(first))
     return (scale_term(first.name, factors.reciprocal() if "div" in str(node.target) else factors),), None
 
 
@@ -274,7 +266,7 @@ def _linear(facts: ProgramFacts, node: fx.Node) -> _Read:
     weight = _constant(facts, node.args[1], "weight")
     o, i = weight.shape
     term = matrix_term(source.name, partial(_double, weight), (o, i))
-    return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    return (term,), None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
 
 
 _FREE = frozenset(("to", "_to_copy", "dropout", "clone", "contiguous", "alias", "detach", "identity"))
