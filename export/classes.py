@@ -54,7 +54,7 @@ class ClassChange:
 
 def _beyond(count: int, of: int, share: float) -> bool:
     """Whether `count` or more of `of` would be met with a chance below 5 % at a true `share`."""
-    if not of or share >= 1 or count <= share * of:
+    if not of or share >= 1 or count <= max(1, share * of):
         return False
     return _tail(count, of, share) < 1 - CONFIDENCE
 
