@@ -15,12 +15,14 @@ from ..agreement import Agreement
 from ..errors import FusionError
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Proof, Size
+from .arrangement import Change, arrange
 from .expression import Expression, Term
 from .foresight import Foresight, foreseen
 from .program_evidence import Rewritten, prove_program
 from .program_facts import NORMS, ProgramFacts, passes_through
 from .program_reader import read_program
 from .region import Plan, plan
+from .sizes import NOMINAL
 from .step import Step
 
 _aten = torch.ops.aten
@@ -116,8 +118,7 @@ def _planned(
         if node.name not in made and not passes_through(node, made)
         for source in node.all_input_nodes
     } & made
-    sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
-    return facts, steps, plan(steps, needed, sizes), refusals
+    return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
 def _graph_module(program: ExportedProgram) -> fx.GraphModule:
@@ -216,27 +217,29 @@ def _emit(
     bias = found.bias.value
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
     layers, parts = [], []
+    output = facts.placed[name]
     with graph.inserting_before(old):
         for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
-            source = nodes[term.source]
-            if term.form.is_identity:
-                parts.append(source)
-            elif term.form.is_diagonal:
-                factor = _held(module, f"{name}_scale", _channelwise(term.kernel.weight, like), like)
-                parts.append(graph.call_function(_aten.mul.Tensor, (source, factor)))
-            else:
-                parts.append(_convolve(module, source, term, bias, name, like))
+            way = arrange(term.form, facts.placed[term.source], output)
+            part = _changed(nodes[term.source], way.before)
+            if term.form.is_diagonal and not term.form.is_identity:
+                value = term.kernel.weight.reshape(facts.placed[term.source].layout.widths)
+                part = graph.call_function(_aten.mul.Tensor, (part, _held(module, f"{name}_scale", value, like)))
+            elif not term.form.is_diagonal:
+                part.meta.setdefault("val", like)
+                part = _compute(module, part, term, bias, way.pixels, name)
                 bias = None
                 layers.append(FusedLayer(
                     facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights)
                 ))  # fmt: skip
+            parts.append(_changed(part, way.after))
         for part in parts:
             part.meta.setdefault("val", like)
         total = parts[0]
         for part in parts[1:]:
             total = graph.call_function(_aten.add.Tensor, (total, part))
         if bias is not None:
-            shift = _held(module, f"{name}_shift", _channelwise(bias, like), like)
+            shift = _held(module, f"{name}_shift", bias.reshape(output.layout.widths), like)
             total = graph.call_function(_aten.add.Tensor, (total, shift))
     total.meta["val"] = like
     old.replace_all_uses_with(total)
@@ -244,29 +247,37 @@ def _emit(
     return layers
 
 
-def _channelwise(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *(1,) * (like.dim() - 2))
+def _changed(node: fx.Node, changes: Sequence[Change]) -> fx.Node:
+    """A tensor in another layout."""
+    kinds = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
+    for kind, numbers in changes:
+        node = node.graph.call_function(kinds[kind], (node, list(numbers)))
+    return node
 
 
-def _convolve(
-    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, name: str, like: Tensor
+def _compute(
+    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, pixels: int | None, name: str
 ) -> fx.Node:
-    graph, form, kernel = module.graph, term.form.without_cropping(), term.kernel
+    """A convolution of so many pixel axes, or a matrix times the last axis."""
+    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.kernel, source.meta["val"]
     shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
-    if like.dim() == 2:
+    if pixels is None:
         weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
         return graph.call_function(_aten.linear.default, (source, weight, shift))
     if form != term.form:
         kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
     rows, columns = form.dilation
-    weight = _held(module, f"{name}_weight", kernel.weight[:, :, ::rows, ::columns], like)
+    taps = kernel.weight[:, :, ::rows, ::columns]
+    weight = _held(module, f"{name}_weight", taps if pixels == 2 else taps[..., 0], like)
     top, left, bottom, right = kernel.padding
     if (top, left) != (bottom, right):
-        source = graph.call_function(_aten.pad.default, (source, [left, right, top, bottom]))
+        amounts = [left, right, top, bottom] if pixels == 2 else [top, bottom]
+        source = graph.call_function(_aten.pad.default, (source, amounts))
         top = left = 0
+    function = _aten.conv2d.default if pixels == 2 else _aten.conv1d.default
+    settings = (kernel.stride, (top, left), (rows, columns))
     return graph.call_function(
-        _aten.conv2d.default,
-        (source, weight, shift, list(kernel.stride), [top, left], [rows, columns], kernel.groups),
+        function, (source, weight, shift, *(list(each[:pixels]) for each in settings), kernel.groups)
     )
 
 
@@ -323,6 +334,6 @@ def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
         weight, value = facts.constant(node.args[1]), node.meta.get("val")
         if weight is None or not isinstance(value, Tensor) or value.dim() != 4:
             return None
-        _, height, width = facts.nominal(node)
+        height, width = (side if isinstance(side, int) else NOMINAL for side in value.shape[2:])
         total += 2 * height * width * weight.numel()
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from .onnx_proof import Feeds, NotRunError, labels_of, prove_onnx, random_feeds,
 from .onnx_reader import read_steps
 from .onnx_writer import Emission, Names, emit, without_unread
 from .region import Plan, plan
-from .sizes import nominal
+from .sizes import nominal_side
 from .step import Step
 
 
@@ -102,8 +103,7 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     for node in source.graph.node:
         if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
             needed.update(name for name in node.input if name in made)
-    sizes = {name: nominal(dims) for name, dims in facts.dims.items() if isinstance(dims[1], int)}
-    return facts, steps, plan(steps, needed, sizes), refusals
+    return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
 def _read_again(source: onnx.ModelProto, facts: Facts, steps: list[Step]) -> list[Step]:
@@ -160,7 +160,7 @@ def _write(
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            emission = emit(name, where[name], found, facts.types[name], names, flat=name in facts.flat)
+            emission = emit(facts.placed, name, where[name], found, facts.types[name], names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
@@ -244,6 +244,13 @@ def _elements(facts: Facts, name: str) -> int:
     return int(np.prod(facts.initializers[name].dims)) if name in facts.initializers else 0
 
 
+def _stem(name: str, facts: Facts) -> str:
+    """The tensor that one written on the way to it, such as `y.part0.inner`, is as large as."""
+    while name not in facts.placed and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
 
@@ -256,12 +263,13 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
         if node.op_type != "Conv":
             continue
         weight = shapes.get(node.input[1])
-        dims = facts.dims.get(node.output[0]) or facts.dims.get(node.output[0].split(".part")[0])
-        if not isinstance(weight, tuple) or dims is None or flops is None:
+        tensor = facts.placed.get(_stem(node.output[0], facts))
+        sides = facts.sides.get(node.output[0])
+        if not isinstance(weight, tuple) or (tensor is None and sides is None) or flops is None:
             flops = None
             continue
-        _, height, width = nominal(dims)
-        flops += 2 * height * width * int(np.prod(weight))
+        pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
+        flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
         sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(int(np.prod(t.dims)) for t in model.graph.initializer), flops,
