@@ -256,4 +256,4 @@ def _arrays(model: onnx.ModelProto, sources: Sources) -> dict[str, Array]:
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
+    return torch.from_numpy(np.require(value, np.float64, ["C", "W"]))
