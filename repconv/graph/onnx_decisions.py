@@ -127,4 +127,4 @@ def _differing(
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.array(value))  # a copy: what the evaluator broadcasts cannot be written to
+    return torch.from_numpy(np.require(value, requirements=["C", "W"]))

@@ -263,4 +263,4 @@ def _arrays(model: onnx.ModelProto, sources: Sources) -> dict[str, Array]:
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.array(value, dtype=np.float64))
+    return torch.from_numpy(np.require(value, np.float64, ["C", "W"]))
