@@ -126,7 +126,7 @@ def of_program(model: nn.Module, x: Tensor) -> Case:
 
 def of_onnx(model: nn.Module, x: Tensor, opset: int) -> Case:
     """The network as an ONNX model, exported once; its weights follow the network's."""
-    before = _to_onnx(model, x, opset)
+    before = to_onnx(model, x, opset)
     last: list[onnx.ModelProto] = []
     name = before.graph.input[0].name
     sizes = {name: _array(x)}
@@ -165,7 +165,8 @@ def _of_protos(weight: onnx.TensorProto, bias: onnx.TensorProto | None) -> Store
     return Stored(read(weight), None if bias is None else read(bias), put)
 
 
-def _to_onnx(model: nn.Module, x: Tensor, opset: int) -> onnx.ModelProto:
+def to_onnx(model: nn.Module, x: Tensor, opset: int) -> onnx.ModelProto:
+    """The network as torch exports it at any opset, batch normalisation unfolded."""
     if opset >= _FIRST_OF_OURS:
         return exported(model, x, opset=opset, optimise=False)
     buffer = io.BytesIO()
@@ -204,17 +205,19 @@ def measured(name: str, dtype: torch.dtype, form: str) -> dict[str, object]:
         one = of_program(model, x) if form == "program" else of_onnx(model, x, int(form.split()[1]))
     refused: list[str] = []
     unmeasured: set[str] = set()
-    compared = 0
+    compared = wrong = 0
     for seed in range(SEEDS):
         randomise(model, seed)
         proof = one.fold()
         compared += len(proof.agreement.blocks)
         unmeasured.update(r.why for r in proof.unmeasured)
+        wrong += sum(not c.passed for c in proof.agreement.blocks)
         if not proof.agreement.passed:
             refused.append(proof.agreement.verdict)
     return {
-        "right": SEEDS, "refused": refused, "regions": compared, "unmeasured": sorted(unmeasured),
-        "wrong": dict(_wrong(one, dtype)), "seconds": round(time.perf_counter() - started, 1),
+        "right": SEEDS, "refused": refused, "regions": compared, "refused_regions": wrong,
+        "unmeasured": sorted(unmeasured), "wrong": dict(_wrong(one, dtype)),
+        "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
 
 

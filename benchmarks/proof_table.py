@@ -22,9 +22,9 @@ def power_table(content: Mapping[str, Any]) -> str:
     pieces = {tuple(key.split(", ")): piece for key, piece in content["pieces"].items() if "right" in piece}
     of = {d: [piece for key, piece in pieces.items() if key[1] == d] for d in DTYPES}
     names = {d: {key[0] for key in pieces if key[1] == d} for d in DTYPES}
-    right = _table(("type", "networks", "right folds", "regions", "refused"), [
-        (d, f"{len(names[d])}", f"{sum(p['right'] for p in of[d]):,}", f"{sum(p['regions'] for p in of[d]):,}",
-         f"{sum(len(p['refused']) for p in of[d]):,}")
+    right = _table(("type", "networks", "right folds", "refused", "regions", "regions refused"), [
+        (d, f"{len(names[d])}", f"{sum(p['right'] for p in of[d]):,}", f"{sum(len(p['refused']) for p in of[d]):,}",
+         f"{sum(p['regions'] for p in of[d]):,}", f"{sum(p['refused_regions'] for p in of[d]):,}")
         for d in DTYPES
     ])  # fmt: skip
     deltas = sorted({float(d) for p in pieces.values() for d in p["wrong"]["weights scaled"]})

@@ -74,7 +74,7 @@ class Written:
     value: of float64 sources, in float64, the numbers as they are stored.
     power: of sources that are 1 or 0, the sum of the squared weights that apply to the ones, at every output. `square`
         gives what stands for a weight; what is passed on without a weight, and biases, count 0.
-    taps: the most pixels at which one weight tensor reads a source.
+    taps: the most pixels at which one weight tensor reads a source; 0 if a whole sample is one window.
     """
 
     value: Callable[[Sources], Tensor]
@@ -90,6 +90,39 @@ class _Finding:
     tolerance: float
     reason: str
     largest: float = 0.0
+
+
+def whole(written: Written) -> Written:
+    """A map of whole tensors, whose first axes need be neither the batch nor the channels, as one of samples of them.
+
+    Sources then have one more axis, in front. Outputs of one sample share signs in any way, so each sample counts as
+    one window: the mean square is judged against the worst case of the bound, the largest error as ever.
+    """
+    return Written(_each(written.value), _each(written.power), 0)
+
+
+def of_whole(reference: Callable[[Sources], Evaluated]) -> Callable[[Sources], Evaluated]:
+    """What is right of a map of whole tensors, sample by sample; see `whole`."""
+
+    def run(sources: Sources) -> Evaluated:
+        found = [reference(one) for one in _samples(sources)]
+        return Evaluated(_stacked([each.value for each in found]), max(each.largest for each in found))
+
+    return run
+
+
+def _each(function: Callable[[Sources], Tensor]) -> Callable[[Sources], Tensor]:
+    return lambda sources: _stacked([function(one) for one in _samples(sources)])
+
+
+def _samples(sources: Sources) -> list[Sources]:
+    count = next(iter(sources.values())).shape[0]
+    return [{name: value[index] for name, value in sources.items()} for index in range(count)]
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """[samples, first axis, the others], whatever their rank."""
+    return torch.stack([value.reshape(value.shape[0] if value.dim() else 1, -1) for value in values])
 
 
 def square(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -161,9 +194,9 @@ def same_numbers(first: object, second: object) -> bool:
 
 def _constant(still: Evaluated, got: Tensor, dtype: torch.dtype, unit: float, named: str) -> _Finding:
     """What is left where every source is zero."""
-    error = (got - still.value).abs().flatten(2)  # [1, o, pixels]
+    error = (got - still.value).abs().unsqueeze(-1).flatten(2)  # [1, o, pixels]
     finfo = torch.finfo(dtype)
-    size = torch.maximum(got.abs(), still.value.abs()).flatten(2)
+    size = torch.maximum(got.abs(), still.value.abs()).unsqueeze(-1).flatten(2)
     strict = unit * size + finfo.smallest_normal * finfo.eps + SLOP * still.largest
     share = error / strict
     border = error / (strict + BORDER_ROUNDINGS * finfo.eps * still.largest)
@@ -188,7 +221,7 @@ def _weights(
     still, got = constants
     pixels = max(1, math.prod(got.shape[2:]))
     draws = max(FEWEST_DRAWS, -(-WINDOWS // pixels))
-    power = written.power({**zeros, name: torch.ones_like(zeros[name])}).flatten(2)  # [1, o, pixels]
+    power = written.power({**zeros, name: torch.ones_like(zeros[name])}).unsqueeze(-1).flatten(2)  # [1, o, pixels]
     at_once = max(1, ELEMENTS // max(1, zeros[name].numel(), still.value.numel()))
     squares = torch.zeros_like(power)
     share = largest = 0.0
@@ -198,12 +231,12 @@ def _weights(
         signs = torch.randint(0, 2, (rows, *zeros[name].shape[1:]), generator=generator).double() * 2 - 1
         given = {n: signs if n == name else z.expand(rows, *z.shape[1:]) for n, z in zeros.items()}
         wanted = reference(given)
-        error = ((written.value(given) - got) - (wanted.value - still.value)).abs().flatten(2)
+        error = ((written.value(given) - got) - (wanted.value - still.value)).abs().unsqueeze(-1).flatten(2)
         slop = max(slop, SLOP * wanted.largest)
         share = max(share, _largest(error / (SIGMAS * unit * power.sqrt() + slop + _NOTHING)))
         largest = max(largest, _largest(error))
         squares += error.square().sum(0, keepdim=True)
-    windows = draws * pixels / written.taps
+    windows = draws * pixels / (written.taps or pixels)
     factor = math.sqrt(1 + 2 * math.sqrt(TAIL / windows) + 2 * TAIL / windows)
     rms = (squares.mean(2) / draws).sqrt()
     pooled = _largest(rms / (factor * unit * power.mean(2).sqrt() + slop + _NOTHING))

@@ -18,11 +18,11 @@ from .fusion import fuse_blocks, outermost_branches, size, to_conv2d
 from .graph.exported_program import export_again, rewrite
 from .graph.program_evidence import prove_program
 from .kernels import Kernel
+from .leaves import Inputs, arguments
 from .models.spec import is_foreign
 from .named import image_shape
 from .refusal import Refusal
 from .report import FusionReport, Proof, Size
-from .tracing import Inputs, arguments
 from .verify import count_flops, dtype_of, probes, prove_blocks
 
 _LARGEST_PROBE = 64

@@ -13,10 +13,10 @@ from .agreement import Agreement
 from .block_proof import block_by_block
 from .fusion import fuse_blocks, with_kernels
 from .kernels import Kernel
+from .leaves import Inputs, arguments
 from .proving import prove_whole
 from .refusal import Refusal
 from .report import Proof
-from .tracing import Inputs, arguments
 
 
 def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:

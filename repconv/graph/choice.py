@@ -10,8 +10,10 @@ from operator import add
 
 from ..errors import GeometryError
 from ..refusal import Refusal
+from .arrangement import arrange, broadcasts
+from .carried import Carried
 from .constant import Constant
-from .cost import Cost, Size, emission
+from .cost import Cost, Size, elementwise, emission
 from .expression import Bias, Expression, Term, merge, respond, substitute
 from .ordering import dependencies_first
 from .step import Offset, Step
@@ -30,12 +32,14 @@ class InexactError(Exception):
 class Choice:
     """Which tensors of a region's `steps` are virtual; those of `fixed` never are.
 
-    inexact: why a tensor could not be substituted, by where and what, whenever that was tried.
+    placed: the layouts of all tensors. inexact: why a tensor could not be substituted, by where and what, whenever that
+        was tried.
     """
 
     steps: Sequence[Step]
     fixed: Collection[str]
     sizes: Mapping[str, Size]
+    placed: Mapping[str, Carried]
     virtual: set[str] = field(default_factory=set)
     inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
 
@@ -44,7 +48,7 @@ class Choice:
         self.free = [s.output for s in self.steps if s.output not in self.fixed]
         self.readers: dict[str, list[Step]] = defaultdict(list)
         for step in self.steps:
-            for name in step.inputs:
+            for name in step.reads:
                 if name in self.by_output:
                     self.readers[name].append(step)
         self._expressions: dict[str, Expression] = {}
@@ -89,7 +93,7 @@ class Choice:
 
     def is_verbatim(self, name: str) -> bool:
         """True if the node stays as it is: nothing it reads is virtual."""
-        return not any(source in self.virtual for source in self.by_output[name].inputs)
+        return not any(source in self.virtual for source in self.by_output[name].reads)
 
     def expression(self, name: str) -> Expression:
         """`name` in terms of tensors that are written.
@@ -109,6 +113,12 @@ class Choice:
 
     def _express(self, step: Step) -> Expression:
         """A step's output, what it reads and is virtual substituted."""
+        if any(name not in self.virtual for name in step.needs):
+            hidden = [name for name in (step.output, *step.reads) if name in self.virtual]
+            if hidden:
+                raise InexactError(step.where, hidden[0], "a piece that it is put together of is read elsewhere, too")
+        if step.border is not None:
+            return self._bordered(step, step.border)
         terms: list[Term] = []
         through: list[tuple[Term, Bias]] = []
         for term in step.terms:
@@ -125,8 +135,36 @@ class Choice:
         compute = partial(_bias, step.offset, through) if through or step.offset else None
         return Expression(merge(terms), Bias(compute, step.rounding, [bias for _, bias in through]))
 
+    def _bordered(self, step: Step, border: Constant) -> Expression:
+        """A tensor padded with what it is there itself: its linear part padded with zeros, plus its bias everywhere."""
+        (term,) = step.terms
+        if step.output not in self.virtual and self.is_verbatim(step.output):
+            return Expression(step.terms, Bias(None, step.rounding))  # nobody writes it anew
+        if term.source not in self.virtual:
+            # As it stands it is its author's nodes; otherwise it would be a sum of two tensors for the border's sake.
+            where = step.output if step.output in self.virtual else next(n for n in step.needs if n in self.virtual)
+            raise InexactError(
+                step.where, where, "its border holds numbers that are not zero, with which no convolution pads"
+            )
+        inner = self._expressions[term.source]
+        if not inner.bias.minus(border).is_zero:
+            what = self.by_output[term.source].where
+            raise InexactError(
+                step.where, term.source,
+                f"its border would have to hold what {what} makes of zeros, and holds other numbers",
+            )  # fmt: skip
+        try:
+            terms = [term.after(each) for each in inner.terms]
+        except GeometryError as error:
+            raise InexactError(step.where, term.source, str(error)) from None
+        return Expression(merge(terms), inner.bias)
+
     def cost(self, name: str) -> Cost:
-        """What writing `name` costs under this choice."""
+        """What writing `name` costs under this choice.
+
+        Raises:
+            InexactError: as `expression`, or it cannot be written in its tensors' layouts.
+        """
         if name not in self._costs:
             if self.is_verbatim(name):
                 self._costs[name] = self.by_output[name].cost
@@ -134,8 +172,20 @@ class Choice:
                 found = self.expression(name)
                 forms = [(term.form, self.sizes[term.source]) for term in found.terms]
                 biased = not found.bias.is_surely_zero
-                self._costs[name] = emission(forms, self.sizes[name], biased=biased)
+                self._costs[name] = emission(forms, self.sizes[name], biased=biased) + self._changes(name, found)
         return self._costs[name]
+
+    def _changes(self, name: str, found: Expression) -> Cost:
+        """What changes of layout on the way cost."""
+        try:
+            if not found.bias.is_surely_zero and all(term.form.is_diagonal for term in found.terms):
+                broadcasts(self.placed[name])
+            passes = sum(arrange(t.form, self.placed[t.source], self.placed[name]).passes for t in found.terms)
+        except GeometryError as error:
+            step = self.by_output[name]
+            inner = next(source for source in step.inputs if source in self.virtual)
+            raise InexactError(step.where, inner, str(error)) from None
+        return elementwise(passes, self.sizes[name]) if passes else Cost()
 
     def total(self) -> Cost:
         """What the whole region costs under this choice."""

@@ -16,12 +16,15 @@ from ..agreement import Agreement
 from ..errors import FusionError
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Proof, Size
+from .arrangement import Change, arrange
 from .expression import Expression, Term
 from .foresight import Foresight, foreseen
+from .liveness import Node, live
 from .program_evidence import Rewritten, prove_program
-from .program_facts import NORMS, ProgramFacts, passes_through
+from .program_facts import NORMS, ProgramFacts, gives_several
 from .program_reader import read_program
 from .region import Plan, plan
+from .sizes import NOMINAL
 from .step import Step
 
 _aten = torch.ops.aten
@@ -110,15 +113,15 @@ def _planned(
     """The choice of what is written, before anything is."""
     facts = ProgramFacts(module, exact)
     steps, refusals = read_program(facts)
-    made = {step.output for step in steps}
-    needed = {
-        source.name
-        for node in module.graph.nodes
-        if node.name not in made and not passes_through(node, made)
-        for source in node.all_input_nodes
-    } & made
-    sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
-    return facts, steps, plan(steps, needed, sizes), refusals
+    nodes = [
+        Node(
+            (node.name,), tuple(n.name for n in node.all_input_nodes),
+            follows=node.name in facts.canvases or gives_several(node),
+        ) for node in module.graph.nodes if node.op != "output" and not facts.is_constant(node)
+    ]  # fmt: skip
+    outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
+    steps, needed = live(nodes, steps, outputs)
+    return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
 def _unguarded(program: ExportedProgram) -> torch.nn.Module:
@@ -139,6 +142,9 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
         # These look at a tensor's type or size alone, and would keep it alive.
         if str(node.target) == "aten._assert_tensor_metadata.default":
             module.graph.erase_node(node)
+        elif str(node.target) == "aten.copy.default" and (copied := _copied(node)) is not None:
+            node.replace_all_uses_with(copied)
+            module.graph.erase_node(node)
         elif (value := _filling(node)) is not None:
             like = node.meta["val"]
             with module.graph.inserting_before(node):
@@ -150,6 +156,20 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     return module
+
+
+def _copied(node: fx.Node) -> fx.Node | None:
+    """What a copy puts in the place of a tensor of its type and of fixed size, as large as that."""
+    over, copied = (n for n in node.args[:2] if isinstance(n, fx.Node))
+    like, value = over.meta["val"], copied.meta["val"]
+    if like.dtype != value.dtype or any(not isinstance(side, int) for side in like.shape):
+        return None
+    if like.shape == value.shape:
+        return copied
+    with node.graph.inserting_before(node):
+        found = node.graph.call_function(_aten.expand.default, (copied, list(like.shape)))
+    found.meta["val"] = node.meta["val"]
+    return found
 
 
 _FILLINGS: dict[str, float | None] = {
@@ -223,27 +243,29 @@ def _emit(
     bias = found.bias.value
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
     layers, parts = [], []
+    output = facts.placed[name]
     with graph.inserting_before(old):
         for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
-            source = nodes[term.source]
-            if term.form.is_identity:
-                parts.append(source)
-            elif term.form.is_diagonal:
-                factor = _held(module, f"{name}_scale", _channelwise(term.kernel.weight, like), like)
-                parts.append(graph.call_function(_aten.mul.Tensor, (source, factor)))
-            else:
-                parts.append(_convolve(module, source, term, bias, name, like))
+            way = arrange(term.form, facts.placed[term.source], output)
+            part = _changed(nodes[term.source], way.before)
+            if term.form.is_diagonal and not term.form.is_identity:
+                value = term.kernel.weight.reshape(facts.placed[term.source].layout.widths)
+                part = graph.call_function(_aten.mul.Tensor, (part, _held(module, f"{name}_scale", value, like)))
+            elif not term.form.is_diagonal:
+                part.meta.setdefault("val", like)
+                part = _compute(module, part, term, bias, way.pixels, name)
                 bias = None
                 layers.append(FusedLayer(
                     facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights)
                 ))  # fmt: skip
+            parts.append(_changed(part, way.after))
         for part in parts:
             part.meta.setdefault("val", like)
         total = parts[0]
         for part in parts[1:]:
             total = graph.call_function(_aten.add.Tensor, (total, part))
         if bias is not None:
-            shift = _held(module, f"{name}_shift", _channelwise(bias, like), like)
+            shift = _held(module, f"{name}_shift", bias.reshape(output.layout.widths), like)
             total = graph.call_function(_aten.add.Tensor, (total, shift))
     total.meta["val"] = like
     old.replace_all_uses_with(total)
@@ -251,29 +273,37 @@ def _emit(
     return layers
 
 
-def _channelwise(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *(1,) * (like.dim() - 2))
+def _changed(node: fx.Node, changes: Sequence[Change]) -> fx.Node:
+    """A tensor in another layout."""
+    kinds = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
+    for kind, numbers in changes:
+        node = node.graph.call_function(kinds[kind], (node, list(numbers)))
+    return node
 
 
-def _convolve(
-    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, name: str, like: Tensor
+def _compute(
+    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, pixels: int | None, name: str
 ) -> fx.Node:
-    graph, form, kernel = module.graph, term.form.without_cropping(), term.kernel
+    """A convolution of so many pixel axes, or a matrix times the last axis."""
+    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.kernel, source.meta["val"]
     shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
-    if like.dim() == 2:
+    if pixels is None:
         weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
         return graph.call_function(_aten.linear.default, (source, weight, shift))
     if form != term.form:
         kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
     rows, columns = form.dilation
-    weight = _held(module, f"{name}_weight", kernel.weight[:, :, ::rows, ::columns], like)
+    taps = kernel.weight[:, :, ::rows, ::columns]
+    weight = _held(module, f"{name}_weight", taps if pixels == 2 else taps[..., 0], like)
     top, left, bottom, right = kernel.padding
     if (top, left) != (bottom, right):
-        source = graph.call_function(_aten.pad.default, (source, [left, right, top, bottom]))
+        amounts = [left, right, top, bottom] if pixels == 2 else [top, bottom]
+        source = graph.call_function(_aten.pad.default, (source, amounts))
         top = left = 0
+    function = _aten.conv2d.default if pixels == 2 else _aten.conv1d.default
+    settings = (kernel.stride, (top, left), (rows, columns))
     return graph.call_function(
-        _aten.conv2d.default,
-        (source, weight, shift, list(kernel.stride), [top, left], [rows, columns], kernel.groups),
+        function, (source, weight, shift, *(list(each[:pixels]) for each in settings), kernel.groups)
     )
 
 
@@ -330,6 +360,6 @@ def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
         weight, value = facts.constant(node.args[1]), node.meta.get("val")
         if weight is None or not isinstance(value, Tensor) or value.dim() != 4:
             return None
-        _, height, width = facts.nominal(node)
+        height, width = (side if isinstance(side, int) else NOMINAL for side in value.shape[2:])
         total += 2 * height * width * weight.numel()
     return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -12,8 +12,12 @@ import onnx.reference
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ..errors import FusionError
-from .sizes import Dims, broadcast, symbol
+from ..errors import FusionError, GeometryError
+from .canvas import Canvas
+from .carried import Carried
+from .layout import Layout, with_channels_at
+from .not_affine import NotAffineError
+from .sizes import Dim, Dims, broadcast, symbol
 
 Array = NDArray[np.generic]
 
@@ -42,7 +46,7 @@ _SMOOTH = frozenset((
 EPSILON = float(np.float32(1e-5))
 """Batch normalisation's where a node says nothing; attributes are float32."""
 
-_KEEPS_SIZE = frozenset((
+KEEPS_SIZE = frozenset((
     "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus",
     "Softsign", "Tanh", "Clip", "Gelu", "Erf", "Mish", "Swish", "Cast", "Identity", "Dropout", "Neg", "Abs",
     "Exp", "Sqrt", "BatchNormalization", "InstanceNormalization", "GroupNormalization",
@@ -127,15 +131,17 @@ class Facts:
         for node in graph.node:
             self.named[label(node)].append(node)
         self.types: dict[str, int] = {t.name: t.data_type for t in graph.initializer}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        """Sizes of any rank, -1 for an open side."""
-        self.dims: dict[str, Dims] = {}
-        self.flat: set[str] = set()
-        """Tensors [n, c]; they count as [n, c, 1, 1]."""
+        self.sides: dict[str, tuple[Dim, ...]] = {}
+        """The sides of every tensor whose rank is known."""
+        self._carried: dict[str, Carried] = {}
+        self.canvases: dict[str, Canvas] = {}
+        """Tensors put together of a window onto another and constants."""
+        self._channel_axes: dict[str, int] = {}
         self._values: dict[str, Array | None] = {}
         self._exact: dict[str, Array | None] = {}
         self._constant: dict[str, bool] = {}
         self._infer(model)
+        self._channel_axes = channel_axes(graph.node, self.sides)
 
     def _infer(self, model: onnx.ModelProto) -> None:
         light = without_weights(model)
@@ -148,43 +154,75 @@ class Facts:
             self.types.setdefault(value.name, tensor_type.elem_type)
             if not tensor_type.HasField("shape"):
                 continue
-            self.shapes[value.name] = tuple(
-                d.dim_value if d.HasField("dim_value") else -1 for d in tensor_type.shape.dim
-            )
-            if len(tensor_type.shape.dim) not in (2, 4):
-                continue
-            sides = [
+            self.sides[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else symbol(d.dim_param or f"{value.name}#{axis}")
                 for axis, d in enumerate(tensor_type.shape.dim)
-            ]
-            if len(sides) == 2:
-                self.flat.add(value.name)
-                sides += [1, 1]
-            self.dims[value.name] = (sides[0], sides[1], sides[2], sides[3])
+            )
 
-    def rank(self, name: str) -> int:
-        """2 or 4, of a tensor whose size is known."""
-        return 2 if name in self.flat else 4
+    def tensor(self, name: str) -> Carried:
+        """A tensor that is computed, as convolutions see it.
+
+        Raises:
+            NotAffineError: it has no layout.
+        """
+        if name not in self._carried:
+            sides, axis = self.sides.get(name, ()), self._channel_axes.get(name, 1)
+            width = sides[axis] if len(sides) > 1 else 0
+            if not isinstance(width, int) or width < 1 or self.is_constant(name):
+                raise NotAffineError
+            try:
+                layout = with_channels_at(axis, width, len(sides))
+            except GeometryError:
+                raise NotAffineError from None
+            dims: list[Dim] = [1, width, 1, 1]
+            for side, parts in zip(sides, layout.axes, strict=True):
+                if parts[0].kind != "channels":
+                    dims[0 if parts[0].kind == "batch" else 2 + parts[0].number] = side
+            self._carried[name] = Carried(name, layout, (dims[0], dims[1], dims[2], dims[3]))
+        return self._carried[name]
+
+    @property
+    def placed(self) -> Mapping[str, Carried]:
+        """The tensors whose layout was asked for, by name."""
+        return self._carried
+
+    def place(self, name: str, layout: Layout, dims: Dims) -> Carried:
+        """Note the layout and size of a tensor; sides that are known already stay."""
+        known, found = list(self.sides.get(name, ())), [*dims]
+        if len(known) != len(layout.axes):
+            known = [symbol(f"{name}#{axis}") for axis in range(len(layout.axes))]
+        for axis, parts in enumerate(layout.axes):
+            if len(parts) == 1 and parts[0].kind != "channels":
+                number = 0 if parts[0].kind == "batch" else 2 + parts[0].number
+                side = known[axis]
+                found[number] = known[axis] = side if isinstance(side, int) else found[number]
+        tensor = Carried(name, layout, (found[0], found[1], found[2], found[3]))
+        whole = tensor.size
+        self.sides[name] = tuple(
+            side if isinstance(side, int) else (total if isinstance(total, (int, tuple)) else side)
+            for side, total in zip(known, whole, strict=True)
+        )
+        self._carried[name] = tensor
+        return tensor
 
     def refine(self, node: onnx.NodeProto) -> None:
         """Replace open sides of what `node` makes by those of what it reads, where its kind says they are equal."""
         if not node.output or node.domain not in ("", "ai.onnx") or self.is_constant(node.output[0]):
             return
-        known = self.dims.get(node.output[0])
+        known = self.sides.get(node.output[0])
         if known is not None and all(isinstance(side, int) for side in known):
             return
-        sources = [self.dims.get(name) for name in node.input if name and not self.is_constant(name)]
-        found: Dims | None = None
-        if node.op_type in _KEEPS_SIZE and sources:
+        sources = [self.sides.get(name) for name in node.input if name and not self.is_constant(name)]
+        found: tuple[Dim, ...] | None = None
+        if node.op_type in KEEPS_SIZE and sources:
             found = sources[0]
         elif node.op_type in _ELEMENTWISE and sources and None not in sources and self._constants_broadcast(node):
             found = sources[0]
             for other in sources[1:]:
                 found = broadcast(found, other) if found is not None and other is not None else None
-        if found is not None:
-            self.set_dims(node.output[0], found)
-            if all(name in self.flat for name in node.input if name in self.dims):
-                self.flat.add(node.output[0])
+        if found is not None and (known is None or len(known) == len(found)):
+            sides = zip(known or found, found, strict=True)
+            self.sides[node.output[0]] = tuple(mine if isinstance(mine, int) else theirs for mine, theirs in sides)
 
     def _constants_broadcast(self, node: onnx.NodeProto) -> bool:
         """True if no constant operand can make the result larger than the tensors: at most one number a channel."""
@@ -194,14 +232,6 @@ class Facts:
                 if value is None or value.size != 1:
                     return False
         return True
-
-    def set_dims(self, name: str, dims: Dims) -> None:
-        """Note the size of a tensor; sides that are known already stay."""
-        known = self.dims.get(name)
-        if known is not None:
-            merged = [k if isinstance(k, int) else d for k, d in zip(known, dims, strict=True)]
-            dims = (merged[0], merged[1], merged[2], merged[3])
-        self.dims[name] = dims
 
     def is_constant(self, name: str) -> bool:
         """True for initialisers nobody can override, constants, and cheap operations on constants."""
@@ -233,9 +263,11 @@ class Facts:
 
     def _is_small(self, node: onnx.NodeProto) -> bool:
         """True if what a node of constants gives is known beforehand to be within `LARGEST_CONSTANT`."""
-        sides = [self.shapes.get(name) for name in node.output if name]
-        if all(shape is not None and -1 not in shape for shape in sides):
-            return all(prod(shape) <= LARGEST_CONSTANT for shape in sides if shape is not None)
+        shapes = [self.sides.get(name) for name in node.output if name]
+        known = [prod(d for d in shape if isinstance(d, int)) for shape in shapes if shape is not None
+                 and all(isinstance(side, int) for side in shape)]  # fmt: skip
+        if len(known) == len(shapes):
+            return max(known, default=0) <= LARGEST_CONSTANT
         values = [value for n in node.input if n and (value := self.as_run(n)) is not None]
         if node.op_type == "Range":
             start, limit, delta = (float(value.reshape(-1)[0]) for value in values)
@@ -244,6 +276,11 @@ class Facts:
             return prod(map(int, values[0].reshape(-1))) <= LARGEST_CONSTANT
         if node.op_type == "Expand":
             return values[0].size * prod(max(int(side), 1) for side in values[1].reshape(-1)) <= LARGEST_CONSTANT
+        if node.op_type == "Concat":
+            return sum(value.size for value in values) <= LARGEST_CONSTANT
+        if node.op_type == "Pad" and len(values) > 1 and len(node.input) < 4:
+            amounts = values[1].reshape(2, -1).sum(0)
+            return prod(int(max(side, 1)) for side in values[0].shape + amounts) <= LARGEST_CONSTANT
         # No other operation gives more elements than all its operands' elements multiplied.
         return node.op_type not in _GIVEN_SIZE and prod(max(value.size, 1) for value in values) <= LARGEST_CONSTANT
 
@@ -259,15 +296,14 @@ class Facts:
                 return None
         else:
             shape = node
-        dims: tuple[object, ...] | None = self.dims.get(shape.input[0]) or self.shapes.get(shape.input[0])
+        dims = self.sides.get(shape.input[0])
         if dims is None:
             return None
         known = attributes(shape)
-        rank = self.rank(shape.input[0]) if shape.input[0] in self.dims else len(dims)
-        start, end = known.get("start", 0), known.get("end", rank)
+        start, end = known.get("start", 0), known.get("end", len(dims))
         if not isinstance(start, int) or not isinstance(end, int):
             return None
-        sides = np.array([d if isinstance(d, int) else -1 for d in dims[:rank][start:end]], dtype=np.int64)
+        sides = np.array([d if isinstance(d, int) else -1 for d in dims[start:end]], dtype=np.int64)
         numbers = [value.astype(np.int64) for value in taken if value is not None]
         if node.op_type == "Gather":
             sides = sides[numbers[0]]
@@ -365,6 +401,32 @@ class Facts:
             raise FusionError(why) from error
         arrays = ((n, v) for n, v in zip(outputs, found, strict=True) if isinstance(v, (np.ndarray, np.generic)))
         return {name: np.asarray(value) for name, value in arrays}
+
+
+def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[object]]) -> dict[str, int]:
+    """Which axis of a tensor its readers take for the channels, where they say; the first of them is believed."""
+    found: dict[str, int] = {}
+    for node in reversed(list(nodes)):
+        if not node.input or not node.output:
+            continue
+        first, rank, known = node.input[0], len(sides.get(node.input[0], ())), found.get(node.output[0])
+        if node.op_type in ("Conv", "BatchNormalization", "ConvTranspose", "InstanceNormalization"):
+            found[first] = 1
+        elif node.op_type in ("MatMul", "Gemm", "LayerNormalization"):
+            found[first] = rank - 1
+        elif known is None:
+            continue
+        elif node.op_type == "Transpose":
+            order = attributes(node).get("perm", list(range(rank))[::-1])
+            if isinstance(order, (list, tuple)):
+                found[first] = order[known]
+        elif node.op_type in KEEPS_SIZE or node.op_type in _ELEMENTWISE:
+            found.update({name: known for name in node.input if len(sides.get(name, ())) > known})
+        elif node.op_type == "Reshape":
+            mine, theirs = sides.get(first, ()), sides.get(node.output[0], ())
+            last = bool(mine and theirs) and known == len(theirs) - 1 and mine[-1] == theirs[-1]
+            found[first] = rank - 1 if last else 1
+    return found
 
 
 def is_float(value: Array) -> bool:

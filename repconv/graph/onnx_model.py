@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ from ..errors import FusionError
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Proof, Size
 from .foresight import Foresight, foreseen
+from .liveness import Node, live
 from .onnx_facts import Facts, captured, first_line, without_weights
 from .onnx_proof import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .onnx_reader import read_steps
 from .onnx_writer import Emission, Names, emit, without_unread
 from .region import Plan, plan
-from .sizes import nominal
+from .sizes import nominal_side
 from .step import Step
 
 
@@ -95,32 +97,14 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     _check(source)
     facts = Facts(source)
     found, refusals = read_steps(facts)
-    steps = _read_again(source, facts, found)
-    needed = {value.name for value in source.graph.output} | captured(source.graph)
-    made = {step.output for step in steps}
-    affine = {id(facts.makers[step.output]) for step in found}
-    for node in source.graph.node:
-        if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
-            needed.update(name for name in node.input if name in made)
-    sizes = {name: nominal(dims) for name, dims in facts.dims.items() if isinstance(dims[1], int)}
-    return facts, steps, plan(steps, needed, sizes), refusals
-
-
-def _read_again(source: onnx.ModelProto, facts: Facts, steps: list[Step]) -> list[Step]:
-    """Those of `steps` that something reads for its numbers; of the others at most the size is asked."""
-    wanted = {value.name for value in source.graph.output} | captured(source.graph)
-    made = {step.output for step in steps}
-    wanted |= made - {name for node in source.graph.node for name in node.input}
-    for node in source.graph.node:
-        constant = node.output and facts.is_constant(node.output[0])
-        if not constant and not any(name in made for name in node.output):
-            wanted.update(node.input)
-    kept = []
-    for step in reversed(steps):
-        if step.output in wanted:
-            kept.append(step)
-            wanted.update(step.inputs)
-    return kept[::-1]
+    nodes = [
+        Node(tuple(node.output), tuple(node.input), follows=any(name in facts.canvases for name in node.output))
+        for node in source.graph.node if not (node.output and facts.is_constant(node.output[0]))
+    ]  # fmt: skip
+    outputs = {value.name for value in source.graph.output} | captured(source.graph)
+    measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
+    steps, needed = live(nodes, found, outputs, measured)
+    return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -160,7 +144,7 @@ def _write(
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            emission = emit(name, where[name], found, facts.types[name], names, flat=name in facts.flat)
+            emission = emit(facts.placed, name, where[name], found, facts.types[name], names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
@@ -185,11 +169,12 @@ def _write(
     gone = chosen.virtual | set(emissions)
     needed = outer | {value.name for value in source.graph.output}
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
+    sizes: list[onnx.TensorProto] = []
     for node in source.graph.node:
         if _is_size(facts, node):
             value = facts.as_run(node.output[0])
             if value is not None and node.output[0] in needed:
-                result.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+                sizes.append(numpy_helper.from_array(value, node.output[0]))
             continue
         dropped = [name for name in node.output if name in gone]
         for name in dropped:
@@ -203,7 +188,7 @@ def _write(
     weights = [t for emission in emissions.values() for t in emission.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
-    without_unread(result.graph, [*source.graph.initializer, *weights], read, outer)
+    without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
     return result, tuple(layers), []
 
 
@@ -244,6 +229,13 @@ def _elements(facts: Facts, name: str) -> int:
     return int(np.prod(facts.initializers[name].dims)) if name in facts.initializers else 0
 
 
+def _stem(name: str, facts: Facts) -> str:
+    """The tensor that one written on the way to it, such as `y.part0.inner`, is as large as."""
+    while name not in facts.placed and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
 
@@ -256,12 +248,13 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
         if node.op_type != "Conv":
             continue
         weight = shapes.get(node.input[1])
-        dims = facts.dims.get(node.output[0]) or facts.dims.get(node.output[0].split(".part")[0])
-        if not isinstance(weight, tuple) or dims is None or flops is None:
+        tensor = facts.placed.get(_stem(node.output[0], facts))
+        sides = facts.sides.get(node.output[0])
+        if not isinstance(weight, tuple) or (tensor is None and sides is None) or flops is None:
             flops = None
             continue
-        _, height, width = nominal(dims)
-        flops += 2 * height * width * int(np.prod(weight))
+        pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
+        flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
         sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(int(np.prod(t.dims)) for t in model.graph.initializer), flops,

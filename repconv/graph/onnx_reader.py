@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx
 
@@ -10,10 +12,12 @@ from ..errors import FusionError, GeometryError
 from ..refusal import Refusal
 from . import onnx_arithmetic as arithmetic
 from . import onnx_layout as layout
+from .canvas import recognised
 from .cost import Cost, convolution, elementwise
 from .not_affine import NotAffineError
-from .onnx_facts import Facts, first_line, label
-from .onnx_operands import Part, dims_of, shown
+from .onnx_facts import KEEPS_SIZE, Facts, first_line, label
+from .onnx_operands import Part, shown
+from .onnx_painting import PAINTERS
 from .sizes import nominal, through
 from .step import Step
 
@@ -28,6 +32,9 @@ _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Conv": arithmetic.convolution, "BatchNormalization": arithmetic.batch_norm, "AveragePool": arithmetic.average,
     "Add": arithmetic.add, "Sub": arithmetic.add, "Sum": arithmetic.add, "Mul": arithmetic.multiply,
     "Div": arithmetic.multiply, "Neg": arithmetic.negate, "Gemm": arithmetic.matrix, "MatMul": arithmetic.matrix,
+    "Mean": arithmetic.add, "Transpose": layout.transpose, "Gather": layout.gather, "GatherND": layout.gather,
+    "ReduceSum": layout.reduce, "ReduceMean": layout.reduce, "Einsum": layout.einsum, "Expand": layout.expand,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), layout.reshape),
     "Identity": layout.same, "Dropout": layout.same, "Pad": layout.pad, "Concat": layout.concat, "Split": layout.split,
     "Slice": layout.take_slice,
 }  # fmt: skip
@@ -44,11 +51,11 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
     for node in facts.model.graph.node:
         facts.refine(node)
         reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if reader is None or facts.is_constant(node.output[0]):
+        if facts.is_constant(node.output[0]):
             continue
         where = label(node)
         try:
-            steps += _finish(facts, node, where, reader(facts, node))
+            steps += _read(facts, node, where, reader)
         except (NotAffineError, GeometryError) as error:
             if str(error):
                 refusals.append(Refusal(where, str(error)))
@@ -56,29 +63,70 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
             raise
         except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
             refusals.append(Refusal(where, f"its attributes or inputs are not understood: {first_line(error)}"))
-    return steps, refusals
+    painted = {name for node in facts.model.graph.node if facts.canvases.keys() & {*node.output} for name in node.input}
+    followed = {label(facts.makers[name]) for name in painted & facts.canvases.keys()}
+    return steps, [refusal for refusal in refusals if refusal.where not in followed]
+
+
+def _read(
+    facts: Facts, node: onnx.NodeProto, where: str, reader: Callable[[Facts, onnx.NodeProto], list[Part]] | None
+) -> list[Step]:
+    """A node as steps; or as a piece of a border, and a step if that is a whole one."""
+    painter = PAINTERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    output = node.output[0]
+    if painter is not None and any(name in facts.canvases for name in node.input):
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[output] = painter(facts, node)
+            return _painted(facts, node, where)
+    if reader is None and painter is None:
+        _follow(facts, node)
+        return []
+    try:
+        if reader is None:
+            raise NotAffineError
+        steps = _finish(facts, node, where, reader(facts, node))
+    except (NotAffineError, GeometryError):
+        if painter is None:
+            raise
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[output] = painter(facts, node)
+            return _painted(facts, node, where)
+        if output in facts.canvases:  # it may be a whole border once more is painted
+            facts.place(output, facts.canvases[output].layout, facts.canvases[output].dims)
+        raise
+    if painter is not None and node.op_type == "Pad":
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[output] = painter(facts, node)
+    return steps
+
+
+def _painted(facts: Facts, node: onnx.NodeProto, where: str) -> list[Step]:
+    made, border = recognised(facts.canvases[node.output[0]])
+    return [replace(step, border=border) for step in _finish(facts, node, where, [Part(node.output[0], made)])]
+
+
+def _follow(facts: Facts, node: onnx.NodeProto) -> None:
+    """Give what an operation on each number makes the layout of the tensor it reads."""
+    if node.op_type in KEEPS_SIZE and facts.sides.get(node.input[0]) == facts.sides.get(node.output[0]):
+        source = facts.tensor(node.input[0])
+        facts.place(node.output[0], source.layout, source.dims)
 
 
 def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -> list[Step]:
-    """Check types and sizes of a node's parts and note the sizes of its outputs."""
+    """Check types and sizes of a node's parts and note the layouts and sizes of its outputs."""
     steps = []
     for part in parts:
+        made = part.made
         kind = facts.types.get(part.output, 0)
-        if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in part.terms):
+        if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
             raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
-        if part.output not in facts.dims and all(term.source in facts.flat for term in part.terms):
-            facts.flat.add(part.output)
-        if any((term.source in facts.flat) != (part.output in facts.flat) for term in part.terms):
-            raise NotAffineError
-        found = {through(term.form.geometry, dims_of(facts, term.source)) for term in part.terms}
+        found = {through(term.form.geometry, facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
             raise NotAffineError("it adds tensors that may differ in size: " + " and ".join(map(shown, found)))
-        dims = next(iter(found))
-        facts.set_dims(part.output, dims)
-        size = nominal(dims)
+        size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            cost = convolution(part.terms[0].form, nominal(dims_of(facts, part.terms[0].source)), size)
+            cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)
         else:
-            cost = elementwise(part.moves, size) if part.moves else Cost()
-        steps.append(Step(part.output, where, node.op_type, part.terms, cost, part.offset, _ROUNDING[kind]))
+            cost = elementwise(made.moves, size) if made.moves else Cost()
+        steps.append(Step(part.output, where, node.op_type, made.terms, cost, made.offset, _ROUNDING[kind]))
     return steps

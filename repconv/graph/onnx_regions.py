@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from ..affine_proof import Evaluated, Sources, Written, affine_agreement, different, norm_parts, square
+from ..affine_proof import Evaluated, Sources, Written, affine_agreement, different, norm_parts, of_whole, square, whole
 from ..agreement import Comparison
 from ..errors import FusionError
 from ..refusal import Refusal
@@ -22,6 +22,12 @@ _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.BFLOAT16: torch.bfloat16,
 }  # fmt: skip
+
+_OF_IMAGES = frozenset((
+    "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "Div", "Dropout", "Gemm", "Identity", "Mul", "Neg",
+    "Pad", "Slice", "Split", "Sub", "Sum",
+))  # fmt: skip
+"""Operations that give a row for each image, channels second."""
 
 _UNWEIGHTED = ".unweighted"
 """Behind the name of a source that a sum takes as it is."""
@@ -58,10 +64,33 @@ def prove_regions(
             dtype = _dtype_of(new)
             written = Written(_value(new, name), _power(new, name, dtype), _taps(new))
             sized: dict[str, tuple[int, ...]] = {n: sizes[n] for n in dict.fromkeys((*read, *read_after))}
-            found.append(affine_agreement(_reference(old, name), written, sized, dtype, label(name)))
+            right = _reference(old, name)
+            rank = min((len(shape) for shape in sized.values()), default=0)
+            if not (_keeps_axes(old, rank) and _keeps_axes(new, rank)):
+                right, written = of_whole(right), whole(written)
+                sized = {n: (1, *shape) for n, shape in sized.items()}
+            found.append(affine_agreement(right, written, sized, dtype, label(name)))
         except FusionError as error:
             unmeasured.append(Refusal(label(name), str(error)))
     return found, unmeasured
+
+
+def _keeps_axes(model: onnx.ModelProto, rank: int) -> bool:
+    """True for operations of [n, c, ...] of so many axes or more, for any n, and of constants that broadcast so."""
+    computed = {value.name for value in model.graph.input}
+    rows = {t.name for t in model.graph.initializer if len(t.dims) < rank or t.dims[0] == 1}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and all(len(a.t.dims) < rank or a.t.dims[0] == 1 for a in node.attribute):
+            rows.update(node.output)
+        if computed.isdisjoint(node.input):
+            continue
+        fixed = [name for name in node.input if name and name not in computed]
+        if node.op_type not in _OF_IMAGES or (node.op_type == "Concat" and fixed):
+            return False
+        if node.op_type in ("Add", "Sub", "Mul", "Div", "Sum") and any(name not in rows for name in fixed):
+            return False
+        computed.update(node.output)
+    return True
 
 
 def anew(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
@@ -191,7 +220,16 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
         return f"{name}{_UNWEIGHTED}" if name in sources else name
 
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "Mul"):
+        if node.op_type in ("Transpose", "Reshape"):
+            held.update({name: weights[name] for name in node.input[1:]})
+            result.graph.node.append(node)
+            if node.input[0] in sources:
+                again = result.graph.node.add()
+                again.CopyFrom(node)
+                again.input[0], again.output[0] = f"{node.input[0]}{_UNWEIGHTED}", f"{node.output[0]}{_UNWEIGHTED}"
+                sources.add(node.output[0])
+            continue
+        if node.op_type in ("Conv", "Gemm", "MatMul", "Mul"):
             inputs = [node.input[0], squared(node.input[1])]
         elif node.op_type in ("Add", "Identity"):
             inputs = [added(name) for name in node.input]
@@ -203,18 +241,19 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
         copy.input.extend(inputs)
     read = {name for node in result.graph.node for name in node.input}
     result.graph.initializer.extend(held.values())
-    fed = [name for source in sources for name in (source, f"{source}{_UNWEIGHTED}") if name in read]
+    fed = [name for value in model.graph.input for name in (value.name, f"{value.name}{_UNWEIGHTED}") if name in read]
+    wanted = f"{output}{_UNWEIGHTED}" if output in sources else output
     result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in fed)
 
     def run(given: Sources) -> Tensor:
         unweighted = {f"{name}{_UNWEIGHTED}": torch.zeros_like(value) for name, value in given.items()}
-        return _tensor(evaluate(result, _arrays(result, {**given, **unweighted}), [output])[0])
+        return _tensor(evaluate(result, _arrays(result, {**given, **unweighted}), [wanted])[0])
 
     return run
 
 
 def _taps(model: onnx.ModelProto) -> int:
-    sizes = [math.prod(tensor.dims[2:]) for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    sizes = [math.prod(tensor.dims[2:]) for tensor in model.graph.initializer if len(tensor.dims) > 2]
     return int(max([1, *sizes]))
 
 
@@ -224,4 +263,4 @@ def _arrays(model: onnx.ModelProto, sources: Sources) -> dict[str, Array]:
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
+    return torch.from_numpy(np.require(value, np.float64, ["C", "W"]))

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..errors import GeometryError
+from .canvas import Canvas
+from .carried import Carried
+from .layout import Layout, with_channels_at
 from .not_affine import NotAffineError
 from .ordering import dependencies_first
-from .sizes import NOMINAL
+from .sizes import Dims, nominal, symbol
 
 FUNCTIONAL_NORM = "aten._native_batch_norm_legit_no_training.default"
 
 NORMS = ("aten.batch_norm.default", FUNCTIONAL_NORM)
 """Batch normalisation as exported, and after functionalisation."""
 
-SPLITS = ("aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.sizes", "aten.chunk.default")
+SPLITS = (
+    "aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.sizes", "aten.chunk.default", "aten.unbind.int",
+)  # fmt: skip
 """Operations that give a tuple of slices."""
 
 _SMOOTH = frozenset((
@@ -48,6 +54,10 @@ class ProgramFacts:
         self.labels = _labels(module.graph)
         """What reports call a node: the module it comes from and the operation."""
         self._constants: dict[fx.Node, Any] = {}
+        self._carried: dict[str, Carried] = {}
+        self.canvases: dict[str, Canvas] = {}
+        """Tensors put together of a window onto another and constants."""
+        self._channel_axes = _channel_axes(module.graph)
         self._widened: dict[fx.Node, Any] = {}
 
     def constant(self, node: object) -> Tensor | None:
@@ -101,23 +111,46 @@ class ProgramFacts:
             return _detached(function(*arguments, **options))
 
     def size(self, node: fx.Node) -> tuple[object, ...]:
-        """The shape, open sides as text; the empty tuple if this is no tensor of rank 2 or 4."""
+        """The shape, open sides as text; the empty tuple if this is no tensor."""
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.dim() not in (2, 4):
-            return ()
-        return tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+        return tuple(d if isinstance(d, int) else str(d) for d in value.shape) if isinstance(value, Tensor) else ()
+
+    def tensor(self, node: object) -> Carried:
+        """A tensor that is computed, as convolutions see it.
+
+        Raises:
+            NotAffineError: it has no layout.
+        """
+        if not isinstance(node, fx.Node):
+            raise NotAffineError
+        if node.name not in self._carried:
+            size = self.size(node)
+            axis = self._channel_axes.get(node, 1)
+            if len(size) < 2 or not isinstance(size[axis], int) or self.is_constant(node):
+                raise NotAffineError
+            try:
+                self.place(node, with_channels_at(axis, int(str(size[axis])), len(size)))
+            except GeometryError:
+                raise NotAffineError from None
+        return self._carried[node.name]
+
+    def place(self, node: fx.Node, layout: Layout, inherited: Dims = (1, 1, 1, 1)) -> None:
+        """Note a node's layout; `inherited` are sides which several share an axis of it."""
+        dims = [inherited[0], layout.channels, *inherited[2:]]
+        for side, axis in zip(self.size(node), layout.axes, strict=True):
+            if len(axis) == 1 and axis[0].kind != "channels":
+                place = 0 if axis[0].kind == "batch" else 2 + axis[0].number
+                dims[place] = side if isinstance(side, int) else symbol(str(side))
+        self._carried[node.name] = Carried(node.name, layout, (dims[0], dims[1], dims[2], dims[3]))
+
+    @property
+    def placed(self) -> Mapping[str, Carried]:
+        """The tensors whose layout was asked for, by name."""
+        return self._carried
 
     def nominal(self, node: fx.Node) -> tuple[int, int, int]:
         """Channels, height and width, `NOMINAL` where open."""
-        sides = [d if isinstance(d, int) else NOMINAL for d in self.size(node)[1:]] + [1, 1]
-        return sides[0], sides[1], sides[2]
-
-    def channels(self, node: fx.Node) -> int:
-        """How many channels a tensor has."""
-        size = self.size(node)
-        if not size or not isinstance(size[1], int):
-            raise NotAffineError
-        return size[1]
+        return nominal(self.tensor(node).dims)
 
 
 def _is_smooth(node: fx.Node) -> bool:
@@ -167,9 +200,43 @@ def kind_of(node: fx.Node) -> str:
     return "" if str(node.target) in (FUNCTIONAL_NORM, *SPLITS) else str(node.target)
 
 
-def passes_through(node: fx.Node, made: Collection[str]) -> bool:
-    """True for a node that only affine steps, those of `made`, read on, so that it needs no input for itself."""
-    return str(node.target) in (FUNCTIONAL_NORM, *SPLITS) and all(user.name in made for user in node.users)
+def gives_several(node: fx.Node) -> bool:
+    """True for a node of several results, each of which another node takes."""
+    return str(node.target) in (FUNCTIONAL_NORM, *SPLITS)
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """True for an operation on each number by itself."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags  # noqa: SLF001
+
+
+def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Which axis of a tensor its readers take for the channels, where they say; the first of them is believed."""
+    found: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        value, kind = node.meta.get("val"), str(node.target)
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+        if node.op != "call_function" or not sources:
+            continue
+        rank, first = sources[0].meta["val"].dim(), sources[0]
+        known = found.get(node)
+        if kind.startswith(("aten.conv", "aten.batch_norm", FUNCTIONAL_NORM)):
+            found[first] = 1
+        elif kind == "aten.linear.default":
+            found[first] = rank - 1
+        elif known is None or not isinstance(value, Tensor):
+            continue
+        elif kind == "aten.permute.default":
+            found[first] = node.args[1][known] % rank
+        elif kind == "aten.transpose.int":
+            axes = [axis % rank for axis in node.args[1:3]]
+            found[first] = {axes[0]: axes[1], axes[1]: axes[0]}.get(known, known)
+        elif is_pointwise(node):
+            found.update({n: known for n in sources if n.meta["val"].dim() == value.dim()})
+        elif kind in ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"):
+            last = known == value.dim() - 1 and value.shape[-1] == first.meta["val"].shape[-1]
+            found[first] = rank - 1 if last else 1
+    return found
 
 
 def _labels(graph: fx.Graph) -> dict[str, str]:
