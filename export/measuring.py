@@ -10,18 +10,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from repconv.agreement import Comparison, compare_tensors
-from repconv.checkpoint import Normalization
 from repconv.errors import SourceError, VerificationError
-from repconv.graph.onnx_facts import first_line
-from repconv.leaves import leaves
+from repconv.graph.onnx.facts import first_line
+from repconv.proof.agreement import Comparison, compare_tensors
+from repconv.proof.leaves import leaves
+from repconv.sources.checkpoint import Normalization
 
-from .classes import ClassChange
-from .evidence import Evidence, Probe
-from .images import Images, random_images
+from .inputs.images import Images, random_images
+from .proof.classes import ClassChange
+from .proof.evidence import Evidence, Probe
+from .proof.tolerances import DTYPES, RUNTIME_FACTOR, Tolerance, tolerance_for
 from .settings import BuildSettings, Span
 from .subject import Reference, Subject
-from .tolerances import DTYPES, RUNTIME_FACTOR, Tolerance, tolerance_for
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from repconv.errors import OutputError, SearchError
-from repconv.files import whole_file
+from repconv.files.whole import whole_file
 
-from .architecture import read_json
+from .supernet.architecture import read_json
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"

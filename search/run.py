@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
-from repconv.checkpoint import save
 from repconv.errors import CheckpointError, SearchError
+from repconv.sources.checkpoint import save
 
-from .architecture import Architecture
 from .config import SCHEMA, SearchConfig
-from .evolution import random_architecture
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
-from .found import Found
-from .picture import svg
 from .processes import joined
 from .random_state import put_random_state, random_states
+from .reports.found import Found
+from .reports.picture import svg
 from .session import Session
 from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
-from .supernet import Gates
+from .strategies.evolution import random_architecture
+from .supernet.architecture import Architecture
+from .supernet.supernet import Gates
 
 FORMAT = "repconv.search-checkpoint/1"
 Report = Callable[[Mapping[str, Any]], None]

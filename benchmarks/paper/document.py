@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from repconv.benchmarks.paper.inference_tables import inference_tables, table
-from repconv.benchmarks.paper.published import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
-from repconv.benchmarks.paper.results import RESULTS, ROOT
-from repconv.files import write_whole
+from repconv.benchmarks.paper.published.tables import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
+from repconv.benchmarks.studies.common import RESULTS, ROOT
+from repconv.files.whole import write_whole
 
 PAGE = ROOT / "docs" / "paper.md"
 FILES = (
@@ -121,7 +121,8 @@ epochs, with a search), one recipe, one seed each, {irep["test_images"]} test im
 
 {table(("network", "paper's ResNet-18", "here", "verdict"), pair)}
 
-`benchmarks/results/train_cifar10.json` and `train_cifar10_plain.json`, by `benchmarks/train_cifar10.py`. Still smaller,
+`benchmarks/results/train_cifar10.json` and `train_cifar10_plain.json`, by
+`benchmarks/studies/training/train_cifar10.py`. Still smaller,
 width {small["width"]} and three units, {small["recipe"]["epochs"]} epochs of {small["images"]:,} images:
 
 {table(("network", "seeds", "mean test top-1", "verdict"), rows)}
@@ -174,7 +175,10 @@ The network that ships, {drawn["shipped"]["verdict"]} ({drawn["shipped"]["why"]}
 
 def _figure_3(three: Mapping[str, Any] | None) -> str:
     if three is None:
-        return "Not drawn yet: it needs a plain network, by `benchmarks/train_cifar10.py --network resnet18`."
+        return (
+            "Not drawn yet: it needs a plain network, by "
+            "`benchmarks/studies/training/train_cifar10.py --network resnet18`."
+        )
     says = zip(three["images"], three["says"]["plain"], three["says"]["irep"], strict=True)
     return f"""{three["verdict"].capitalize()}: {three["why"]}. Two rows an image, plain above IRep: the image, the last
 unit's map, then those of units 1 to {three["units"] - 1}. The paper does not say how channels become one picture; here
