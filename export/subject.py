@@ -138,6 +138,12 @@ def _loaded(source: Source) -> _Network:
     )  # fmt: skip
 
 
+def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
+    """What images in [0, 1] go through: inside the artefact if it preprocesses, else before it."""
+    pre = settings.preprocessing
+    return subject.normalization if pre is None else Normalization(pre.mean, pre.std)
+
+
 def _normalization_of(network: nn.Module) -> Normalization | None:
     """What timm says images go through before a network of its own."""
     known = getattr(network, "pretrained_cfg", None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..harness.turns.timing import LatencyReport, Ratio, ratio
+from ..studies.common import command_of
 from .published.tables import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, Row
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -40,7 +41,7 @@ genotypes (`benchmarks/paper/published/genotypes.py` names the sources) and fuse
 normalisation and
 leaves every convolution: ReLU and pooling stand between most, and a depthwise one merged into the 1x1 after it would do
 more arithmetic. Top-1 of every row is {IMPOSSIBLE}: each takes GPU-days to train.
-`benchmarks/results/paper_inference.json`, by `{content["command"]}`, {content["threads"]} threads,
+`benchmarks/results/paper_inference.json`, by `{command_of(content)}`, {content["threads"]} threads,
 {content["rounds"]} rounds.
 
 ### Table 2: CIFAR-10

@@ -32,6 +32,19 @@ def read_json(path: Path, schema: str) -> Any:  # noqa: ANN401  # of a file
     return content if content.get("schema") == schema else None
 
 
+def command_of(content: Mapping[str, Any]) -> str:
+    """The command that wrote a result, with the path its script has today: a result is not touched when a script moves.
+
+    Raises:
+        FileNotFoundError: no script of that name is left.
+    """
+    program, script, *options = str(content["command"]).split(" ")
+    found = next((ROOT / "benchmarks").rglob(Path(script).name), None)
+    if found is None:
+        raise FileNotFoundError(f"no {Path(script).name} under benchmarks/, which a result names as its script")
+    return " ".join([program, found.relative_to(ROOT).as_posix(), *options])
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1, for argparse."""
     try:

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from repconv.errors import SourceError
 
-from ..measuring import normalization_of
 from ..settings import BuildSettings
-from ..subject import Subject
+from ..subject import Subject, normalization_of
 from .images import RANDOM, Images, random_images, read_images
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..common import command_of
+
 HEAD = ("tool", "convolutions", "BN", "additions", "error", "one image, over repconv's", "seconds taken")
 """Columns of every network's table."""
 
@@ -15,7 +17,7 @@ def page(content: Mapping[str, Any]) -> str:
     return f"""# The same networks through other tools
 
 Measured on {taken["cores"]} cores of an {taken["processor"]}, threads: {content["threads"]};
-`benchmarks/results/peers.json`, by `{content["command"]}`. Weights, statistics, scales and shifts are random. The
+`benchmarks/results/peers.json`, by `{command_of(content)}`. Weights, statistics, scales and shifts are random. The
 machine was busy (its load is in the file): counts and errors do not mind, ratios hold as far as their intervals say,
 and seconds taken are upper bounds.
 
