@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("search", "export", "benchmarks")
 
 LAYERS = (
-    ("double", "drawing", "errors", "files", "leaves", "page", "refusal"),
+    ("archives", "double", "drawing", "errors", "files", "leaves", "page", "refusal"),
     ("geometry", "record"),
     ("kernels",),
     ("normalisation",),
