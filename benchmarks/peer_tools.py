@@ -43,13 +43,13 @@ class FileTool:
 
 
 def _fuse_module(model: nn.Module, x: Tensor) -> nn.Module:
-    return fuse(model, (x,))[0].module()
+    return fuse(model, (x,), prove=False)[0].module()
 
 
 def _fuse_blocks(model: nn.Module, _: Tensor) -> nn.Module:
     if not any(isinstance(module, RepBlock) for module in model.modules()):
         raise DeclinedError("fuses this package's blocks alone when no example is given")
-    return fuse(model)[0]
+    return fuse(model, prove=False)[0]
 
 
 def _timm(model: nn.Module, _: Tensor) -> nn.Module:
@@ -95,7 +95,7 @@ def _onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
 
 TOOLS: Mapping[str, ModuleTool | FileTool] = MappingProxyType({
     "as exported": FileTool("onnx", lambda model: model),
-    "repconv fuse_onnx": FileTool("repconv", lambda model: fuse_onnx(model)[0]),
+    "repconv fuse_onnx": FileTool("repconv", lambda model: fuse_onnx(model, prove=False)[0]),
     "repconv fuse": ModuleTool("repconv", _fuse_module),
     "repconv fuse, no example": ModuleTool("repconv", _fuse_blocks),
     "timm reparameterize_model": ModuleTool("timm", _timm),

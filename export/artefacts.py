@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +13,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from repconv.double import everything_in_float64
 from repconv.errors import SourceError
 from repconv.files import sha256
 from repconv.leaves import leaves
-from repconv.models.spec import ModelSpec
-from repconv.sources import FORMS, open_source
+from repconv.onnx_files import read_onnx, session_of
 
 from .programs import read_program
 
-_LARGEST_MESSAGE = 2**31 - 2**24
-"""Bytes of weights that fit one message, with room for the rest of it."""
-
-FILES = (".onnx", ".pt2", ".xml", ".engine")
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
 
 
@@ -80,54 +75,23 @@ class Artefact:
     notes: tuple[str, ...] = field(default=())
 
 
-def open_artefact(text: str, *, model: str | None = None, state_key: str | None = None) -> Artefact:
-    """What `text` names: a file of a runtime (one of `FILES`), or anything `open_source` takes.
-
-    Args:
-        text: a file or a name.
-        model: for a state dict: a name of `list_models()` or `package.module:factory`.
-        state_key: the key in the file under which the weights are.
-
-    Raises:
-        SourceError: it names nothing that runs.
-        CheckpointError: the file cannot be read, or does not fit the network.
-        BackendError: it needs a package that is not installed, or a GPU.
-    """
-    path = Path(text)
-    if path.suffix in FILES:
-        if path.is_dir():
-            raise SourceError(f"{text} is a directory; name a file")
-        if not path.exists():
-            raise SourceError(f"{text}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
-        return _of_file(text, path)
-    source = open_source(text, model=model, state_key=state_key)
-    network = source.checkpoint.model
-    own = isinstance(getattr(network, "spec", None), ModelSpec)
-    channels = source.checkpoint.input_shape[0] if source.checkpoint.input_shape else None
-    shape = (None, channels, None, None) if own else None
-    return Artefact(
-        text, PYTORCH, module_run(network), module_trace(network), (Input("input", dtype_of(network), shape),),
-        network, source.checkpoint.input_shape, source.path, source.sha256, source.notes,
-    )  # fmt: skip
-
-
-def _of_file(text: str, path: Path) -> Artefact:
-    if path.suffix == ".onnx":
-        return onnx_artefact(text, path)
-    if path.suffix == ".pt2":
-        return program_artefact(text, path)
-    from .compiled import engine_artefact, openvino_artefact  # which are artefacts themselves
-
-    return openvino_artefact(text, path) if path.suffix == ".xml" else engine_artefact(text, path)
-
-
 def in_float64(artefact: Artefact) -> Artefact:
     """The same PyTorch network in float64; other runtimes, which cannot, as they are."""
     if artefact.model is None:
         return artefact
     exact = copy.deepcopy(artefact.model).double()
     inputs = tuple(Input(i.name, torch.float64, i.shape) for i in artefact.inputs)
-    return Artefact(artefact.name, PYTORCH, module_run(exact), module_trace(exact), inputs, exact)
+    run, trace = module_run(exact), module_trace(exact)
+
+    def run_exactly(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with everything_in_float64():
+            return run(given)
+
+    def trace_exactly(given: Sequence[Tensor]) -> list[Step]:
+        with everything_in_float64():
+            return trace(given)
+
+    return Artefact(artefact.name, PYTORCH, run_exactly, trace_exactly, inputs, exact)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -267,61 +231,6 @@ def onnx_artefact(text: str, path: Path) -> Artefact:
         ]
 
     return Artefact(text, ONNXRUNTIME, run, trace, inputs, path=path, sha256=sha256(path))
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model in an `.onnx` file, with weights it keeps in other files.
-
-    Raises:
-        SourceError: not a readable, valid ONNX model.
-    """
-    try:
-        proto = onnx.load(path)
-        onnx.checker.check_model(str(path))
-    except Exception as error:  # protobuf, onnx and the file system each raise their own
-        first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise SourceError(f"{path}: not a readable ONNX model ({first})") from error
-    return proto
-
-
-def session_of(model: Path | bytes, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
-    """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
-
-    Raises:
-        SourceError: onnxruntime cannot load it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a type a failure
-        first = next(iter(str(error).splitlines()), "")
-        raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
-
-
-def model_session(model: onnx.ModelProto, text: str) -> Any:  # noqa: ANN401  # onnxruntime has no types
-    """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
-    if not is_large(model):
-        return session_of(model.SerializeToString(), text)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_large(model, path)
-        return session_of(path, text)
-
-
-def is_large(model: onnx.ModelProto) -> bool:
-    """Whether a model is too large for one protobuf message, so that its weights need a file of their own."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_MESSAGE
-
-
-def save_large(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to `path` and its weights to `path` with `.data` behind it."""
-    copy_of = onnx.ModelProto()
-    copy_of.CopyFrom(model)  # saving so moves the weights out of the message
-    onnx.save(copy_of, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
 
 
 def _run_session(session: Any, inputs: Sequence[Input], given: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: ANN401

@@ -10,9 +10,9 @@ from torch import nn
 
 from repconv.errors import BuildError, OutputError, SourceError, VerificationError
 from repconv.files import write_whole
+from repconv.onnx_files import is_large
 from repconv.record import file_record
 
-from .artefacts import is_large
 from .building import build, sidecar
 from .data import Data, batches, check_calibration, origin_of, read_data
 from .engine_runtime import sidecar_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from .artefacts import read_onnx
+from repconv.onnx_files import read_onnx
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from repconv.errors import VerificationError
 from repconv.forecasting import FP16_MAX
-
-from .artefacts import model_session
+from repconv.onnx_files import model_session
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from repconv.errors import BuildError
 from repconv.graph.onnx_facts import first_line
+from repconv.onnx_files import model_session
 
-from .artefacts import model_session
 from .equalise import equalise
 from .settings import Quantization
 

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from repconv.checkpoint import Normalization
-from repconv.double import FastGroupedDouble
+from repconv.double import in_float64 as everything_in_float64
 from repconv.errors import FusionError, SourceError
 from repconv.files import sha256
-from repconv.fusion import fuse_blocks
 from repconv.graph import fuse_onnx
 from repconv.leaves import leaves
-from repconv.models.spec import ModelSpec
+from repconv.onnx_files import read_onnx
 from repconv.report import FusionReport
 from repconv.sources import Source, open_source
 
-from .artefacts import onnx_artefact, program_artefact, read_onnx
-from .onnx_exporter import exported, finished
+from .artefacts import onnx_artefact, program_artefact
+from .fusing import FuseSettings, network_to_onnx
+from .onnx_exporter import described, exported, finished
 from .programs import read_program
 from .settings import BuildSettings, Span
 
@@ -189,35 +189,30 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
     image_open = settings.image is not None and not all(span.fixed for span in settings.image)
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(settings.batch.usual if not batch_open else 2, *size, generator=generator)
-    report: FusionReport | None = None
-    plain, in_graph = network, settings.fuse and is_foreign(network)
-    if settings.fuse and not in_graph:
-        plain, report = fuse_blocks(network)
-    model = exported(
-        plain, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open,
-        optimise=not in_graph,
-    )  # fmt: skip
-    if in_graph:
-        model, report = fuse_onnx(model)
+    metadata, report = described(given.sha256, given.class_names, given.normalization), None
+    if settings.fuse:
+        # What is built of it is measured in its runtime, so nothing is compared here.
+        fused = network_to_onnx(
+            network, [example], FuseSettings(None, settings.wanted_opset, batch_open), metadata,
+            dynamic_image=image_open, summary=_summary, prove=False,
+        )  # fmt: skip
+        model, report = fused.model, fused.report
+    else:
+        model = finished(exported(
+            network, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open
+        ), metadata)  # fmt: skip
     return Subject(
-        given.name, finished(model, _metadata(given, report)), in_float64(network), network, size, report,
-        given.path, given.sha256, given.class_names, given.normalization, given.notes,
+        given.name, model, in_float64(network), network, size, report, given.path, given.sha256, given.class_names,
+        given.normalization, given.notes,
     )  # fmt: skip
-
-
-def is_foreign(model: nn.Module) -> bool:
-    """Whether there may be more to fold than this package's blocks."""
-    spec = getattr(model, "spec", None)
-    return not isinstance(spec, ModelSpec) or ":" in spec.name
 
 
 def in_float64(network: nn.Module) -> Reference:
     """A copy of `network` in float64, as a reference."""
-    exact = copy.deepcopy(network).double()
+    exact = everything_in_float64(network)
 
     def reference(x: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), FastGroupedDouble():
-            return tuple(t for _, t in leaves(exact(x.double())))
+        return tuple(t for _, t in leaves(exact(x)))
 
     return reference
 
@@ -230,21 +225,8 @@ def _as_function(network: nn.Module) -> Reference:
     return run
 
 
-def _metadata(given: _Network, report: FusionReport | None) -> dict[str, str]:
-    known = described(given.sha256, given.class_names, given.normalization)
-    if report is None:
-        return known
-    return {**known, "repconv.convolutions": json.dumps([report.before.convolutions, report.after.convolutions])}
-
-
-def described(sha256: str | None, class_names: Sequence[str], normalization: Normalization | None) -> dict[str, str]:
-    """What a source knows besides its weights, as metadata of an ONNX file."""
-    metadata = {"repconv.source_sha256": sha256 or ""}
-    if class_names:
-        metadata["class_names"] = json.dumps(class_names)
-    if normalization is not None:
-        metadata["normalization"] = json.dumps(vars(normalization))
-    return metadata
+def _summary(report: FusionReport) -> dict[str, str]:
+    return {"repconv.convolutions": json.dumps([report.before.convolutions, report.after.convolutions])}
 
 
 def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
@@ -274,7 +256,7 @@ def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
     report: FusionReport | None = None
     model = original
     if settings.fuse:
-        model, report = fuse_onnx(original)
+        model, report = fuse_onnx(original, prove=False)  # what is built of it is measured
     kept = {entry.key: entry.value for entry in model.metadata_props}
     sized = with_sizes(model, [None if span is None or not span.fixed else span.usual for span in asked])
     final = finished(sized, {**kept, "repconv.source_sha256": artefact.sha256 or ""})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .double import FastGroupedDouble
+from .double import in_float64
 from .errors import VerificationError
 from .leaves import Function, call, cast, leaves
 
@@ -226,7 +226,8 @@ def compare(
         original: what the candidate was made from, given `inputs` as they are: it shows, and excuses, rounding that
             was there before.
         where: a label for the result.
-        reference_dtype: what the reference's floating-point inputs are cast to; None gives it `inputs` as they are,
+        reference_dtype: what the reference's floating-point inputs are cast to, and in float64 all that it computes
+            (`double.in_float64`); None gives it `inputs` as they are,
             for a reference that takes nothing else, such as an ONNX session. If that is no more precise than
             `inputs`, the reference rounds too, and the tolerance doubles.
 
@@ -251,28 +252,34 @@ def comparisons(
 ) -> tuple[Comparison, ...]:
     """The comparisons that make `compare`, one an output."""
     with torch.no_grad():
-        try:
-            with FastGroupedDouble():
-                given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
-                wanted = dict(leaves(call(reference, given)))
-        except Exception as error:
-            if reference_dtype is not None:
-                error.add_note(
-                    f"compare gives the reference {_plain(reference_dtype)} inputs; reference_dtype=None gives it the "
-                    "inputs as they are"
-                )
-            raise
-        got = dict(leaves(call(candidate, inputs)))
         own = {} if original is None else dict(leaves(call(original, inputs)))
+        said = ""
+        try:
+            exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
+            given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
+            wanted = dict(leaves(call(exactly, given)))
+        except Exception as error:
+            if reference_dtype is None or original is None:
+                if reference_dtype is not None:
+                    error.add_note(
+                        f"compare gives the reference {_plain(reference_dtype)} inputs; reference_dtype=None gives it "
+                        "the inputs as they are"
+                    )
+                raise
+            # The original can stand for a reference that cannot be computed: it rounds, which is said.
+            first = next(iter(str(error).splitlines()), "") or type(error).__name__
+            said = f"; measured against the original, which cannot be run in {_plain(reference_dtype)} ({first[:200]})"
+            wanted, own, reference_dtype = own, {}, None
+        got = dict(leaves(call(candidate, inputs)))
     tensors = [t for _, t in leaves(inputs)]
     shape = tuple(tensors[0].shape) if tensors else ()
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
-    return tuple(
-        replace(
-            compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype),
-            where=where, shape=shape, path=path,
-        )
+    found = {
+        path: compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype)
         for path in {**wanted, **got}
+    }
+    return tuple(
+        replace(c, where=where, shape=shape, path=path, reason=c.reason + said) for path, c in found.items()
     )  # fmt: skip
 
 

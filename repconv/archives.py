@@ -24,9 +24,9 @@ _END_FORM = struct.Struct("<4s4H2IH")
 _END_64_FORM = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR_64_FORM = struct.Struct("<4sIQI")
 
-_ENCRYPTED, _DESCRIBED, _UTF_8 = 1 << 0, 1 << 3, 1 << 11
-_MEANINGFUL = _ENCRYPTED | _DESCRIBED | 1 << 6 | _UTF_8 | 1 << 13
-"""Flags a header and the directory must agree on: those that change how a member is read."""
+_DESCRIBED, _UTF_8 = 1 << 3, 1 << 11
+_SPEED = 1 << 1 | 1 << 2
+"""How hard deflate tried: the one thing that flags may say and that no reader needs."""
 _STORED, _DEFLATED = 0, 8
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _ZIP_64 = 1
@@ -135,12 +135,13 @@ def _directory(stream: BinaryIO) -> list[Member]:
     ordered = sorted(entries, key=lambda entry: entry.offset)
     if (ordered[0].offset if ordered else start) != 0:
         raise ArchiveError("there are bytes before its first member")
-    ends = [*(entry.offset for entry in ordered[1:]), start]
     placed = {}
-    for entry, after in zip(ordered, ends, strict=True):
+    after = start
+    for entry in reversed(ordered):
         if entry.offset + _LOCAL_FORM.size + len(entry.raw_name) + entry.stored > after:
             raise ArchiveError(f"{entry.name} overlaps what comes after it")
         placed[entry.offset] = replace(entry, end=after)
+        after = entry.offset
     return [placed[entry.offset] for entry in entries]
 
 
@@ -201,6 +202,8 @@ def _entries(content: bytes) -> Iterator[Member]:
         at += name_length + extra_length + comment_length
         if mark != _CENTRAL or at > len(content):
             raise ArchiveError("its directory is damaged")
+        if flags & ~(_SPEED | _DESCRIBED | _UTF_8):
+            raise ArchiveError("it is encrypted or patched")
         name = _named(raw_name, flags)
         size, stored, offset = _widened(extra, (size, stored, offset), name)
         if disk:
@@ -211,8 +214,6 @@ def _entries(content: bytes) -> Iterator[Member]:
 def _named(raw: bytes, flags: int) -> str:
     if b"\0" in raw or not raw:
         raise ArchiveError("a member's name is empty or holds a NUL")
-    if flags & _ENCRYPTED:
-        raise ArchiveError("it is encrypted")
     try:
         return raw.decode("utf-8" if flags & _UTF_8 else "cp437")
     except UnicodeDecodeError:
@@ -255,7 +256,7 @@ def _after_header(whole: bytes, member: Member) -> int:
         raise ArchiveError(f"{member.name} has another name in its own header")
     size, stored = _widened(whole[names:start], (size, stored), member.name)
     unsaid = ((0, 0, 0), (0, _FULL_32, _FULL_32)) if flags & _DESCRIBED else ()
-    if (flags ^ member.flags) & _MEANINGFUL or method != member.method or (
+    if (flags ^ member.flags) & ~_SPEED or method != member.method or (
         (crc, stored, size) not in ((member.crc, member.stored, member.size), *unsaid)
     ):  # fmt: skip
         raise ArchiveError(f"{member.name} is described otherwise by its own header than by the directory")

@@ -1,17 +1,32 @@
-"""References in float64 without the wait: PyTorch's grouped convolutions in float64 run group by group.
+"""Whatever a network's code makes, in float64: the reference that everything is held to.
 
-On two cores a depthwise 3x3 of 480 channels on 14x14 pixels took seconds, against milliseconds as one matrix product a
-group, all groups at once.
+A network in float64 is more than `.double()`: `forward` makes tensors (`torch.zeros`, `torch.arange`), casts them
+(`.float()`, `.half()`, autocast) and keeps plain ones as attributes. Inside `InFloat64` each of these is float64.
+
+PyTorch's grouped convolutions in float64 run group by group. On two cores a depthwise 3x3 of 480 channels on 14x14
+pixels took seconds, against milliseconds as one matrix product a group, all groups at once.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .leaves import cast
+
+_WIDE = {
+    torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128, torch.complex32: torch.complex128,
+}  # fmt: skip
 
 
 class FastGroupedDouble(TorchDispatchMode):
@@ -29,11 +44,120 @@ class FastGroupedDouble(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401
         """Run `func`, or what stands for it."""
         del types
-        if func is torch.ops.aten.convolution.default and not kwargs:
-            x, weight, bias, stride, padding, dilation, transposed, _, groups = args
-            if groups > 1 and not transposed and x.dim() == 4 and x.dtype == torch.float64 and x.device.type == "cpu":
-                return _grouped(x, weight, bias, stride, padding, dilation, groups)
-        return func(*args, **(kwargs or {}))
+        return _run(func, args, kwargs or {})
+
+
+class InFloat64(TorchDispatchMode):
+    """Inside, every floating-point number is computed in float64, and every complex one of two such.
+
+    Tensors of less precision that an operation reads are promoted, types that it is asked to make are widened. Only
+    where an operation writes into a tensor of less precision, which somebody else holds, that keeps its type. What
+    PyTorch has for no float64 runs in float32.
+
+    rounded: names of operations that ran in float32.
+    asked: the types of less precision that the code asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rounded: set[str] = set()
+        self.asked: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401  # whatever torch dispatches
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run `func` in float64."""
+        del types
+        kwargs = kwargs or {}
+        kept = next((t.dtype for t in _written(func, args, kwargs) if t.dtype in _WIDE), None)
+        if kept is not None:
+            return _run(func, *_pytree.tree_map_only(Tensor, lambda t: _as(t, kept), (args, kwargs)))
+        given, named = _pytree.tree_map(self._widened, (args, kwargs))
+        try:
+            made = _run(func, given, named)
+        except (RuntimeError, NotImplementedError):
+            if not any(isinstance(t, Tensor) and t.is_floating_point() for t in _pytree.tree_leaves((args, kwargs))):
+                raise
+            made = _run(func, *_pytree.tree_map_only(Tensor, lambda t: _as(t, torch.float32), (args, kwargs)))
+            self.rounded.add(str(func))
+        return _pytree.tree_map_only(Tensor, self._widened, made)
+
+    def _widened(self, value: Any) -> Any:  # noqa: ANN401  # an argument
+        if isinstance(value, Tensor):
+            return value.to(_WIDE[value.dtype]) if value.dtype in _WIDE else value
+        if isinstance(value, torch.dtype) and value in _WIDE:
+            self.asked.add(value)
+            return _WIDE[value]
+        return value
+
+
+class _Promoted(TorchFunctionMode):
+    """Inside, functions of tensors get them promoted: convolutions compare types before they come to any operation."""
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401  # whatever is called
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Call `func`; what writes into its arguments, or reads their attributes, gets them as they are."""
+        del types
+        given = (args, kwargs or {})
+        if not getattr(func, "__name__", "_").endswith("_") and "out" not in given[1]:
+            given = _pytree.tree_map_only(Tensor, lambda t: t.to(_WIDE[t.dtype]) if t.dtype in _WIDE else t, given)
+        return func(*given[0], **given[1])
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, a module or any other callable, with all that it does done in float64; itself it stays as it is.
+
+    Of `function`'s arguments, tensors of floating point are widened. What it raises passes.
+    """
+    exact = copy.deepcopy(function).double() if isinstance(function, nn.Module) else function
+
+    def reference(*inputs: Any, **named: Any) -> Any:  # noqa: ANN401  # a user's callable
+        with torch.no_grad(), everything_in_float64():
+            return exact(*cast(inputs, torch.float64), **cast(named, torch.float64))
+
+    return reference
+
+
+@contextmanager
+def everything_in_float64() -> Iterator[InFloat64]:
+    """`InFloat64`, with float64 as the type that factories make where none is named."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Promoted(), InFloat64() as mode:
+            yield mode
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:  # noqa: ANN401
+    """The tensors that `func` writes into."""
+    for index, argument in enumerate(func._schema.arguments):  # noqa: SLF001  # which torch offers under no other name
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            yield from (t for t in _pytree.tree_leaves(value) if isinstance(t, Tensor))
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    """`func`, or what is faster."""
+    if func is torch.ops.aten.convolution.default and not kwargs:
+        x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+        if groups > 1 and not transposed and x.dim() == 4 and x.dtype == torch.float64 and x.device.type == "cpu":
+            return _grouped(x, weight, bias, stride, padding, dilation, groups)
+    return func(*args, **kwargs)
 
 
 def _grouped(

@@ -1,5 +1,9 @@
 """The errors a user can meet; every message says what was expected, what came, where, and what to do."""
 
+from __future__ import annotations
+
+import typing
+
 
 class RepconvError(Exception):
     """Base of every error this package raises on purpose."""
@@ -30,7 +34,14 @@ class OutputError(RepconvError, OSError):
 
 
 class VerificationError(RepconvError):
-    """An artefact disagrees with its reference; it was not written."""
+    """An artefact disagrees with its reference; it was not written.
+
+    report: the `FusionReport` with every comparison, where fusing is what was being proved; else None.
+    """
+
+    def __init__(self, message: str, report: typing.Any = None) -> None:  # noqa: ANN401  # reports know errors, not vice versa
+        super().__init__(message)
+        self.report = report
 
 
 class BackendError(RepconvError):

@@ -12,10 +12,11 @@ from .block import BranchSet, RepBlock
 from .branches import Branch, ConvBranch, conv_kernel
 from .errors import GeometryError
 from .geometry import Geometry
+from .leaves import Inputs, arguments
 from .placing import Placement, new_block, parts, take_over, with_modules
 from .preserving import moments_of, settle
 from .refusal import Refusal
-from .tracing import Inputs, arguments, copied, follower, owners, trace, unfit_conv, unfit_norm, watched
+from .tracing import copied, follower, owners, trace, unfit_conv, unfit_norm, watched
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -18,12 +18,19 @@ from .refusal import Refusal
 from .report import FusedLayer, FusionReport, Size
 
 
-def fuse_blocks(model: nn.Module) -> tuple[nn.Module, FusionReport]:
+def fuse_blocks(
+    model: nn.Module, keep: Callable[[str, Kernel], object] | None = None
+) -> tuple[nn.Module, FusionReport]:
     """A single-path copy of `model`, and what was done.
 
     Every `RepBlock`, and every other `Branch` (the convolutions of this package's plain networks), is replaced by one
     `Conv2d` with bias, folded in float64 and cast once to the block's own dtype. The input is not changed. The result
-    is an ordinary trainable module in evaluation mode, on the same device, in the same memory format.
+    is an ordinary trainable module in evaluation mode, on the same device, in the same memory format. Nothing is
+    compared: that is `repconv.fuse`.
+
+    Args:
+        model: in evaluation mode.
+        keep: told each layer's name and its numbers in float64, before they are cast.
 
     Raises:
         FusionError: the model is in training mode, a batch normalisation keeps no running statistics, or a folded
@@ -39,13 +46,16 @@ def fuse_blocks(model: nn.Module) -> tuple[nn.Module, FusionReport]:
     layers, refusals = [], []
     for name, branch in outermost_branches(model):
         try:
-            conv = fold(branch)
+            kernel = folded_kernel(branch)
+            conv = cast_like(branch, kernel)
         except GeometryError as error:
             refusals.append(Refusal(name, str(error)))
             continue
         except FusionError as error:
             raise FusionError(f"{name or 'the model'}: {error}") from None
         memo[id(branch)] = conv
+        if keep is not None:
+            keep(name, kernel)
         kinds = branch.branch_set.fixed + branch.branch_set.searchable if isinstance(branch, RepBlock) else ()
         layers.append(
             FusedLayer(name, conv_kernel(conv, conv.weight.dtype).geometry.label, kinds, size(branch), size(conv))
@@ -72,6 +82,11 @@ def fold(branch: Branch) -> nn.Conv2d:
         GeometryError: the branch is not one zero-padded convolution, or a forward hook sees inside it.
         FusionError: statistics are missing, or the folded numbers are not finite in the branch's dtype.
     """
+    return cast_like(branch, folded_kernel(branch))
+
+
+def folded_kernel(branch: Branch) -> Kernel:
+    """The float64 numbers that `fold` casts; errors as `fold`."""
     refuse_hooks(branch)
     with torch.no_grad():
         kernel = branch.kernel()
@@ -82,13 +97,17 @@ def fold(branch: Branch) -> nn.Conv2d:
         raise FusionError(
             "the folded weights are NaN or Inf: a weight is not finite, or a running variance is negative"
         )
-    dtype = next(t.dtype for t in _tensors(branch) if t.is_floating_point())
+    dtype = _dtype(branch)
     if largest > torch.finfo(dtype).max:
         raise FusionError(
             f"a folded weight of {largest:.3g} does not fit {str(dtype).removeprefix('torch.')}; fuse in float32"
         )
-    cast = kernel.to(dtype=dtype)
-    conv = to_conv2d(cast)
+    return kernel
+
+
+def cast_like(branch: Branch, kernel: Kernel) -> nn.Conv2d:
+    """`kernel` as a `Conv2d` in the dtype and memory format of `branch`."""
+    conv = to_conv2d(kernel.to(dtype=_dtype(branch)))
     if any(_is_channels_last(p) for p in branch.parameters()):
         conv.to(memory_format=torch.channels_last)
     return conv
@@ -128,6 +147,12 @@ def with_single_convolutions(model: nn.Module, names: Iterable[str]) -> nn.Modul
     return copy.deepcopy(model, memo)
 
 
+def with_kernels(model: nn.Module, kernels: Mapping[str, Kernel]) -> nn.Module:
+    """A copy of `model` whose named branches are the convolutions of these kernels, in the kernels' own dtype."""
+    memo: dict[int, object] = {id(model.get_submodule(name)): to_conv2d(kernel) for name, kernel in kernels.items()}
+    return memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)  # type: ignore[return-value]
+
+
 def no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
     """Mean 0 and variance 1, where shapes alone matter."""
     mean = torch.zeros_like(torch.stack([before.kernel.bias for before in given]))
@@ -152,6 +177,10 @@ def refuse_hooks(branch: Branch) -> None:
                 f"a forward hook {f'on {name}, ' if name else ''}would be lost in a folded convolution; "
                 "remove it to fuse"
             )
+
+
+def _dtype(branch: Branch) -> torch.dtype:
+    return next(t.dtype for t in _tensors(branch) if t.is_floating_point())
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:

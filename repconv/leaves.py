@@ -14,6 +14,15 @@ Function = Callable[..., Any]
 """A user's callable: tensors in, tensors out, both nested as `leaves` takes them."""
 
 
+Inputs = Tensor | tuple[Any, ...]
+"""What a network is called with: one tensor, or a tuple of positional arguments."""
+
+
+def arguments(inputs: Inputs) -> tuple[Any, ...]:
+    """The positional arguments `inputs` stand for."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor in `value` with its path, such as `out.boxes` or `[0]`; the path of a lone tensor is empty.
 

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .branches import Branch
 from .errors import GeometryError
-
-Inputs = Tensor | tuple[Any, ...]
-"""What a network is called with: one tensor, or a tuple of positional arguments."""
+from .leaves import Inputs, arguments
 
 SHAPE_READS = frozenset({"shape", "dtype", "device", "ndim", "size", "dim"})
 
@@ -48,11 +46,6 @@ class Flow:
     calls: Mapping[str, Sequence[Call]]
     norm_calls: Mapping[str, int]
     read_elsewhere: frozenset[str]
-
-
-def arguments(inputs: Inputs) -> tuple[Any, ...]:
-    """The positional arguments `inputs` stand for."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def trace(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[Flow, ...]:

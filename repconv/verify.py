@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .agreement import Agreement, Comparison, comparisons
-from .fusion import fuse_blocks, outermost_branches
+from .agreement import Agreement
+from .block_proof import block_by_block
+from .fusion import fuse_blocks, with_kernels
+from .kernels import Kernel
+from .leaves import Inputs, arguments
+from .proving import prove_whole
+from .refusal import Refusal
+from .report import Proof
 
 
 def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
@@ -24,53 +30,34 @@ def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, se
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def verify(model: nn.Module, fused: nn.Module, inputs: Sequence[Tensor]) -> Agreement:
-    """How far `fused`, made from `model` by `fuse_blocks`, is from it on `inputs`, each [n, c, h, w].
+def prove_blocks(
+    model: nn.Module, fused: nn.Module, inputs: Sequence[Inputs] = (), kernels: Mapping[str, Kernel] | None = None
+) -> Proof:
+    """How far `fused`, made from `model` by `fuse_blocks`, is from it, block by block and end to end.
 
-    Blocks are fed the activations they really get. End to end, float64 forms of both are compared, then the model in
-    its own dtype and the fused one against the float64 reference.
+    Blocks are proven as affine maps, whatever they read. End to end, float64 forms of both are compared, then the model
+    in its own dtype and the fused one against the float64 reference; without inputs nothing is.
+
+    Args:
+        model: the original, in evaluation mode.
+        fused: the result.
+        inputs: one call's each, a tensor [n, c, h, w] or a tuple of positional arguments.
+        kernels: what the layers of `fused` were cast from, by name; None: they are folded again.
     """
-    reference = copy.deepcopy(model).double()
-    exact, _ = fuse_blocks(reference)
-    end_to_end: list[Comparison] = []
-    for x in inputs:
-        end_to_end += comparisons(reference, exact, x.double(), where=f"end to end, {_shape(x)}, float64")
-        end_to_end += comparisons(reference, fused, x, original=model, where=f"end to end, {_shape(x)}")
-    return Agreement(tuple(block_by_block(model, fused, inputs[-1])), tuple(end_to_end))
-
-
-def block_by_block(model: nn.Module, fused: nn.Module, x: Tensor) -> Iterator[Comparison]:
-    """Each folded layer of `fused` against the branches it was made of, on the activations `model` feeds it."""
-    seen: dict[str, Tensor] = {}
-    folded = {
-        name: branch for name, branch in outermost_branches(model) if isinstance(fused.get_submodule(name), nn.Conv2d)
-    }
-    # The activations come from the fused network, which has one tensor a layer to show.
-    handles = [
-        fused.get_submodule(name).register_forward_pre_hook(lambda _m, inputs, n=name: seen.update({n: inputs[0]}))
-        for name in folded
-    ]
-    try:
-        with torch.no_grad():
-            fused(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, branch in folded.items():
-        if name in seen:
-            reference = copy.deepcopy(branch).double()
-            yield from comparisons(
-                reference, fused.get_submodule(name), seen[name], original=branch, where=name or "the model"
-            )
-
-
-def _shape(x: Tensor) -> str:
-    return "x".join(map(str, x.shape))
+    if not inputs:
+        said = "the network's input is not known; pass an example: repconv.fuse(model, x)"
+        return Proof(Agreement(tuple(block_by_block(model, fused))), (Refusal("end to end", said),))
+    wide = copy.deepcopy(model).double()
+    exact = fuse_blocks(wide)[0] if kernels is None else with_kernels(wide, kernels)
+    del wide
+    blocks = Proof(Agreement(tuple(block_by_block(model, fused))))
+    return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact)
 
 
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Floating-point operations, two a multiply-add, of convolutions and linear layers on one image (c, h, w)."""
-    shapes_only = copy.deepcopy(model).to("meta")
+    held = [*model.parameters(), *model.buffers()]
+    shapes_only = copy.deepcopy(model, {id(t): t.detach().to("meta") for t in held})  # no weight is copied
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             shapes_only(torch.empty(1, *input_shape, device="meta"))
@@ -83,4 +70,4 @@ def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
 
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype of the model's floating-point parameters, of the first where they differ."""
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

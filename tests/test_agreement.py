@@ -12,7 +12,7 @@ from torch import nn
 
 from repconv import VerificationError, compare, create_model, fuse
 from repconv.agreement import Agreement, difference
-from repconv.verify import count_flops, probes, verify
+from repconv.verify import count_flops, probes, prove_blocks
 
 
 def test_errors_are_relative_to_scale_and_to_channels():
@@ -69,7 +69,7 @@ def test_a_mistake_in_one_tap_of_one_block_is_found_there(randomise):
     fused, _ = fuse(model)
     with torch.no_grad():
         fused.get_submodule("stages.1.0.conv1").weight[0, 0, 0, 0] += 1e-2
-    agreement = verify(model, fused, probes((3, 16, 16)))
+    agreement = prove_blocks(model, fused, probes((3, 16, 16))).agreement
     assert not agreement.passed
     assert [c.where for c in agreement.blocks if not c.passed] == ["stages.1.0.conv1"]
     assert "NOT equal" in agreement.verdict

@@ -23,7 +23,7 @@ from repconv.drawing import distributions, dots
 from repconv.export.evidence import Evidence
 from repconv.export.tolerances import tolerance_for
 from repconv.inspection import inspect
-from repconv.verify import probes, verify
+from repconv.verify import probes, prove_blocks
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
 SETTINGS = BenchSettings(("torch", "onnxruntime"), rounds=6, sessions=3)
@@ -39,7 +39,7 @@ def result_of(error: float = 1e-7, failure: str | None = None) -> BenchResult:
     torch.manual_seed(0)
     network = create_model("irep_resnet18", width=4, blocks=(1, 1)).eval()
     fused, report = fuse(network)
-    report = report.with_agreement(verify(network, fused, probes((3, 8, 8))))
+    report = report.with_agreement(prove_blocks(network, fused, probes((3, 8, 8))).agreement)
     generator = np.random.default_rng(0)
     rows = []
     for backend in SETTINGS.backends:

@@ -85,15 +85,15 @@ def test_a_fused_source_is_a_no_op_and_said(run, checkpoint, tmp_path):
 def test_a_result_that_differs_is_not_written(run, checkpoint, tmp_path, monkeypatch):
     import repconv.fusion as fusion
 
-    honest = fusion.fold
+    honest = fusion.cast_like
 
-    def wrong(branch):
-        conv = honest(branch)
+    def wrong(branch, kernel):
+        conv = honest(branch, kernel)
         with torch.no_grad():
             conv.weight[0, 0] += 0.1
         return conv
 
-    monkeypatch.setattr(fusion, "fold", wrong)
+    monkeypatch.setattr(fusion, "cast_like", wrong)
     code, out, err = run("fuse", checkpoint, "-o", "f.pt", "--json", "r.json")
     assert code == 1
     assert "NOT equal" in err

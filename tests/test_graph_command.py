@@ -16,10 +16,11 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from repconv.errors import FusionError
-from repconv.export.fused_graph import fuse_onnx_file, save_large
-from repconv.export.onnx_evidence import verify_fused_onnx
+from repconv.export.fusing import fuse_source
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx
 from repconv.graph.onnx_double import evaluate
+from repconv.graph.onnx_proof import prove_onnx
+from repconv.onnx_files import save_large
 
 NETWORK = """
 import torch
@@ -215,14 +216,14 @@ def test_a_wrong_number_in_a_fused_file_is_found_where_it_is():
     before = branches()
     after, report = fuse_onnx(before)
     given = {"x": np.random.default_rng(1).normal(size=(1, 16, 8, 8)).astype(np.float32)}
-    right = verify_fused_onnx(before, after, [given])
+    right = prove_onnx(before, after, [given])
     assert right.agreement.passed
     assert [c.where for c in right.agreement.blocks] == ["s"]
     weight = after.graph.initializer[0]
     wrong = numpy_helper.to_array(weight).copy()
     wrong[1, 2, 0, 0] += 0.01
     weight.CopyFrom(numpy_helper.from_array(wrong, weight.name))
-    found = verify_fused_onnx(before, after, [given]).agreement
+    found = prove_onnx(before, after, [given]).agreement
     assert not found.passed
     assert not found.blocks[0].passed
     assert len(report.layers) == 1
@@ -241,9 +242,9 @@ def test_weights_in_another_file_are_read_and_may_be_written(tmp_path, monkeypat
     before = branches()
     save_large(before, tmp_path / "big.onnx")
     assert (tmp_path / "big.onnx.data").stat().st_size > 4 * 16 * 16 * 9
-    fused = fuse_onnx_file(tmp_path / "big.onnx")
+    fused = fuse_source(tmp_path / "big.onnx", ".onnx")
     assert fused.report.after.convolutions == 1
-    monkeypatch.setattr("repconv.export.artefacts._LARGEST_MESSAGE", 100)
+    monkeypatch.setattr("repconv.onnx_files._LARGEST_MESSAGE", 100)
     code, _, err = run("fuse", "big.onnx", "-o", "out.onnx")
     assert code == 0, err
     (tmp_path / "big.onnx.data").unlink(missing_ok=True)

@@ -128,13 +128,13 @@ def test_every_region_is_measured_against_what_it_stands_for() -> None:
     rewritten = rewrite(export(model, x))
     found = program_regions(rewritten, (x,))
     assert [c.where for c in found] == [layer.name for layer in rewritten.report.layers]
-    assert all(c.passed and c.own is not None and 0 < c.error.to_scale < 1e-5 for c in found)
+    assert all(c.passed and 0 < c.error.to_scale < 1e-6 for c in found)
     weight = next(p for name, p in rewritten.after.named_parameters() if name.endswith("_weight"))
     with torch.no_grad():
         weight[0, 0, 0, 0] += 0.1
     first, second = program_regions(rewritten, (x,))
     assert not first.passed
-    assert second.passed, "fed with what the first really gives"
+    assert second.passed, "proven whatever the first gives"
 
 
 class Parted(nn.Module):

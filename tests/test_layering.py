@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("search", "export", "benchmarks")
 
 LAYERS = (
-    ("archives", "double", "drawing", "errors", "files", "leaves", "page", "refusal"),
-    ("geometry", "record"),
+    ("archives", "drawing", "errors", "files", "leaves", "onnx_files", "page", "refusal"),
+    ("double", "geometry", "record"),
     ("kernels",),
     ("normalisation",),
     ("branches",),
@@ -27,10 +27,13 @@ LAYERS = (
     ("models",),
     ("named",),
     ("agreement",),
+    ("affine_proof",),
     ("report",),
+    ("proving",),
     ("fusion",),
-    ("graph",),
-    ("forecasting", "fusing", "inspection", "verify"),
+    ("block_proof", "graph"),
+    ("verify",),
+    ("forecasting", "fusing", "inspection"),
     ("states",),
     ("checkpoint",),
     ("sources",),

@@ -235,10 +235,12 @@ def test_fusing_twice_is_fusing_once(ready: Randomise) -> None:
     """Others fail on the attributes the first call deleted."""
     model = ready(nn.Sequential(Unit(), ConvBranch(4, 4, (1, 1))))
     once, _ = fuse(model)
-    twice, report = fuse(once)
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        twice, report = fuse(once)
     x = image()
     assert torch.equal(twice(x), once(x))
     assert not report.layers
+    assert [refusal.why[:13] for refusal in report.refusals] == ["not looked at"]
     assert report.before == report.after
 
 

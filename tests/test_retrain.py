@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from repconv import OutputError, RepBlock, SearchError, create_model, load, save
+from repconv import OutputError, RepBlock, SearchError, VerificationError, create_model, fusion, load, save
 from repconv.search.architecture import Architecture
 from repconv.search.data import open_data
 from repconv.search.folder import RESULT, RunFolder
@@ -52,6 +52,22 @@ def test_a_found_architecture_survives_json_and_any_order(found, tmp_path) -> No
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(SearchError, match=r"c.json holds an architecture but not what a search adds \(KeyError"):
         read_found(tmp_path / "c.json")
+
+
+def test_a_fold_that_differs_is_not_written(found, tmp_path, monkeypatch) -> None:
+    honest = fusion.cast_like
+
+    def wrong(branch, kernel):
+        conv = honest(branch, kernel)
+        with torch.no_grad():
+            conv.weight *= 1.05
+        return conv
+
+    monkeypatch.setattr(fusion, "cast_like", wrong)
+    folder = begun(tmp_path)
+    with pytest.raises(VerificationError, match="NOT equal"):
+        retrain(folder, found, dataclasses.replace(TINY, epochs=1))
+    assert not {FUSED, RETRAINED, RESULT} & {path.name for path in folder.path.iterdir()}
 
 
 def test_from_scratch_weights_are_fresh_and_gates_as_searched(found) -> None:

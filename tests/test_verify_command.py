@@ -12,10 +12,10 @@ from torch import nn
 
 from repconv import SourceError, create_model, fuse, save
 from repconv.export import BuildSettings, Span, artefacts, engine_runtime, to_openvino
-from repconv.export.artefacts import open_artefact
 from repconv.export.checks import inputs_for, verify_artefacts
 from repconv.export.locate import locate
 from repconv.export.onnx_exporter import to_onnx
+from repconv.export.opening import open_artefact
 from repconv.files import sha256
 
 BROKEN = "stages.1.0.conv1"

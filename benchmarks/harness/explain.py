@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from repconv.export.fused_graph import fuse_onnx_file, fuse_to_program
-from repconv.fusion import fuse_blocks
+from repconv.errors import VerificationError
+from repconv.export.fusing import FuseSettings, fuse_source
 from repconv.inspection import Inspection, inspect
 from repconv.report import FusionReport
-from repconv.verify import count_flops, probes, verify
 
 from .forms import Given
 
@@ -19,12 +18,14 @@ def explain(given: Given) -> tuple[FusionReport, Inspection | None]:
         SourceError: it cannot be run.
     """
     network = given.network
-    if network is None:
-        if given.path is None:  # an ONNX source always has a file
-            raise ValueError(f"{given.label} has neither a network nor a file")
-        return fuse_onnx_file(given.path, given.size).report, None
-    if given.foreign:
-        return fuse_to_program(network, [probes(given.size)[0]]).report, None
-    fused, report = fuse_blocks(network)
-    report = report.with_flops(count_flops(network, given.size), count_flops(fused, given.size))
-    return report.with_agreement(verify(network, fused, probes(given.size))), inspect(network)
+    source = given.path if network is None else network
+    if source is None:  # an ONNX source always has a file
+        raise ValueError(f"{given.label} has neither a network nor a file")
+    suffix = ".onnx" if network is None else ".pt2" if given.foreign else ".pt"
+    try:
+        report = fuse_source(source, suffix, FuseSettings(given.size)).report
+    except VerificationError as error:
+        if error.report is None:
+            raise
+        report = error.report  # it is shown; the benchmark refuses what differs by itself
+    return report, None if network is None or given.foreign else inspect(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +33,12 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from repconv.benchmarks.harness.bench import bench
     from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
     from repconv.benchmarks.report import bench_report
-    from repconv.export.onnx_exporter import onnx_function, to_onnx, verify_onnx
+    from repconv.export.fusing import FuseSettings, fuse_source, write
+    from repconv.export.onnx_exporter import onnx_function
 
-    from ..checkpoint import load, save
     from ..errors import OutputError, VerificationError
     from ..files import whole_file
-    from ..fusion import fuse_blocks
-    from ..verify import count_flops, probes, verify
+    from ..sources import open_source
     from .bench_text import differing, tables
     from .record import file_record, write_json
     from .text import fusion_tables, table
@@ -48,7 +48,8 @@ def command(output_dir: Path, json_file: str | None) -> None:
     except OSError as error:
         raise OutputError(f"cannot make the folder {output_dir}: {error.strerror}") from error
     assets = Path(str(files("repconv") / "assets"))
-    known = load(assets / _CHECKPOINT)
+    source = open_source(str(assets / _CHECKPOINT))
+    known = source.checkpoint
     model = known.model
     shape = known.input_shape or (3, 32, 32)
     images, labels = _images(assets / _IMAGES, known.normalization)
@@ -56,30 +57,30 @@ def command(output_dir: Path, json_file: str | None) -> None:
     accuracy = known.metrics.get("test_top1")
     trained = f" to {accuracy:.1%} test accuracy" if accuracy is not None else ""
     click.echo(f"1. Fuse {_CHECKPOINT}, an IRep-ResNet trained on CIFAR-10{trained}.\n")
-    fused, report = fuse_blocks(model)
-    report = report.with_flops(count_flops(model, shape), count_flops(fused, shape))
-    agreement = verify(model, fused, probes(shape))
-    report = report.with_agreement(agreement)
+    settings = FuseSettings(shape, dynamic_batch=True)
+    try:
+        fused = fuse_source(source, ".onnx", settings, inputs=[images[:1], images[:7]])
+    except VerificationError as error:
+        if error.report is not None:
+            click.echo(fusion_tables(error.report) + "\n")
+        raise
+    report, in_runtime = fused.report, fused.in_runtime
+    if fused.modules is None or in_runtime is None or report.agreement is None:  # as a network of blocks is fused
+        raise VerificationError(f"{_CHECKPOINT} was not fused as modules and run in onnxruntime")
     click.echo(fusion_tables(report))
-    click.echo(f"\n  {agreement.verdict}")
-    agreement.require("the fused network")
+    click.echo(f"\n  {report.agreement.verdict}")
 
     click.echo("\n2. Write it, and run the ONNX file in onnxruntime.\n")
     written = {name: output_dir / name for name in ("fused.pt", "fused.onnx")}
-    described = {"class_names": known.class_names, "normalization": known.normalization, "input_shape": shape}
-    save(fused, written["fused.pt"], **described)  # type: ignore[arg-type]
-    content = to_onnx(fused, images[:1], dynamic_batch=True).SerializeToString()
-    in_runtime = verify_onnx(content, model, [images[:1], images[:7]])
-    in_runtime.require("the ONNX model in onnxruntime")
-    with whole_file(written["fused.onnx"]) as stream:
-        stream.write(content)
+    write(replace(fused, model=fused.modules), written["fused.pt"])
+    write(fused, written["fused.onnx"])
     for path in written.values():
         click.echo(f"  wrote {path}: {path.stat().st_size:,} bytes")
     click.echo(f"  {in_runtime.verdict}")
 
     click.echo(f"\n3. Classify {len(images)} real test images before and after.\n")
-    onnx = onnx_function(content)
-    forms: dict[str, Function] = {"before": model, "fused": fused, "fused ONNX": onnx}
+    onnx = onnx_function(written["fused.onnx"].read_bytes())
+    forms: dict[str, Function] = {"before": model, "fused": fused.modules, "fused ONNX": onnx}
     with torch.inference_mode():
         answers = {name: run(images).argmax(1) for name, run in forms.items()}
     rows = [["", "right", "as before"]]
@@ -92,10 +93,10 @@ def command(output_dir: Path, json_file: str | None) -> None:
         raise VerificationError(f"predictions differ on images {astray} of {_IMAGES}")
 
     click.echo("\n4. Latency of one image, in turns, each backend in a process of its own.\n")
-    settings = BenchSettings(
+    bench_settings = BenchSettings(
         ("torch", "onnxruntime"), against=UNFUSED, rounds=12, sessions=3, seconds=0.4, calls=24, warmup_s=0.1
     )  # fmt: skip
-    result = bench([str(assets / _CHECKPOINT)], settings)
+    result = bench([str(assets / _CHECKPOINT)], bench_settings)
     click.echo(tables(result))
     if result.differing or result.failed:
         raise VerificationError("; ".join(differing(result)))

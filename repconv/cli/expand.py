@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import click
@@ -70,8 +69,7 @@ def command(
     click.echo(_tables(known.model, model, refusals) + "\n")
     agreement = None
     if preserve and inputs is not None:
-        reference = copy.deepcopy(known.model).double()
-        agreement = compare(reference, model.eval(), inputs[0], original=known.model, where="expanded, in evaluation")
+        agreement = compare(known.model, model.eval(), inputs[0], original=known.model, where="expanded, in evaluation")
         click.echo(paragraph(agreement.verdict))
         agreement.require("the expanded network")
     elif preserve:

@@ -28,13 +28,19 @@ def paragraph(text: str) -> str:
     return click.wrap_text(text, 116, "  ", "  ")
 
 
+_ERRORS = (
+    "  error: of the stored numbers against what they were made of, in float64, whatever the layer reads, by the test\n"
+    "  that comes nearest to what is allowed: once rounding each bias, or as often each weight of one output"
+)
+
+
 def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str:
     """What was fused layer by layer, what was not, and the network before and after."""
     parts = []
     if report.layers:
         errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
         weights = {layer.name: layer for layer in (foretold.layers if foretold else ())}
-        rows = [["layer", "branches", "becomes", "error", "unfused", *(["range", "int8"] if weights else [])]]
+        rows = [["layer", "branches", "becomes", "error", "allowed", *(["range", "int8"] if weights else [])]]
         for layer in report.layers:
             found = errors.get(layer.name)
             rows.append([
@@ -42,7 +48,7 @@ def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str
                 f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else "conv + BN",
                 layer.geometry,
                 f"{found.error.to_scale:.1e}" if found else "",
-                f"{found.own.to_scale:.1e}" if found and found.own else "",
+                f"{found.tolerance:.1e}" if found else "",
             ])  # fmt: skip
             if layer.name in weights:
                 growth, cost = weights[layer.name].range_growth, weights[layer.name].fused
@@ -52,10 +58,7 @@ def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str
                 ]
         parts.append(table(rows, right=(3, 4, 5, 6)))
         if errors:
-            parts.append(
-                "  error: largest difference from float64, relative to the layer's output; unfused: the same for the\n"
-                "  branches it was made of, in the same precision"
-            )
+            parts.append(_ERRORS)
         if weights:
             parts.append(
                 "  range: largest weight over that of the 3x3 branch alone; int8: error of the weights with one scale\n"
@@ -67,24 +70,27 @@ def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str
     return "\n\n".join(parts)
 
 
+def fused_tables(report: FusionReport, foretold: Forecast | None = None, *, as_graph: bool) -> str:
+    """What `fuse` shows: layer by layer of modules, convolution by convolution of a graph; what was not compared."""
+    shown = graph_tables(report) if as_graph else fusion_tables(report, foretold)
+    return f"{shown}\n\n{refusal_list('not measured', report.unmeasured)}" if report.unmeasured else shown
+
+
 def graph_tables(report: FusionReport) -> str:
     """What each convolution of a graph was made of, what stays as it is and why, and the sizes before and after."""
     parts = []
     if report.layers:
         errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
-        rows = [["convolution", "made of", "becomes", "error", "unfused"]]
+        rows = [["convolution", "made of", "becomes", "error", "allowed"]]
         for layer in report.layers:
             found = errors.get(layer.name)
             rows.append([
                 _short(layer.name), _made_of(layer.branches), layer.geometry,
                 f"{found.error.to_scale:.1e}" if found else "",
-                f"{found.own.to_scale:.1e}" if found and found.own else "",
+                f"{found.tolerance:.1e}" if found else "",
             ])  # fmt: skip
         parts.append(table(rows, right=(3, 4)))
-        parts.append(
-            "  error: largest difference from what those nodes give in float64 of the tensors the convolution reads,\n"
-            "  relative to the output's scale; unfused: the same for the nodes themselves in the graph's own precision"
-        )
+        parts.append(_ERRORS)
     if report.refusals:
         parts.append(refusal_list("left as it is", report.refusals))
     parts.append(size_table(None, report.before, report.after))
@@ -110,6 +116,8 @@ def foresight_tables(found: Foresight) -> str:
 
 def _made_of(nodes: Sequence[str]) -> str:
     """How many nodes, and the first and the last."""
+    if not nodes:
+        return "conv + BN"
     ends = [_short(nodes[0]), _short(nodes[-1])] if len(nodes) > 1 else [_short(node) for node in nodes]
     return f"{len(nodes)}: {' .. '.join(ends)}"
 

@@ -43,9 +43,10 @@ def command(
     Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does; 3 where one
     of them cannot run here.
     """
-    from repconv.export.artefacts import PYTORCH, open_artefact
+    from repconv.export.artefacts import PYTORCH
     from repconv.export.checks import inputs_for, verify_artefacts
     from repconv.export.locate import locate as find
+    from repconv.export.opening import open_artefact
 
     from ..errors import SourceError
     from .record import write_json

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-
-from torch import Tensor
+from functools import partial, reduce
+from operator import add
 
 from ..errors import GeometryError
 from ..refusal import Refusal
-from .cost import Cost, Size, emission
+from .arrangement import arrange, broadcasts
+from .carried import Carried
+from .constant import Constant
+from .cost import Cost, Size, elementwise, emission
 from .expression import Bias, Expression, Term, merge, respond, substitute
 from .ordering import dependencies_first
 from .step import Offset, Step
@@ -30,12 +32,14 @@ class InexactError(Exception):
 class Choice:
     """Which tensors of a region's `steps` are virtual; those of `fixed` never are.
 
-    inexact: why a tensor could not be substituted, by where and what, whenever that was tried.
+    placed: the layouts of all tensors. inexact: why a tensor could not be substituted, by where and what, whenever that
+        was tried.
     """
 
     steps: Sequence[Step]
     fixed: Collection[str]
     sizes: Mapping[str, Size]
+    placed: Mapping[str, Carried]
     virtual: set[str] = field(default_factory=set)
     inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
 
@@ -126,7 +130,11 @@ class Choice:
         return Expression(merge(terms), Bias(compute, step.rounding, [bias for _, bias in through]))
 
     def cost(self, name: str) -> Cost:
-        """What writing `name` costs under this choice."""
+        """What writing `name` costs under this choice.
+
+        Raises:
+            InexactError: as `expression`, or it cannot be written in its tensors' layouts.
+        """
         if name not in self._costs:
             if self.is_verbatim(name):
                 self._costs[name] = self.by_output[name].cost
@@ -134,8 +142,20 @@ class Choice:
                 found = self.expression(name)
                 forms = [(term.form, self.sizes[term.source]) for term in found.terms]
                 biased = not found.bias.is_surely_zero
-                self._costs[name] = emission(forms, self.sizes[name], biased=biased)
+                self._costs[name] = emission(forms, self.sizes[name], biased=biased) + self._changes(name, found)
         return self._costs[name]
+
+    def _changes(self, name: str, found: Expression) -> Cost:
+        """What changes of layout on the way cost."""
+        try:
+            if not found.bias.is_surely_zero and all(term.form.is_diagonal for term in found.terms):
+                broadcasts(self.placed[name])
+            passes = sum(arrange(t.form, self.placed[t.source], self.placed[name]).passes for t in found.terms)
+        except GeometryError as error:
+            step = self.by_output[name]
+            inner = next(source for source in step.inputs if source in self.virtual)
+            raise InexactError(step.where, inner, str(error)) from None
+        return elementwise(passes, self.sizes[name]) if passes else Cost()
 
     def total(self) -> Cost:
         """What the whole region costs under this choice."""
@@ -153,12 +173,9 @@ class Choice:
         return [step for step in self.steps if step.output in seen]
 
 
-def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> tuple[Tensor, Tensor]:
-    """The constant part and the sum of its parts' magnitudes, [o] each."""
+def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> Constant:
+    """The constant part."""
     parts = [respond(term, bias) for term, bias in through]
     if offset is not None:
         parts.append(offset())
-    value, magnitude = parts[0]
-    for more, size in parts[1:]:
-        value, magnitude = value + more, magnitude + size
-    return value, magnitude
+    return reduce(add, parts)

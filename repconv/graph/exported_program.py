@@ -5,62 +5,73 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
+from ..agreement import Agreement
 from ..errors import FusionError
 from ..refusal import Refusal
-from ..report import FusedLayer, FusionReport, Size
+from ..report import FusedLayer, FusionReport, Proof, Size
+from .arrangement import Change, arrange
 from .expression import Expression, Term
 from .foresight import Foresight, foreseen
+from .program_evidence import Rewritten, prove_program
 from .program_facts import NORMS, ProgramFacts, passes_through
 from .program_reader import read_program
 from .region import Plan, plan
+from .sizes import NOMINAL
 from .step import Step
 
 _aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """A program's graph before and after fusing, sharing what nothing changed.
+def fuse_program(
+    program: ExportedProgram, inputs: Sequence[tuple[Any, ...]] | None = None, *, prove: bool = True
+) -> tuple[ExportedProgram, FusionReport]:
+    """A program with one convolution where affine regions allow it, what was done, and proof that it is right.
 
-    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
-        the nodes of `before`.
-    """
+    The one given is not changed. The result is an exported program again: it saves to `.pt2`, compiles, and exports to
+    ONNX without the model's code. Open sizes stay open. A program with nothing to gain is returned itself.
 
-    before: fx.GraphModule
-    after: fx.GraphModule
-    pairs: Mapping[str, fx.Node]
-    report: FusionReport
-    labels: Mapping[str, str]
+    Every tensor that is written anew is compared with what the operations it stands for give in float64 of the tensors
+    they read, and so is every output; the report holds the comparisons.
 
-
-def fuse_program(program: ExportedProgram) -> tuple[ExportedProgram, FusionReport]:
-    """A program with one convolution where affine regions allow it, and what was done; the one given is not changed.
-
-    The result is an exported program again: it saves to `.pt2`, compiles, and exports to ONNX without the model's code.
-    Open sizes stay open. A program with nothing to gain is returned itself.
+    Args:
+        program: with example inputs.
+        inputs: positional arguments to compare on, one call's each; None: the program's example inputs.
+        prove: False leaves the comparing out, and the report says so.
 
     Raises:
         FusionError: the program has no example inputs to be traced with again, or cannot be.
+        VerificationError: the result differs by more than rounding; `error.report` has every comparison.
     """
     rewritten = rewrite(program)
-    return export_again(program, rewritten), rewritten.report
+    fused = export_again(program, rewritten)
+    if not prove:
+        return fused, rewritten.report.with_proof(None)
+    if fused is program:
+        return fused, rewritten.report.with_proof(Proof(Agreement()))  # nothing was done
+    given = inputs if inputs is not None else [program.example_inputs[0]] if program.example_inputs else []
+    proof = prove_program(rewritten, fused, rewritten.before, given)
+    return fused, rewritten.report.with_proof(proof).require("the fused program")
 
 
-def rewrite(program: ExportedProgram) -> Rewritten:
+def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None) -> Rewritten:
     """What `fuse_program` does to the graph, before it becomes an exported program again.
+
+    Args:
+        program: with example inputs.
+        exact: of parameters that were rounded when they were made, by name, the float64 numbers they were made of.
 
     Raises:
         FusionError: as `fuse_program`.
     """
     module = _graph_module(program)
     original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-    facts, _, chosen, refusals = _planned(module)
+    facts, _, chosen, refusals = _planned(module, exact)
     before = _measure(module, facts)
     nodes = dict(facts.nodes)
     layers = []
@@ -80,7 +91,7 @@ def rewrite(program: ExportedProgram) -> Rewritten:
     pairs = {name: nodes[name] for name in chosen.rewritten}
     after = _measure(module, ProgramFacts(module))
     report = FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, after)
-    return Rewritten(original, module, pairs, report, facts.labels)
+    return Rewritten(original, module, pairs, report, facts.labels, exact or {})
 
 
 def foresee_program(program: ExportedProgram) -> Foresight:
@@ -94,9 +105,11 @@ def foresee_program(program: ExportedProgram) -> Foresight:
     return foreseen(steps, chosen, refusals, _measure(module, facts))
 
 
-def _planned(module: fx.GraphModule) -> tuple[ProgramFacts, list[Step], Plan, list[Refusal]]:
+def _planned(
+    module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None
+) -> tuple[ProgramFacts, list[Step], Plan, list[Refusal]]:
     """The choice of what is written, before anything is."""
-    facts = ProgramFacts(module)
+    facts = ProgramFacts(module, exact)
     steps, refusals = read_program(facts)
     made = {step.output for step in steps}
     needed = {
@@ -105,8 +118,7 @@ def _planned(module: fx.GraphModule) -> tuple[ProgramFacts, list[Step], Plan, li
         if node.name not in made and not passes_through(node, made)
         for source in node.all_input_nodes
     } & made
-    sizes = {node.name: facts.nominal(node) for node in module.graph.nodes if facts.size(node)}
-    return facts, steps, plan(steps, needed, sizes), refusals
+    return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
 def _graph_module(program: ExportedProgram) -> fx.GraphModule:
@@ -118,19 +130,36 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
     if not isinstance(module, fx.GraphModule):
         raise FusionError("the exported program gives no graph module")
     for node in list(module.graph.nodes):
-        # These look at a tensor's type alone, and would keep it alive.
+        # These look at a tensor's type or size alone, and would keep it alive.
         if str(node.target) == "aten._assert_tensor_metadata.default":
             module.graph.erase_node(node)
-        elif str(node.target) == "aten.new_zeros.default" and all(isinstance(n, int) for n in node.args[1]):
+        elif (value := _filling(node)) is not None:
             like = node.meta["val"]
             with module.graph.inserting_before(node):
-                zeros = module.graph.call_function(
-                    _aten.zeros.default, (node.args[1],), {"dtype": like.dtype, "device": like.device}
+                full = module.graph.call_function(
+                    _aten.full.default, (list(like.shape), value), {"dtype": like.dtype, "device": like.device}
                 )
-            zeros.meta["val"] = like
-            node.replace_all_uses_with(zeros)
+            full.meta["val"] = like
+            node.replace_all_uses_with(full)
             module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
     return module
+
+
+_FILLINGS: dict[str, float | None] = {
+    "aten.new_zeros.default": 0, "aten.new_ones.default": 1, "aten.new_full.default": None,
+    "aten.zeros_like.default": 0, "aten.ones_like.default": 1, "aten.full_like.default": None,
+}  # fmt: skip
+"""Operations that make a tensor of one number in the size of another, and that number; None if it is given."""
+
+
+def _filling(node: fx.Node) -> float | None:
+    """The number that fills a tensor of fixed size, made for another's; None if `node` is something else."""
+    if str(node.target) not in _FILLINGS or any(not isinstance(side, int) for side in node.meta["val"].shape):
+        return None
+    known = _FILLINGS[str(node.target)]
+    given = node.args[-1] if known is None else known
+    return given if isinstance(given, (bool, int, float)) else None
 
 
 def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProgram:
@@ -185,30 +214,32 @@ def _emit(
     old = nodes[name]
     like = old.meta["val"]
     graph = module.graph
-    bias = None if found.bias.is_zero else found.bias.parts[0]
+    bias = found.bias.value
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
     layers, parts = [], []
+    output = facts.placed[name]
     with graph.inserting_before(old):
         for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
-            source = nodes[term.source]
-            if term.form.is_identity:
-                parts.append(source)
-            elif term.form.is_diagonal:
-                factor = _held(module, f"{name}_scale", _channelwise(term.kernel.weight, like), like)
-                parts.append(graph.call_function(_aten.mul.Tensor, (source, factor)))
-            else:
-                parts.append(_convolve(module, source, term, bias, name, like))
+            way = arrange(term.form, facts.placed[term.source], output)
+            part = _changed(nodes[term.source], way.before)
+            if term.form.is_diagonal and not term.form.is_identity:
+                value = term.kernel.weight.reshape(facts.placed[term.source].layout.widths)
+                part = graph.call_function(_aten.mul.Tensor, (part, _held(module, f"{name}_scale", value, like)))
+            elif not term.form.is_diagonal:
+                part.meta.setdefault("val", like)
+                part = _compute(module, part, term, bias, way.pixels, name)
                 bias = None
                 layers.append(FusedLayer(
                     facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights)
                 ))  # fmt: skip
+            parts.append(_changed(part, way.after))
         for part in parts:
             part.meta.setdefault("val", like)
         total = parts[0]
         for part in parts[1:]:
             total = graph.call_function(_aten.add.Tensor, (total, part))
         if bias is not None:
-            shift = _held(module, f"{name}_shift", _channelwise(bias, like), like)
+            shift = _held(module, f"{name}_shift", bias.reshape(output.layout.widths), like)
             total = graph.call_function(_aten.add.Tensor, (total, shift))
     total.meta["val"] = like
     old.replace_all_uses_with(total)
@@ -216,29 +247,37 @@ def _emit(
     return layers
 
 
-def _channelwise(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *(1,) * (like.dim() - 2))
+def _changed(node: fx.Node, changes: Sequence[Change]) -> fx.Node:
+    """A tensor in another layout."""
+    kinds = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
+    for kind, numbers in changes:
+        node = node.graph.call_function(kinds[kind], (node, list(numbers)))
+    return node
 
 
-def _convolve(
-    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, name: str, like: Tensor
+def _compute(
+    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, pixels: int | None, name: str
 ) -> fx.Node:
-    graph, form, kernel = module.graph, term.form.without_cropping(), term.kernel
+    """A convolution of so many pixel axes, or a matrix times the last axis."""
+    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.kernel, source.meta["val"]
     shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
-    if like.dim() == 2:
+    if pixels is None:
         weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
         return graph.call_function(_aten.linear.default, (source, weight, shift))
     if form != term.form:
         kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
     rows, columns = form.dilation
-    weight = _held(module, f"{name}_weight", kernel.weight[:, :, ::rows, ::columns], like)
+    taps = kernel.weight[:, :, ::rows, ::columns]
+    weight = _held(module, f"{name}_weight", taps if pixels == 2 else taps[..., 0], like)
     top, left, bottom, right = kernel.padding
     if (top, left) != (bottom, right):
-        source = graph.call_function(_aten.pad.default, (source, [left, right, top, bottom]))
+        amounts = [left, right, top, bottom] if pixels == 2 else [top, bottom]
+        source = graph.call_function(_aten.pad.default, (source, amounts))
         top = left = 0
+    function = _aten.conv2d.default if pixels == 2 else _aten.conv1d.default
+    settings = (kernel.stride, (top, left), (rows, columns))
     return graph.call_function(
-        _aten.conv2d.default,
-        (source, weight, shift, list(kernel.stride), [top, left], [rows, columns], kernel.groups),
+        function, (source, weight, shift, *(list(each[:pixels]) for each in settings), kernel.groups)
     )
 
 
@@ -295,6 +334,6 @@ def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
         weight, value = facts.constant(node.args[1]), node.meta.get("val")
         if weight is None or not isinstance(value, Tensor) or value.dim() != 4:
             return None
-        _, height, width = facts.nominal(node)
+        height, width = (side if isinstance(side, int) else NOMINAL for side in value.shape[2:])
         total += 2 * height * width * weight.numel()
     return total

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import GeometryError
 from ..geometry import Geometry
 from ..kernels import Kernel, combine, compose, identity
+from .constant import Constant
 from .form import Form, identity_form
 from .ordering import dependencies_first
 
@@ -24,10 +25,6 @@ Weight = Callable[[], Tensor]
 
 MOST_ADDENDS = 32
 """A term with more than this many is summed once and kept: tensors added to themselves double them at every step."""
-
-CANCELS_WITHIN = 8.0
-"""A bias counts as zero if it is within this many roundings of the parts it is the sum of: exporters write constants
-that cancel exactly in real numbers (a border of BN(0) subtracted and added again) rounded to the model's dtype."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +142,17 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
 
 
 class Bias:
-    """The constant part of a tensor, [o] in float64, with the size of the numbers it was made of."""
+    """The constant part of a tensor, whose numbers come when asked for.
 
-    def __init__(
-        self, compute: Callable[[], tuple[Tensor, Tensor]] | None, rounding: float, needs: Sequence[Bias] = ()
-    ) -> None:
-        """`compute` reads the biases it `needs`; None for no bias."""
+    Its value is exact whatever `is_zero` decides.
+    """
+
+    def __init__(self, compute: Callable[[], Constant] | None, rounding: float, needs: Sequence[Bias] = ()) -> None:
+        """`compute` reads the biases it `needs`, None for no bias; `rounding` is that of the graph's type."""
         self._compute = compute
         self._rounding = rounding
         self._needs = tuple(needs)
-        self.known: tuple[Tensor, Tensor] | None = None
+        self.known: Constant | None = None
 
     @property
     def is_surely_zero(self) -> bool:
@@ -162,8 +160,8 @@ class Bias:
         return self._compute is None
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """The bias and the sum of its parts' magnitudes, [o] each; what cancels to rounding is 0.
+    def constant(self) -> Constant:
+        """The numbers.
 
         Raises:
             GeometryError: there is no bias.
@@ -177,18 +175,21 @@ class Bias:
         """Biases whose numbers come before these."""
         return [bias for bias in self._needs if bias.known is None]
 
-    def add(self) -> tuple[Tensor, Tensor]:
-        """The parts, those of `missing` being known."""
+    def add(self) -> Constant:
+        """The numbers, those of `missing` being known."""
         if self._compute is None:
-            raise GeometryError("a bias that is surely zero has no parts")
-        value, magnitude = self._compute()
-        noise = value.abs() <= CANCELS_WITHIN * self._rounding * magnitude
-        return torch.where(noise, 0.0, value), magnitude
+            raise GeometryError("a bias that is surely zero has no numbers")
+        return self._compute()
+
+    @property
+    def value(self) -> Tensor | None:
+        """What is written, [o] in float64; None if every number is exactly 0."""
+        return None if self.is_surely_zero or not bool(self.constant.value.any()) else self.constant.value
 
     @property
     def is_zero(self) -> bool:
-        """True if every number is 0."""
-        return self.is_surely_zero or not bool(self.parts[0].any())
+        """True if padding with zeros continues it, see `Constant.cancels`: it decides, and changes no number."""
+        return self.is_surely_zero or self.constant.cancels(self._rounding)
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,9 @@ class Expression:
 
 
 def merge(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """The same sum with one term a source where that is one convolution."""
+    """The same sum with one term a source where that is one convolution, and none that is zero beside others."""
     merged: list[Term] = []
-    for term in terms:
+    for term in [term for term in terms if not term.form.zeros] or terms[:1]:
         for position, known in enumerate(merged):
             if known.source == term.source:
                 try:
@@ -216,7 +217,10 @@ def merge(terms: Sequence[Term]) -> tuple[Term, ...]:
 
 
 def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
-    """`term` of a tensor that is `inner` itself, without the bias.
+    """`term` of a tensor that is `inner` itself, without the bias, which `respond` carries on.
+
+    A bias that counts as zero is carried on exactly. Where `term` pads, the border lacks it, which is less than the
+    rounding that made it count as zero, times the taps outside the image.
 
     Raises:
         GeometryError: not one convolution a source at every pixel; `what` names the tensor.
@@ -229,15 +233,6 @@ def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
     return tuple(term.after(t) for t in inner.terms)
 
 
-def respond(term: Term, bias: Bias) -> tuple[Tensor, Tensor]:
-    """What `term` makes of a constant image `bias`, and of its magnitude, [o] each."""
-    value, magnitude = bias.parts
-    if term.form.is_identity:
-        return value, magnitude
-    taps = term.kernel.weight
-    g, (o, m) = term.kernel.groups, taps.shape[:2]
-
-    def apply(response: Tensor, constant: Tensor) -> Tensor:
-        return (response.reshape(g, o // g, m) @ constant.reshape(g, m, 1)).reshape(o)
-
-    return apply(taps.sum((2, 3)), value), apply(torch.linalg.vector_norm(taps, 1, (2, 3)), magnitude)
+def respond(term: Term, bias: Bias) -> Constant:
+    """What `term` makes of a constant image `bias`."""
+    return bias.constant if term.form.is_identity else bias.constant.after(term.kernel)

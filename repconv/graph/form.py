@@ -20,11 +20,13 @@ class Form:
         dilation out as zeros, and a dilated convolution with nothing but a batch normalisation behind it should stay
         dilated.
     ones: channel c of the output reads 1 times channel c of the input, through one tap; stride and padding may be any.
+    zeros: every number is 0, as after the factor of a gate that is shut.
     """
 
     geometry: Geometry
     lattice: Pair = (0, 0)
     ones: bool = False
+    zeros: bool = False
 
     @property
     def dilation(self) -> Pair:
@@ -87,7 +89,7 @@ class Form:
             gcd(mine * s, theirs)
             for mine, s, theirs in zip(self.lattice, inner.geometry.stride, inner.lattice, strict=True)
         )
-        return Form(geometry, (lattice[0], lattice[1]), self.ones and inner.ones)
+        return Form(geometry, (lattice[0], lattice[1]), self.ones and inner.ones, self.zeros or inner.zeros)
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def parallel(self, other: Form) -> Form:
@@ -120,6 +122,6 @@ def identity_form(channels: int) -> Form:
     return Form(Geometry(channels, channels, groups=channels), ones=True)
 
 
-def scale_form(channels: int) -> Form:
-    """The form of one factor a channel."""
-    return Form(Geometry(channels, channels, groups=channels))
+def scale_form(channels: int, *, zeros: bool = False) -> Form:
+    """The form of one factor a channel; `zeros` if they all are 0."""
+    return Form(Geometry(channels, channels, groups=channels), zeros=zeros)

@@ -5,28 +5,21 @@ Each function gives what its node makes, or raises `NotAffineError`.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import add as add_up
 
 import onnx
 import torch
 from torch import Tensor
 
 from ..kernels import batch_norm_affine
+from .carried import Carried, Made, matmul, spread
+from .constant import Constant
 from .expression import Term
+from .layout import Atom, Layout, plain
 from .not_affine import NotAffineError
-from .onnx_facts import Facts, attributes
-from .onnx_operands import (
-    Part,
-    by_channel,
-    channels_of,
-    constant_of,
-    dims_of,
-    double,
-    integer,
-    integers,
-    shown,
-    window,
-)
+from .onnx_facts import EPSILON, Facts, attributes
+from .onnx_operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
 from .terms import average_term, convolution_term, matrix_term, scale_term
 
 
@@ -34,48 +27,51 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Conv with a constant weight."""
     known = attributes(node)
     weight = constant_of(facts, node.input[1], "weight")
-    if weight.ndim != 4:
+    pixels = weight.ndim - 2
+    source = image_of(facts, node.input[0])
+    if pixels not in (1, 2) or len(source.layout.axes) != weight.ndim:
         raise NotAffineError
     groups = integer(known.get("group"), 1)
-    rows, columns = integers(known.get("dilations"), [1, 1])
-    o, i, kh, kw = weight.shape
-    size = ((kh - 1) * rows + 1, (kw - 1) * columns + 1)
-    stride, padding = window(facts, node, size)
-    if i * groups != channels_of(facts, node.input[0]):
+    rows, columns = pair(known.get("dilations"), 1, pixels)
+    o, i, kh, kw = (*weight.shape, 1)[:4]
+    stride, padding = window(facts, node, ((kh - 1) * rows + 1, (kw - 1) * columns + 1), pixels)
+    if i * groups != source.layout.channels:
         raise NotAffineError(f"it takes {i * groups} channels, its input has another number")
     term = convolution_term(
-        node.input[0], partial(double, weight), (o, i, kh, kw),
+        source.name, lambda: double(weight).reshape(o, i, kh, kw), (o, i, kh, kw),
         stride=stride, padding=padding, dilation=(rows, columns), groups=groups,
     )  # fmt: skip
     offset = None
     if len(node.input) > 2 and node.input[2]:
         bias = double(constant_of(facts, node.input[2], "bias"))
-        offset = partial(_plain, bias)
-    return [Part(node.output[0], (term,), offset)]
+        offset = partial(Constant.stored, bias)
+    return [Part(node.output[0], Made(plain(o, pixels), (term,), offset))]
 
 
 def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """AveragePool where every window averages as many pixels."""
     known = attributes(node)
-    source = node.input[0]
-    channels = channels_of(facts, source)
+    source = image_of(facts, node.input[0])
+    pixels = len(source.layout.axes) - 2
     taps = integers(known.get("kernel_shape"), [])
-    if len(taps) != 2:
+    if len(taps) != pixels or pixels not in (1, 2):
         raise NotAffineError
-    kh, kw = taps
-    rows, columns = integers(known.get("dilations"), [1, 1])
+    kh, kw = pair(taps, 1, pixels)
+    rows, columns = pair(known.get("dilations"), 1, pixels)
     size = ((kh - 1) * rows + 1, (kw - 1) * columns + 1)
-    stride, padding = window(facts, node, size)
+    stride, padding = window(facts, node, size, pixels)
     if any(padding) and not integer(known.get("count_include_pad"), 0):
         raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
     if integer(known.get("ceil_mode"), 0):
         for side, pads, k, s in zip(
-            dims_of(facts, source)[2:], (padding[0] + padding[2], padding[1] + padding[3]), size, stride, strict=True
+            source.dims[2:], (padding[0] + padding[2], padding[1] + padding[3]), size, stride, strict=True
         ):
             if s != 1 and (not isinstance(side, int) or (side + pads - k) % s):
                 raise NotAffineError("with ceil_mode its last windows hang over the border and average fewer pixels")
-    term = average_term(source, channels, (kh, kw), stride=stride, padding=padding, dilation=(rows, columns))
-    return [Part(node.output[0], (term,))]
+    term = average_term(
+        source.name, source.layout.channels, (kh, kw), stride=stride, padding=padding, dilation=(rows, columns)
+    )
+    return [Part(node.output[0], Made(source.layout, (term,)))]
 
 
 def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
@@ -83,42 +79,52 @@ def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     known = attributes(node)
     if integer(known.get("training_mode"), 0) or len([n for n in node.output if n]) > 1:
         raise NotAffineError("it normalises by each batch (training mode), which is no fixed convolution")
-    source = node.input[0]
-    channels = channels_of(facts, source)
+    source = facts.tensor(node.input[0])
+    channels = source.size[1]
     weight, bias, mean, variance = (
         double(constant_of(facts, name, what))
         for name, what in zip(node.input[1:5], ("scale", "shift", "mean", "variance"), strict=True)
     )
-    eps = known.get("epsilon", 1e-5)
-    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else 1e-5)
+    eps = known.get("epsilon", EPSILON)
+    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else EPSILON)
     if any(len(vector) != channels for vector in (weight, bias, mean, variance)):
         raise NotAffineError(f"its vectors are not one number for each of {channels} channels")
     if not bool(torch.isfinite(scale).all()):
         raise NotAffineError("its variance plus epsilon is not positive")
-    offset = partial(_shifted, bias, mean * scale)
-    return [Part(node.output[0], (scale_term(source, scale),), offset)]
+    shape = (-1, *(1,) * (len(source.layout.axes) - 2))
+    factors, added, centre = (spread(vector.reshape(shape), source) for vector in (scale, bias, mean * scale))
+    return [
+        Part(node.output[0], Made(source.layout, (scale_term(source.name, factors),), partial(_shifted, added, centre)))
+    ]
 
 
 def add(facts: Facts, node: onnx.NodeProto) -> list[Part]:
-    """Add, Sub and Sum of tensors and constants."""
+    """Add, Sub and Sum of tensors and constants, and Mean of tensors."""
     tensors = [n for n in node.input if not facts.is_constant(n)]
-    channels = channels_of(facts, tensors[0])
+    first = facts.tensor(tensors[0])
+    share = 1 / len(node.input) if node.op_type == "Mean" else 1.0
     terms: list[Term] = []
     offsets: list[Tensor] = []
     for position, name in enumerate(node.input):
-        sign = -1.0 if node.op_type == "Sub" and position else 1.0
+        sign = -1.0 if node.op_type == "Sub" and position else share
         value = facts.constant(name)
         if value is not None:
-            offsets.append(sign * by_channel(value, channels, facts.rank(tensors[0])))
+            offsets.append(sign * by_channel(facts, value, tensors[0]))
             continue
-        if dims_of(facts, name) != dims_of(facts, tensors[0]):
+        other = facts.tensor(name)
+        alike = facts.sides[name] == facts.sides[first.name]
+        if alike and other.frame != first.frame:
+            raise NotAffineError("it adds tensors whose channels are on different axes")
+        if other.dims != first.dims or other.frame != first.frame:
             raise NotAffineError(
                 "it adds tensors that may differ in size (broadcasting): "
-                f"{shown(dims_of(facts, tensors[0]))} and {shown(dims_of(facts, name))}"
+                f"{shown(facts.sides[first.name])} and {shown(facts.sides[name])}"
             )
-        terms.append(Term.itself(name, channels) if sign > 0 else scale_term(name, _minus_one(channels)))
+        terms.append(
+            other.itself if sign == 1 else scale_term(name, torch.full((first.layout.channels,), sign).double())
+        )
     offset = partial(_total, offsets) if offsets else None
-    return [Part(node.output[0], tuple(terms), offset, moves=max(len(terms), 1))]
+    return [Part(node.output[0], Made(first.layout, tuple(terms), offset, moves=max(len(terms), 1)))]
 
 
 def multiply(facts: Facts, node: onnx.NodeProto) -> list[Part]:
@@ -127,16 +133,15 @@ def multiply(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     tensors = [n for n in node.input if not facts.is_constant(n)]
     if len(constants) != 1 or (node.op_type == "Div" and constants[0] != node.input[1]):
         raise NotAffineError
-    channels = channels_of(facts, tensors[0])
     constant = constant_of(facts, constants[0], "factor")
     if constant.size == 1 and _ends_activation(facts, tensors[0]):
         raise NotAffineError
-    factors = by_channel(constant, channels, facts.rank(tensors[0]))
+    factors = by_channel(facts, constant, tensors[0])
     if node.op_type == "Div":
         factors = factors.reciprocal()
     if not bool(torch.isfinite(factors).all()):
         raise NotAffineError("its constant factor is not finite")
-    return [Part(node.output[0], (scale_term(tensors[0], factors),))]
+    return [Part(node.output[0], Made(facts.tensor(tensors[0]).layout, (scale_term(tensors[0], factors),)))]
 
 
 def _ends_activation(facts: Facts, name: str) -> bool:
@@ -152,42 +157,42 @@ def _ends_activation(facts: Facts, name: str) -> bool:
 
 def negate(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Neg."""
-    channels = channels_of(facts, node.input[0])
-    return [Part(node.output[0], (scale_term(node.input[0], _minus_one(channels)),))]
+    source = facts.tensor(node.input[0])
+    minus = -torch.ones(source.layout.channels, dtype=torch.float64)
+    return [Part(node.output[0], Made(source.layout, (scale_term(source.name, minus),)))]
 
 
 def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
-    """Gemm and MatMul of a tensor [n, c] by a constant: a 1x1 convolution of one pixel."""
+    """Gemm, and MatMul by a constant matrix: over an axis that is channels."""
+    if node.op_type == "MatMul":
+        left, right = (facts.constant(name) for name in node.input)
+        if (left is None) == (right is None):
+            raise NotAffineError
+        tensor = facts.tensor(node.input[1 if right is None else 0])
+        found = matmul(tensor, *(None if value is None else double(value) for value in (left, right)))
+        return [Part(node.output[0], found)]
     known = attributes(node)
-    source = node.input[0]
-    if source not in facts.flat or integer(known.get("transA"), 0):
+    source = facts.tensor(node.input[0])
+    if integer(known.get("transA"), 0):
         raise NotAffineError
     weight = constant_of(facts, node.input[1], "weight")
-    if weight.ndim != 2:
-        raise NotAffineError
     weight = weight if integer(known.get("transB"), 0) else weight.T
     alpha, beta = (v if isinstance(v, float) else 1.0 for v in (known.get("alpha"), known.get("beta")))
     o, i = weight.shape
-    if i != channels_of(facts, source):
-        raise NotAffineError
+    if source.channel_axis != 1 or source.layout.channels != i:
+        raise NotAffineError("the last axis of its input is not its channels alone")
+    layout = Layout((source.layout.axes[0], (Atom("channels", o),)))
     offset = None
     if len(node.input) > 2 and node.input[2]:
-        offset = partial(_plain, beta * by_channel(constant_of(facts, node.input[2], "bias"), o, 2))
-    return [Part(node.output[0], (matrix_term(source, lambda: alpha * double(weight), (o, i)),), offset)]
+        value = double(constant_of(facts, node.input[2], "bias"))
+        offset = partial(Constant.stored, beta * spread(value, Carried("", plain(o, 0), (1, o, 1, 1))))
+    term = matrix_term(source.name, lambda: alpha * double(weight), (o, i))
+    return [Part(node.output[0], Made(layout, (term,), offset))]
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
+def _shifted(bias: Tensor, centre: Tensor) -> Constant:
+    return Constant.computed(bias - centre, bias.abs() + centre.abs())
 
 
-def _shifted(bias: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    return bias - centre, bias.abs() + centre.abs()
-
-
-def _minus_one(channels: int) -> Tensor:
-    return -torch.ones(channels, dtype=torch.float64)
-
-
-def _total(offsets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    stacked = torch.stack(offsets)
-    return stacked.sum(0), stacked.abs().sum(0)
+def _total(offsets: list[Tensor]) -> Constant:
+    return reduce(add_up, map(Constant.stored, offsets))

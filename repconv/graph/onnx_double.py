@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnx.reference
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import FusionError
+from .onnx_evaluator import Evaluator
 from .onnx_facts import first_line, nested
 
 Array = NDArray[np.generic]
 
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+
+_TYPES = frozenset(("to", "dtype", "output_dtype"))
+"""Attributes that name the type of what a node makes."""
 
 
 def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
@@ -26,7 +29,7 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
     """
     cast = {name: _double(value) for name, value in feeds.items()}
     try:
-        found = onnx.reference.ReferenceEvaluator(in_float64(model)).run(list(names), cast)
+        found = Evaluator(in_float64(model)).run(list(names), cast)
     except Exception as error:  # each operation is somebody else's code
         raise FusionError(f"it cannot be evaluated in float64 ({first_line(error)})") from error
     return [np.asarray(value) for value in found]
@@ -36,11 +39,19 @@ def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` whose floating-point weights, constants, inputs, casts and outputs are float64."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    for imported in (result, *result.functions):
+        for entry in imported.opset_import:
+            entry.domain = _plain(entry.domain)
     for function in result.functions:
         for node in function.node:
             _widen_node(node)
     _widen(result.graph)
     return result
+
+
+def _plain(domain: str) -> str:
+    """The default domain has two spellings, of which the evaluator knows one."""
+    return "" if domain == "ai.onnx" else domain
 
 
 def _widen(graph: onnx.GraphProto) -> None:
@@ -55,10 +66,11 @@ def _widen(graph: onnx.GraphProto) -> None:
 
 
 def _widen_node(node: onnx.NodeProto) -> None:
+    node.domain = _plain(node.domain)
     for attribute in node.attribute:
         if attribute.HasField("t"):
             _widen_tensor(attribute.t)
-        if attribute.name == "to" and attribute.i in _FLOATS:
+        if attribute.name in _TYPES and attribute.i in _FLOATS:
             attribute.i = TensorProto.DOUBLE
         if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
             value = np.asarray(helper.get_attribute_value(attribute), dtype=np.float64)
@@ -104,14 +116,3 @@ def region(model: onnx.ModelProto, output: str, known: set[str]) -> tuple[onnx.M
     result: onnx.ModelProto = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     return result, list(read)
-
-
-def rewritten_tensors(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
-    """The tensors both models have that another node makes in `after`, in its order."""
-    old = {name: node for node in before.graph.node for name in node.output if name}
-    return [
-        name
-        for node in after.graph.node
-        for name in node.output
-        if name in old and node.SerializeToString() != old[name].SerializeToString()
-    ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -11,35 +12,72 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # protobuf has no types
 from onnx import numpy_helper
 
+from ..agreement import Agreement
 from ..errors import FusionError
 from ..refusal import Refusal
-from ..report import FusedLayer, FusionReport, Size
+from ..report import FusedLayer, FusionReport, Proof, Size
 from .foresight import Foresight, foreseen
 from .onnx_facts import Facts, captured, first_line, without_weights
+from .onnx_proof import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .onnx_reader import read_steps
 from .onnx_writer import Emission, Names, emit, without_unread
 from .region import Plan, plan
-from .sizes import nominal
+from .sizes import nominal_side
 from .step import Step
 
 
-def fuse_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, FusionReport]:
-    """A copy of `model` with one convolution where affine regions allow it, and what was done.
+def fuse_onnx(
+    model: onnx.ModelProto | str | os.PathLike[str], feeds: Sequence[Feeds] | None = None, *, prove: bool = True
+) -> tuple[onnx.ModelProto, FusionReport]:
+    """A copy of `model` with one convolution where affine regions allow it, what was done, and proof that it is right.
 
     Exact in real arithmetic at every pixel, borders included; what would not be is refused in words. Names of inputs
     and outputs, metadata, opset and every node that nothing substituted feeds stay as they are. A model with nothing to
     gain comes back with every node and weight untouched. External data is read into the result; above 2 GB save it with
     `onnx.save(..., save_as_external_data=True)`.
 
+    Both run in onnxruntime. Every tensor that is written anew is compared with what the nodes it stands for give in
+    float64, and so is every output; the report holds the comparisons, and what could not be compared.
+
+    Args:
+        model: the model or its file.
+        feeds: inputs by name to compare on, one mapping a run; None: two random draws of what the model declares.
+        prove: False leaves the comparing out, and the report says so.
+
     Raises:
         FusionError: not a readable, valid ONNX model.
+        VerificationError: the result differs by more than rounding; `error.report` has every comparison.
+        SourceError: onnxruntime cannot run the model on the given `feeds`.
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
     facts, steps, chosen, refusals = _planned(source)
     result, layers, more = _write(source, facts, steps, chosen, captured(source.graph))
     _check(result)
     report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
-    return result, report
+    proof = proof_of(source, result, report, feeds) if prove else None
+    return result, report.with_proof(proof).require("the fused ONNX model")
+
+
+def proof_of(
+    before: onnx.ModelProto, after: onnx.ModelProto, report: FusionReport, feeds: Sequence[Feeds] | None
+) -> Proof:
+    """The proof of what `fuse_onnx` made; arguments and errors as there.
+
+    A model that onnxruntime cannot run is proven region by region, and `unmeasured` says so.
+    """
+    if list(before.graph.node) == list(after.graph.node):
+        return Proof(Agreement())  # nothing was done
+    drawn, unmeasured = random_feeds(before) if feeds is None else (list(feeds), ())
+    if not drawn:
+        return Proof(Agreement(), unmeasured)
+    try:
+        return prove_onnx(before, after, drawn, labels_of(after, report))
+    except NotRunError as error:
+        if feeds is not None:
+            raise
+        said = f"{error}; pass inputs that it takes: feeds=[{{name: array}}]"
+        regions, more = region_comparisons(before, after, drawn[-1], labels_of(after, report))
+        return Proof(Agreement(tuple(regions)), (Refusal("end to end", said), *more))
 
 
 def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
@@ -57,15 +95,32 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     """The choice of what is written, before anything is."""
     _check(source)
     facts = Facts(source)
-    steps, refusals = read_steps(facts)
+    found, refusals = read_steps(facts)
+    steps = _read_again(source, facts, found)
     needed = {value.name for value in source.graph.output} | captured(source.graph)
     made = {step.output for step in steps}
-    affine = {id(facts.makers[name]) for name in made}
+    affine = {id(facts.makers[step.output]) for step in found}
     for node in source.graph.node:
         if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
             needed.update(name for name in node.input if name in made)
-    sizes = {name: nominal(dims) for name, dims in facts.dims.items() if isinstance(dims[1], int)}
-    return facts, steps, plan(steps, needed, sizes), refusals
+    return facts, steps, plan(steps, needed, facts.placed), refusals
+
+
+def _read_again(source: onnx.ModelProto, facts: Facts, steps: list[Step]) -> list[Step]:
+    """Those of `steps` that something reads for its numbers; of the others at most the size is asked."""
+    wanted = {value.name for value in source.graph.output} | captured(source.graph)
+    made = {step.output for step in steps}
+    wanted |= made - {name for node in source.graph.node for name in node.input}
+    for node in source.graph.node:
+        constant = node.output and facts.is_constant(node.output[0])
+        if not constant and not any(name in made for name in node.output):
+            wanted.update(node.input)
+    kept = []
+    for step in reversed(steps):
+        if step.output in wanted:
+            kept.append(step)
+            wanted.update(step.inputs)
+    return kept[::-1]
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -105,7 +160,7 @@ def _write(
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            emission = emit(name, where[name], found, facts.types[name], names, flat=name in facts.flat)
+            emission = emit(facts.placed, name, where[name], found, facts.types[name], names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
@@ -132,7 +187,7 @@ def _write(
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
     for node in source.graph.node:
         if _is_size(facts, node):
-            value = facts.constant(node.output[0])
+            value = facts.as_run(node.output[0])
             if value is not None and node.output[0] in needed:
                 result.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
             continue
@@ -189,6 +244,13 @@ def _elements(facts: Facts, name: str) -> int:
     return int(np.prod(facts.initializers[name].dims)) if name in facts.initializers else 0
 
 
+def _stem(name: str, facts: Facts) -> str:
+    """The tensor that one written on the way to it, such as `y.part0.inner`, is as large as."""
+    while name not in facts.placed and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
 
@@ -201,12 +263,13 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
         if node.op_type != "Conv":
             continue
         weight = shapes.get(node.input[1])
-        dims = facts.dims.get(node.output[0]) or facts.dims.get(node.output[0].split(".part")[0])
-        if not isinstance(weight, tuple) or dims is None or flops is None:
+        tensor = facts.placed.get(_stem(node.output[0], facts))
+        sides = facts.sides.get(node.output[0])
+        if not isinstance(weight, tuple) or (tensor is None and sides is None) or flops is None:
             flops = None
             continue
-        _, height, width = nominal(dims)
-        flops += 2 * height * width * int(np.prod(weight))
+        pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
+        flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
         sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(int(np.prod(t.dims)) for t in model.graph.initializer), flops,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,42 +11,35 @@ import torch
 from torch import Tensor
 
 from ..geometry import Pair, Sides
-from .expression import Term
+from .carried import Carried, Made, spread
 from .not_affine import NotAffineError
 from .onnx_facts import Array, Facts, attributes
-from .sizes import Dims
-from .step import Offset
+from .sizes import Dim
 
 
 @dataclass(frozen=True)
 class Part:
-    """One output of a node before its cost is known."""
+    """One output of a node, and what it is."""
 
     output: str
-    terms: tuple[Term, ...]
-    offset: Offset | None = None
-    moves: int = 1
+    made: Made
 
 
-def shown(dims: Dims) -> str:
+def shown(dims: Sequence[Dim]) -> str:
     """A size the way a report writes it, open sides in terms of what they come from."""
     return "x".join(str(d) if isinstance(d, int) else f"({d[0]}{d[2] + 1:+d})/{d[1]}" for d in dims)
 
 
-def dims_of(facts: Facts, name: str) -> Dims:
-    """A tensor's size; its channels are known."""
-    dims = facts.dims.get(name)
-    if dims is None or not isinstance(dims[1], int) or dims[1] < 1:
-        raise NotAffineError
-    return dims
+def image_of(facts: Facts, name: str) -> Carried:
+    """A tensor [n, c, pixels].
 
-
-def channels_of(facts: Facts, name: str) -> int:
-    """How many channels a tensor has."""
-    channels = dims_of(facts, name)[1]
-    if not isinstance(channels, int):
-        raise NotAffineError
-    return channels
+    Raises:
+        NotAffineError: its axes are something else.
+    """
+    tensor = facts.tensor(name)
+    if not tensor.is_plain:
+        raise NotAffineError("its input is laid out otherwise than [n, c, pixels]")
+    return tensor
 
 
 def double(array: Array) -> Tensor:
@@ -86,19 +80,21 @@ def integer(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
-def window(facts: Facts, node: onnx.NodeProto, size: Pair) -> tuple[Pair, Sides]:
-    """Stride and padding of a Conv or pool whose window, dilation included, is `size`."""
+def window(facts: Facts, node: onnx.NodeProto, size: Pair, pixels: int) -> tuple[Pair, Sides]:
+    """Stride and padding of a Conv or pool whose window, dilation included, is `size`; one pixel axis is rows."""
     known = attributes(node)
-    rows, columns = integers(known.get("strides"), [1, 1])
+    rows, columns = pair(known.get("strides"), 1, pixels)
     auto = known.get("auto_pad", b"NOTSET")
     auto = auto.decode() if isinstance(auto, bytes) else str(auto)
     if auto in ("NOTSET", ""):
-        top, left, bottom, right = integers(known.get("pads"), [0, 0, 0, 0])
+        before_after = integers(known.get("pads"), [0] * (2 * pixels))
+        top, left = pair(before_after[:pixels], 0, pixels)
+        bottom, right = pair(before_after[pixels:], 0, pixels)
         return (rows, columns), (top, left, bottom, right)
     if auto == "VALID":
         return (rows, columns), (0, 0, 0, 0)
     sides = []
-    for side, k, s in zip(dims_of(facts, node.input[0])[2:], size, (rows, columns), strict=True):
+    for side, k, s in zip(facts.tensor(node.input[0]).dims[2:], size, (rows, columns), strict=True):
         if s == 1:
             total = k - 1
         elif isinstance(side, int):
@@ -110,15 +106,12 @@ def window(facts: Facts, node: onnx.NodeProto, size: Pair) -> tuple[Pair, Sides]
     return (rows, columns), (top, left, bottom, right)
 
 
-def by_channel(value: Array, channels: int, rank: int) -> Tensor:
-    """A constant operand as one number a channel, [c].
+def pair(value: object, default: int, pixels: int) -> Pair:
+    """One number for rows and one for columns, `default` where none is given."""
+    rows, *columns = integers(value, [default] * pixels)
+    return rows, columns[0] if columns else default
 
-    Raises:
-        NotAffineError: it differs from pixel to pixel or image to image.
-    """
-    if value.size == 1 and value.ndim <= rank:
-        return double(value).reshape(1).expand(channels)
-    aligned = (1,) * (rank - value.ndim) + value.shape
-    if aligned != (1, channels, 1, 1)[:rank]:
-        raise NotAffineError(f"its constant of shape {list(value.shape)} is not one number a channel")
-    return double(value).reshape(-1)
+
+def by_channel(facts: Facts, value: Array, name: str) -> Tensor:
+    """A constant operand of the tensor `name` as one number a channel, [c]; see `spread`."""
+    return spread(double(value), facts.tensor(name))

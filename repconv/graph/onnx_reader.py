@@ -12,22 +12,25 @@ from . import onnx_arithmetic as arithmetic
 from . import onnx_layout as layout
 from .cost import Cost, convolution, elementwise
 from .not_affine import NotAffineError
-from .onnx_facts import Facts, first_line, label
-from .onnx_operands import Part, dims_of, shown
+from .onnx_facts import KEEPS_SIZE, Facts, first_line, label
+from .onnx_operands import Part, shown
 from .sizes import nominal, through
 from .step import Step
 
 _ROUNDING: dict[int, float] = {
-    onnx.TensorProto.FLOAT: 2.0**-23, onnx.TensorProto.DOUBLE: 2.0**-52,
-    onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0**-7,
+    onnx.TensorProto.FLOAT: 2.0**-24, onnx.TensorProto.DOUBLE: 2.0**-53,
+    onnx.TensorProto.FLOAT16: 2.0**-11, onnx.TensorProto.BFLOAT16: 2.0**-8,
 }  # fmt: skip
-"""The element types that are fused, and one rounding of each relative to a number."""
+"""The element types that are fused, and the most by which a cast to each changes a number, relative to it."""
 
 
 _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Conv": arithmetic.convolution, "BatchNormalization": arithmetic.batch_norm, "AveragePool": arithmetic.average,
     "Add": arithmetic.add, "Sub": arithmetic.add, "Sum": arithmetic.add, "Mul": arithmetic.multiply,
     "Div": arithmetic.multiply, "Neg": arithmetic.negate, "Gemm": arithmetic.matrix, "MatMul": arithmetic.matrix,
+    "Mean": arithmetic.add, "Transpose": layout.transpose, "Gather": layout.gather, "GatherND": layout.gather,
+    "ReduceSum": layout.reduce, "ReduceMean": layout.reduce, "Einsum": layout.einsum,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), layout.reshape),
     "Identity": layout.same, "Dropout": layout.same, "Pad": layout.pad, "Concat": layout.concat, "Split": layout.split,
     "Slice": layout.take_slice,
 }  # fmt: skip
@@ -44,10 +47,13 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
     for node in facts.model.graph.node:
         facts.refine(node)
         reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if reader is None or facts.is_constant(node.output[0]):
+        if facts.is_constant(node.output[0]):
             continue
         where = label(node)
         try:
+            if reader is None:
+                _follow(facts, node)
+                continue
             steps += _finish(facts, node, where, reader(facts, node))
         except (NotAffineError, GeometryError) as error:
             if str(error):
@@ -59,26 +65,28 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
     return steps, refusals
 
 
+def _follow(facts: Facts, node: onnx.NodeProto) -> None:
+    """Give what an operation on each number makes the layout of the tensor it reads."""
+    if node.op_type in KEEPS_SIZE and facts.sides.get(node.input[0]) == facts.sides.get(node.output[0]):
+        source = facts.tensor(node.input[0])
+        facts.place(node.output[0], source.layout, source.dims)
+
+
 def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -> list[Step]:
-    """Check types and sizes of a node's parts and note the sizes of its outputs."""
+    """Check types and sizes of a node's parts and note the layouts and sizes of its outputs."""
     steps = []
     for part in parts:
+        made = part.made
         kind = facts.types.get(part.output, 0)
-        if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in part.terms):
+        if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
             raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
-        if part.output not in facts.dims and all(term.source in facts.flat for term in part.terms):
-            facts.flat.add(part.output)
-        if any((term.source in facts.flat) != (part.output in facts.flat) for term in part.terms):
-            raise NotAffineError
-        found = {through(term.form.geometry, dims_of(facts, term.source)) for term in part.terms}
+        found = {through(term.form.geometry, facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
             raise NotAffineError("it adds tensors that may differ in size: " + " and ".join(map(shown, found)))
-        dims = next(iter(found))
-        facts.set_dims(part.output, dims)
-        size = nominal(dims)
+        size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            cost = convolution(part.terms[0].form, nominal(dims_of(facts, part.terms[0].source)), size)
+            cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)
         else:
-            cost = elementwise(part.moves, size) if part.moves else Cost()
-        steps.append(Step(part.output, where, node.op_type, part.terms, cost, part.offset, _ROUNDING[kind]))
+            cost = elementwise(made.moves, size) if made.moves else Cost()
+        steps.append(Step(part.output, where, node.op_type, made.terms, cost, made.offset, _ROUNDING[kind]))
     return steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..errors import FusionError
 from ..kernels import Kernel
+from .arrangement import Change, arrange
+from .carried import Carried
 from .expression import Expression, Term
 
 
@@ -40,77 +42,124 @@ class Names:
         return name
 
 
+@dataclass
+class _Pen:
+    """What writing one tensor needs to know."""
+
+    output: str
+    where: str
+    element_type: int
+    names: Names
+    result: Emission = field(default_factory=Emission)
+
+    def node(self, kind: str, inputs: list[str], target: str, suffix: str = "", **settings: int | list[int]) -> str:
+        """Write a node; what it makes."""
+        name = self.names.new(f"{self.where}{suffix}")
+        node = helper.make_node(kind, inputs, [target], name)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in settings.items())
+        self.result.nodes.append(node)
+        return target
+
+    def weight(self, wanted: str, value: Tensor) -> str:
+        """Write numbers; their name."""
+        self.result.weights.append(_tensor(self.names.new(wanted), value, self.element_type))
+        return self.result.weights[-1].name
+
+    def change(self, source: str, changes: Sequence[Change], target: str) -> str:
+        """Write changes of layout, the last to `target`; what they make."""
+        for index, (kind, numbers) in enumerate(changes, start=1):
+            made = target if index == len(changes) else self.names.new(f"{target}.{kind}")
+            if kind == "permute":
+                source = self.node("Transpose", [source], made, "/transpose", perm=list(numbers))
+                continue
+            shape = numpy_helper.from_array(np.array(numbers, np.int64), self.names.new(f"{target}.shape"))
+            self.result.weights.append(shape)
+            source = self.node("Reshape", [source, shape.name], made, "/reshape")
+        return source
+
+
 def emit(
-    output: str, where: str, found: Expression, element_type: int, names: Names, *, flat: bool = False
+    placed: Mapping[str, Carried], output: str, where: str, found: Expression, element_type: int, names: Names
 ) -> Emission:
-    """The nodes that make `output` as `sum_s K_s * s + b`; `flat` if tensors are [n, c] and convolutions Gemm.
+    """The nodes that make `output` as `sum_s K_s * s + b`; `placed`: the layouts of tensors.
 
     Raises:
         FusionError: a number is not finite in the graph's element type.
     """
-    result = Emission()
-    bias = None if found.bias.is_zero else found.bias.parts[0]
-    shape = (-1,) if flat else (-1, 1, 1)
+    pen = _Pen(output, where, element_type, names)
+    bias = found.bias.value
     computed = [term for term in found.terms if not term.form.is_diagonal]
     scaled = [term for term in found.terms if term.form.is_diagonal and not term.form.is_identity]
-    parts = []
+    untouched = [term for term in found.terms if term.form.is_identity]
     loose = bias is not None and not computed
     last = len(found.terms) == 1 and not loose
-    for index, term in enumerate([*computed, *scaled]):
+    parts = []
+    for index, term in enumerate([*computed, *scaled, *untouched]):
         target = output if last else names.new(f"{output}.part{index}")
+        source = placed[term.source]
+        way = arrange(term.form, source, placed[output])
+        made = names.new(f"{target}.inner") if way.after else target
+        if term.form.is_identity:
+            parts.append(pen.change(term.source, way.after, target))
+            continue
+        read = pen.change(term.source, way.before, names.new(f"{target}.outer")) if way.before else term.source
         if index >= len(computed):
-            factor = _tensor(names.new(f"{target}.scale"), term.kernel.weight.reshape(shape), element_type)
-            result.weights.append(factor)
-            name = names.new(f"{where}/scale")
-            result.nodes.append(helper.make_node("Mul", [term.source, factor.name], [target], name))
-        elif flat:
-            _gemm(result, term, bias if index == 0 else None, target, where, element_type, names)
+            shape = source.layout.widths if len(source.layout.axes) < 3 else _without_leading_ones(source.layout.widths)
+            factor = pen.weight(f"{target}.scale", term.kernel.weight.reshape(shape))
+            pen.node("Mul", [read, factor], made, "/scale")
+        elif way.pixels is None:
+            _matrix(pen, read, term, bias if index == 0 else None, made, len(source.layout.axes))
         else:
-            _convolution(result, term, bias if index == 0 else None, target, where, element_type, names)
-        parts.append(target)
-    parts += [term.source for term in found.terms if term.form.is_identity]
+            _convolution(pen, read, term, bias if index == 0 else None, made, way.pixels)
+        parts.append(pen.change(made, way.after, target))
     if loose and bias is not None:
-        shift = _tensor(names.new(f"{output}.bias"), bias.reshape(shape), element_type)
-        result.weights.append(shift)
-        parts.append(shift.name)
+        parts.append(pen.weight(f"{output}.bias", bias.reshape(_without_leading_ones(placed[output].layout.widths))))
     total = parts[0]
     for index, other in enumerate(parts[1:], start=2):
         target = output if index == len(parts) else names.new(f"{output}.sum{index}")
-        result.nodes.append(helper.make_node("Add", [total, other], [target], names.new(f"{where}/add{index}")))
-        total = target
+        total = pen.node("Add", [total, other], target, f"/add{index}")
     if total != output:
-        result.nodes.append(helper.make_node("Identity", [total], [output], names.new(where)))
-    return result
+        pen.node("Identity", [total], output)
+    return pen.result
 
 
-def _gemm(
-    result: Emission, term: Term, bias: Tensor | None, target: str, where: str, element_type: int, names: Names
-) -> None:
-    weight = _tensor(names.new(f"{target}.weight"), term.kernel.regroup(1).weight[:, :, 0, 0], element_type)
-    inputs = [term.source, weight.name]
-    result.weights.append(weight)
+def _without_leading_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape that broadcasts as `shape` does."""
+    found = tuple(shape)
+    while len(found) > 1 and found[0] == 1:
+        found = found[1:]
+    return found
+
+
+def _matrix(pen: _Pen, source: str, term: Term, bias: Tensor | None, target: str, rank: int) -> None:
+    """A matrix times the last axis, as Gemm where that takes the tensor."""
+    matrix = term.kernel.regroup(1).weight[:, :, 0, 0]
+    if rank == 2:
+        inputs = [source, pen.weight(f"{target}.weight", matrix)]
+        if bias is not None:
+            inputs.append(pen.weight(f"{target}.bias", bias))
+        pen.node("Gemm", inputs, target, transB=1)
+        return
+    weight = pen.weight(f"{target}.weight", matrix.T)
+    product = target if bias is None else pen.names.new(f"{target}.product")
+    pen.node("MatMul", [source, weight], product)
     if bias is not None:
-        result.weights.append(_tensor(names.new(f"{target}.bias"), bias, element_type))
-        inputs.append(result.weights[-1].name)
-    result.nodes.append(helper.make_node("Gemm", inputs, [target], names.new(where), transB=1))
+        pen.node("Add", [product, pen.weight(f"{target}.bias", bias)], target, "/bias")
 
 
-def _convolution(
-    result: Emission, term: Term, bias: Tensor | None, target: str, where: str, element_type: int, names: Names
-) -> None:
+def _convolution(pen: _Pen, source: str, term: Term, bias: Tensor | None, target: str, pixels: int) -> None:
     kernel, rows, columns = written(term)
-    weight = _tensor(names.new(f"{target}.weight"), kernel.weight[:, :, ::rows, ::columns], element_type)
-    inputs = [term.source, weight.name]
-    result.weights.append(weight)
+    taps = kernel.weight[:, :, ::rows, ::columns]
+    weight = pen.weight(f"{target}.weight", taps if pixels == 2 else taps[..., 0])
+    inputs = [source, weight]
     if bias is not None:
-        result.weights.append(_tensor(names.new(f"{target}.bias"), bias, element_type))
-        inputs.append(result.weights[-1].name)
-    name = names.new(where)
-    result.nodes.append(helper.make_node(
-        "Conv", inputs, [target], name, group=kernel.groups, strides=list(kernel.stride), pads=list(kernel.padding),
-        dilations=[rows, columns], kernel_shape=list(weight.dims[2:]),
-    ))  # fmt: skip
-    result.convolutions.append((name, term.form.without_cropping().label))
+        inputs.append(pen.weight(f"{target}.bias", bias))
+    pads = [*kernel.padding[:2][:pixels], *kernel.padding[2:][:pixels]]
+    pen.node(
+        "Conv", inputs, target, group=kernel.groups, strides=list(kernel.stride)[:pixels], pads=pads,
+        dilations=[rows, columns][:pixels], kernel_shape=list(taps.shape[2:])[:pixels],
+    )  # fmt: skip
+    pen.result.convolutions.append((pen.result.nodes[-1].name, term.form.without_cropping().label))
 
 
 def written(term: Term) -> tuple[Kernel, int, int]:
@@ -147,7 +196,7 @@ def without_unread(
     # Backwards, every reader of a node's outputs has been decided before the node itself.
     for node in reversed(graph.node):
         made = [name for name in node.output if name]
-        unread = made and all(name in read_before and not readers[name] and name not in outputs for name in made)
+        unread = any(name in read_before for name in made) and not any(readers[n] or n in outputs for n in made)
         if unread and node.op_type not in ("If", "Loop", "Scan"):
             readers.subtract(set(node.input))
         else:

@@ -1,84 +1,139 @@
-"""How far each fused region of a program is from the operations it stands for, on the tensors it really reads."""
+"""Proof that a fused program is the one it was made of: region by region, and end to end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
-from ..agreement import Comparison, compare_tensors
-from ..double import FastGroupedDouble
-from .exported_program import Rewritten
+from ..affine_proof import different, same_numbers
+from ..agreement import Agreement, Comparison
+from ..proving import prove_whole
+from ..report import FusionReport, Proof
+from .program_regions import Constants, prove_region
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program's graph before and after fusing, sharing what nothing changed.
+
+    pairs: the names of tensors written anew, and the nodes of `after` that write them. labels: what the report calls
+        the nodes of `before`. exact: of parameters of `before` that were rounded when they were made, by name, the
+        float64 numbers they were made of, which what is written was made of, too.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    pairs: Mapping[str, fx.Node]
+    report: FusionReport
+    labels: Mapping[str, str]
+    exact: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def prove_program(
+    rewritten: Rewritten, fused: ExportedProgram, original: nn.Module, inputs: Sequence[tuple[Any, ...]]
+) -> Proof:
+    """How far `fused` is from `original`, each tensor that fusing writes anew and every output.
+
+    Args:
+        rewritten: what was done to the program's graph.
+        fused: that as a program again.
+        original: what the program was made of; it stays as it is, so a fused program proves what came before, too.
+        inputs: positional arguments, one call's each; regions are compared on the program's own example inputs.
+    """
+    example, _ = fused.example_inputs or ((), {})
+    regions = Proof(Agreement(program_regions(rewritten, list(example))))
+    return regions + prove_whole(original, fused.module(), inputs)
 
 
 def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Comparison, ...]:
     """One comparison a tensor that fusing writes anew, named as in the report where a convolution makes it.
 
-    The fused graph runs on `inputs`. Then the operations each region stands for run in float64 on the tensors the
-    region reads, which is the reference, and in the program's own dtype, which is the unfused program's own error.
+    The fused graph runs on `inputs`, which tells the sizes of the tensors that regions read.
+
+    Raises:
+        FusionError: a region cannot be evaluated.
     """
     if not rewritten.pairs:
         return ()
-    names = {node.name for node in rewritten.after.graph.nodes}
-    known = {**{name: name for name in names}, **{name: node.name for name, node in rewritten.pairs.items()}}
     recorder = _Recorder(rewritten.after)
-    with torch.no_grad(), FastGroupedDouble():
+    with torch.no_grad():
         recorder.run(*inputs)
-        return tuple(
-            _compare(rewritten, name, {old: recorder.seen[new] for old, new in known.items() if new in recorder.seen})
-            for name in rewritten.pairs
+    old = {node.name: node for node in rewritten.before.graph.nodes}
+    new = {node.name: node for node in rewritten.after.graph.nodes}
+    computed = _computed(rewritten.before) & _computed(rewritten.after)
+    shared = {name: (old[name], new[name]) for name in old if name in new and name in computed}
+    shared |= {name: (old[name], node) for name, node in rewritten.pairs.items()}
+    shapes = {name: recorder.shapes[node.name] for name, (_, node) in shared.items() if node.name in recorder.shapes}
+    found = list(_altered(rewritten, old, new))
+    for name in rewritten.pairs:
+        others = {n: nodes for n, nodes in shared.items() if n != name and n in shapes}
+        before, after = ({nodes[side]: n for n, nodes in others.items()} for side in (0, 1))
+        found.append(prove_region(
+            *shared[name], (_held(rewritten.before, rewritten.exact), _held(rewritten.after)), (before, after), shapes,
+            rewritten.labels[name],
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> Iterator[Comparison]:
+    """Nodes outside the regions that are not the same operation of the same tensors and numbers as before.
+
+    Where there is none, what is proven of each region carries over to the outputs, whatever comes between.
+    """
+    now = {name: node.name for name, node in rewritten.pairs.items()}
+
+    def renamed(node: fx.Node) -> str:
+        return now.get(node.name, node.name)
+
+    modules = rewritten.before, rewritten.after
+    for name in old.keys() & new.keys() - set(now):
+        before, after = old[name], new[name]
+        same = before.target == after.target and str(fx.node.map_arg((before.args, before.kwargs), renamed)) == str(
+            fx.node.map_arg((after.args, after.kwargs), operator.attrgetter("name"))
         )
+        if same and before.op == "get_attr":
+            same = same_numbers(
+                *(operator.attrgetter(str(n.target))(m) for n, m in zip((before, after), modules, strict=True))
+            )
+        if not same:
+            yield different(rewritten.labels[name], "not the original's operation, though nothing was folded here")
+
+
+def _computed(module: fx.GraphModule) -> set[str]:
+    """Nodes made of an input's numbers, not of parameters alone."""
+    found: dict[fx.Node, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
+            found[node] = node.name
+    return set(found.values())
+
+
+def _held(module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> Constants:
+    def constant(name: str) -> Tensor:
+        if exact and name in exact:
+            return exact[name]
+        found: Tensor = operator.attrgetter(name)(module)
+        return found.detach()
+
+    return constant
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every tensor."""
+    """Runs a graph and keeps the shape of every tensor."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.seen: dict[str, Tensor] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401  # fx's signature
-        """Run one node, and keep what it gives."""
+        """Run one node, and keep its size."""
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.seen[n.name] = result
+            self.shapes[n.name] = tuple(result.shape)
         return result
-
-
-def _compare(rewritten: Rewritten, name: str, known: Mapping[str, Tensor]) -> Comparison:
-    nodes = {node.name: node for node in rewritten.before.graph.nodes}
-    outer = {key: value for key, value in known.items() if key != name}
-    wanted = _evaluate(nodes[name], rewritten.before, outer, lambda t: t.double() if t.is_floating_point() else t)
-    own = _evaluate(nodes[name], rewritten.before, outer, lambda t: t)
-    return replace(
-        compare_tensors(wanted, known[name], own), where=rewritten.labels[name], shape=tuple(wanted.shape)
-    )  # fmt: skip
-
-
-def _evaluate(
-    node: fx.Node, module: fx.GraphModule, known: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """What `node` gives of the `known` tensors, each number cast first."""
-    values: dict[fx.Node, Any] = {}
-
-    def value(n: fx.Node) -> Any:  # noqa: ANN401  # tensors, and what goes with them
-        if n not in values:
-            values[n] = _once(n)
-        return values[n]
-
-    def _once(n: fx.Node) -> Any:  # noqa: ANN401
-        if n.op == "get_attr":
-            held: Any = module
-            for part in str(n.target).split("."):
-                held = getattr(held, part)
-            return cast(held.detach())
-        if n.name in known:
-            return cast(known[n.name])
-        function: Any = n.target  # what is left are calls of functions
-        return function(*fx.node.map_arg(n.args, value), **fx.node.map_arg(n.kwargs, value))
-
-    result: Tensor = value(node)
-    return result

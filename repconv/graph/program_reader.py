@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,16 +13,18 @@ from ..errors import GeometryError
 from ..geometry import Pair
 from ..kernels import batch_norm_affine
 from ..refusal import Refusal
+from .carried import Carried, Made, spread
+from .constant import Constant
 from .cost import Cost, convolution, elementwise
 from .expression import Term
+from .layout import Atom, Layout, plain
 from .not_affine import NotAffineError
-from .program_facts import FUNCTIONAL_NORM, SPLITS, ProgramFacts, kind_of
-from .step import Offset, Step
-from .terms import average_term, concatenation, convolution_term, grid_term, matrix_term, scale_term, slice_term
+from .program_facts import FUNCTIONAL_NORM, ProgramFacts, is_pointwise, kind_of
+from .program_moves import MOVES
+from .step import Step
+from .terms import average_term, convolution_term, grid_term, matrix_term, scale_term
 
-_ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-_TO_THE_END = 2**63 - 1
-_Read = tuple[tuple[Term, ...], Offset | None]
+_ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
@@ -31,43 +33,52 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
     refusals: list[Refusal] = []
     for node in facts.module.graph.nodes:
         reader = _READERS.get(kind_of(node))
-        if reader is None or facts.constant(node) is not None or not facts.size(node):
+        if facts.is_constant(node) or not facts.size(node):
             continue
         try:
-            terms, offset = reader(facts, node)
-            steps.append(_step(facts, node, terms, offset))
+            if reader is None:
+                _follow(facts, node)
+            else:
+                steps.append(_step(facts, node, reader(facts, node)))
         except (NotAffineError, GeometryError) as error:
             if str(error):
                 refusals.append(Refusal(facts.labels[node.name], str(error)))
     return steps, refusals
 
 
-def _step(facts: ProgramFacts, node: fx.Node, terms: tuple[Term, ...], offset: Offset | None) -> Step:
-    sources = [facts.nodes[term.source] for term in terms]
+def _follow(facts: ProgramFacts, node: fx.Node) -> None:
+    """Give what an operation on each number makes the layout of the tensor it reads."""
+    sources = [n for n in node.all_input_nodes if not facts.is_constant(n)]
+    if is_pointwise(node) and len(sources) == 1 and facts.size(sources[0]) == facts.size(node):
+        source = facts.tensor(sources[0])
+        facts.place(node, source.layout, source.dims)
+
+
+def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
+    sources = [facts.nodes[term.source] for term in made.terms]
     dtype = node.meta["val"].dtype
     if dtype not in _ROUNDING or any(s.meta["val"].dtype != dtype for s in sources):
         raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
-    if any(len(facts.size(s)) != len(facts.size(node)) for s in sources):
-        raise NotAffineError
     kind = kind_of(node).split(".")[1]
+    facts.place(node, made.layout, facts.tensor(sources[0]).dims)
     size = facts.nominal(node)
-    if kind in ("conv2d", "linear"):
-        cost = convolution(terms[0].form, facts.nominal(sources[0]), size)
+    if kind in _CONVOLUTIONS:
+        cost = convolution(made.terms[0].form, facts.nominal(sources[0]), size)
     else:
-        # Sums read each of their terms; what concatenation reads is as large as what it writes.
-        cost = Cost() if kind in _FREE else elementwise(len(terms) if kind in ("add", "sub") else 1, size)
-    return Step(node.name, facts.labels[node.name], kind, terms, cost, offset, _ROUNDING[dtype])
+        cost = elementwise(made.moves, size) if made.moves else Cost()
+    return Step(node.name, facts.labels[node.name], kind, made.terms, cost, made.offset, _ROUNDING[dtype])
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _pair(value: object) -> Pair:
+def _pair(value: object, pixels: int = 2, beyond: int = 1) -> Pair:
+    """A number for each pixel axis, `beyond` for one that is not there."""
     numbers = [v for v in value if isinstance(v, int)] if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(v, int) for v in numbers) or len(numbers) not in (1, 2):
+    if not all(isinstance(v, int) for v in numbers) or len(numbers) not in (1, pixels):
         raise NotAffineError
-    return int(str(numbers[0])), int(str(numbers[-1]))
+    return int(str(numbers[0])), int(str(numbers[-1])) if pixels == 2 else beyond
 
 
 def _constant(facts: ProgramFacts, value: object, what: str) -> Tensor:
@@ -92,32 +103,44 @@ def _source(node: fx.Node, position: int = 0) -> fx.Node:
     return source
 
 
-def _plain(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, value.abs()
+def _image(facts: ProgramFacts, node: object) -> Carried:
+    """A tensor [n, c, pixels].
+
+    Raises:
+        NotAffineError: its axes are something else.
+    """
+    tensor = facts.tensor(node)
+    if not tensor.is_plain:
+        raise NotAffineError("its input is laid out otherwise than [n, c, pixels]")
+    return tensor
 
 
-def _conv(facts: ProgramFacts, node: fx.Node) -> _Read:
-    weight = _constant(facts, node.args[1], "weight")
-    dilation = _pair(_argument(node, 5, "dilation", [1, 1]))
-    o, i, kh, kw = weight.shape
-    padding = _argument(node, 4, "padding", [0, 0])
+def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
+    source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
+    pixels = weight.dim() - 2
+    if pixels not in (1, 2) or len(source.layout.axes) != weight.dim():
+        raise NotAffineError
+    dilation = _pair(_argument(node, 5, "dilation", 1), pixels)
+    o, i, kh, kw = (*weight.shape, 1)[:4]
+    padding = _argument(node, 4, "padding", 0)
     if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, (kh, kw), strict=True)]
-        top, left = total[0] // 2, total[1] // 2
-        bottom, right = total[0] - top, total[1] - left
+        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, (kh, kw), strict=True)]
+        top, left = reach[0] // 2, reach[1] // 2
+        bottom, right = reach[0] - top, reach[1] - left
     else:
-        top, left = bottom, right = _pair(padding)
+        top, left = bottom, right = _pair(padding, pixels, 0)
     groups = _argument(node, 6, "groups", 1)
     term = convolution_term(
-        _source(node).name, partial(_double, weight), (o, i, kh, kw),
-        stride=_pair(_argument(node, 3, "stride", [1, 1])), padding=(top, left, bottom, right),
+        source.name, lambda: _double(weight).reshape(o, i, kh, kw), (o, i, kh, kw),
+        stride=_pair(_argument(node, 3, "stride", 1), pixels), padding=(top, left, bottom, right),
         dilation=dilation, groups=groups if isinstance(groups, int) else 1,
     )  # fmt: skip
     bias = _argument(node, 2, "bias")
-    return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
+    return Made(plain(o, pixels), (term,), offset)
 
 
-def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
+def _batch_norm(facts: ProgramFacts, node: fx.Node) -> Made:
     if node.target is operator.getitem:
         node = _source(node)
         _, weight, bias, mean, variance, _, eps = node.args[:7]
@@ -132,70 +155,82 @@ def _batch_norm(facts: ProgramFacts, node: fx.Node) -> _Read:
     scale, _ = batch_norm_affine(centre, _tensor(facts, variance, "variance"), factor, None, float(str(eps)))
     if not bool(torch.isfinite(scale).all()):
         raise NotAffineError("its variance plus epsilon is not positive")
-    offset = (added - centre * scale, added.abs() + (centre * scale).abs())
-    return (scale_term(_source(node).name, scale),), lambda: offset
+    source = facts.tensor(node.args[0])
+    parts = added - centre * scale, added.abs() + (centre * scale).abs()
+    factors, value, magnitude = (_along(source, vector) for vector in (scale, *parts))
+    offset = Constant.computed(value, magnitude)
+    return Made(source.layout, (scale_term(source.name, factors),), lambda: offset)
 
 
-def _vector(facts: ProgramFacts, value: object, channels: int, rank: int) -> Tensor:
-    """A constant operand as one number a channel, [c]."""
-    if isinstance(value, (int, float)):
-        return torch.full((channels,), float(value), dtype=torch.float64)
-    found = _tensor(facts, value, "operand")
-    if found.numel() == 1 and found.dim() <= rank:
-        return found.reshape(1).expand(channels)
-    if (1,) * (rank - found.dim()) + tuple(found.shape) != (1, channels, 1, 1)[:rank]:
-        raise NotAffineError(f"its constant of shape {list(found.shape)} is not one number a channel")
-    return found.reshape(-1)
+def _along(source: Carried, vector: Tensor) -> Tensor:
+    """One number for each place of axis 1 as one a channel."""
+    return spread(vector.reshape(-1, *(1,) * (len(source.layout.axes) - 2)), source)
 
 
-def _sum(facts: ProgramFacts, node: fx.Node) -> _Read:
+def _vector(facts: ProgramFacts, value: object, source: Carried) -> Tensor:
+    """A constant operand of `source` as one number a channel, [c]."""
+    number = torch.tensor(float(value)) if isinstance(value, (int, float)) else _constant(facts, value, "operand")
+    return spread(number, source)
+
+
+def _sum(facts: ProgramFacts, node: fx.Node) -> Made:
     operands = node.args[:2]
-    tensors = [a for a in operands if isinstance(a, fx.Node) and facts.constant(a) is None]
-    channels, size = facts.channels(tensors[0]), facts.size(node)
+    tensors = [a for a in operands if isinstance(a, fx.Node) and not facts.is_constant(a)]
+    first = facts.tensor(tensors[0])
     alpha = node.kwargs.get("alpha", 1)
     second = float(alpha if isinstance(alpha, (int, float)) else 1) * (-1 if "sub" in str(node.target) else 1)
+    factors = (second, 1.0) if "rsub" in str(node.target) else (1.0, second)
     terms: list[Term] = []
     offset: Tensor | None = None
-    for sign, operand in zip((1.0, second), operands, strict=True):
+    for sign, operand in zip(factors, operands, strict=True):
         if not isinstance(operand, fx.Node) or operand not in tensors:
-            offset = sign * _vector(facts, operand, channels, len(size))
+            offset = sign * _vector(facts, operand, first)
             continue
-        if facts.size(operand) != size:
+        if facts.size(operand) != facts.size(node):
             raise NotAffineError(
-                f"it adds tensors that may differ in size (broadcasting): {facts.size(operand)} and {size}"
+                "it adds tensors that may differ in size (broadcasting): "
+                f"{list(facts.size(operand))} and {list(facts.size(node))}"
             )
-        unit = torch.full((channels,), sign, dtype=torch.float64)
-        terms.append(Term.itself(operand.name, channels) if sign == 1 else scale_term(operand.name, unit))
-    return tuple(terms), None if offset is None else partial(_plain, offset)
+        other = facts.tensor(operand)
+        if other.frame != first.frame:
+            raise NotAffineError("it adds tensors whose channels are on different axes")
+        unit = torch.full((other.layout.channels,), sign, dtype=torch.float64)
+        terms.append(other.itself if sign == 1 else scale_term(other.name, unit))
+    return Made(
+        first.layout, tuple(terms), None if offset is None else partial(Constant.stored, offset), moves=len(terms)
+    )
 
 
-def _product(facts: ProgramFacts, node: fx.Node) -> _Read:
+def _product(facts: ProgramFacts, node: fx.Node) -> Made:
     first, second = node.args[:2]
-    if facts.constant(first) is not None or not isinstance(first, fx.Node):
+    if not isinstance(first, fx.Node) or facts.is_constant(first):
         first, second = second, first
         if "div" in str(node.target):
             raise NotAffineError
-    if not isinstance(first, fx.Node) or (isinstance(second, fx.Node) and facts.constant(second) is None):
+    if not isinstance(first, fx.Node) or (isinstance(second, fx.Node) and not facts.is_constant(second)):
         raise NotAffineError
     if facts.size(first) != facts.size(node) or node.kwargs:
         raise NotAffineError
-    factors = _vector(facts, second, facts.channels(first), len(facts.size(node)))
-    return (scale_term(first.name, factors.reciprocal() if "div" in str(node.target) else factors),), None
+    source = facts.tensor(first)
+    factors = _vector(facts, second, source)
+    factors = factors.reciprocal() if "div" in str(node.target) else factors
+    return Made(source.layout, (scale_term(source.name, factors),))
 
 
-def _negative(facts: ProgramFacts, node: fx.Node) -> _Read:
-    source = _source(node)
-    return (scale_term(source.name, -torch.ones(facts.channels(source), dtype=torch.float64)),), None
+def _negative(facts: ProgramFacts, node: fx.Node) -> Made:
+    source = facts.tensor(node.args[0])
+    return Made(source.layout, (scale_term(source.name, -torch.ones(source.layout.channels, dtype=torch.float64)),))
 
 
-def _same(facts: ProgramFacts, node: fx.Node) -> _Read:
+def _same(facts: ProgramFacts, node: fx.Node) -> Made:
     if "dropout" in str(node.target) and node.args[2]:
         raise NotAffineError("it is in training mode and drops at random")
-    return (Term.itself(_source(node).name, facts.channels(_source(node))),), None
+    source = facts.tensor(node.args[0])
+    return Made(source.layout, (source.itself,), moves=0)
 
 
-def _average(facts: ProgramFacts, node: fx.Node) -> _Read:
-    source = _source(node)
+def _average(facts: ProgramFacts, node: fx.Node) -> Made:
+    source = _image(facts, node.args[0])
     taps = _pair(node.args[1])
     stride = _argument(node, 2, "stride") or taps
     rows, columns = _pair(_argument(node, 3, "padding", 0))
@@ -204,87 +239,46 @@ def _average(facts: ProgramFacts, node: fx.Node) -> _Read:
     if (rows or columns) and not _argument(node, 5, "count_include_pad", True):
         raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
     padding = (rows, columns, rows, columns)
-    return (average_term(source.name, facts.channels(source), taps, stride=_pair(stride), padding=padding),), None
+    term = average_term(source.name, source.layout.channels, taps, stride=_pair(stride), padding=padding)
+    return Made(source.layout, (term,))
 
 
-def _pad(facts: ProgramFacts, node: fx.Node) -> _Read:
-    source, amounts = _source(node), node.args[1]
+def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
+    source, amounts = _image(facts, node.args[0]), node.args[1]
     mode = _argument(node, 2, "mode", "constant") if "constant" not in str(node.target) else "constant"
     value = _argument(node, 2 if "constant" in str(node.target) else 3, "value", None)
     if mode != "constant" or value not in (None, 0, 0.0):
         raise NotAffineError("it pads with something other than zeros")
     sides = [a for a in amounts if isinstance(a, int)] if isinstance(amounts, (list, tuple)) else []
-    if len(sides) not in (2, 4) or len(facts.size(source)) != 4:
+    pixels = len(source.layout.axes) - 2
+    if len(sides) % 2 or not 2 <= len(sides) <= 2 * pixels or not isinstance(amounts, (list, tuple)):
         raise NotAffineError
-    left, right, top, bottom = [*sides, 0, 0][:4]
-    return (grid_term(source.name, facts.channels(source), padding=(top, left, bottom, right)),), None
+    (left, right), (top, bottom) = ([*sides, 0, 0][:2], [*sides, 0, 0][2:4])
+    padding = (top, left, bottom, right) if pixels == 2 else (left, 0, right, 0)
+    return Made(source.layout, (grid_term(source.name, source.layout.channels, padding=padding),))
 
 
-def _cat(facts: ProgramFacts, node: fx.Node) -> _Read:
-    tensors, axis = node.args[0], _argument(node, 1, "dim", 0)
-    if not isinstance(tensors, Sequence) or not isinstance(axis, int) or axis % len(facts.size(node)) != 1:
-        raise NotAffineError
-    sources = [(t.name, facts.channels(t)) for t in tensors if isinstance(t, fx.Node) and facts.constant(t) is None]
-    if len(sources) < len(tensors):
-        raise NotAffineError
-    return concatenation(sources), None
-
-
-def _slice(facts: ProgramFacts, node: fx.Node) -> _Read:
-    source, axis = _source(node), _argument(node, 1, "dim", 0)
-    start, end, step = _argument(node, 2, "start"), _argument(node, 3, "end"), _argument(node, 4, "step", 1)
-    size = facts.size(source)
-    if not isinstance(axis, int) or not isinstance(step, int) or not size:
-        raise NotAffineError
-    if not (start is None or isinstance(start, int)) or not (end is None or isinstance(end, int)):
-        raise NotAffineError("where its slice begins or ends is computed by the program")
-    if axis % len(size) == 0 and start in (None, 0) and (end is None or end == _TO_THE_END) and step == 1:
-        return (Term.itself(source.name, facts.channels(source)),), None  # x[:, 1:] takes every image first
-    return (slice_term(source.name, size, axis % len(size), start, end, step),), None
-
-
-def _split(facts: ProgramFacts, node: fx.Node) -> _Read:
-    """One element of what a split gives."""
-    whole, position = _source(node), node.args[1]
-    source, sizes, axis = _source(whole), whole.args[1], _argument(whole, 2, "dim", 0)
-    size = facts.size(source)
-    if not isinstance(axis, int) or not isinstance(position, int) or not size:
-        raise NotAffineError
-    axis %= len(size)
-    if isinstance(sizes, int):
-        side = size[axis]
-        if "chunk" in str(whole.target):
-            if not isinstance(side, int):
-                raise NotAffineError("how large its chunks are depends on the open input size")
-            sizes = -(-side // sizes)
-        start, end = position * sizes, (position + 1) * sizes
-    else:
-        widths = [w for w in sizes if isinstance(w, int)] if isinstance(sizes, Sequence) else []
-        if len(widths) <= position or not isinstance(sizes, Sequence) or len(widths) < len(sizes):
-            raise NotAffineError
-        start, end = sum(widths[:position]), sum(widths[: position + 1])
-    return (slice_term(source.name, size, axis, start, end),), None
-
-
-def _linear(facts: ProgramFacts, node: fx.Node) -> _Read:
-    source = _source(node)
-    if len(facts.size(source)) != 2:
-        raise NotAffineError
-    bias = _argument(node, 2, "bias")
+def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
+    source = facts.tensor(node.args[0])
     weight = _constant(facts, node.args[1], "weight")
-    o, i = weight.shape
-    term = matrix_term(source.name, partial(_double, weight), (o, i))
-    return (term,), None if bias is None else partial(_plain, _tensor(facts, bias, "bias"))
+    rank, (o, i) = len(source.layout.axes), weight.shape
+    if source.channel_axis != rank - 1 or source.layout.channels != i:
+        raise NotAffineError("the last axis of its input is not its channels alone")
+    layout = Layout((*source.layout.axes[:-1], (Atom("channels", o),)))
+    bias = _argument(node, 2, "bias")
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
+    return Made(layout, (matrix_term(source.name, partial(_double, weight), (o, i)),), offset)
 
 
-_FREE = frozenset(("to", "_to_copy", "dropout", "clone", "contiguous", "alias", "detach", "identity"))
-_READERS: dict[str, Callable[[ProgramFacts, fx.Node], _Read]] = {
-    "aten.conv2d.default": _conv, "aten.conv2d.padding": _conv, "aten.batch_norm.default": _batch_norm,
+_CONVOLUTIONS = frozenset(("conv1d", "conv2d", "linear"))
+_READERS: dict[str, Callable[[ProgramFacts, fx.Node], Made]] = {
+    "aten.conv2d.default": _conv, "aten.conv2d.padding": _conv, "aten.conv1d.default": _conv,
+    "aten.conv1d.padding": _conv, "aten.batch_norm.default": _batch_norm,
     FUNCTIONAL_NORM: _batch_norm, "aten.to.dtype": _same, "aten._to_copy.default": _same,
-    "aten.add.Tensor": _sum, "aten.sub.Tensor": _sum, "aten.mul.Tensor": _product, "aten.div.Tensor": _product,
+    "aten.add.Tensor": _sum, "aten.sub.Tensor": _sum, "aten.rsub.Scalar": _sum,
+    "aten.mul.Tensor": _product, "aten.div.Tensor": _product,
     "aten.neg.default": _negative, "aten.dropout.default": _same, "aten.clone.default": _same,
     "aten.contiguous.default": _same, "aten.alias.default": _same, "aten.detach.default": _same,
     "aten.avg_pool2d.default": _average, "aten.pad.default": _pad, "aten.constant_pad_nd.default": _pad,
-    "aten.cat.default": _cat, "aten.slice.Tensor": _slice, "aten.linear.default": _linear,
-    **dict.fromkeys(SPLITS, _split),
+    "aten.linear.default": _linear, **MOVES,
 }  # fmt: skip

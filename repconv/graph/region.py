@@ -12,9 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..refusal import Refusal
+from .carried import Carried
 from .choice import Choice, InexactError
-from .cost import MOVE, Cost, Size
+from .cost import MOVE, Cost
 from .expression import Expression
+from .sizes import nominal
 from .staying import reasons
 from .step import Step
 
@@ -40,14 +42,15 @@ class Plan:
     after: Cost
 
 
-def plan(steps: Sequence[Step], needed: Collection[str], sizes: Mapping[str, Size]) -> Plan:
+def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried]) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
         steps: in the order they run.
         needed: tensors that must exist: read by something that is no step, or an output.
-        sizes: of every tensor a step reads or makes.
+        placed: the layout and sizes of every tensor a step reads or makes.
     """
+    sizes = {name: nominal(tensor.dims) for name, tensor in placed.items()}
     made = {step.output for step in steps}
     read = {name for step in steps for name in step.inputs}
     fixed = {name for name in made if name in needed or name not in read}
@@ -57,7 +60,7 @@ def plan(steps: Sequence[Step], needed: Collection[str], sizes: Mapping[str, Siz
     refusals: list[Refusal] = []
     before = after = Cost()
     for region in regions(steps, fixed):
-        chosen = solve(Choice(region, fixed, sizes))
+        chosen = solve(Choice(region, fixed, sizes, placed))
         for step in region:
             name = step.output
             if name in chosen.virtual:
@@ -119,8 +122,9 @@ def _start(choice: Choice) -> set[str]:
 def _search(choice: Choice, start: set[str], move: float, limit: Cost) -> None:
     """Flip while the price falls, never further past the multiply-adds and convolutions of `limit`."""
     choice.choose(start)
-    for step in choice.steps:
-        _repair(choice, step)
+    # What one step needs written may make another, seen before, inexact in its turn; fewer are virtual each time.
+    while sum(_repair(choice, step) for step in choice.steps):
+        pass
     groups = [[name] for name in choice.free]
     for step in choice.steps:
         group = [name for name in step.inputs if name in choice.by_output and name not in choice.fixed]
@@ -135,16 +139,20 @@ def _search(choice: Choice, start: set[str], move: float, limit: Cost) -> None:
             return
 
 
-def _repair(choice: Choice, step: Step) -> None:
-    """Write what makes `step` inexact; its inputs' own expressions are exact by now."""
+def _repair(choice: Choice, step: Step) -> bool:
+    """Write what makes `step` inexact, its inputs' own expressions being exact. Returns whether anything was."""
+    repaired = False
     while True:
         try:
             choice.expression(step.output)
+            if step.output not in choice.virtual:
+                choice.cost(step.output)
         except InexactError as error:
             choice.note(error)
             choice.change({error.inner}, set())
+            repaired = True
         else:
-            return
+            return repaired
 
 
 def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost:

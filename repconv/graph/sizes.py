@@ -35,13 +35,19 @@ def through(geometry: Geometry, dims: Dims) -> Dims:
 
 def nominal(dims: Dims) -> tuple[int, int, int]:
     """Channels, height and width with `NOMINAL` for open roots, at least 1."""
-    values = [d if isinstance(d, int) else (NOMINAL + d[2]) // d[1] + 1 for d in dims[1:]]
-    channels, height, width = (max(v, 1) for v in values)
+    channels, height, width = map(nominal_side, dims[1:])
     return channels, height, width
 
 
-def broadcast(first: Dims, second: Dims) -> Dims | None:
-    """The size of an elementwise operation, None where it cannot be known."""
+def nominal_side(side: Dim) -> int:
+    """One side with `NOMINAL` for an open root, at least 1."""
+    return max(side if isinstance(side, int) else (NOMINAL + side[2]) // side[1] + 1, 1)
+
+
+def broadcast(first: tuple[Dim, ...], second: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
+    """The size of an elementwise operation on tensors of one rank, None where it cannot be known."""
+    if len(first) != len(second):
+        return None
     joined: list[Dim] = []
     for a, b in zip(first, second, strict=True):
         if a == b or b == 1:
@@ -50,4 +56,4 @@ def broadcast(first: Dims, second: Dims) -> Dims | None:
             joined.append(b)
         else:
             return None
-    return (joined[0], joined[1], joined[2], joined[3])
+    return tuple(joined)

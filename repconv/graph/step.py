@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from .constant import Constant
 from .cost import Cost
 from .expression import Term
 
-Offset = Callable[[], tuple[Tensor, Tensor]]
+Offset = Callable[[], Constant]
 
 
 @dataclass(frozen=True)
 class Step:
     """One affine node output: `output = sum of terms + offset`.
 
-    where: the node's name, for reports. offset: gives the constant, [o] in float64, and the sum of its parts'
-    magnitudes; None for zero. cost: of the node as it stands. kind: what the node is, such as "Conv".
+    where: the node's name, for reports. offset: gives the constant, None for zero. cost: of the node as it stands.
+    kind: what the node is, such as "Conv". rounding: the most by which a cast to the tensor's type changes a number,
+    relative to it.
     """
 
     output: str
@@ -27,7 +27,7 @@ class Step:
     terms: tuple[Term, ...]
     cost: Cost
     offset: Offset | None = None
-    rounding: float = 2**-23
+    rounding: float = 2**-24
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -53,7 +53,8 @@ def average_term(
 
 def scale_term(source: str, factors: Tensor) -> Term:
     """One factor a channel, [c] in float64."""
-    return Term.leaf(source, scale_form(len(factors)), lambda: factors.reshape(-1, 1, 1, 1))
+    form = scale_form(len(factors), zeros=not bool(factors.any()))
+    return Term.leaf(source, form, lambda: factors.reshape(-1, 1, 1, 1))
 
 
 def matrix_term(source: str, matrix: Callable[[], Tensor], shape: Pair) -> Term:

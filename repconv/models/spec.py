@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -12,3 +14,9 @@ class ModelSpec:
 
     name: str
     arguments: Mapping[str, object]
+
+
+def is_foreign(model: nn.Module) -> bool:
+    """Whether there may be more to fold than this package's blocks: true of every network that it did not make."""
+    spec = getattr(model, "spec", None)
+    return not isinstance(spec, ModelSpec) or ":" in spec.name

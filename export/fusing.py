@@ -1,0 +1,320 @@
+"""The main job: a source, or a module, in its fused form, of the format asked for, proved before it is handed out."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from repconv.agreement import Agreement
+from repconv.checkpoint import Checkpoint, save
+from repconv.errors import OutputError, SourceError, VerificationError
+from repconv.files import sha256, whole_file
+from repconv.fusing import fuse_modules, fuse_network
+from repconv.fusion import outermost_branches
+from repconv.graph import fuse_onnx, fuse_program
+from repconv.graph.onnx_model import load
+from repconv.graph.onnx_proof import labels_of, region_comparisons
+from repconv.leaves import leaves
+from repconv.models.spec import is_foreign
+from repconv.onnx_files import is_large, save_large
+from repconv.report import FusionReport, Proof
+from repconv.sources import Source, open_source
+from repconv.verify import count_flops, dtype_of, probes
+
+from .artefacts import onnx_artefact, program_artefact
+from .checks import inputs_for
+from .onnx_exporter import described, exported, finished, verify_onnx
+from .programs import read_program
+from .settings import DEFAULT_OPSET
+
+Shape = tuple[int, int, int]
+
+CHECKPOINTS = (".pt", ".safetensors")
+FORMATS = (*CHECKPOINTS, ".onnx", ".pt2")
+GRAPHS = {".onnx": (".onnx",), ".pt2": (".pt2", ".onnx")}
+"""Sources that are graphs, and what can be written of them."""
+
+
+@dataclass(frozen=True)
+class FuseSettings:
+    """How to fuse: (c, h, w) of an image where the source does not say, and what ONNX files and programs leave open."""
+
+    input_shape: Shape | None = None
+    opset: int = DEFAULT_OPSET
+    dynamic_batch: bool = False
+
+
+Model = nn.Module | ExportedProgram | onnx.ModelProto
+M_co = TypeVar("M_co", bound=Model, covariant=True)
+
+
+@dataclass(frozen=True)
+class Fused(Generic[M_co]):
+    """A fused network, and the account and proof of it.
+
+    model: in the form asked for: modules, a program or an ONNX model.
+    modules: the same as modules, where this package's blocks were folded as such; else None.
+    in_runtime: how far the ONNX model of `modules` is from the source in onnxruntime.
+    known: the source as it was loaded, and `shape` of its images; None for files that are graphs.
+    """
+
+    model: M_co
+    report: FusionReport
+    modules: nn.Module | None = None
+    in_runtime: Agreement | None = None
+    known: Checkpoint | None = None
+    shape: Shape | None = None
+
+
+def fuse_source(
+    source: str | Path | Source | nn.Module,
+    suffix: str,
+    settings: FuseSettings | None = None,
+    *,
+    inputs: Sequence[Tensor] | None = None,
+    prove: bool = True,
+) -> Fused[Model]:
+    """Fuse `source`, and prove it.
+
+    Args:
+        source: as the command line takes it, a source that is open already, or a module in evaluation mode.
+        suffix: of the form wanted, one of `FORMATS`: modules for a checkpoint, an ONNX model, or a program.
+        settings: sizes and opset.
+        inputs: images [n, c, h, w] to run what becomes a graph on; None: random ones.
+        prove: False leaves the comparing out, and the report says so.
+
+    Raises:
+        SourceError: nothing that can be fused so, or an image size that is not known.
+        CheckpointError: the file cannot be read, or does not fit its network.
+        FusionError: in training mode, or the code cannot be followed.
+        BuildError: the ONNX exporter cannot follow it.
+        VerificationError: the result differs by more than rounding; `error.report` has every comparison.
+    """
+    settings = settings or FuseSettings()
+    if isinstance(source, str | Path) and Path(source).suffix in GRAPHS:
+        return _fuse_file(Path(source), suffix, settings, prove=prove)
+    opened = _opened(source)
+    known, shape = opened.checkpoint, _shape_of(opened, settings)
+    network = known.model
+    fused: Fused[Model]
+    if suffix in CHECKPOINTS:
+        if is_foreign(network) and not _has_blocks(network):
+            raise SourceError(
+                f"{opened.name} holds no blocks of this package, so no checkpoint can hold it fused; write a graph "
+                "instead, such as -o fused.onnx or -o fused.pt2"
+            )
+        fused = _modules(network, shape, prove=prove)
+    else:
+        given = _runs(network, shape, settings) if inputs is None else list(inputs)
+        if suffix == ".pt2":
+            fused = _program(network, given, settings, prove=prove)
+        else:
+            metadata = described(opened.sha256, known.class_names, known.normalization)
+            fused = network_to_onnx(network, given, settings, metadata, shape=shape, prove=prove)
+    return replace(fused, known=known, shape=shape)
+
+
+def _opened(source: str | Path | Source | nn.Module) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, nn.Module):
+        return Source(type(source).__name__, None, None, Checkpoint(source, fused=False))
+    return open_source(str(source))
+
+
+def _shape_of(source: Source, settings: FuseSettings) -> Shape:
+    shape = settings.input_shape or source.checkpoint.input_shape
+    if shape is None:
+        raise SourceError(f"{source.name} records no image shape; give one, such as --input-shape 3,224,224")
+    return shape
+
+
+def _runs(network: nn.Module, shape: Shape, settings: FuseSettings) -> list[Tensor]:
+    x = probes(shape, dtype=dtype_of(network))[0]
+    return [x, x.flip(3).expand(3, *shape)] if settings.dynamic_batch else [x, x.flip(3)]
+
+
+def _has_blocks(model: nn.Module) -> bool:
+    return next(outermost_branches(model), None) is not None or bool(getattr(model, "replaced", None))
+
+
+def in_graph(network: nn.Module, suffix: str) -> bool:
+    """Whether `network` folds in its graph and not as modules, to become what `suffix` says."""
+    return suffix == ".pt2" or (suffix == ".onnx" and is_foreign(network))
+
+
+def _modules(network: nn.Module, shape: Shape, *, prove: bool) -> Fused[nn.Module]:
+    fused, report = fuse_modules(network, probes(shape, dtype=dtype_of(network)), prove=prove)
+    if prove:
+        report = report.with_flops(count_flops(network, shape), count_flops(fused, shape))
+    return Fused(fused, report, fused)
+
+
+def _program(
+    network: nn.Module, inputs: Sequence[Tensor], settings: FuseSettings, *, prove: bool
+) -> Fused[ExportedProgram]:
+    example, *more = inputs
+    if settings.dynamic_batch and len(example) == 1:
+        example = example.expand(2, *example.shape[1:])  # a batch of one would be taken for a constant
+    dynamic = ({0: torch.export.Dim("batch")},) if settings.dynamic_batch else None
+    return Fused(*fuse_network(network, [example, *more], dynamic, prove=prove))
+
+
+def network_to_onnx(
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    settings: FuseSettings,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    shape: Shape | None = None,
+    dynamic_image: bool = False,
+    summary: Callable[[FusionReport], Mapping[str, str]] | None = None,
+    prove: bool = True,
+) -> Fused[onnx.ModelProto]:
+    """`network` as a fused ONNX model; a network of this package folds as modules, any other in its graph.
+
+    Args:
+        network: in evaluation mode.
+        inputs: [n, c, h, w] to export with (the first) and to run in onnxruntime.
+        settings: opset, and whether the batch stays open.
+        metadata: written into the model.
+        shape: of the images that modules are compared on; None: that of `inputs`.
+        dynamic_image: leave height and width open.
+        summary: of the report, written into the model as well; None: `repconv.fusion`.
+        prove: as `fuse_source`.
+
+    Raises:
+        BuildError, FusionError, VerificationError: as `fuse_source`.
+    """
+    foreign = in_graph(network, ".onnx")
+    fused = None if foreign else _modules(network, shape or _image(inputs[0]), prove=prove)
+    before = exported(
+        network if fused is None else fused.model, inputs[0], opset=settings.opset, optimise=not foreign,
+        dynamic_batch=settings.dynamic_batch, dynamic_image=dynamic_image,
+    )  # fmt: skip
+    after, report = (before, fused.report) if fused is not None else fuse_onnx(before, prove=False)
+    final = finished(after, {**(metadata or {}), **(summary or _summary)(report)})
+    if not prove:
+        return Fused(final, report, None if fused is None else fused.modules)
+    in_runtime = verify_onnx(final.SerializeToString(), _flat(network), inputs)
+    if fused is not None:
+        if not in_runtime.passed:
+            raise VerificationError(f"the ONNX model in onnxruntime: {in_runtime.verdict}; nothing was written", report)
+        return Fused(final, report, fused.modules, in_runtime)
+    feeds = {before.graph.input[0].name: inputs[0].numpy()}
+    regions, unmeasured = region_comparisons(before, after, feeds, labels_of(after, report))
+    proof = Proof(Agreement(tuple(regions), in_runtime.end_to_end), tuple(unmeasured))
+    return Fused(final, report.with_proof(proof).require())
+
+
+def _image(x: Tensor) -> Shape:
+    _, c, h, w = x.shape
+    return c, h, w
+
+
+# Files that are graphs
+
+
+def _fuse_file(path: Path, suffix: str, settings: FuseSettings, *, prove: bool) -> Fused[Model]:
+    """An .onnx file or a .pt2 program; neither needs its network's code."""
+    if not path.is_file():
+        raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
+    if suffix not in GRAPHS[path.suffix]:
+        raise SourceError(f"{path}: of a {path.suffix} file {' and '.join(GRAPHS[path.suffix])} are made, no {suffix}")
+    metadata = {"repconv.source_sha256": sha256(path)}
+    artefact = (onnx_artefact if path.suffix == ".onnx" else program_artefact)(str(path), path)
+    inputs = inputs_for(artefact, artefact, settings.input_shape)
+    if path.suffix == ".onnx":
+        names = [i.name for i in artefact.inputs]
+        feeds = [{name: t.numpy() for name, t in zip(names, given, strict=True)} for given in inputs]
+        after, report = fuse_onnx(load(path), feeds, prove=prove)
+        if report.layers:
+            kept = {entry.key: entry.value for entry in after.metadata_props}
+            onnx.helper.set_model_props(after, {**kept, **metadata, **_summary(report)})
+        return Fused(after, report)
+    program = read_program(path)
+    if suffix == ".pt2":
+        return Fused(*fuse_program(program, inputs, prove=prove))
+    if len(inputs[0]) != 1:
+        raise SourceError(f"{path} takes {len(inputs[0])} inputs; only programs of one image are exported to ONNX")
+    return network_to_onnx(program.module(), [x for (x,) in inputs], settings, metadata, prove=prove)
+
+
+class _Flat(nn.Module):
+    """A network whose outputs are in a row, as an ONNX model has them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = tuple(t for _, t in leaves(self.network(x)))
+        return found[0] if len(found) == 1 else found
+
+
+def _flat(network: nn.Module) -> nn.Module:
+    flat = _Flat(network)
+    flat.training = False  # not eval(), which the module of an exported program refuses
+    return flat
+
+
+def _summary(report: FusionReport) -> dict[str, str]:
+    """What an ONNX file says of how it came about."""
+    return {"repconv.fusion": json.dumps({
+        "layers": {layer.name: list(layer.branches) for layer in report.layers},
+        "convolutions": [report.before.convolutions, report.after.convolutions],
+        "parameters": [report.before.parameters, report.after.parameters],
+    })}  # fmt: skip
+
+
+def write(fused: Fused[Model], out: Path) -> None:
+    """Write what was fused, whole or not at all; above 2 GB an ONNX model's weights go to OUT.data.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    model = fused.model
+    if isinstance(model, nn.Module):
+        known = fused.known or Checkpoint(model, fused=True)
+        save(
+            model, out, class_names=known.class_names, normalization=known.normalization,
+            input_shape=known.input_shape or fused.shape, metrics=known.metrics,
+        )  # fmt: skip
+        return
+    if isinstance(model, ExportedProgram):
+        buffer = io.BytesIO()
+        torch.export.save(model, buffer)
+        content = buffer.getvalue()
+    elif is_large(model):
+        _write_large(model, out)
+        return
+    else:
+        content = model.SerializeToString()
+    with whole_file(out) as stream:
+        stream.write(content)
+
+
+def _write_large(model: onnx.ModelProto, out: Path) -> None:
+    try:
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            save_large(model, folder / out.name)
+            data = f"{out.name}.data"
+            if (folder / data).exists():
+                (folder / data).replace(out.with_name(data))
+            (folder / out.name).replace(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}; nothing was written") from error

@@ -1,0 +1,130 @@
+"""Whatever depends on no input is a constant, whichever operation makes it, in ONNX and in programs."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+import repconv
+from repconv.graph import fuse_onnx
+
+C = 6
+
+
+class Branches(nn.Module):
+    """A convolution beside another whose weight, or factor and shift, `make` computes of parameters."""
+
+    def __init__(self, make: object) -> None:
+        super().__init__()
+        self.make = make
+        self.a, self.b = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
+        self.g, self.w = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(C, C, 3, 3))
+        self.t = nn.Parameter(torch.rand(C) + 0.5)
+        self.u, self.v = nn.Parameter(torch.randn(C, 2)), nn.Parameter(torch.randn(2, C * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.make(self, x))
+
+
+MADE = {
+    "eye": lambda m, x: m.a(x) + functional.conv2d(x, torch.eye(C)[:, :, None, None]),
+    "full, arange": lambda m, x: m.a(x) * torch.full((1, C, 1, 1), 0.5) + torch.arange(float(C)).view(1, C, 1, 1),
+    "zeros_like": lambda m, x: m.a(x) + torch.zeros_like(x) + m.b(x),
+    "ones of a slice": lambda m, x: m.a(x) * torch.ones_like(x[:, :1]) + m.b(x),
+    "full_like, new_full": lambda m, x: m.a(x) * torch.full_like(x, 2.0) + x.new_full((C, 1, 1), 0.3) + m.b(x),
+    "einsum": lambda m, x: m.a(x) + functional.conv2d(x, torch.einsum("oihw,o->oihw", m.w, m.t), None, 1, 1),
+    "matmul": lambda m, x: m.a(x) + functional.conv2d(x, (m.u @ m.v).view(C, C, 3, 3), None, 1, 1),
+    "norm": lambda m, x: m.a(x) + functional.conv2d(x, m.w / m.w.flatten(1).norm(dim=1).view(-1, 1, 1, 1), None, 1, 1),
+    "softmax, zip": lambda m, x: sum(g * y for g, y in zip(m.g.softmax(0), (m.a(x), m.b(x)), strict=True)),
+    "sigmoid, unbind": lambda m, x: sum(
+        g * y for g, y in zip(m.g.sigmoid().unbind(), (m.a(x), m.b(x)), strict=True)
+    ),
+    "split": lambda m, x: m.a(x) * m.g.split(1)[0] + m.b(x) * m.g.split(1)[1],
+    "topk": lambda m, x: m.a(x) * m.g.topk(1)[0] + m.b(x),
+    "every pixel": lambda m, x: m.a(x) + m.t.view(1, C, 1, 1).expand(1, C, 5, 7) + m.b(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_what_is_made_of_parameters_folds_in_a_program_and_in_onnx(make: object, tmp_path: object) -> None:
+    torch.manual_seed(0)
+    model, x = Branches(make).eval(), torch.randn(1, C, 5, 7)
+    wanted = model(x).detach()
+    fused, report = repconv.fuse(model, (x,))
+    assert report.after.convolutions == 1
+    names = {str(n.target) for n in fused.graph.nodes if n.op == "call_function"}
+    assert names == {"aten.conv2d.default", "aten.relu.default"}, names
+    torch.testing.assert_close(fused.module()(x), wanted, rtol=0, atol=2e-5)
+    path = f"{tmp_path}/model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is deprecated, and what most files in the wild come from
+        torch.onnx.export(
+            model, (x,), path, dynamo=False, opset_version=17, input_names=["x"], do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )  # fmt: skip
+    graph, _ = fuse_onnx(path)
+    assert [n.op_type for n in graph.graph.node] == ["Conv", "Relu"]
+    got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=2e-5)
+
+
+def factor(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """x -> Conv -> Mul by the tensor "factor", which `nodes` make -> y."""
+    weights = {"w": np.ones((C, C, 1, 1), np.float32), **weights}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["t"]), *nodes, helper.make_node("Mul", ["t", "factor"], ["y"])]
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, C, 5, 7]) for n in ("x", "y")]
+    graph = helper.make_graph(
+        nodes, "g", sides[:1], sides[1:], [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_random_numbers_are_no_constant_and_of_a_known_size_nothing_is_evaluated_beyond_the_limit() -> None:
+    random = helper.make_node("RandomUniform", [], ["factor"], shape=[1, C, 1, 1])
+    noisy = helper.make_node("RandomUniformLike", ["s"], ["factor"])
+    of_ones = {"s": np.ones((1, C, 1, 1), np.float32)}
+    for nodes, weights in (([random], {}), ([noisy], of_ones)):
+        fused, _ = fuse_onnx(factor(nodes, weights))
+        assert [n.op_type for n in fused.graph.node][-1] == "Mul"
+    huge = [
+        helper.make_node("ConstantOfShape", ["n"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros", "axes"], ["total"], keepdims=0),
+        helper.make_node("Add", ["total", "s"], ["factor"]),
+    ]
+    many = {"n": np.array([2**40], np.int64), "axes": np.array([0], np.int64), **of_ones}
+    fused, report = fuse_onnx(factor(huge, many))
+    assert [n.op_type for n in fused.graph.node][-1] == "Mul"  # eight terabytes of zeros were not made
+    assert any("computed by the graph" in refusal.why for refusal in report.refusals) or not report.layers
+    few = {**many, "n": np.array([2**4], np.int64)}
+    fused, _ = fuse_onnx(factor(huge, few))
+    assert [n.op_type for n in fused.graph.node] == ["Conv"]
+
+
+def test_a_gate_that_is_shut_drops_its_branch_and_with_it_the_larger_kernel() -> None:
+    torch.manual_seed(0)
+    gate = torch.tensor([0.0, 1.0])
+    model, x = Branches(lambda m, x: gate[0] * m.a(x) + gate[1] * m.b(x)).eval(), torch.randn(1, C, 5, 7)
+    fused, report = repconv.fuse(model, (x,))
+    assert [layer.geometry for layer in report.layers] == [f"1x1, {C} -> {C}"]
+    torch.testing.assert_close(fused.module()(x), model(x).detach(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, C, 5, 1), (2, C, 5, 7), (1, 1, C, 5, 7)], ids=str)
+def test_a_constant_that_differs_from_pixel_to_pixel_or_enlarges_the_tensor_stays(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    value = torch.rand(shape)
+    if shape[0] == 2:
+        value = value[:, :, :1, :1].expand(shape).clone()
+        value[1] = value[0]  # one number a channel, but it makes two images of one
+    model, x = Branches(lambda m, x: m.a(x) + m.b(x) * value).eval(), torch.randn(1, C, 5, 7)
+    fused, _ = repconv.fuse(model, (x,))
+    assert "aten.mul.Tensor" in {str(n.target) for n in fused.graph.nodes}
+    torch.testing.assert_close(fused.module()(x), model(x).detach(), rtol=0, atol=2e-5)
