@@ -18,12 +18,26 @@ from .built import Built, Run
 from .engine_builder import build_engine
 from .engine_runtime import engine_function, gpu_here, why_not_run
 from .export_record import ENGINE_SCHEMA
-from .half import to_half
+from .half import in_float32, to_half
 from .onnx_exporter import onnx_function
 from .openvino_builder import build_openvino, compile_openvino
 from .quantize import Quantized, quantize_onnx
 from .settings import BuildSettings, Span
 from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Form:
+    """What runs here of an artefact: itself, or in place of what cannot the same numbers in a runtime that is here.
+
+    model: the ONNX model the artefact is made of. quantized: for int8 in ONNX, what quantising did.
+    shown: what runs here. artefact: the artefact, None as long as it is not built: an engine.
+    """
+
+    model: onnx.ModelProto
+    quantized: Quantized | None
+    shown: Built
+    artefact: Built | None
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,30 @@ def build(
         BackendError: a package is missing or cannot work here.
         BuildError: the backend cannot build it.
     """
+    form = form_of(network, target, settings, spans, calibration)
+    return Lowered(artefact_of(form, target, settings, spans), form.model, form.quantized)
+
+
+def form_of(
+    network: onnx.ModelProto,
+    target: str,
+    settings: BuildSettings,
+    spans: tuple[Span, Span],
+    calibration: list[Tensor] | None,
+) -> Form:
+    """`network` in the form that runs here; arguments and errors as `build`."""
     if target == "openvino":
-        return Lowered(build_openvino(network, settings, spans, calibration), network, None)
+        built = build_openvino(network, settings, spans, calibration)
+        return Form(network, None, built, built)
     model, quantized = lower(network, target, settings, calibration)
-    built = _onnx(model, settings) if target == "onnx" else _engine(model, target, settings, spans)
-    return Lowered(built, model, quantized)
+    own = _onnx(model, settings)
+    shown = own if own.run is not None else _emulated(model, settings.precision)
+    return Form(model, quantized, shown, own if target == "onnx" else None)
+
+
+def artefact_of(form: Form, target: str, settings: BuildSettings, spans: tuple[Span, Span]) -> Built:
+    """The artefact of a form that was shown to be right; errors as `build`."""
+    return form.artefact or _engine(form.model, target, settings, spans)
 
 
 def lower(
@@ -83,11 +116,7 @@ def _onnx(model: onnx.ModelProto, settings: BuildSettings) -> Built:
             raise
         return _bf16_in_openvino(content, str(error))
 
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        found = function(x)
-        return found if isinstance(found, tuple) else (found,)
-
-    return Built({".onnx": content}, run, runtime, observed=_types(model))
+    return Built({".onnx": content}, lambda x: _tuple(function(x)), runtime, observed=_types(model))
 
 
 def _bf16_in_openvino(content: bytes, why: str) -> Built:
@@ -100,6 +129,19 @@ def _bf16_in_openvino(content: bytes, why: str) -> Built:
             return Built({".onnx": content}, None, "onnxruntime", f"{why}; OpenVINO, which can, is not installed")
     version = versions().get("openvino", "")
     return Built({".onnx": content}, run, f"OpenVINO {version}, CPU (onnxruntime has no bf16)", observed=observed)
+
+
+def _emulated(model: onnx.ModelProto, precision: str) -> Built:
+    """A model of half precision for which no runtime is here, computed in float32 between its roundings."""
+    import onnxruntime
+
+    function = onnx_function(in_float32(model).SerializeToString())
+    runtime = f"onnxruntime {onnxruntime.__version__}, CPU, in float32 between roundings to {precision}"
+    return Built({}, lambda x: _tuple(function(x.float() if x.is_floating_point() else x)), runtime)
+
+
+def _tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, str]:

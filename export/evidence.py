@@ -14,6 +14,7 @@ from repconv.agreement import Comparison
 from repconv.errors import VerificationError
 from repconv.files import whole_file
 
+from .classes import ClassChange
 from .tolerances import Tolerance
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -40,6 +41,7 @@ class Evidence:
     class scores. labelled: how many images have labels; accuracy, accuracy_before: share of these that the artefact and
     the network get right.
     observed: settings read back from the runtime.
+    classes: images that changed class, where that is judged: of int8.
     """
 
     runtime: str
@@ -56,6 +58,7 @@ class Evidence:
     labelled: int = 0
     observed: dict[str, str] = field(default_factory=dict)
     worst: tuple[Probe, Tensor, Tensor] | None = None
+    classes: ClassChange | None = None
 
     @property
     def finite(self) -> bool:
@@ -69,7 +72,15 @@ class Evidence:
 
     @property
     def passed(self) -> bool:
-        """True if every comparison is within its tolerance."""
+        """True if every comparison is within its tolerance, and of int8 no more classes change than may."""
+        return self._close and self._complaint is None
+
+    @property
+    def _complaint(self) -> str | None:
+        return None if self.classes is None else self.classes.complaint
+
+    @property
+    def _close(self) -> bool:
         if not self.comparisons or not self.finite or any(c.mismatch for c in self.comparisons):
             return False
         return self.rms_error <= self.tolerance.limit if self._by_rms else all(c.passed for c in self.comparisons)
@@ -93,16 +104,27 @@ class Evidence:
         else:
             worst = max(self.comparisons, key=lambda c: c.error.to_scale / c.tolerance)
             allowed = f"max allowed {worst.tolerance:.1e} ({worst.reason})"
-        return f"{'equal' if self.passed else 'NOT equal'} in {said}: {errors}{top1}; {allowed}"
+        complaint = f"; {self._complaint}" if self._complaint else ""
+        return f"{'equal' if self.passed else 'NOT equal'} in {said}: {errors}{top1}; {allowed}{complaint}"
 
-    def require(self, what: str) -> None:
-        """Insist that it passed.
+    @property
+    def short(self) -> str:
+        """What counts of an int8 artefact, in a few words."""
+        found = [f"rms {self.rms_error:.1e}"]
+        if self.top1_agreement is not None:
+            found.append(f"top-1 agreement {self.top1_agreement:.1%}")
+        if self.accuracy is not None:
+            found.append(f"accuracy {self.accuracy:.1%} of {self.accuracy_before:.1%}")
+        return ", ".join(found)
+
+    def require(self, what: str, advice: str = "") -> None:
+        """Insist that it passed; `advice` is put behind the verdict.
 
         Raises:
             VerificationError: it did not; the message is the verdict.
         """
         if not self.passed:
-            raise VerificationError(f"{what}: {self.verdict}; nothing was written")
+            raise VerificationError(f"{what}: {self.verdict}; nothing was written{advice}")
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON; a number that is not finite is None."""
@@ -114,6 +136,7 @@ class Evidence:
             "passed": self.passed, "verdict": self.verdict, "runtime": self.runtime, "observed": self.observed,
             "inputs": self.inputs, "images": self.images, "judged": self.judged, "labelled": self.labelled,
             "tolerance": vars(self.tolerance), "finite": self.finite,
+            "classes": None if self.classes is None else vars(self.classes),
             **{key: None if v is None or not math.isfinite(v) else v for key, v in numbers.items()},
             "calls": [
                 {"shape": c.shape, "output": c.path, "error": c.error.to_scale if c.error.finite else None,

@@ -22,6 +22,7 @@ class ExportRecord:
     onnx_sha256: of the ONNX form the artefact was made of.
     fusion: convolutions and parameters before and after, None if fusing was declined.
     evidence: what running it showed, None where it cannot run here, for the reason `not_run`.
+    stand_in: of what cannot run here, what running the ONNX model it was made of showed.
     observed: settings read back from the artefact. details: more, by target and precision.
     """
 
@@ -38,6 +39,7 @@ class ExportRecord:
     observed: Mapping[str, str]
     details: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stand_in: Evidence | None = None
 
     @property
     def verified(self) -> bool:
@@ -59,7 +61,8 @@ class ExportRecord:
         """One sentence."""
         if self.evidence is not None:
             return self.evidence.verdict
-        return f"{NOT_RUN}: {self.not_run}"
+        shown = "" if self.stand_in is None else f"; the ONNX model it was made of is {self.stand_in.verdict}"
+        return f"{NOT_RUN}: {self.not_run}{shown}"
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
@@ -70,5 +73,6 @@ class ExportRecord:
             "outputs": [dict(output) for output in self.outputs],
             "fusion": None if self.fusion is None else dict(self.fusion),
             "evidence": None if self.evidence is None else self.evidence.to_dict(), "details": dict(self.details),
+            "stand_in": None if self.stand_in is None else self.stand_in.to_dict(),
             "notes": list(self.notes),
         }  # fmt: skip

@@ -13,16 +13,17 @@ from repconv.files import write_whole
 from repconv.onnx_files import is_large
 from repconv.record import file_record
 
-from .building import build, sidecar
+from .building import artefact_of, sidecar
 from .data import Data, batches, check_calibration, origin_of, read_data
+from .engine_builder import with_names
 from .engine_runtime import sidecar_of
-from .evidence import Evidence
 from .export_record import ExportRecord
-from .measuring import measure, probes
+from .measuring import probes
 from .overflow import peaks, require_fp16
 from .preprocess import preprocess
 from .settings import SUFFIXES, TARGETS, BuildSettings, Span
 from .subject import Subject, open_subject
+from .trial import Trial
 
 Say = Callable[[str], None]
 
@@ -113,32 +114,35 @@ def export(
             peaks(network, [x.float() if x.is_floating_point() else x for x in float_calls[:4]]), origin_of(read)
         )
     calibration = batches(read.calibration, settings) if settings.precision == "int8" else None
+    if calibration is not None:
+        network = with_names(network)  # by which layers are told to stay float
+
+    trial = Trial(subject, network, target, settings, spans, calibration, calls, origin_of(read))
     say(f"building for {target}")
-    lowered = build(network, target, settings, spans, calibration)
-    built = lowered.built
-    evidence: Evidence | None = None
-    if built.run is not None:
-        say("running it")
-        evidence = measure(
-            subject, built.run, calls, settings, runtime=built.runtime, origin=origin_of(read), observed=built.observed
-        )  # fmt: skip
-        if not evidence.passed and dump_on_failure is not None:
-            evidence.dump(dump_on_failure)
-        evidence.require(str(out))
-    elif require_verified:
+    form = trial.form()
+    stands_in = form.artefact is not form.shown
+    say("running the ONNX model it is made of" if stands_in else "running it")
+    evidence = stand_in = trial.evidence(form.shown)
+    what = f"{out}: the ONNX model it would be made of" if stands_in else str(out)
+    trial.require(stand_in, form, what, dump=dump_on_failure, say=say)
+    built = artefact_of(form, target, settings, spans)
+    if stands_in:
+        evidence = trial.evidence(built)
+        trial.require(evidence, form, str(out), dump=dump_on_failure, say=say)
+    if evidence is None and require_verified:
         raise VerificationError(
             f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
         )
     files = {out.with_name(out.name.removesuffix(out.suffix) + suffix): c for suffix, c in built.files.items()}
-    sha = hashlib.sha256(lowered.model.SerializeToString(deterministic=True)).hexdigest()
+    sha = hashlib.sha256(form.model.SerializeToString(deterministic=True)).hexdigest()
     if target.startswith("tensorrt"):
         files = {sidecar_of(out): sidecar(out, target, subject, settings, built, sha), **files}
     write_whole(files)
     if settings.timing_cache is not None and built.timing_cache is not None:
         write_whole({settings.timing_cache: built.timing_cache})
     details = dict(built.details)
-    if lowered.quantized is not None:
-        details["quantization"] = lowered.quantized.to_dict()
+    if form.quantized is not None:
+        details["quantization"] = form.quantized.to_dict()
     if settings.preprocessing is not None:
         details["preprocessing_folded"] = list(folded)
     if read.calibration is not None:
@@ -147,6 +151,7 @@ def export(
         target, settings, {"name": subject.name, "sha256": subject.sha256}, tuple(file_record(path) for path in files),
         sha, built.runtime, "x".join(map(str, (settings.batch, subject.size[0], *spans))), evidence, built.not_run,
         _fusion(subject), built.observed, details, subject.notes,
+        None if evidence is not None else stand_in,
     )  # fmt: skip
 
 

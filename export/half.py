@@ -86,6 +86,45 @@ def to_half(model: onnx.ModelProto, precision: str, *, fp32_io: bool = False) ->
     return inferred
 
 
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model of `to_half` that computes in float32 and rounds every tensor to the half type where it is stored.
+
+    For runtimes without kernels of the type: it is what onnxruntime does with float16 on CPUs, and gives at least the
+    error that hardware with sums in float32 makes. Inputs and outputs are float32.
+    """
+    half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
+    types |= {t.name: t.data_type for t in graph.initializer}
+    for tensor in graph.initializer:
+        if tensor.data_type in half:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in half:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in half:
+                values = numpy_helper.to_array(attribute.t).astype(np.float32)
+                attribute.t.CopyFrom(numpy_helper.from_array(values))
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in half:
+                attribute.i = TensorProto.FLOAT
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if types.get(name) in half:
+                node.output[index] = f"{name}/unrounded"
+                nodes.append(_cast(node.output[index], f"{name}/rounded", types[name]))
+                nodes.append(_cast(f"{name}/rounded", name, TensorProto.FLOAT))
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copied)
+    del graph.value_info[:]
+    return made
+
+
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
     """Names of all float32 tensors.
 

@@ -16,6 +16,7 @@ from repconv.errors import SourceError, VerificationError
 from repconv.graph.onnx_facts import first_line
 from repconv.leaves import leaves
 
+from .classes import ClassChange
 from .evidence import Evidence, Probe
 from .images import Images, random_images
 from .settings import BuildSettings, Span
@@ -109,6 +110,8 @@ class _Scores:
     labelled: int = 0
     right: int = 0
     right_before: int = 0
+    lost: int = 0
+    gained: int = 0
 
     def add(self, wanted: Sequence[Tensor], got: Sequence[Tensor], labels: Tensor | None) -> None:
         if not (len(wanted) == len(got) == 1 and wanted[0].dim() == 2 and wanted[0].shape == got[0].shape):
@@ -120,6 +123,17 @@ class _Scores:
             self.labelled += len(before)
             self.right += int((after == labels).sum())
             self.right_before += int((before == labels).sum())
+            self.lost += int(((before == labels) & (after != labels)).sum())
+            self.gained += int(((before != labels) & (after == labels)).sum())
+
+    def change(self, settings: BuildSettings) -> ClassChange | None:
+        """What is judged of it: of int8, whose numbers may be far off without any class changing, or the reverse."""
+        if settings.precision != "int8" or not self.images:
+            return None
+        changed = self.images - self.agreed
+        return ClassChange(
+            self.images, changed, self.labelled, self.lost, self.gained, settings.max_changed, settings.max_lost
+        )  # fmt: skip
 
 
 @dataclass
@@ -177,7 +191,7 @@ def measure(
         scores.agreed / scores.images if scores.images else None,
         scores.right / scores.labelled if scores.labelled else None,
         scores.right_before / scores.labelled if scores.labelled else None, scores.labelled, dict(observed or {}),
-        found.worst,
+        found.worst, scores.change(settings),
     )  # fmt: skip
 
 

@@ -25,8 +25,9 @@ from repconv.graph.onnx_facts import first_line
 
 from .built import Built, Run
 from .equalise import equalise
+from .quantize import kept_float
 from .quiet import quiet
-from .settings import BuildSettings, Span
+from .settings import BuildSettings, Quantization, Span
 
 HINT = "INFERENCE_PRECISION_HINT"
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -50,8 +51,11 @@ def build_openvino(
     """
     ov = import_openvino()
     streams = 0
-    if settings.precision == "int8" and settings.quantization.equalise:
-        model, streams = equalise(model)
+    kept: tuple[str, ...] = ()
+    if calibration is not None:
+        kept = kept_float(model, calibration, settings.quantization)
+        if settings.quantization.equalise:
+            model, streams = equalise(model)
     with _failing_in_words("OpenVINO cannot convert the model"), tempfile.TemporaryDirectory() as folder:
         network = ov.Core().read_model(model.SerializeToString())
         channels = network.input(0).partial_shape[1].get_length()
@@ -59,7 +63,7 @@ def build_openvino(
         dimensions = [ov.Dimension(s.usual) if s.fixed else ov.Dimension(s.least, s.most) for s in sizes]
         network.reshape({network.input(0): ov.PartialShape(dimensions)})
         if calibration is not None:
-            network = _quantise(network, calibration, per_channel=settings.quantization.per_channel)
+            network = _quantise(network, calibration, settings.quantization, kept)
         hint = HINTS[settings.precision]
         network.set_rt_info(hint, ["repconv", "inference_precision"])
         path = Path(folder) / "model.xml"
@@ -71,7 +75,7 @@ def build_openvino(
     )
     details: dict[str, object] = {"constants_before_saving": dict(weights)}
     if settings.precision == "int8":
-        details["equalised_streams"] = streams
+        details |= {"equalised_streams": streams, "kept_float": list(kept)}
     return Built(files, run, f"OpenVINO {ov.__version__.split('-')[0]}, CPU", None, observed, details)
 
 
@@ -147,7 +151,7 @@ def import_openvino() -> Any:  # noqa: ANN401  # optional, so without types
     return openvino
 
 
-def _quantise(network: Any, calibration: Sequence[Tensor], *, per_channel: bool) -> Any:  # noqa: ANN401
+def _quantise(network: Any, calibration: Sequence[Tensor], asked: Quantization, kept: Sequence[str]) -> Any:  # noqa: ANN401
     """NNCF's post-training quantisation: symmetric weights, activations by least and largest value."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"  # or it would send statistics of its use over the network
@@ -160,12 +164,16 @@ def _quantise(network: Any, calibration: Sequence[Tensor], *, per_channel: bool)
             nncf.set_log_level(40)
             advanced = nncf.AdvancedQuantizationParameters(
                 weights_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(
-                    per_channel=per_channel
+                    per_channel=asked.per_channel
                 )
             )
             batches = [np.ascontiguousarray(batch.numpy()) for batch in calibration]
+            # A convolution with a bias becomes two operations.
+            names = {operation.get_friendly_name() for operation in network.get_ops()}
+            known = [name for layer in kept for name in (layer, f"{layer}/WithoutBiases") if name in names]
             return nncf.quantize(
                 network, nncf.Dataset(batches), subset_size=len(batches), advanced_parameters=advanced,
+                ignored_scope=nncf.IgnoredScope(names=known),
             )  # fmt: skip
     finally:
         os.environ.pop("NNCF_CI")

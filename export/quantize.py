@@ -7,48 +7,39 @@ import io
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from torch import Tensor
 
 from repconv.errors import BuildError
 from repconv.graph.onnx_facts import first_line
-from repconv.onnx_files import model_session
 
 from .equalise import equalise
+from .keep_float import chosen, read_unrounded
+from .layer_errors import Batch, LayerError, layer_errors
 from .settings import Quantization
-
-Batch = NDArray[np.generic]
 
 LAYERS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip", "Concat")
 """Operations that are quantised: those that runtimes have int8 kernels for. Normalisations and softmax stay float."""
 
 
 @dataclass(frozen=True)
-class LayerError:
-    """A layer's output in the int8 model beside the float one's, on the same images: rms error over rms."""
-
-    name: str
-    kind: str
-    tensor: str
-    error: float
-
-
-@dataclass(frozen=True)
 class Quantized:
-    """An int8 model, the layers' errors, worst first, and how many streams were equalised."""
+    """An int8 model, the errors of its int8 layers, worst first, how many streams were equalised, what stayed float."""
 
     model: onnx.ModelProto
     layers: tuple[LayerError, ...]
     equalised: int
+    kept: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
-        return {"equalised_streams": self.equalised, "layers": [asdict(layer) for layer in self.layers]}
+        return {
+            "equalised_streams": self.equalised, "kept_float": list(self.kept),
+            "layers": [asdict(layer) for layer in self.layers],
+        }  # fmt: skip
 
 
 def quantize_onnx(
@@ -59,32 +50,52 @@ def quantize_onnx(
     Args:
         model: float32, of one input.
         calibration: batches as the model takes them.
-        asked: scales and equalisation.
+        asked: scales, equalisation, and layers that stay float.
         symmetric: activations as int8 around zero, which TensorRT needs, instead of uint8 with a zero point, which
             gives what follows a ReLU twice the resolution.
         int32_bias: quantise biases, which onnxruntime's kernels need and TensorRT refuses.
 
     Raises:
+        SourceError: a layer that is to stay float is none of the model's.
         BuildError: the quantizer failed.
     """
+    kept = kept_float(model, calibration, asked)
     name = _input_of(model)
     batches = [batch.numpy() for batch in calibration]
     prepared, streams = equalise(model) if asked.equalise else (model, 0)
+    prepared = _named(prepared)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "int8.onnx"
         try:
-            _run_quantizer(_named(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias)
+            _run_quantizer(_copied(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias, kept)
             quantized = onnx.load(path)
+            read_unrounded(quantized, kept)
             onnx.checker.check_model(quantized, full_check=True)
         except Exception as error:  # the quantizer raises anything
             raise BuildError(f"onnxruntime's quantizer failed: {type(error).__name__}: {first_line(error)}") from error
     onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in model.metadata_props})
-    return Quantized(quantized, tuple(layer_errors(prepared, quantized, {name: batches[0]})), streams)
+    return Quantized(quantized, tuple(layer_errors(prepared, quantized, {name: batches[0]})), streams, kept)
+
+
+def kept_float(model: onnx.ModelProto, calibration: Sequence[Tensor], asked: Quantization) -> tuple[str, ...]:
+    """Names of the layers that stay float: those asked for by name, or that are furthest off if all are int8.
+
+    Raises:
+        SourceError: a name that no layer has, or as many layers as there are.
+        BuildError: the quantizer failed.
+    """
+    if not asked.keep_float:
+        return ()
+    layers: tuple[LayerError, ...] = ()
+    if isinstance(asked.keep_float, int):
+        whole = replace(asked, keep_float=0)
+        layers = quantize_onnx(model, calibration, whole, symmetric=True, int32_bias=True).layers
+    return chosen(asked.keep_float, _named(model), layers)
 
 
 def _run_quantizer(
     model: onnx.ModelProto, path: Path, name: str, batches: Sequence[Batch], per_channel: bool, symmetric: bool,
-    int32_bias: bool,
+    int32_bias: bool, kept: Sequence[str],
 ) -> None:  # fmt: skip
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -100,39 +111,11 @@ def _run_quantizer(
 
     quantize_static(
         model, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
+        nodes_to_exclude=list(kept),
         per_channel=per_channel, activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": int32_bias},
     )  # fmt: skip
-
-
-def layer_errors(
-    before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str, Batch], count: int | None = None
-) -> list[LayerError]:
-    """What convolutions and linear layers give in the int8 model against the float one, furthest off first.
-
-    Tensors keep their names when nodes are put around them, so the same name is the same tensor.
-    """
-    made_after = {name for node in after.graph.node for name in node.output}
-    layers = [n for n in before.graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and n.output[0] in made_after]
-    names = [node.output[0] for node in layers]
-    found = [_tensors(m, names, feeds) for m in (before, after)]
-    errors = []
-    for node, a, b in zip(layers, *found, strict=True):
-        size = float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
-        off = float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b))))
-        errors.append(
-            LayerError(node.name or node.output[0], node.op_type, node.output[0], off / size if size else 0.0)
-        )
-    return sorted(errors, key=lambda layer: -layer.error)[:count]
-
-
-def _tensors(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Batch]) -> list[Batch]:
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    kept = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
-    return list(model_session(shown, "the model").run(list(names), feeds))
 
 
 def _input_of(model: onnx.ModelProto) -> str:
@@ -145,12 +128,18 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every node with a name, which the quantizer tells them by, and the mark that keeps it from asking for more."""
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    named = onnx.ModelProto()
-    named.CopyFrom(onnx.shape_inference.infer_shapes(model))
+    named = _copied(onnx.shape_inference.infer_shapes(model))
     for index, node in enumerate(named.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     add_pre_process_metadata(named)
     return named
+
+
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """For the quantizer, too, which moves the weights of what it is given to a file."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
 
 
 @contextlib.contextmanager

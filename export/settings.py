@@ -9,6 +9,8 @@ from pathlib import Path
 
 from repconv.errors import SourceError
 
+from .classes import MAX_CHANGED, MAX_LOST
+
 TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "tensorrt-rtx": ".engine"}
@@ -112,10 +114,12 @@ class Quantization:
 
     per_channel: a scale for each output channel of a weight, else one a weight.
     equalise: cross-layer equalisation first.
+    keep_float: layers that stay float32: so many of those furthest off, or these, by name.
     """
 
     per_channel: bool = True
     equalise: bool = False
+    keep_float: int | tuple[str, ...] = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class BuildSettings:
     capabilities: TensorRT-RTX only, compute capabilities to build for. timing_cache: TensorRT only, a file that is read
     if it exists and written.
     tolerance: on the measure `tolerances.py` names for the precision; None: the one it gives.
+    max_lost, max_changed: int8: share of labelled images that may become wrong, and of images whose class may change.
 
     Raises:
         SourceError: an unknown precision, or settings that exclude one another.
@@ -145,6 +150,8 @@ class BuildSettings:
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
     timing_cache: Path | None = None
     tolerance: float | None = None
+    max_lost: float = MAX_LOST
+    max_changed: float = MAX_CHANGED
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -155,6 +162,9 @@ class BuildSettings:
             raise SourceError(f"bf16 convolutions need ONNX opset {BF16_OPSET}, got {self.opset}")
         if self.tolerance is not None and not self.tolerance > 0:
             raise SourceError(f"a tolerance of {self.tolerance}: expected a number above 0")
+        for name, share in (("max_lost", self.max_lost), ("max_changed", self.max_changed)):
+            if not 0 <= share <= 1:
+                raise SourceError(f"{name} of {share}: expected a share from 0 to 1")
 
     @property
     def wanted_opset(self) -> int:

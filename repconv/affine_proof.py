@@ -194,9 +194,9 @@ def same_numbers(first: object, second: object) -> bool:
 
 def _constant(still: Evaluated, got: Tensor, dtype: torch.dtype, unit: float, named: str) -> _Finding:
     """What is left where every source is zero."""
-    error = (got - still.value).abs().flatten(2)  # [1, o, pixels]
+    error = (got - still.value).abs().unsqueeze(-1).flatten(2)  # [1, o, pixels]
     finfo = torch.finfo(dtype)
-    size = torch.maximum(got.abs(), still.value.abs()).flatten(2)
+    size = torch.maximum(got.abs(), still.value.abs()).unsqueeze(-1).flatten(2)
     strict = unit * size + finfo.smallest_normal * finfo.eps + SLOP * still.largest
     share = error / strict
     border = error / (strict + BORDER_ROUNDINGS * finfo.eps * still.largest)
@@ -221,7 +221,7 @@ def _weights(
     still, got = constants
     pixels = max(1, math.prod(got.shape[2:]))
     draws = max(FEWEST_DRAWS, -(-WINDOWS // pixels))
-    power = written.power({**zeros, name: torch.ones_like(zeros[name])}).flatten(2)  # [1, o, pixels]
+    power = written.power({**zeros, name: torch.ones_like(zeros[name])}).unsqueeze(-1).flatten(2)  # [1, o, pixels]
     at_once = max(1, ELEMENTS // max(1, zeros[name].numel(), still.value.numel()))
     squares = torch.zeros_like(power)
     share = largest = 0.0
@@ -231,7 +231,7 @@ def _weights(
         signs = torch.randint(0, 2, (rows, *zeros[name].shape[1:]), generator=generator).double() * 2 - 1
         given = {n: signs if n == name else z.expand(rows, *z.shape[1:]) for n, z in zeros.items()}
         wanted = reference(given)
-        error = ((written.value(given) - got) - (wanted.value - still.value)).abs().flatten(2)
+        error = ((written.value(given) - got) - (wanted.value - still.value)).abs().unsqueeze(-1).flatten(2)
         slop = max(slop, SLOP * wanted.largest)
         share = max(share, _largest(error / (SIGMAS * unit * power.sqrt() + slop + _NOTHING)))
         largest = max(largest, _largest(error))

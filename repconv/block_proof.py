@@ -20,12 +20,18 @@ def block_by_block(model: nn.Module, fused: nn.Module) -> Iterator[Comparison]:
 
     What else the networks hold has to be the same, number by number, and is only mentioned where it is not.
     """
-    folded = []
+    convs: dict[int, nn.Conv2d] = {}
     for name, branch in outermost_branches(model):
         conv = fused.get_submodule(name)
         if isinstance(conv, nn.Conv2d):
-            folded.append(f"{name}." if name else "")
+            convs[id(branch)] = conv
             yield prove_block(branch, conv, name or "the model")
+    # A block that several names share is one convolution under all of them.
+    folded = [
+        f"{name}." if name else ""
+        for name, module in model.named_modules(remove_duplicate=False)
+        if id(module) in convs and fused.get_submodule(name) is convs[id(module)]
+    ]
     held = model.state_dict()
     for name, tensor in fused.state_dict().items():
         if not name.startswith(tuple(folded)) and not same_numbers(tensor, held.get(name)):

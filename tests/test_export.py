@@ -81,7 +81,7 @@ def test_onnx_of_every_precision_is_verified_in_onnxruntime(precision: str, chec
     assert before > after
     if precision == "int8":
         layers = told["details"]["quantization"]["layers"]
-        assert [layer["error"] for layer in layers] == sorted((la["error"] for la in layers), reverse=True)
+        assert [layer["alone"] for layer in layers] == sorted((la["alone"] for la in layers), reverse=True)
         assert len(layers) == after + 1, "every convolution and the linear layer"
 
 

@@ -119,6 +119,8 @@ REFUSED = {
     "no capability": (("m.pt", *RTX, "--sm", "ampere"), 2, "'ampere' is no compute capability"),
     "json of the engine": (("m.pt", *RTX, "--json", "out.engine.json"), 2, "is where the engine's own JSON goes"),
     "idle option": ((*M, "--equalise"), 2, "--equalise is for int8, not fp32"),
+    "idle layers": ((*M, "--keep-float", "1"), 2, "--keep-float is for int8, not fp32"),
+    "layer gone": ((*INT8, "--calibrate", "i.npz", "--keep-float", "gone"), 2, "no layer 'gone' to keep in float"),
     "idle preprocessing": ((*M, "--uint8"), 2, "--preprocess"),
     "nothing to normalise by": (("bare.pt", *M[1:], "--preprocess"), 2, "records no normalisation; give it: --mean"),
     "mean alone": ((*M, "--preprocess", "--mean", "0.5"), 2, "--mean and --std go together"),

@@ -43,6 +43,7 @@ REFUSED = {
     "precision": ({"precision": "fp8"}, "expected fp32, fp16, bf16, int8"),
     "io": ({"precision": "int8", "fp32_io": True}, "float32 anyway"),
     "bf16 opset": ({"precision": "bf16", "opset": 18}, "need ONNX opset 22"),
+    "lost": ({"max_lost": 1.5}, "a share from 0 to 1"),
     "tolerance": ({"tolerance": 0.0}, "above 0"),
 }
 

@@ -37,6 +37,21 @@ _WORST_SHOWN = 5
 @click.option("--random-calibration", is_flag=True, help="int8: calibrate on noise, for a file that is only timed.")
 @click.option("--per-tensor", is_flag=True, help="int8: one scale a weight instead of one a channel.")
 @click.option("--equalise", is_flag=True, help="int8: cross-layer equalisation first.")
+@click.option("--keep-float", metavar="N|NAME,...", help="int8: leave the N layers furthest off, or these, in float32.")
+@click.option(
+    "--max-lost",
+    type=click.FloatRange(0, 100),
+    default=5,
+    show_default=True,
+    help="int8: points of accuracy, if labelled.",
+)
+@click.option(
+    "--max-changed",
+    type=click.FloatRange(0, 100),
+    default=25,
+    show_default=True,
+    help="int8: % of images that may change class.",
+)
 @click.option(
     "--evaluate", help="Images to compare on, as --calibrate.  [default: calibration images kept back, or noise]"
 )
@@ -72,6 +87,9 @@ def command(
     random_calibration: bool,
     per_tensor: bool,
     equalise: bool,
+    keep_float: str | None,
+    max_lost: float,
+    max_changed: float,
     evaluate: str | None,
     images: int,
     preprocess: bool,
@@ -106,15 +124,16 @@ def command(
     out = checked_output(output, source, [SUFFIXES[target]], json_file)
     if target.startswith("tensorrt") and json_file is not None and Path(json_file) == Path(f"{out}.json"):
         raise OutputError(f"{json_file} is where the engine's own JSON goes; name another file")
-    _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise)
+    _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise, keep_float=keep_float)
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
     settings = BuildSettings(
         precision=precision, batch=batch, image=image, opset=opset, fp32_io=fp32_io, fuse=not no_fuse,
         preprocessing=_preprocessing(source, model_name, state_key, mean, std, uint8, bgr) if preprocess else None,
-        quantization=Quantization(not per_tensor, equalise),
+        quantization=Quantization(not per_tensor, equalise, _kept(keep_float)),
         capabilities=DEFAULT_CAPABILITIES if sm is None else check_capabilities(sm.split(",")),
         timing_cache=timing_cache, tolerance=tolerance,
+        max_lost=max_lost / 100, max_changed=max_changed / 100,
     )  # fmt: skip
     record = export(
         source, target, out, settings,
@@ -132,14 +151,25 @@ def command(
         write_json(json_file, SCHEMA, record.to_dict())
 
 
-def _refuse_idle(target: str, precision: str, *, sm: str | None, per_tensor: bool, equalise: bool) -> None:
+def _kept(text: str | None) -> int | tuple[str, ...]:
+    """A number of layers, or their names."""
+    if text is None or text.strip().isdecimal():
+        return int(text or 0)
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _refuse_idle(
+    target: str, precision: str, *, sm: str | None, per_tensor: bool, equalise: bool, keep_float: str | None
+) -> None:
     """Options that would change nothing."""
     from ..errors import SourceError
 
     if sm is not None and target != "tensorrt-rtx":
         raise SourceError(f"--sm is for tensorrt-rtx, not {target}")
-    if precision != "int8" and (per_tensor or equalise):
-        raise SourceError(f"{'--per-tensor' if per_tensor else '--equalise'} is for int8, not {precision}")
+    asked = {"--per-tensor": per_tensor, "--equalise": equalise, "--keep-float": keep_float}
+    idle = next((option for option, value in asked.items() if value), None)
+    if precision != "int8" and idle is not None:
+        raise SourceError(f"{idle} is for int8, not {precision}")
 
 
 def _preprocessing(
@@ -181,6 +211,9 @@ def _summary(record: ExportRecord) -> str:
     layers = record.details.get("quantization", {}).get("layers", [])  # type: ignore[attr-defined]  # plain containers
     if not layers:
         return text
-    rows = [["worst layers", "kind", "rms error"]]
-    rows += [[layer["name"], layer["kind"], f"{layer['error']:.1%}"] for layer in layers[:_WORST_SHOWN]]
-    return f"{text}\n\n{table(rows, right=(2,))}"
+    rows = [["worst layers", "kind", "rms error alone", "with all before"]]
+    rows += [
+        [layer["name"], layer["kind"], f"{layer['alone']:.1%}", f"{layer['error']:.1%}"]
+        for layer in layers[:_WORST_SHOWN]
+    ]
+    return f"{text}\n\n{table(rows, right=(2, 3))}"

@@ -48,7 +48,7 @@ class Choice:
         self.free = [s.output for s in self.steps if s.output not in self.fixed]
         self.readers: dict[str, list[Step]] = defaultdict(list)
         for step in self.steps:
-            for name in step.inputs:
+            for name in step.reads:
                 if name in self.by_output:
                     self.readers[name].append(step)
         self._expressions: dict[str, Expression] = {}
@@ -93,7 +93,7 @@ class Choice:
 
     def is_verbatim(self, name: str) -> bool:
         """True if the node stays as it is: nothing it reads is virtual."""
-        return not any(source in self.virtual for source in self.by_output[name].inputs)
+        return not any(source in self.virtual for source in self.by_output[name].reads)
 
     def expression(self, name: str) -> Expression:
         """`name` in terms of tensors that are written.
@@ -113,6 +113,12 @@ class Choice:
 
     def _express(self, step: Step) -> Expression:
         """A step's output, what it reads and is virtual substituted."""
+        if any(name not in self.virtual for name in step.needs):
+            hidden = [name for name in (step.output, *step.reads) if name in self.virtual]
+            if hidden:
+                raise InexactError(step.where, hidden[0], "a piece that it is put together of is read elsewhere, too")
+        if step.border is not None:
+            return self._bordered(step, step.border)
         terms: list[Term] = []
         through: list[tuple[Term, Bias]] = []
         for term in step.terms:
@@ -128,6 +134,30 @@ class Choice:
                 through.append((term, inner.bias))
         compute = partial(_bias, step.offset, through) if through or step.offset else None
         return Expression(merge(terms), Bias(compute, step.rounding, [bias for _, bias in through]))
+
+    def _bordered(self, step: Step, border: Constant) -> Expression:
+        """A tensor padded with what it is there itself: its linear part padded with zeros, plus its bias everywhere."""
+        (term,) = step.terms
+        if step.output not in self.virtual and self.is_verbatim(step.output):
+            return Expression(step.terms, Bias(None, step.rounding))  # nobody writes it anew
+        if term.source not in self.virtual:
+            # As it stands it is its author's nodes; otherwise it would be a sum of two tensors for the border's sake.
+            where = step.output if step.output in self.virtual else next(n for n in step.needs if n in self.virtual)
+            raise InexactError(
+                step.where, where, "its border holds numbers that are not zero, with which no convolution pads"
+            )
+        inner = self._expressions[term.source]
+        if not inner.bias.minus(border).is_zero:
+            what = self.by_output[term.source].where
+            raise InexactError(
+                step.where, term.source,
+                f"its border would have to hold what {what} makes of zeros, and holds other numbers",
+            )  # fmt: skip
+        try:
+            terms = [term.after(each) for each in inner.terms]
+        except GeometryError as error:
+            raise InexactError(step.where, term.source, str(error)) from None
+        return Expression(merge(terms), inner.bias)
 
     def cost(self, name: str) -> Cost:
         """What writing `name` costs under this choice.

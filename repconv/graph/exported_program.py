@@ -18,8 +18,9 @@ from ..report import FusedLayer, FusionReport, Proof, Size
 from .arrangement import Change, arrange
 from .expression import Expression, Term
 from .foresight import Foresight, foreseen
+from .liveness import Node, live
 from .program_evidence import Rewritten, prove_program
-from .program_facts import NORMS, ProgramFacts, passes_through
+from .program_facts import NORMS, ProgramFacts, gives_several
 from .program_reader import read_program
 from .region import Plan, plan
 from .sizes import NOMINAL
@@ -111,13 +112,14 @@ def _planned(
     """The choice of what is written, before anything is."""
     facts = ProgramFacts(module, exact)
     steps, refusals = read_program(facts)
-    made = {step.output for step in steps}
-    needed = {
-        source.name
-        for node in module.graph.nodes
-        if node.name not in made and not passes_through(node, made)
-        for source in node.all_input_nodes
-    } & made
+    nodes = [
+        Node(
+            (node.name,), tuple(n.name for n in node.all_input_nodes),
+            follows=node.name in facts.canvases or gives_several(node),
+        ) for node in module.graph.nodes if node.op != "output" and not facts.is_constant(node)
+    ]  # fmt: skip
+    outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
+    steps, needed = live(nodes, steps, outputs)
     return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
@@ -133,6 +135,9 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
         # These look at a tensor's type or size alone, and would keep it alive.
         if str(node.target) == "aten._assert_tensor_metadata.default":
             module.graph.erase_node(node)
+        elif str(node.target) == "aten.copy.default" and (copied := _copied(node)) is not None:
+            node.replace_all_uses_with(copied)
+            module.graph.erase_node(node)
         elif (value := _filling(node)) is not None:
             like = node.meta["val"]
             with module.graph.inserting_before(node):
@@ -144,6 +149,20 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     return module
+
+
+def _copied(node: fx.Node) -> fx.Node | None:
+    """What a copy puts in the place of a tensor of its type and of fixed size, as large as that."""
+    over, copied = (n for n in node.args[:2] if isinstance(n, fx.Node))
+    like, value = over.meta["val"], copied.meta["val"]
+    if like.dtype != value.dtype or any(not isinstance(side, int) for side in like.shape):
+        return None
+    if like.shape == value.shape:
+        return copied
+    with node.graph.inserting_before(node):
+        found = node.graph.call_function(_aten.expand.default, (copied, list(like.shape)))
+    found.meta["val"] = node.meta["val"]
+    return found
 
 
 _FILLINGS: dict[str, float | None] = {

@@ -171,6 +171,12 @@ class Bias:
                 bias.known = bias.add()
         return self.known or self.add()
 
+    def minus(self, border: Constant) -> Bias:
+        """What is left of it where a border of these numbers shows."""
+        negative = Constant(-border.value, border.parts, border.written)
+        compute = (lambda: negative) if self.is_surely_zero else (lambda: self.constant + negative)
+        return Bias(compute, self._rounding, () if self.is_surely_zero else (self,))
+
     def missing(self) -> list[Bias]:
         """Biases whose numbers come before these."""
         return [bias for bias in self._needs if bias.known is None]

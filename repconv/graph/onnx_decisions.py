@@ -127,4 +127,4 @@ def _differing(
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value))
+    return torch.from_numpy(np.require(value, requirements=["C", "W"]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..errors import FusionError, GeometryError
+from .canvas import Canvas
 from .carried import Carried
 from .layout import Layout, with_channels_at
 from .not_affine import NotAffineError
@@ -133,6 +134,8 @@ class Facts:
         self.sides: dict[str, tuple[Dim, ...]] = {}
         """The sides of every tensor whose rank is known."""
         self._carried: dict[str, Carried] = {}
+        self.canvases: dict[str, Canvas] = {}
+        """Tensors put together of a window onto another and constants."""
         self._channel_axes: dict[str, int] = {}
         self._values: dict[str, Array | None] = {}
         self._exact: dict[str, Array | None] = {}
@@ -273,6 +276,11 @@ class Facts:
             return prod(map(int, values[0].reshape(-1))) <= LARGEST_CONSTANT
         if node.op_type == "Expand":
             return values[0].size * prod(max(int(side), 1) for side in values[1].reshape(-1)) <= LARGEST_CONSTANT
+        if node.op_type == "Concat":
+            return sum(value.size for value in values) <= LARGEST_CONSTANT
+        if node.op_type == "Pad" and len(values) > 1 and len(node.input) < 4:
+            amounts = values[1].reshape(2, -1).sum(0)
+            return prod(int(max(side, 1)) for side in values[0].shape + amounts) <= LARGEST_CONSTANT
         # No other operation gives more elements than all its operands' elements multiplied.
         return node.op_type not in _GIVEN_SIZE and prod(max(value.size, 1) for value in values) <= LARGEST_CONSTANT
 

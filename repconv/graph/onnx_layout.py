@@ -162,3 +162,12 @@ def einsum(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     values = [None if (value := facts.constant(name)) is None else double(value) for name in node.input]
     text = equation.decode() if isinstance(equation, bytes) else str(equation)
     return [Part(node.output[0], carried.einsum(facts.tensor(node.input[computed[0]]), text, computed[0], values))]
+
+
+def expand(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Expand that leaves a tensor as large as it is."""
+    source, shape = facts.tensor(node.input[0]), integers_of(facts, node, 1) or []
+    sides = facts.sides[source.name]
+    if len(shape) > len(sides) or any(s not in (1, side) for s, side in zip(shape[::-1], sides[::-1], strict=False)):
+        raise NotAffineError
+    return [Part(node.output[0], Made(source.layout, (source.itself,), moves=0))]

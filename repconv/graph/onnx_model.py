@@ -17,6 +17,7 @@ from ..errors import FusionError
 from ..refusal import Refusal
 from ..report import FusedLayer, FusionReport, Proof, Size
 from .foresight import Foresight, foreseen
+from .liveness import Node, live
 from .onnx_facts import Facts, captured, first_line, without_weights
 from .onnx_proof import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .onnx_reader import read_steps
@@ -96,31 +97,14 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     _check(source)
     facts = Facts(source)
     found, refusals = read_steps(facts)
-    steps = _read_again(source, facts, found)
-    needed = {value.name for value in source.graph.output} | captured(source.graph)
-    made = {step.output for step in steps}
-    affine = {id(facts.makers[step.output]) for step in found}
-    for node in source.graph.node:
-        if id(node) not in affine and not (node.output and facts.is_constant(node.output[0])):
-            needed.update(name for name in node.input if name in made)
+    nodes = [
+        Node(tuple(node.output), tuple(node.input), follows=any(name in facts.canvases for name in node.output))
+        for node in source.graph.node if not (node.output and facts.is_constant(node.output[0]))
+    ]  # fmt: skip
+    outputs = {value.name for value in source.graph.output} | captured(source.graph)
+    measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
+    steps, needed = live(nodes, found, outputs, measured)
     return facts, steps, plan(steps, needed, facts.placed), refusals
-
-
-def _read_again(source: onnx.ModelProto, facts: Facts, steps: list[Step]) -> list[Step]:
-    """Those of `steps` that something reads for its numbers; of the others at most the size is asked."""
-    wanted = {value.name for value in source.graph.output} | captured(source.graph)
-    made = {step.output for step in steps}
-    wanted |= made - {name for node in source.graph.node for name in node.input}
-    for node in source.graph.node:
-        constant = node.output and facts.is_constant(node.output[0])
-        if not constant and not any(name in made for name in node.output):
-            wanted.update(node.input)
-    kept = []
-    for step in reversed(steps):
-        if step.output in wanted:
-            kept.append(step)
-            wanted.update(step.inputs)
-    return kept[::-1]
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -185,11 +169,12 @@ def _write(
     gone = chosen.virtual | set(emissions)
     needed = outer | {value.name for value in source.graph.output}
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
+    sizes: list[onnx.TensorProto] = []
     for node in source.graph.node:
         if _is_size(facts, node):
             value = facts.as_run(node.output[0])
             if value is not None and node.output[0] in needed:
-                result.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+                sizes.append(numpy_helper.from_array(value, node.output[0]))
             continue
         dropped = [name for name in node.output if name in gone]
         for name in dropped:
@@ -203,7 +188,7 @@ def _write(
     weights = [t for emission in emissions.values() for t in emission.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
-    without_unread(result.graph, [*source.graph.initializer, *weights], read, outer)
+    without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
     return result, tuple(layers), []
 
 

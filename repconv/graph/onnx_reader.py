@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx
 
@@ -10,10 +12,12 @@ from ..errors import FusionError, GeometryError
 from ..refusal import Refusal
 from . import onnx_arithmetic as arithmetic
 from . import onnx_layout as layout
+from .canvas import recognised
 from .cost import Cost, convolution, elementwise
 from .not_affine import NotAffineError
 from .onnx_facts import KEEPS_SIZE, Facts, first_line, label
 from .onnx_operands import Part, shown
+from .onnx_painting import PAINTERS
 from .sizes import nominal, through
 from .step import Step
 
@@ -29,7 +33,7 @@ _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Add": arithmetic.add, "Sub": arithmetic.add, "Sum": arithmetic.add, "Mul": arithmetic.multiply,
     "Div": arithmetic.multiply, "Neg": arithmetic.negate, "Gemm": arithmetic.matrix, "MatMul": arithmetic.matrix,
     "Mean": arithmetic.add, "Transpose": layout.transpose, "Gather": layout.gather, "GatherND": layout.gather,
-    "ReduceSum": layout.reduce, "ReduceMean": layout.reduce, "Einsum": layout.einsum,
+    "ReduceSum": layout.reduce, "ReduceMean": layout.reduce, "Einsum": layout.einsum, "Expand": layout.expand,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), layout.reshape),
     "Identity": layout.same, "Dropout": layout.same, "Pad": layout.pad, "Concat": layout.concat, "Split": layout.split,
     "Slice": layout.take_slice,
@@ -51,10 +55,7 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
             continue
         where = label(node)
         try:
-            if reader is None:
-                _follow(facts, node)
-                continue
-            steps += _finish(facts, node, where, reader(facts, node))
+            steps += _read(facts, node, where, reader)
         except (NotAffineError, GeometryError) as error:
             if str(error):
                 refusals.append(Refusal(where, str(error)))
@@ -62,7 +63,46 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
             raise
         except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
             refusals.append(Refusal(where, f"its attributes or inputs are not understood: {first_line(error)}"))
-    return steps, refusals
+    painted = {name for node in facts.model.graph.node if facts.canvases.keys() & {*node.output} for name in node.input}
+    followed = {label(facts.makers[name]) for name in painted & facts.canvases.keys()}
+    return steps, [refusal for refusal in refusals if refusal.where not in followed]
+
+
+def _read(
+    facts: Facts, node: onnx.NodeProto, where: str, reader: Callable[[Facts, onnx.NodeProto], list[Part]] | None
+) -> list[Step]:
+    """A node as steps; or as a piece of a border, and a step if that is a whole one."""
+    painter = PAINTERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    output = node.output[0]
+    if painter is not None and any(name in facts.canvases for name in node.input):
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[output] = painter(facts, node)
+            return _painted(facts, node, where)
+    if reader is None and painter is None:
+        _follow(facts, node)
+        return []
+    try:
+        if reader is None:
+            raise NotAffineError
+        steps = _finish(facts, node, where, reader(facts, node))
+    except (NotAffineError, GeometryError):
+        if painter is None:
+            raise
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[output] = painter(facts, node)
+            return _painted(facts, node, where)
+        if output in facts.canvases:  # it may be a whole border once more is painted
+            facts.place(output, facts.canvases[output].layout, facts.canvases[output].dims)
+        raise
+    if painter is not None and node.op_type == "Pad":
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[output] = painter(facts, node)
+    return steps
+
+
+def _painted(facts: Facts, node: onnx.NodeProto, where: str) -> list[Step]:
+    made, border = recognised(facts.canvases[node.output[0]])
+    return [replace(step, border=border) for step in _finish(facts, node, where, [Part(node.output[0], made)])]
 
 
 def _follow(facts: Facts, node: onnx.NodeProto) -> None:

@@ -65,7 +65,8 @@ def prove_regions(
             written = Written(_value(new, name), _power(new, name, dtype), _taps(new))
             sized: dict[str, tuple[int, ...]] = {n: sizes[n] for n in dict.fromkeys((*read, *read_after))}
             right = _reference(old, name)
-            if not (_keeps_axes(old) and _keeps_axes(new)):
+            rank = min((len(shape) for shape in sized.values()), default=0)
+            if not (_keeps_axes(old, rank) and _keeps_axes(new, rank)):
                 right, written = of_whole(right), whole(written)
                 sized = {n: (1, *shape) for n, shape in sized.items()}
             found.append(affine_agreement(right, written, sized, dtype, label(name)))
@@ -74,13 +75,19 @@ def prove_regions(
     return found, unmeasured
 
 
-def _keeps_axes(model: onnx.ModelProto) -> bool:
-    """True for operations of [n, c, ...], for any n, and of constants."""
+def _keeps_axes(model: onnx.ModelProto, rank: int) -> bool:
+    """True for operations of [n, c, ...] of so many axes or more, for any n, and of constants that broadcast so."""
     computed = {value.name for value in model.graph.input}
+    rows = {t.name for t in model.graph.initializer if len(t.dims) < rank or t.dims[0] == 1}
     for node in model.graph.node:
+        if node.op_type == "Constant" and all(len(a.t.dims) < rank or a.t.dims[0] == 1 for a in node.attribute):
+            rows.update(node.output)
         if computed.isdisjoint(node.input):
             continue
-        if node.op_type not in _OF_IMAGES:
+        fixed = [name for name in node.input if name and name not in computed]
+        if node.op_type not in _OF_IMAGES or (node.op_type == "Concat" and fixed):
+            return False
+        if node.op_type in ("Add", "Sub", "Mul", "Div", "Sum") and any(name not in rows for name in fixed):
             return False
         computed.update(node.output)
     return True
@@ -256,4 +263,4 @@ def _arrays(model: onnx.ModelProto, sources: Sources) -> dict[str, Array]:
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
+    return torch.from_numpy(np.require(value, np.float64, ["C", "W"]))

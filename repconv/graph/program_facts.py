@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import GeometryError
+from .canvas import Canvas
 from .carried import Carried
 from .layout import Layout, with_channels_at
 from .not_affine import NotAffineError
@@ -54,6 +55,8 @@ class ProgramFacts:
         """What reports call a node: the module it comes from and the operation."""
         self._constants: dict[fx.Node, Any] = {}
         self._carried: dict[str, Carried] = {}
+        self.canvases: dict[str, Canvas] = {}
+        """Tensors put together of a window onto another and constants."""
         self._channel_axes = _channel_axes(module.graph)
         self._widened: dict[fx.Node, Any] = {}
 
@@ -197,9 +200,9 @@ def kind_of(node: fx.Node) -> str:
     return "" if str(node.target) in (FUNCTIONAL_NORM, *SPLITS) else str(node.target)
 
 
-def passes_through(node: fx.Node, made: Collection[str]) -> bool:
-    """True for a node that only affine steps, those of `made`, read on, so that it needs no input for itself."""
-    return str(node.target) in (FUNCTIONAL_NORM, *SPLITS) and all(user.name in made for user in node.users)
+def gives_several(node: fx.Node) -> bool:
+    """True for a node of several results, each of which another node takes."""
+    return str(node.target) in (FUNCTIONAL_NORM, *SPLITS)
 
 
 def is_pointwise(node: fx.Node) -> bool:

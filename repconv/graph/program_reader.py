@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,6 +15,7 @@ from ..errors import GeometryError
 from ..geometry import Pair
 from ..kernels import batch_norm_affine
 from ..refusal import Refusal
+from .canvas import recognised
 from .carried import Carried, Made, spread
 from .constant import Constant
 from .cost import Cost, convolution, elementwise
@@ -21,6 +24,7 @@ from .layout import Atom, Layout, plain
 from .not_affine import NotAffineError
 from .program_facts import FUNCTIONAL_NORM, ProgramFacts, is_pointwise, kind_of
 from .program_moves import MOVES
+from .program_painting import PAINTERS
 from .step import Step
 from .terms import average_term, convolution_term, grid_term, matrix_term, scale_term
 
@@ -36,14 +40,45 @@ def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
         if facts.is_constant(node) or not facts.size(node):
             continue
         try:
-            if reader is None:
-                _follow(facts, node)
-            else:
-                steps.append(_step(facts, node, reader(facts, node)))
+            steps += _read(facts, node, reader)
         except (NotAffineError, GeometryError) as error:
             if str(error):
                 refusals.append(Refusal(facts.labels[node.name], str(error)))
-    return steps, refusals
+    painted = {n.name for name in facts.canvases for n in facts.nodes[name].all_input_nodes}
+    followed = {facts.labels[name] for name in painted & facts.canvases.keys()}
+    return steps, [refusal for refusal in refusals if refusal.where not in followed]
+
+
+def _read(facts: ProgramFacts, node: fx.Node, reader: Callable[[ProgramFacts, fx.Node], Made] | None) -> list[Step]:
+    """A node as a step; or as a piece of a border, and a step if that is a whole one."""
+    painter = PAINTERS.get(str(node.target))
+    if painter is not None and any(n.name in facts.canvases for n in node.all_input_nodes):
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[node.name] = painter(facts, node)
+            return [_painted(facts, node)]
+    if reader is None and painter is None:
+        _follow(facts, node)
+        return []
+    try:
+        if reader is None:
+            raise NotAffineError
+        step = _step(facts, node, reader(facts, node))
+    except (NotAffineError, GeometryError):
+        if painter is None or node.name in facts.canvases:
+            raise
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[node.name] = painter(facts, node)
+            return [_painted(facts, node)]
+        raise  # though it may be a whole border once more is painted
+    if painter is not None and "pad" in str(node.target):
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[node.name] = painter(facts, node)
+    return [step]
+
+
+def _painted(facts: ProgramFacts, node: fx.Node) -> Step:
+    made, border = recognised(facts.canvases[node.name])
+    return replace(_step(facts, node, made), border=border)
 
 
 def _follow(facts: ProgramFacts, node: fx.Node) -> None:

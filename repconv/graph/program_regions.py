@@ -22,6 +22,8 @@ _WEIGHTED = frozenset(("aten.conv1d.default", "aten.conv2d.default", "aten.linea
 
 _REARRANGED = frozenset(("aten.permute.default", "aten.reshape.default"))
 
+_BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))
+
 _OF_IMAGES = frozenset((
     "aten.add.Tensor", "aten.avg_pool2d.default", "aten.batch_norm.default", "aten.cat.default", "aten.clone.default",
     "aten.constant_pad_nd.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding",
@@ -74,17 +76,36 @@ def prove_region(
     taps = max([1, *(math.prod(t.shape[2:]) for t in stored if t.dim() > 2)])
     right, written = largest_on_the_way(reference), Written(value, power, taps)
     sized = {name: shapes[name] for name in read}
-    if all(_keeps_axes(node) for node in (*before, *after)):
+    if _keep_axes(before, names[0]) and _keep_axes(after, names[1]):
         return affine_agreement(right, written, sized, dtype, where)
     sized = {name: (1, *shape) for name, shape in sized.items()}
     return affine_agreement(of_whole(right), whole(written), sized, dtype, where)
 
 
-def _keeps_axes(node: fx.Node) -> bool:
-    """True for an operation of [n, c, ...], for any n, or of constants."""
-    value, kind = node.meta.get("val"), str(node.target)
-    flat = not isinstance(value, Tensor) or value.dim() == 2
-    return node.op == "get_attr" or kind in _OF_IMAGES or (kind == "aten.linear.default" and flat)
+def _keep_axes(nodes: list[fx.Node], ends: Mapping[fx.Node, str]) -> bool:
+    """True for operations of [n, c, ...], for any n, and of constants that broadcast against that."""
+    computed = set(ends)
+    for node in nodes:
+        if computed.isdisjoint(node.all_input_nodes):
+            continue
+        computed.add(node)
+        kind, value = str(node.target), node.meta.get("val")
+        flat = not isinstance(value, Tensor) or value.dim() == 2
+        if kind not in _OF_IMAGES and not (kind == "aten.linear.default" and flat):
+            return False
+        if kind in _BROADCASTING and not all(n in computed or _is_row(n, value) for n in node.all_input_nodes):
+            return False
+        if kind == "aten.cat.default" and not computed.issuperset(node.all_input_nodes):
+            return False
+    return True
+
+
+def _is_row(node: fx.Node, output: object) -> bool:
+    """True for a constant of one image, or of fewer axes than what it is added to."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(output, Tensor):
+        return True
+    return value.dim() < output.dim() or value.shape[0] == 1
 
 
 def _inside(node: fx.Node, ends: Mapping[fx.Node, str]) -> list[fx.Node]:

@@ -52,7 +52,7 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
     """
     sizes = {name: nominal(tensor.dims) for name, tensor in placed.items()}
     made = {step.output for step in steps}
-    read = {name for step in steps for name in step.inputs}
+    read = {name for step in steps for name in step.reads}
     fixed = {name for name in made if name in needed or name not in read}
     rewritten: dict[str, Expression] = {}
     virtual: set[str] = set()
@@ -86,7 +86,7 @@ def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
         return i
 
     for index, step in enumerate(steps):
-        for name in step.inputs:
+        for name in step.reads:
             if name in maker and name not in fixed:
                 root[find(index)] = find(maker[name])
     found: dict[int, list[Step]] = defaultdict(list)

@@ -18,7 +18,8 @@ class Step:
 
     where: the node's name, for reports. offset: gives the constant, None for zero. cost: of the node as it stands.
     kind: what the node is, such as "Conv". rounding: the most by which a cast to the tensor's type changes a number,
-    relative to it.
+    relative to it. border: what the padding of its one term holds, None for zeros. needs: tensors besides that the node
+    as it stands reads, by way of others that nothing else reads.
     """
 
     output: str
@@ -28,6 +29,13 @@ class Step:
     cost: Cost
     offset: Offset | None = None
     rounding: float = 2**-24
+    border: Constant | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors of its terms, and those it needs besides as it stands."""
+        return tuple(dict.fromkeys((*self.inputs, *self.needs)))
 
     @property
     def inputs(self) -> tuple[str, ...]:
