@@ -8,7 +8,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from repconv.record import versions
+from repconv.files.record import versions
 
 
 def environment() -> dict[str, object]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .data import Data as Data
-    from .export_record import ExportRecord as ExportRecord
     from .exporting import export as export
     from .exporting import to_onnx as to_onnx
     from .exporting import to_openvino as to_openvino
     from .exporting import to_tensorrt as to_tensorrt
+    from .inputs.data import Data as Data
+    from .record import ExportRecord as ExportRecord
     from .settings import BuildSettings as BuildSettings
     from .settings import Preprocessing as Preprocessing
     from .settings import Quantization as Quantization
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BuildSettings": ".settings",
-    "Data": ".data",
-    "ExportRecord": ".export_record",
+    "Data": ".inputs.data",
+    "ExportRecord": ".record",
     "Preprocessing": ".settings",
     "Quantization": ".settings",
     "Span": ".settings",

@@ -12,16 +12,16 @@ import onnx
 from torch import Tensor
 
 from repconv.errors import BackendError, BuildError
-from repconv.record import versions
+from repconv.files.record import versions
 
-from .built import Built, Run
-from .engine_builder import build_engine
-from .engine_runtime import engine_function, gpu_here, why_not_run
-from .export_record import ENGINE_SCHEMA
-from .half import in_float32, to_half
-from .onnx_exporter import onnx_function
-from .openvino_builder import build_openvino, compile_openvino
-from .quantize import Quantized, quantize_onnx
+from .int8.quantize import Quantized, quantize_onnx
+from .onnx.exporter import onnx_function
+from .onnx.half import in_float32, to_half
+from .record import ENGINE_SCHEMA
+from .runtimes.built import Built, Run
+from .runtimes.engine_builder import build_engine
+from .runtimes.engine_runtime import engine_function, gpu_here, why_not_run
+from .runtimes.openvino import build_openvino, compile_openvino
 from .settings import BuildSettings, Span
 from .subject import Subject
 

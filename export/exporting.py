@@ -9,18 +9,18 @@ from pathlib import Path
 from torch import nn
 
 from repconv.errors import BuildError, OutputError, SourceError, VerificationError
-from repconv.files import write_whole
-from repconv.onnx_files import is_large
-from repconv.record import file_record
+from repconv.files.onnx import is_large
+from repconv.files.record import file_record
+from repconv.files.whole import write_whole
 
 from .building import artefact_of, sidecar
-from .data import Data, batches, check_calibration, origin_of, read_data
-from .engine_builder import with_names
-from .engine_runtime import sidecar_of
-from .export_record import ExportRecord
+from .inputs.data import Data, batches, check_calibration, origin_of, read_data
 from .measuring import probes
-from .overflow import peaks, require_fp16
-from .preprocess import preprocess
+from .onnx.overflow import peaks, require_fp16
+from .onnx.preprocess import preprocess
+from .record import ExportRecord
+from .runtimes.engine_builder import with_names
+from .runtimes.engine_runtime import sidecar_of
 from .settings import SUFFIXES, TARGETS, BuildSettings, Span
 from .subject import Subject, open_subject
 from .trial import Trial

@@ -16,26 +16,26 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repconv.agreement import Agreement
-from repconv.checkpoint import Checkpoint, save
+from repconv.blocks.fold import outermost_branches
+from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
-from repconv.files import sha256, whole_file
+from repconv.files.onnx import is_large, save_large
+from repconv.files.programs import read_program
+from repconv.files.whole import sha256, whole_file
 from repconv.fusing import fuse_modules, fuse_network
-from repconv.fusion import outermost_branches
 from repconv.graph import fuse_onnx, fuse_program
-from repconv.graph.onnx_model import load
-from repconv.graph.onnx_proof import labels_of, region_comparisons
-from repconv.leaves import leaves
+from repconv.graph.onnx.fuse import load
+from repconv.graph.onnx.proof.prove import labels_of, region_comparisons
 from repconv.models.spec import is_foreign
-from repconv.onnx_files import is_large, save_large
-from repconv.report import FusionReport, Proof
-from repconv.sources import Source, open_source
-from repconv.verify import count_flops, dtype_of, probes
+from repconv.proof.agreement import Agreement
+from repconv.proof.leaves import leaves
+from repconv.proof.report import FusionReport, Proof
+from repconv.sources.checkpoint import Checkpoint, save
+from repconv.sources.source import Source, open_source
 
-from .artefacts import onnx_artefact, program_artefact
-from .checks import inputs_for
-from .onnx_exporter import described, exported, finished, verify_onnx
-from .programs import read_program
+from .comparing.compare import inputs_for
+from .onnx.exporter import described, exported, finished, verify_onnx
+from .runtimes.artefact import onnx_artefact, program_artefact
 from .settings import DEFAULT_OPSET
 
 Shape = tuple[int, int, int]

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from repconv.agreement import Comparison, compare_tensors
-from repconv.checkpoint import Normalization
 from repconv.errors import SourceError, VerificationError
-from repconv.graph.onnx_facts import first_line
-from repconv.leaves import leaves
+from repconv.graph.onnx.facts import first_line
+from repconv.proof.agreement import Comparison, compare_tensors
+from repconv.proof.leaves import leaves
 
-from .classes import ClassChange
-from .evidence import Evidence, Probe
-from .images import Images, random_images
+from .inputs.images import Images, random_images
+from .proof.classes import ClassChange
+from .proof.evidence import Evidence, Probe
+from .proof.tolerances import DTYPES, RUNTIME_FACTOR, Tolerance, tolerance_for
 from .settings import BuildSettings, Span
-from .subject import Reference, Subject
-from .tolerances import DTYPES, RUNTIME_FACTOR, Tolerance, tolerance_for
+from .subject import Reference, Subject, normalization_of
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -62,12 +61,6 @@ def probes(
             found.append(_probe(drawn, settings, in_half))
     starts = range(0, len(images) - batch.usual + 1, batch.usual)
     return found + [_probe(images.part(start, start + batch.usual), settings, in_half) for start in starts]
-
-
-def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
-    """What images in [0, 1] go through: inside the artefact if it preprocesses, else before it."""
-    pre = settings.preprocessing
-    return subject.normalization if pre is None else Normalization(pre.mean, pre.std)
 
 
 def _probe(images: Images, settings: BuildSettings, in_half: bool) -> Probe:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repconv.errors import SourceError
 
-from .classes import MAX_CHANGED, MAX_LOST
+from .proof.classes import MAX_CHANGED, MAX_LOST
 
 TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

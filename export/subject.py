@@ -12,20 +12,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from repconv.checkpoint import Normalization
-from repconv.double import in_float64 as everything_in_float64
 from repconv.errors import FusionError, SourceError
-from repconv.files import sha256
+from repconv.files.onnx import read_onnx
+from repconv.files.programs import read_program
+from repconv.files.whole import sha256
 from repconv.graph import fuse_onnx
-from repconv.leaves import leaves
-from repconv.onnx_files import read_onnx
-from repconv.report import FusionReport
-from repconv.sources import Source, open_source
+from repconv.proof.float64 import in_float64 as everything_in_float64
+from repconv.proof.leaves import leaves
+from repconv.proof.report import FusionReport
+from repconv.sources.checkpoint import Normalization
+from repconv.sources.source import Source, open_source
 
-from .artefacts import onnx_artefact, program_artefact
 from .fusing import FuseSettings, network_to_onnx
-from .onnx_exporter import described, exported, finished
-from .programs import read_program
+from .onnx.exporter import described, exported, finished
+from .runtimes.artefact import onnx_artefact, program_artefact
 from .settings import BuildSettings, Span
 
 Shape = tuple[int, int, int]
@@ -136,6 +136,12 @@ def _loaded(source: Source) -> _Network:
         source.name, known.model, known.input_shape, source.path, source.sha256, known.class_names, normalization,
         source.notes,
     )  # fmt: skip
+
+
+def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
+    """What images in [0, 1] go through: inside the artefact if it preprocesses, else before it."""
+    pre = settings.preprocessing
+    return subject.normalization if pre is None else Normalization(pre.mean, pre.std)
 
 
 def _normalization_of(network: nn.Module) -> Normalization | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from repconv.errors import BuildError, VerificationError
 
-from .evidence import Evidence
-from .layer_errors import LayerError
+from .int8.layer_errors import LayerError
+from .proof.evidence import Evidence
 from .settings import Quantization
 
 KEPT = (1, 2, 4, 8)

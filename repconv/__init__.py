@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agreement import compare
-    from .block import RepBlock, set_statistics
-    from .branches import BRANCHES
-    from .checkpoint import load, save
+    from .algebra.kernels import Kernel
+    from .blocks.block import RepBlock, set_statistics
+    from .blocks.branches import BRANCHES
+    from .blocks.forecast import forecast
+    from .blocks.statistics.sampling import Sampling
     from .errors import (
         BackendError,
         BuildError,
@@ -22,14 +23,13 @@ if TYPE_CHECKING:
         SourceError,
         VerificationError,
     )
-    from .expansion import expand, expandable
-    from .forecasting import forecast
+    from .expansion.expand import expand, expandable
     from .fusing import fuse
-    from .kernels import Kernel
     from .models import create_model, list_models
-    from .refusal import Refusal
-    from .report import FusionReport
-    from .sampling import Sampling
+    from .proof.agreement import compare
+    from .proof.refusal import Refusal
+    from .proof.report import FusionReport
+    from .sources.checkpoint import load, save
 
 __all__ = [
     "BRANCHES",
@@ -61,32 +61,32 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BRANCHES": ".branches",
+    "BRANCHES": ".blocks.branches",
     "BackendError": ".errors",
     "BuildError": ".errors",
     "CheckpointError": ".errors",
     "FusionError": ".errors",
-    "FusionReport": ".report",
+    "FusionReport": ".proof.report",
     "GeometryError": ".errors",
-    "Kernel": ".kernels",
+    "Kernel": ".algebra.kernels",
     "OutputError": ".errors",
-    "Refusal": ".refusal",
-    "RepBlock": ".block",
+    "Refusal": ".proof.refusal",
+    "RepBlock": ".blocks.block",
     "RepconvError": ".errors",
-    "Sampling": ".sampling",
+    "Sampling": ".blocks.statistics.sampling",
     "SearchError": ".errors",
     "SourceError": ".errors",
     "VerificationError": ".errors",
-    "compare": ".agreement",
+    "compare": ".proof.agreement",
     "create_model": ".models",
-    "expand": ".expansion",
-    "expandable": ".expansion",
-    "forecast": ".forecasting",
+    "expand": ".expansion.expand",
+    "expandable": ".expansion.expand",
+    "forecast": ".blocks.forecast",
     "fuse": ".fusing",
     "list_models": ".models",
-    "load": ".checkpoint",
-    "save": ".checkpoint",
-    "set_statistics": ".block",
+    "load": ".sources.checkpoint",
+    "save": ".sources.checkpoint",
+    "set_statistics": ".blocks.block",
 }
 """Where each public name lives; resolved when first used, so that the command line starts without torch."""
 

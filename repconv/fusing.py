@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from .agreement import Agreement
-from .block_proof import block_by_block
+from .algebra.kernels import Kernel
+from .blocks.fold import fuse_blocks, outermost_branches, size, to_conv2d
+from .blocks.proof import block_by_block
+from .blocks.verify import count_flops, dtype_of, probes, prove_blocks
 from .errors import FusionError
-from .fusion import fuse_blocks, outermost_branches, size, to_conv2d
-from .graph.exported_program import export_again, rewrite
-from .graph.program_evidence import prove_program
-from .kernels import Kernel
-from .leaves import Inputs, arguments
+from .graph.program.fuse import export_again, rewrite
+from .graph.program.proof import prove_program
+from .models.libraries import image_shape
 from .models.spec import is_foreign
-from .named import image_shape
-from .refusal import Refusal
-from .report import FusionReport, Proof, Size
-from .verify import count_flops, dtype_of, probes, prove_blocks
+from .proof.agreement import Agreement
+from .proof.leaves import Inputs, arguments
+from .proof.refusal import Refusal
+from .proof.report import FusionReport, Proof, Size
 
 _LARGEST_PROBE = 64
 """Pixels a side at most of the images on which networks of this package are compared, which take any size."""

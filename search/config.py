@@ -8,10 +8,10 @@ from typing import Literal
 
 from repconv.errors import SearchError
 
-from .adaptive import Weighting
-from .evolution import check_age
 from .settings import check_least, check_shares, unknown
 from .strategies import STRATEGIES
+from .strategies.evolution import check_age
+from .supernet.adaptive import Weighting
 
 SCHEMA = "repconv.search-config/1"
 
@@ -23,7 +23,7 @@ class SearchConfig:
     network: a name of `repconv.list_models()`, or any SOURCE of the command line. width, blocks: of our own networks,
         0 and empty for the name's own. fixed, branches: kinds of branches, empty for the network's own (of a plain
         one: `3x3`, and all kinds).
-    data, test_data, image_size: see `repconv.search.data.open_data`. train_images: how many to use, 0 for all.
+    data, test_data, image_size: see `repconv.search.tasks.data.open_data`. train_images: how many to use, 0 for all.
         validation_share: of them, held out by seed to judge architectures.
     strategy: how to search. ratio: the budget, as a share of all searchable branches. population: that live on.
         offspring: children a generation, in populations (the paper's t). crossover, mutation: chances; flip: of each

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from repconv.errors import CheckpointError, OutputError, SearchError
-from repconv.files import whole_file
-from repconv.states import read_content
+from repconv.files.whole import whole_file
+from repconv.sources.state_dicts import read_content
 
-from .architecture import read_json
+from .supernet.architecture import read_json
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"

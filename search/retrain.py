@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from repconv.checkpoint import load, save
 from repconv.errors import SearchError
 from repconv.fusing import fuse_modules
-from repconv.named import check_asked
-from repconv.sources import open_source
+from repconv.models.libraries import check_asked
+from repconv.sources.checkpoint import load, save
+from repconv.sources.source import open_source
 
-from .architecture import Architecture
-from .data import open_data
-from .evaluate import EvaluationSettings, accuracy
 from .folder import RESULT, RunFolder
-from .found import Found
-from .joint_update import backward
-from .network import build_network, is_own_network, set_positions
 from .processes import Processes, joined
 from .random_state import put_random_state, random_states
+from .reports.found import Found
 from .retrain_config import RetrainConfig
 from .session import chosen_device
-from .supernet import Supernet, evaluating, subnetwork
-from .task import EvaluationBatches, Split, Task, split, training_batches
+from .supernet.architecture import Architecture
+from .supernet.evaluate import EvaluationSettings, accuracy
+from .supernet.joint_update import backward
+from .supernet.supernet import Supernet, evaluating, subnetwork
+from .tasks.data import open_data
+from .tasks.network import build_network, is_own_network, set_positions
+from .tasks.task import EvaluationBatches, Split, Task, split, training_batches
 
 FORMAT = "repconv.retrain-checkpoint/1"
 RETRAINED, FUSED = "retrained.pt", "retrained.fused.pt"

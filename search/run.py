@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 
-from repconv.checkpoint import save
 from repconv.errors import CheckpointError, SearchError
-from repconv.named import check_asked
+from repconv.models.libraries import check_asked
+from repconv.sources.checkpoint import save
 
-from .architecture import Architecture
 from .config import SCHEMA, SearchConfig
-from .data import is_own_data
-from .evolution import random_architecture
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
-from .found import Found
-from .network import is_own_network
-from .picture import svg
 from .processes import joined
 from .random_state import put_random_state, random_states
+from .reports.found import Found
+from .reports.picture import svg
 from .session import Session
 from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
-from .supernet import Gates
+from .strategies.evolution import random_architecture
+from .supernet.architecture import Architecture
+from .supernet.supernet import Gates
+from .tasks.data import is_own_data
+from .tasks.network import is_own_network
 
 FORMAT = "repconv.search-checkpoint/1"
 Report = Callable[[Mapping[str, Any]], None]

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from repconv.errors import SearchError
 
-from .adaptive import AdaptiveBatch
-from .architecture import Architecture
 from .config import SearchConfig
-from .data import open_data
-from .evaluate import Batches, Evaluation, EvaluationSettings, evaluate
-from .evolution import Breeding
-from .joint_update import backward
-from .network import build_network, set_positions
 from .processes import Processes
 from .strategies import Plan, Strategy, create_strategy
-from .supernet import Supernet
-from .task import EvaluationBatches, split, training_batches
+from .strategies.evolution import Breeding
+from .supernet.adaptive import AdaptiveBatch
+from .supernet.architecture import Architecture
+from .supernet.evaluate import Batches, Evaluation, EvaluationSettings, evaluate
+from .supernet.joint_update import backward
+from .supernet.supernet import Supernet
+from .tasks.data import open_data
+from .tasks.network import build_network, set_positions
+from .tasks.task import EvaluationBatches, split, training_batches
 
 _KEEP_BYTES = 2e9
 """Validation images up to this size stay in memory as they are fed to the network."""

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from repconv import compare
-from repconv.double import in_float64
+from repconv.proof.float64 import in_float64
 
 
 def _autocast(net, x):

@@ -1,4 +1,4 @@
-"""Imports point one way, and library code neither prints nor asserts; who breaks it is named."""
+"""The house: rooms on floors, imports one way, no circles, few modules a room; who breaks it is named."""
 
 from __future__ import annotations
 
@@ -11,40 +11,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("search", "export", "benchmarks")
+"""Rooms in folders of their own beside `repconv/`."""
 
 LAYERS = (
-    ("archives", "drawing", "errors", "files", "leaves", "onnx_files", "page", "refusal"),
-    ("double", "geometry", "record"),
-    ("kernels",),
-    ("normalisation",),
-    ("branches",),
-    ("moments", "windows"),
-    ("sampling", "training_cost"),
-    ("block",),
-    ("tracing",),
-    ("placing", "preserving"),
+    ("errors", "pages"),
+    ("algebra", "proof", "files"),
+    ("blocks", "graph"),
     ("expansion",),
     ("models",),
-    ("named",),
-    ("agreement",),
-    ("affine_proof",),
-    ("report",),
-    ("proving",),
-    ("fusion",),
-    ("block_proof", "graph"),
-    ("verify",),
-    ("forecasting", "fusing", "inspection"),
-    ("states",),
-    ("checkpoint",),
-    ("sources",),
+    ("sources", "fusing"),
     ("search", "export"),
     ("benchmarks",),
     ("cli",),
 )
-"""Modules and subpackages of `repconv`, lowest first. One imports from rows above its own only, or from itself.
+"""The rooms of `repconv`, lowest floor first. One imports from floors below its own only, or from itself.
 
-Errors aside, which anyone may import, neighbours in a row do not know each other.
+Errors aside, which anyone may import, neighbours on a floor do not know each other.
 """
+MOST_FLOORS = 7
+MOST_MODULES = 10
 HEIGHT = {unit: height for height, row in enumerate(LAYERS) for unit in row}
 
 
@@ -131,6 +116,61 @@ def test_imports_point_one_way() -> None:
     assert not offences, names(offences)
 
 
+def test_the_house_has_few_floors() -> None:
+    floors = [row for row in LAYERS if not set(row) <= set(MAPPED)]
+    assert len(floors) <= MOST_FLOORS, floors
+
+
+def test_a_room_holds_few_modules() -> None:
+    held: dict[Path, list[str]] = {}
+    for path in MODULES.values():
+        if path.name != "__init__.py":
+            held.setdefault(path.parent.relative_to(ROOT), []).append(path.stem)
+    crowded = [f"{room}: {len(found)} modules" for room, found in held.items() if len(found) > MOST_MODULES]
+    assert not crowded, names(crowded)
+
+
+def crossings() -> dict[str, dict[str, str]]:
+    """For every two rooms or modules side by side in a package, the first import from one to the other."""
+    found: dict[str, dict[str, str]] = {}
+    for module in MODULES:
+        for line, target, _ in imports(module) if module != "repconv" else ():
+            mine, theirs = module.split("."), target.split(".")
+            shared = next((k for k, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
+            if shared is not None:  # else one holds the other
+                here, there = (".".join(parts[: shared + 1]) for parts in (mine, theirs))
+                found.setdefault(here, {}).setdefault(there, f"{MODULES[module].relative_to(ROOT)}:{line}")
+    return found
+
+
+def circles(edges: dict[str, dict[str, str]]) -> list[str]:
+    """Every import that leads back to where it comes from, and the way back."""
+    offences = []
+    for start, leading in edges.items():
+        for first, where in leading.items():
+            ways, seen = [[first]], {first}
+            while ways:
+                way = ways.pop(0)
+                if way[-1] == start:
+                    offences.append(f"{where}: {' -> '.join([start, *way])}")
+                    break
+                further = [there for there in edges.get(way[-1], {}) if there not in seen]
+                seen.update(further)
+                ways += [[*way, there] for there in further]
+    return offences
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    found = circles(crossings())
+    assert not found, names(found)
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b": "a.py:1"}, "b": {"c": "b.py:1"}, "c": {"a": "c.py:1"}, "d": {"a": "d.py:1"}}) == [
+        "a.py:1: a -> b -> c -> a", "b.py:1: b -> c -> a -> b", "c.py:1: c -> a -> b -> c",
+    ]  # fmt: skip
+
+
 def test_the_package_itself_imports_nothing_at_run_time() -> None:
     guarded = next(n for n in TREES["repconv"].body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     inside = {id(node) for node in ast.walk(guarded)}
@@ -185,13 +225,13 @@ def test_no_users_mistake_is_an_assertion() -> None:
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        ("from ..search import space", "repconv.search.space"),
-        ("from repconv import load", "repconv.checkpoint"),
+        ("from ..search.supernet import space", "repconv.search.supernet.space"),
+        ("from repconv import load", "repconv.sources.checkpoint"),
         ("import repconv.cli", "repconv.cli"),
         ("def f():\n    from ..errors import GeometryError", "repconv.errors"),
     ],
 )
 def test_this_test_sees_every_form_of_import(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TREES, "repconv.models.zoo", ast.parse(source))
-    monkeypatch.setitem(MODULES, "repconv.search.space", ROOT / "search" / "space.py")
+    monkeypatch.setitem(MODULES, "repconv.search.supernet.space", ROOT / "search" / "supernet" / "space.py")
     assert [found for _, found, _ in imports("repconv.models.zoo")] == [target]

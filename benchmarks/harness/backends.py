@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from repconv.errors import BackendError, SourceError
-from repconv.export.backends import PYTORCH_GPU
-from repconv.export.engine_builder import INSTALL, probe_engines
-from repconv.export.engine_runtime import why_not_run
-from repconv.record import installed
+from repconv.export.runtimes.doctor import PYTORCH_GPU
+from repconv.export.runtimes.engine_builder import INSTALL, probe_engines
+from repconv.export.runtimes.engine_runtime import why_not_run
+from repconv.files.record import installed
 
 ON_GPU = "on a machine with an NVIDIA GPU"
 

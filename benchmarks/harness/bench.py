@@ -12,17 +12,17 @@ from pathlib import Path
 from repconv.errors import BuildError, OutputError, SourceError
 
 from ..environment import environment
-from ..timing import ratio
 from .backends import choose
-from .building import Workshop
 from .explain import explain
 from .forms import Form, Given, forms_of, open_given
-from .gpu import clock_warnings
 from .group import GroupResult, build_group, measure_group
-from .machine import governor_warnings
-from .noise import ratio_warning
+from .loading.building import Workshop
+from .machine.gpu import clock_warnings
+from .machine.machine import governor_warnings
 from .results import BenchResult, Compared, Measured, Row, pairs
 from .settings import FUSED, PLAIN, UNFUSED, BenchSettings
+from .turns.noise import ratio_warning
+from .turns.timing import ratio
 
 Say = Callable[[str], None]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from repconv.blocks.inspection import Inspection, inspect
 from repconv.errors import VerificationError
 from repconv.export.fusing import FuseSettings, fuse_source
-from repconv.inspection import Inspection, inspect
-from repconv.report import FusionReport
+from repconv.proof.report import FusionReport
 
 from .forms import Given
 

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repconv.block import RepBlock
-from repconv.checkpoint import Normalization, save
+from repconv.blocks.block import RepBlock
+from repconv.blocks.fold import fuse_blocks
 from repconv.errors import SourceError
-from repconv.export.artefacts import onnx_artefact, program_artefact
-from repconv.export.programs import read_program
+from repconv.expansion.placement import replaced
+from repconv.export.runtimes.artefact import onnx_artefact, program_artefact
 from repconv.export.settings import BuildSettings, Span
 from repconv.export.subject import Reference, Shape, Subject, in_float64, known_size, open_subject
-from repconv.files import sha256
+from repconv.files.programs import read_program
+from repconv.files.whole import sha256
 from repconv.fusing import exported_program, fuse_network
-from repconv.fusion import fuse_blocks
+from repconv.models.libraries import create_named, is_own_code
 from repconv.models.spec import ModelSpec, is_foreign
 from repconv.models.zoo import create_plain, resolve
-from repconv.named import create_named, is_own_code
-from repconv.placing import replaced
-from repconv.sources import open_source
+from repconv.sources.checkpoint import Normalization, save
+from repconv.sources.source import open_source
 
 from .settings import FUSED, PLAIN, UNFUSED
 

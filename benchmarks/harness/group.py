@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from repconv.errors import BuildError
-from repconv.export.evidence import Evidence, Probe
 from repconv.export.measuring import measure as compare_with_source
+from repconv.export.proof.evidence import Evidence, Probe
 from repconv.export.settings import BuildSettings
 from repconv.export.subject import Subject
 
 from .backends import Backend
-from .building import Artefact, Workshop
 from .forms import Form, Given
-from .gpu import GpuState, gpu_state, visible_gpu
-from .loaded import How
-from .machine import Others, others, process_seconds, usage
-from .noise import series_warnings
+from .loading.building import Artefact, Workshop
+from .loading.loaded import How
+from .machine.gpu import GpuState, gpu_state, visible_gpu
+from .machine.machine import Others, others, process_seconds, usage
 from .player import PlayerLost, Process
 from .results import Key, Row
 from .settings import BenchSettings
-from .turns import Place, play
+from .turns.noise import series_warnings
+from .turns.turns import Place, play
 
 Say = Callable[[str], None]
 

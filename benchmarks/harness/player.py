@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 
 from repconv.errors import BackendError, BuildError
 
-from .loaded import How, Job
+from .loading.loaded import How, Job
 
 LOADING_S = 1800.0
 """Seconds after which a backend that is loading, compiling or recording is given up."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from repconv.export.evidence import Evidence
-from repconv.inspection import Inspection
-from repconv.report import FusionReport
+from repconv.blocks.inspection import Inspection
+from repconv.export.proof.evidence import Evidence
+from repconv.proof.report import FusionReport
 
-from ..timing import LatencyReport, Ratio
-from .gpu import GpuState
-from .machine import Others
+from .machine.gpu import GpuState
+from .machine.machine import Others
 from .settings import BenchSettings
+from .turns.timing import LatencyReport, Ratio
 
 SCHEMA = "repconv.bench/1"
 

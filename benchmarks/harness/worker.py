@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .loaded import How, Job, Loaded, host_clock
-from .turn import take_turn
+from repconv.benchmarks.harness.loading.loaded import How, Job, Loaded, host_clock
+from repconv.benchmarks.harness.loading.turn import take_turn
 
 MEMORY_CALLS = 3
 
@@ -64,7 +64,7 @@ def _start(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
         name: Job(Path(job["file"]), Path(job["input"]), job["precision"], job["own_code"], job["target"])
         for name, job in asked["jobs"].items()
     }
-    from .loading import import_runtime
+    from repconv.benchmarks.harness.loading.loading import import_runtime
 
     import_runtime(state.loader)
     threads = state.how.threads
@@ -78,7 +78,7 @@ def _start(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
 
 def _load(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
     """Load a subject, in place of what there was of it."""
-    from .loading import load
+    from repconv.benchmarks.harness.loading.loading import load
 
     state.loaded.pop(asked["subject"], None)
     start = time.perf_counter()
@@ -109,7 +109,7 @@ def _turn(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
 
 def _memory(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
     """Bytes by which loading and calling a subject raises memory: the GPU's, or a forked child's resident memory."""
-    from .loading import load
+    from repconv.benchmarks.harness.loading.loading import load
 
     job = state.jobs[asked["subject"]]
     if state.how.device == "cuda":

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from repconv import create_model, load
-from repconv.benchmarks.paper.published import FAITHFUL, IMPOSSIBLE, SCALED
-from repconv.benchmarks.paper.results import PICTURES, RESULTS, write_json
-from repconv.files import write_whole
-from repconv.search.architecture import Architecture
-from repconv.search.evolution import random_architecture
-from repconv.search.picture import space_grid, svg
-from repconv.search.space import SearchSpace, SpaceBlock
+from repconv.benchmarks.paper.published.tables import FAITHFUL, IMPOSSIBLE, SCALED
+from repconv.benchmarks.studies.common import PICTURES, RESULTS, write_json
+from repconv.files.whole import write_whole
+from repconv.search.reports.picture import space_grid, svg
+from repconv.search.strategies.evolution import random_architecture
+from repconv.search.supernet.architecture import Architecture
+from repconv.search.supernet.space import SearchSpace, SpaceBlock
 
 SCHEMA = "repconv.paper.architectures/1"
 SHIPPED = Path(__file__).parent.parent.parent / "repconv" / "assets" / "irep_resnet_cifar10.pt"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from repconv.benchmarks.paper.inference_tables import inference_tables, table
-from repconv.benchmarks.paper.published import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
-from repconv.benchmarks.paper.results import RESULTS, ROOT
-from repconv.files import write_whole
+from repconv.benchmarks.paper.published.tables import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
+from repconv.benchmarks.studies.common import RESULTS, ROOT, command_of
+from repconv.files.whole import write_whole
 
 PAGE = ROOT / "docs" / "paper.md"
 FILES = (
@@ -75,7 +75,7 @@ How much less time evaluating a population takes as single-path networks than mu
 branches active. A population's time is put together from those of batches, folds and
 writing kernels, and "over plain networks" is what the single-path ones cost beyond networks that never had branches.
 The paper's 63.7 % recomputes to 63.0 % from its own seconds. `benchmarks/results/table1.json`, by
-`{content["command"]}`.
+`{command_of(content)}`.
 
 {table(head, rows)}"""
 
@@ -121,12 +121,13 @@ epochs, with a search), one recipe, one seed each, {irep["test_images"]} test im
 
 {table(("network", "paper's ResNet-18", "here", "verdict"), pair)}
 
-`benchmarks/results/train_cifar10.json` and `train_cifar10_plain.json`, by `benchmarks/train_cifar10.py`. Still smaller,
+`benchmarks/results/train_cifar10.json` and `train_cifar10_plain.json`, by
+`benchmarks/studies/training/train_cifar10.py`. Still smaller,
 width {small["width"]} and three units, {small["recipe"]["epochs"]} epochs of {small["images"]:,} images:
 
 {table(("network", "seeds", "mean test top-1", "verdict"), rows)}
 
-`benchmarks/results/sampled_accuracy.json`, by `{results["sampled_accuracy"]["command"]}`."""
+`benchmarks/results/sampled_accuracy.json`, by `{command_of(results["sampled_accuracy"])}`."""
 
 
 def _sweep() -> str:
@@ -150,7 +151,7 @@ Figure 1 and the first of two figures numbered 3 are diagrams of the method; not
 
 Equation (14) at a = {two["settings"]["limit"]:g}, mu = {two["settings"]["offset"]:g} and
 eta = {two["settings"]["scale"]:g}, drawn from the function a search uses; {two["verdict"]}.
-`benchmarks/results/paper_figure2.json`, by `{two["command"]}`.
+`benchmarks/results/paper_figure2.json`, by `{command_of(two)}`.
 
 ![Figure 2](pictures/{two["picture"]})
 
@@ -163,7 +164,7 @@ eta = {two["settings"]["scale"]:g}, drawn from the function a search uses; {two[
 IRep-ResNet50, {searched["verdict"]}: {searched["why"]}. It keeps {searched["kept_by_the_text"]} branches, and half of
 the space's {searched["slots"]}, rounded, is {searched["budget"]}. IRep-VGG16 and IRep-ResNet18, {others["verdict"]}:
 {others["why"]}. `repconv search report` draws what you search yourself. `benchmarks/results/paper_architectures.json`,
-by `{drawn["command"]}`.
+by `{command_of(drawn)}`.
 
 ![IRep-ResNet50](pictures/{searched["picture"]})
 
@@ -174,13 +175,16 @@ The network that ships, {drawn["shipped"]["verdict"]} ({drawn["shipped"]["why"]}
 
 def _figure_3(three: Mapping[str, Any] | None) -> str:
     if three is None:
-        return "Not drawn yet: it needs a plain network, by `benchmarks/train_cifar10.py --network resnet18`."
+        return (
+            "Not drawn yet: it needs a plain network, by "
+            "`benchmarks/studies/training/train_cifar10.py --network resnet18`."
+        )
     says = zip(three["images"], three["says"]["plain"], three["says"]["irep"], strict=True)
     return f"""{three["verdict"].capitalize()}: {three["why"]}. Two rows an image, plain above IRep: the image, the last
 unit's map, then those of units 1 to {three["units"] - 1}. The paper does not say how channels become one picture; here
 each map is the mean of absolute values over channels, dark to yellow from its own least to its largest. A few images
 show what the networks look at and prove nothing about which is better. `benchmarks/results/paper_figure3.json`, by
-`{three["command"]}`.
+`{command_of(three)}`.
 
 ![Figure 3](pictures/{three["picture"]})
 

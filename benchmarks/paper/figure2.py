@@ -2,7 +2,8 @@
 
     python benchmarks/paper/figure2.py
 
-Drawn from `repconv.search.evolution.age_term`, what a search itself uses, between 1 and a (the paper's red part, which
+Drawn from `repconv.search.strategies.evolution.age_term`, what a search itself uses, between 1 and a (the paper's
+red part, which
 is what it regularises with).
 """
 
@@ -11,11 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from repconv.benchmarks.paper.published import FAITHFUL
-from repconv.benchmarks.paper.results import PICTURES, RESULTS, write_json
-from repconv.files import write_whole
-from repconv.search.evolution import age_term
-from repconv.search.report import chart
+from repconv.benchmarks.paper.published.tables import FAITHFUL
+from repconv.benchmarks.studies.common import PICTURES, RESULTS, write_json
+from repconv.files.whole import write_whole
+from repconv.search.reports.report import chart
+from repconv.search.strategies.evolution import age_term
 
 SCHEMA = "repconv.paper.figure2/1"
 SETTINGS = {"scale": 0.05, "limit": 10.0, "offset": 0.1}

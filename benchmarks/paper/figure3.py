@@ -5,7 +5,8 @@
 
 The paper shows ResNet-50 and IRep-ResNet50 on ImageNet images: the image, the heat map of the last residual unit, and
 those of units 4 to 11. Here it is the network that ships (width 16, six units, CIFAR-10) and the plain network of the
-same shape trained by the same recipe (`benchmarks/train_cifar10.py --network resnet18`), on images of the sheet that
+same shape trained by the same recipe (`benchmarks/studies/training/train_cifar10.py --network resnet18`), on images of
+the sheet that
 ships or on one of your own, scaled to 32x32. The paper does not say how a map's channels become one picture; here it is
 the mean of their absolute values, from the smallest (dark) to the largest (yellow) of each map.
 """
@@ -23,11 +24,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from repconv import fuse, load
-from repconv.benchmarks.cifar10 import CLASSES, normalize
 from repconv.benchmarks.paper.architectures import SHIPPED
-from repconv.benchmarks.paper.published import SCALED
-from repconv.benchmarks.paper.results import PICTURES, RESULTS, existing, write_json
-from repconv.files import sha256, write_whole
+from repconv.benchmarks.paper.published.tables import SCALED
+from repconv.benchmarks.studies.common import PICTURES, RESULTS, existing, write_json
+from repconv.benchmarks.studies.training.cifar10 import CLASSES, normalize
+from repconv.files.whole import sha256, write_whole
 
 SCHEMA = "repconv.paper.figure3/1"
 PLAIN = RESULTS / "plain_resnet_cifar10.pt"

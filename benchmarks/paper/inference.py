@@ -22,21 +22,17 @@ from torch import Tensor, nn
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.graph_counts import count, flops, session
-from repconv.benchmarks.graph_models import randomise, to_onnx
-from repconv.benchmarks.paper.architectures import (
-    IMAGENET_KINDS,
-    cifar_architecture,
-    irep_resnet50,
-)
-from repconv.benchmarks.paper.cells import cifar_network, imagenet_network
-from repconv.benchmarks.paper.genotypes import GENOTYPES
-from repconv.benchmarks.paper.published import PARAMETERS, REFERENCES
-from repconv.benchmarks.paper.results import RESULTS, positive, read_json, write_json
-from repconv.benchmarks.timing import LatencyReport, calls_lasting, measure, ratio
+from repconv.benchmarks.harness.turns.timing import LatencyReport, calls_lasting, measure, ratio
+from repconv.benchmarks.paper.architectures import IMAGENET_KINDS, cifar_architecture, irep_resnet50
+from repconv.benchmarks.paper.published.cells import cifar_network, imagenet_network
+from repconv.benchmarks.paper.published.genotypes import GENOTYPES
+from repconv.benchmarks.paper.published.tables import PARAMETERS, REFERENCES
+from repconv.benchmarks.studies.common import RESULTS, positive, read_json, write_json
+from repconv.benchmarks.studies.graph.graph_counts import count, flops, session
+from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.graph import fuse_onnx
-from repconv.search.space import SearchSpace
-from repconv.search.supernet import subnetwork
+from repconv.search.supernet.space import SearchSpace
+from repconv.search.supernet.supernet import subnetwork
 
 SCHEMA = "repconv.paper.inference/1"
 SAMPLE_S = 0.03

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..timing import LatencyReport, Ratio, ratio
-from .published import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, Row
+from ..harness.turns.timing import LatencyReport, Ratio, ratio
+from ..studies.common import command_of
+from .published.tables import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, Row
 
 RUNTIMES = ("torch", "onnxruntime")
 MULTI_BRANCH = ("repvgg_", "acnet_", "dbb_", "irep_")
@@ -36,10 +37,11 @@ def inference_tables(content: Mapping[str, Any]) -> str:
 Batch 1, float32, networks of full size, unfused -> fused. "x IRep": the network as it is deployed (multi-branch
 ones fused, plain ones and cells as trained) over the table's IRep network, fused, with a 95 % interval; the paper's is
 of its own milliseconds. Cells are built from their published
-genotypes (`benchmarks/paper/genotypes.py` names the sources) and fused as graphs, which folds batch normalisation and
+genotypes (`benchmarks/paper/published/genotypes.py` names the sources) and fused as graphs, which folds batch
+normalisation and
 leaves every convolution: ReLU and pooling stand between most, and a depthwise one merged into the 1x1 after it would do
 more arithmetic. Top-1 of every row is {IMPOSSIBLE}: each takes GPU-days to train.
-`benchmarks/results/paper_inference.json`, by `{content["command"]}`, {content["threads"]} threads,
+`benchmarks/results/paper_inference.json`, by `{command_of(content)}`, {content["threads"]} threads,
 {content["rounds"]} rounds.
 
 ### Table 2: CIFAR-10

@@ -26,10 +26,10 @@ import torch
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.timing import measure, ratio
-from repconv.search.evaluate import EvaluationSettings, KernelBank
-from repconv.search.evolution import first_population
-from repconv.search.supernet import Supernet
+from repconv.benchmarks.harness.turns.timing import measure, ratio
+from repconv.search.strategies.evolution import first_population
+from repconv.search.supernet.evaluate import EvaluationSettings, KernelBank
+from repconv.search.supernet.supernet import Supernet
 
 POPULATIONS = (64, 128, 256)
 IMAGES = 5000

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import click
 
-from .lazy import lazy_group
+from .shared.lazy import lazy_group
 
 _COMMANDS = {
     "bench": ("bench", "Measure latency, fused against unfused and plain, on several backends."),

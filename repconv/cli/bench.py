@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import WholeNumbers, json_option, source_options
+from .shared.options import WholeNumbers, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.benchmarks.harness.results import BenchResult
@@ -93,8 +93,8 @@ def command(
     from repconv.benchmarks.harness.settings import BenchSettings
 
     from ..errors import SourceError
-    from .bench_text import differing, findings, markdown, tables
-    from .record import write_json
+    from .shared.bench_text import differing, findings, markdown, tables
+    from .shared.record import write_json
 
     if not sources:
         raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
@@ -120,7 +120,7 @@ def command(
     if output is not None:
         _write(output, markdown(result, _command()))
     if html_file is not None:
-        from repconv.benchmarks.report import bench_report
+        from repconv.benchmarks.harness.page import bench_report
 
         _write(html_file, bench_report(result))
     if json_file is not None:
@@ -131,7 +131,7 @@ def command(
 def _check_outputs(sources: tuple[str, ...], files: list[str]) -> None:
     """Refuse, before minutes of measuring, what could not be written or would eat a source."""
     from ..errors import OutputError
-    from ..files import require_writable
+    from ..files.whole import require_writable
 
     for file in files:
         require_writable(file)
@@ -185,7 +185,7 @@ def _command() -> str:
 
 
 def _write(path: str, text: str) -> None:
-    from ..files import whole_file
+    from ..files.whole import whole_file
 
     with whole_file(path) as stream:
         stream.write(text.encode())

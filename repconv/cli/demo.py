@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import json_option
+from .shared.options import json_option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..leaves import Function
+    from ..proof.leaves import Function
 
 _CHECKPOINT = "irep_resnet_cifar10.pt"
 _IMAGES = "cifar10_test_sheet.npz"
@@ -31,17 +31,17 @@ def command(output_dir: Path, json_file: str | None) -> None:
     import torch
 
     from repconv.benchmarks.harness.bench import bench
+    from repconv.benchmarks.harness.page import bench_report
     from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
-    from repconv.benchmarks.report import bench_report
     from repconv.export.fusing import FuseSettings, fuse_source, write
-    from repconv.export.onnx_exporter import onnx_function
+    from repconv.export.onnx.exporter import onnx_function
 
     from ..errors import OutputError, VerificationError
-    from ..files import whole_file
-    from ..sources import open_source
-    from .bench_text import differing, tables
-    from .record import file_record, write_json
-    from .text import fusion_tables, table
+    from ..files.whole import whole_file
+    from ..sources.source import open_source
+    from .shared.bench_text import differing, tables
+    from .shared.record import file_record, write_json
+    from .shared.text import fusion_tables, table
 
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _images(path: Path, normalization: object) -> tuple[Tensor, Tensor]:
     import numpy as np
     import torch
 
-    from ..checkpoint import Normalization
+    from ..sources.checkpoint import Normalization
 
     with np.load(path, allow_pickle=False) as sheet:
         pixels, labels = torch.from_numpy(sheet["images"]), torch.from_numpy(sheet["labels"]).long()

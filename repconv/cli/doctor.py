@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import json_option
+from .shared.options import json_option
 
 
 @click.command(epilog="Example: repconv doctor")
@@ -14,10 +14,10 @@ def command(json_file: str | None) -> None:
 
     Each is tried: loaded, asked for its devices, or told to make a builder.
     """
-    from repconv.export.backends import backends
+    from repconv.export.runtimes.doctor import backends
 
-    from .record import write_json
-    from .text import table
+    from .shared.record import write_json
+    from .shared.text import table
 
     found = backends()
     rows = [["backend", "", "version", "for", ""]]

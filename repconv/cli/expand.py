@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageShape, checked_output, json_option, source_options
+from .shared.options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..refusal import Refusal
+    from ..proof.refusal import Refusal
 
 _FORMATS = (".pt", ".safetensors")
 
@@ -47,13 +47,13 @@ def command(
     torchvision:NAME[@WEIGHTS] or package.module:factory[@WEIGHTS]. Train what was written with
     repconv.load(OUT).model, and fold it with repconv fuse OUT.
     """
-    from ..agreement import compare
-    from ..checkpoint import save
-    from ..expansion import expand, expandable
-    from ..sources import open_source
-    from ..verify import dtype_of, probes
-    from .record import file_record, write_json
-    from .text import paragraph
+    from ..blocks.verify import dtype_of, probes
+    from ..expansion.expand import expand, expandable
+    from ..proof.agreement import compare
+    from ..sources.checkpoint import save
+    from ..sources.source import open_source
+    from .shared.record import file_record, write_json
+    from .shared.text import paragraph
 
     out = checked_output(output, source, _FORMATS, json_file)
     wanted = _branch_set(set_name, branches, fixed)
@@ -109,7 +109,7 @@ def _kinds(text: str | None) -> list[str]:
 
 def _blocks(model: nn.Module) -> list[tuple[str, list[str], str]]:
     """Name, kinds of branches and geometry of every block."""
-    from ..block import RepBlock
+    from ..blocks.block import RepBlock
 
     return [
         (name, [*block.branch_set.fixed, *block.branch_set.searchable], block.geometry.label)
@@ -120,8 +120,8 @@ def _blocks(model: nn.Module) -> list[tuple[str, list[str], str]]:
 
 def _tables(before: nn.Module, after: nn.Module, refusals: tuple[Refusal, ...]) -> str:
     """The blocks, the convolutions that stay and why, and the sizes before and after."""
-    from ..fusion import size
-    from .text import refusal_list, size_table, table
+    from ..blocks.fold import size
+    from .shared.text import refusal_list, size_table, table
 
     blocks = _blocks(after)
     rows = [["block", "stands for", "branches"]]

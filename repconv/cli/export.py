@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import BatchRange, ImageRange, Numbers, checked_output, json_option, source_options
+from .shared.options import BatchRange, ImageRange, Numbers, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
-    from repconv.export.export_record import ExportRecord
+    from repconv.export.record import ExportRecord
     from repconv.export.settings import Preprocessing, Span
 
 _TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
@@ -112,14 +112,14 @@ def command(
     first. What differs by more than its precision allows is not written (exit code 1). What cannot be run here, such as
     an engine without a GPU, is written and said to be "built, not run".
     """
-    from repconv.export.data import Data
-    from repconv.export.export_record import SCHEMA
     from repconv.export.exporting import export
+    from repconv.export.inputs.data import Data
+    from repconv.export.record import SCHEMA
     from repconv.export.settings import DEFAULT_CAPABILITIES, SUFFIXES, BuildSettings, Quantization, check_capabilities
 
     from ..errors import OutputError, SourceError
-    from .record import write_json
-    from .text import paragraph
+    from .shared.record import write_json
+    from .shared.text import paragraph
 
     out = checked_output(output, source, [SUFFIXES[target]], json_file)
     if target.startswith("tensorrt") and json_file is not None and Path(json_file) == Path(f"{out}.json"):
@@ -196,7 +196,7 @@ def _preprocessing(
 
 def _summary(record: ExportRecord) -> str:
     """What was built, as a table of facts, and the worst layers of an int8 model."""
-    from .text import table
+    from .shared.text import table
 
     facts = {
         "status": record.status, "runtime": record.runtime, "precision": record.settings.precision,

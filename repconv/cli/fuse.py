@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageShape, checked_output, json_option, source_options
+from .shared.options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.export.fusing import Fused, Model
 
-    from ..forecasting import Forecast
-    from ..sources import Source
+    from ..blocks.forecast import Forecast
+    from ..sources.source import Source
 
 
 @click.command(epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json")
@@ -51,7 +51,7 @@ def command(
     from repconv.export.fusing import FORMATS, GRAPHS, FuseSettings, fuse_source, in_graph, write
 
     from ..errors import VerificationError
-    from .text import fused_tables, paragraph
+    from .shared.text import fused_tables, paragraph
 
     suffix = Path(source).suffix
     out = checked_output(output or _beside(source, FORMATS), source, GRAPHS.get(suffix, FORMATS), json_file)
@@ -83,7 +83,7 @@ def command(
 
 
 def _opened(source: str, model_name: str | None, state_key: str | None) -> Source:
-    from ..sources import open_source
+    from ..sources.source import open_source
 
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:
@@ -123,8 +123,8 @@ def _nothing_to_fuse(name: str, *, already: bool, strict: bool) -> None:
 
 def _foretold(fused: Fused[Model]) -> Forecast | None:
     """What low precision will make of the blocks."""
-    from ..forecasting import forecast
-    from ..verify import dtype_of, probes
+    from ..blocks.forecast import forecast
+    from ..blocks.verify import dtype_of, probes
 
     if fused.modules is None or fused.known is None or fused.shape is None:
         return None
@@ -136,7 +136,7 @@ def _finish(
     source: str, loaded: Source | None, fused: Fused[Model], out: Path, settings: dict[str, object],
     json_file: str | None, foretold: Forecast | None,
 ) -> None:  # fmt: skip
-    from .record import file_record, write_json
+    from .shared.record import file_record, write_json
 
     path = Path(source) if loaded is None else loaded.path
     written = file_record(out)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageShape, json_option, source_options
+from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..graph.foresight import Foresight
-    from ..inspection import Inspection, Layer
-    from ..sources import Source
+    from ..blocks.inspection import Inspection, Layer
+    from ..graph.planning.foresight import Foresight
+    from ..sources.source import Source
 
 _BARS = "▁▂▃▄▅▆▇█"
 _METADATA_SHOWN = 80
@@ -38,11 +38,11 @@ def command(
     """
     from pathlib import Path
 
+    from ..blocks.inspection import inspect
     from ..errors import SourceError
-    from ..inspection import inspect
-    from ..sources import open_source
-    from .record import file_record, write_json
-    from .text import foresight_tables
+    from ..sources.source import open_source
+    from .shared.record import file_record, write_json
+    from .shared.text import foresight_tables
 
     if Path(source).suffix in (".onnx", ".pt2"):
         if input_shape is not None:
@@ -74,10 +74,10 @@ def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
     """What fusing its graph would do, for a network without blocks."""
     import torch
 
+    from ..blocks.verify import dtype_of
     from ..errors import FusionError
     from ..fusing import exported_program
     from ..graph import foresee_program
-    from ..verify import dtype_of
 
     x = torch.zeros(1, *shape, dtype=dtype_of(loaded.checkpoint.model))
     try:
@@ -89,12 +89,11 @@ def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
 
 def _inspect_graph(path: Path, json_file: str | None) -> None:
     """An .onnx file or a .pt2 program."""
-    from repconv.export.programs import read_program
-
     from ..errors import SourceError
+    from ..files.programs import read_program
     from ..graph import foresee_onnx, foresee_program
-    from .record import file_record, write_json
-    from .text import foresight_tables
+    from .shared.record import file_record, write_json
+    from .shared.text import foresight_tables
 
     if not path.is_file():
         raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
@@ -109,9 +108,9 @@ def _inspect_graph(path: Path, json_file: str | None) -> None:
 
 def _show_onnx(path: Path) -> dict[str, object]:
     """Print what an .onnx file is, and return it for the JSON."""
-    from repconv.export.onnx_summary import summarise_onnx
+    from repconv.export.onnx.summary import summarise_onnx
 
-    from .text import table
+    from .shared.text import table
 
     found = summarise_onnx(path)
     facts = {
@@ -130,8 +129,8 @@ def _show_onnx(path: Path) -> dict[str, object]:
 
 def _facts(loaded: Source) -> dict[str, str]:
     """What the file says of itself; what it does not say is left out."""
+    from ..blocks.verify import dtype_of
     from ..models.spec import ModelSpec
-    from ..verify import dtype_of
 
     known = loaded.checkpoint
     spec = getattr(known.model, "spec", None)
@@ -152,8 +151,8 @@ def _facts(loaded: Source) -> dict[str, str]:
 
 def _picture(found: Inspection) -> str:
     """One row a layer, one column a kind of branch."""
-    from ..branches import BRANCHES
-    from .text import size_table, table
+    from ..blocks.branches import BRANCHES
+    from .shared.text import size_table, table
 
     kinds = [kind for kind in BRANCHES if any(kind in (*la.fixed, *la.gates) for la in found.layers)]
     if not found.layers:

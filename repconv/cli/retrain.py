@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import json_option
+from .shared.options import json_option
 
 if TYPE_CHECKING:
     from repconv.search.folder import RunFolder
@@ -38,13 +38,13 @@ def command(
     weights of the search and needs them: --set supernet=FILE.
     """
     from repconv.search.folder import RESULT, RunFolder
-    from repconv.search.found import read_found
     from repconv.search.processes import joined
+    from repconv.search.reports.found import read_found
     from repconv.search.retrain import FUSED, RETRAINED, retrain
     from repconv.search.retrain_config import SCHEMA, complete
     from repconv.search.settings import settings_to_dict
 
-    from .record import file_record, write_json
+    from .shared.record import file_record, write_json
 
     found = read_found(architecture)
     config = complete(preset_name, [*([f"data={data}"] if data else []), *settings])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from .lazy import lazy_group
+from .shared.lazy import lazy_group
 
 _COMMANDS = {
-    "run": ("search_run", "Search from a preset and your own settings."),
-    "resume": ("search_resume", "Go on with a run that was interrupted."),
-    "report": ("search_report", "Write a run's report, HTML."),
+    "run": ("searching.run", "Search from a preset and your own settings."),
+    "resume": ("searching.resume", "Go on with a run that was interrupted."),
+    "report": ("searching.report", "Write a run's report, HTML."),
 }
 
 

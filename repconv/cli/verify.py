@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageShape, json_option, source_options
+from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
-    from repconv.export.artefacts import Artefact
-    from repconv.export.locate import Located
+    from repconv.export.comparing.locate import Located
+    from repconv.export.runtimes.artefact import Artefact
 
-    from ..agreement import Agreement, Comparison
+    from ..proof.agreement import Agreement, Comparison
 
 _AROUND = 3
 """How many steps before and after the first difference are shown."""
@@ -43,13 +43,13 @@ def command(
     Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does; 3 where one
     of them cannot run here.
     """
-    from repconv.export.artefacts import PYTORCH
-    from repconv.export.checks import inputs_for, verify_artefacts
-    from repconv.export.locate import locate as find
-    from repconv.export.opening import open_artefact
+    from repconv.export.comparing.compare import inputs_for, verify_artefacts
+    from repconv.export.comparing.locate import locate as find
+    from repconv.export.runtimes.artefact import PYTORCH
+    from repconv.export.runtimes.open import open_artefact
 
     from ..errors import SourceError
-    from .record import write_json
+    from .shared.record import write_json
 
     described = [_describes_itself(text) for text in (a, b)]
     if model_name is not None and all(described):
@@ -85,13 +85,13 @@ def _describes_itself(text: str) -> bool:
     from pathlib import Path
 
     from ..errors import CheckpointError
-    from ..sources import SUFFIXES
-    from ..states import read_content
+    from ..sources.source import SUFFIXES
+    from ..sources.state_dicts import read_content
 
     path = Path(text)
     if path.suffix not in SUFFIXES or not path.is_file():
         return True
-    from ..checkpoint import is_checkpoint, own_code_of
+    from ..sources.checkpoint import is_checkpoint, own_code_of
 
     try:
         content, metadata = read_content(path)
@@ -101,7 +101,7 @@ def _describes_itself(text: str) -> bool:
 
 
 def _agreement_table(agreement: Agreement, has_reference: bool) -> str:
-    from .text import table
+    from .shared.text import table
 
     paths = any(c.path for c in agreement.comparisons)
     rows = [["input", *(["output"] if paths else []), "error", *(["own"] if has_reference else []), "allowed", ""]]
@@ -125,7 +125,7 @@ def _error(c: Comparison) -> str:
 
 
 def _located_table(located: Located, agreement: Agreement) -> str:
-    from .text import table
+    from .shared.text import table
 
     if not located.steps:
         return "  no intermediate tensors of the two could be matched"
@@ -151,14 +151,14 @@ def _short(name: str, width: int = 64) -> str:
 
 
 def _located_record(located: Located) -> dict[str, object]:
-    from ..agreement import Agreement
+    from ..proof.agreement import Agreement
 
     steps = Agreement(end_to_end=located.steps).to_dict()["end_to_end"]
     return {"method": located.method, "first": located.first, "no_counterpart": sorted(located.excused), "steps": steps}
 
 
 def _record(artefact: Artefact) -> dict[str, object]:
-    from .record import file_record
+    from .shared.record import file_record
 
     inputs = [{"name": i.name, "dtype": str(i.dtype).removeprefix("torch."), "shape": i.shape} for i in artefact.inputs]
     file = file_record(artefact.path) if artefact.path else {}

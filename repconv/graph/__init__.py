@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .exported_program import foresee_program as foresee_program
-    from .exported_program import fuse_program as fuse_program
-    from .onnx_model import foresee_onnx as foresee_onnx
-    from .onnx_model import fuse_onnx as fuse_onnx
+    from .onnx.fuse import foresee_onnx as foresee_onnx
+    from .onnx.fuse import fuse_onnx as fuse_onnx
+    from .program.fuse import foresee_program as foresee_program
+    from .program.fuse import fuse_program as fuse_program
 
 _HOMES = {
-    "foresee_onnx": ".onnx_model",
-    "foresee_program": ".exported_program",
-    "fuse_onnx": ".onnx_model",
-    "fuse_program": ".exported_program",
+    "foresee_onnx": ".onnx.fuse",
+    "foresee_program": ".program.fuse",
+    "fuse_onnx": ".onnx.fuse",
+    "fuse_program": ".program.fuse",
 }
 
 __all__ = ["foresee_onnx", "foresee_program", "fuse_onnx", "fuse_program"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..branches import ConvBranch
+from ..blocks.branches import ConvBranch
 from ..errors import GeometryError
 
 

@@ -14,10 +14,10 @@ from typing import Literal
 
 from torch import nn
 
-from ..block import BranchSet
-from ..branches import BRANCHES
+from ..blocks.block import BranchSet
+from ..blocks.branches import BRANCHES
 from ..errors import GeometryError
-from ..expansion import expand
+from ..expansion.expand import expand
 from .resnet import ResNet
 from .spec import ModelSpec
 from .vgg import VGG

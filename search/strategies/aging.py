@@ -8,10 +8,10 @@ from typing import final
 
 import torch
 
-from ..architecture import Architecture
-from ..evolution import first_population
-from ..space import SearchSpace
-from ..supernet import Gates
+from ..supernet.architecture import Architecture
+from ..supernet.space import SearchSpace
+from ..supernet.supernet import Gates
+from .evolution import first_population
 from .protocol import Member, Plan, Question, State, architectures_of, measured
 
 SHARE = 4

@@ -9,9 +9,9 @@ from typing import final
 
 import torch
 
-from ..architecture import Architecture
-from ..evolution import crossover, mutate, pick, random_architecture, to_architecture, to_mask
-from ..supernet import Gates
+from ..supernet.architecture import Architecture
+from ..supernet.supernet import Gates
+from .evolution import crossover, mutate, pick, random_architecture, to_architecture, to_mask
 from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, measured
 
 

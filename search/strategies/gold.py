@@ -9,8 +9,8 @@ from typing import final
 
 import torch
 
-from ..architecture import Architecture
-from ..supernet import Gates
+from ..supernet.architecture import Architecture
+from ..supernet.supernet import Gates
 from .gradient import gate_factors
 from .protocol import Member, Plan, Question, State, architectures_of, measured
 

@@ -8,9 +8,9 @@ from typing import final
 
 import torch
 
-from ..architecture import Architecture
-from ..space import SearchSpace
-from ..supernet import Gates
+from ..supernet.architecture import Architecture
+from ..supernet.space import SearchSpace
+from ..supernet.supernet import Gates
 from .protocol import Member, Plan, Question, State, measured
 
 

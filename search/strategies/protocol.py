@@ -10,10 +10,10 @@ import torch
 
 from repconv.errors import SearchError
 
-from ..architecture import Architecture
-from ..evolution import Breeding, check_age, first_population
-from ..space import SearchSpace
-from ..supernet import Gates
+from ..supernet.architecture import Architecture
+from ..supernet.space import SearchSpace
+from ..supernet.supernet import Gates
+from .evolution import Breeding, check_age, first_population
 
 
 @dataclass(frozen=True)

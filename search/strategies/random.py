@@ -8,9 +8,9 @@ from typing import final
 
 import torch
 
-from ..architecture import Architecture
-from ..evolution import best, first_population
-from ..supernet import Gates
+from ..supernet.architecture import Architecture
+from ..supernet.supernet import Gates
+from .evolution import best, first_population
 from .protocol import Member, Plan, Question, State, architectures_of, asked, measured
 
 

@@ -1,0 +1,1 @@
+"""Models in their runtimes, ready to be timed."""

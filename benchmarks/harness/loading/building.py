@@ -1,0 +1,121 @@
+"""Forms of sources as files that backends load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from repconv.errors import OutputError
+from repconv.export.building import build, lower
+from repconv.export.inputs.images import random_images
+from repconv.export.proof.tolerances import DTYPES
+from repconv.export.runtimes.engine_builder import build_engine
+from repconv.export.runtimes.engine_runtime import gpu_here
+from repconv.export.settings import DEFAULT_CAPABILITIES, BuildSettings, Span
+from repconv.export.subject import Subject
+
+from ..backends import Backend
+from ..forms import Form, Given
+from .loaded import Job
+
+CALIBRATION_IMAGES = 32
+"""Noise, for int8: its times are those of any int8 file of the network."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A form built for a backend: the job its process is given, the bytes of what was built, what was read back."""
+
+    job: Job
+    bytes: int
+    observed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Workshop:
+    """A folder in which forms are built; a form's ONNX model is made once.
+
+    folder: of temporary files.
+    """
+
+    folder: Path
+    _onnx: dict[tuple[str, str, int], Subject] = field(default_factory=dict)
+    _count: int = 0
+
+    def stem(self) -> str:
+        """A file name that is new."""
+        self._count += 1
+        return f"subject_{self._count}"
+
+    def input(self, given: Given, batch: int, seed: int) -> tuple[Path, Tensor]:
+        """Noise [batch, c, h, w] for a source, and its file."""
+        import numpy as np
+
+        x = torch.randn(batch, *given.size, generator=torch.Generator().manual_seed(seed))
+        path = self.folder / f"{self.stem()}.npy"
+        np.save(path, x.numpy())
+        return path, x
+
+    def onnx(self, form: Form, batch: int) -> Subject:
+        """The form in ONNX, float32."""
+        key = (form.given.label, form.name, batch)
+        if key not in self._onnx:
+            self._onnx[key] = form.onnx(batch)
+        return self._onnx[key]
+
+    def build(self, form: Form, backend: Backend, batch: int, precision: str, x: Tensor, x_file: Path) -> Artefact:
+        """A form for a backend.
+
+        Raises:
+            SourceError: the backend cannot take the form.
+            BackendError: a package is missing.
+            BuildError: the exporter or the backend cannot build it.
+        """
+        if backend.target is None:
+            file, count = form.save_for_torch(self.folder, self.stem(), x)
+            return Artefact(Job(file, x_file, precision, form.own_code), count * DTYPES[precision].itemsize)
+        subject = self.onnx(form, batch)
+        spans = (Span.of(form.given.size[1]), Span.of(form.given.size[2]))
+        # NumPy, in which onnxruntime takes its inputs, has no bf16.
+        keep = backend.target == "onnx" and precision == "bf16"
+        gpu = gpu_here()
+        settings = BuildSettings(
+            precision, Span.of(batch), spans, fp32_io=keep,
+            capabilities=DEFAULT_CAPABILITIES if gpu is None else (gpu["capability"],),
+        )  # fmt: skip
+        calibration = calibration_of(form.given, batch) if precision == "int8" else None
+        observed: dict[str, str] = {}
+        if backend.target == "openvino":
+            built = build(subject.model, "openvino", settings, spans, calibration).built
+            files, observed = dict(built.files), dict(built.observed)
+        else:
+            lowered, _ = lower(subject.model, backend.target, settings, calibration)
+            if backend.target == "onnx":
+                files = {".onnx": lowered.SerializeToString()}
+            else:
+                engine = build_engine(lowered, backend.target, settings, spans)
+                files, observed = dict(engine.files), dict(engine.observed)
+        stem = self.stem()
+        paths = [self._write(stem + suffix, content) for suffix, content in files.items()]
+        job = Job(paths[-1], x_file, precision, None, backend.target)
+        return Artefact(job, sum(map(len, files.values())), observed)
+
+    def _write(self, name: str, content: bytes) -> Path:
+        path = self.folder / name
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write temporary files in {self.folder.parent} ({error.strerror}); TMPDIR names another folder"
+            ) from error
+        return path
+
+
+def calibration_of(given: Given, batch: int) -> list[Tensor]:
+    """Batches of noise, as normalised images where the source says how they are."""
+    known = given.normalization
+    images = random_images(given.size, known, max(batch, CALIBRATION_IMAGES), pixels=known is not None).inputs
+    return [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]

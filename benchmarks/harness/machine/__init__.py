@@ -1,0 +1,1 @@
+"""The machine measured on, and its noise."""

@@ -1,0 +1,1 @@
+"""Timing in turns: samples, rounds, intervals, noise."""

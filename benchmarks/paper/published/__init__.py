@@ -1,0 +1,1 @@
+"""Networks and figures that others published."""

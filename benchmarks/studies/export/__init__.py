@@ -1,0 +1,1 @@
+"""Artefacts: errors, bytes, int8 accuracy."""

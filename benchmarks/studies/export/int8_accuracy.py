@@ -1,0 +1,95 @@
+"""What int8 costs the shipped network on CIFAR-10 test images: scales a channel or a tensor, equalised or not.
+
+    python benchmarks/studies/export/int8_accuracy.py cifar10-train.zip cifar10-test.zip \
+        benchmarks/results/int8_accuracy.json
+
+Calibrated on 256 training images, measured on all test images of the zip, in onnxruntime and OpenVINO. The reference is
+the unfused network in PyTorch, in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from repconv.benchmarks.environment import environment
+from repconv.export.building import build
+from repconv.export.inputs.images import Images, read_images
+from repconv.export.runtimes.built import Run
+from repconv.export.settings import BuildSettings, Quantization, Span
+from repconv.export.subject import open_subject
+
+CHECKPOINT = "repconv/assets/irep_resnet_cifar10.pt"
+CALIBRATION_IMAGES, BATCH = 256, 64
+FORMS: dict[str, Quantization | None] = {
+    "fp32": None,
+    "per channel": Quantization(per_channel=True),
+    "per channel, equalised": Quantization(per_channel=True, equalise=True),
+    "per tensor": Quantization(per_channel=False),
+    "per tensor, equalised": Quantization(per_channel=False, equalise=True),
+}
+
+
+def settings_of(form: Quantization | None) -> BuildSettings:
+    """What `repconv export` would be told; None is float32."""
+    batch = Span(1, BATCH, BATCH)
+    return BuildSettings(batch=batch) if form is None else BuildSettings("int8", batch, quantization=form)
+
+
+def outputs(run: Run, images: Images) -> Tensor:
+    """Class scores of all images, in batches."""
+    parts = [run(images.inputs[i : i + BATCH])[0] for i in range(0, len(images), BATCH)]
+    return torch.cat(parts)
+
+
+def row(got: Tensor, wanted: Tensor, labels: Tensor) -> dict[str, object]:
+    """Images met, agreement with the reference, and the rms error relative to it."""
+    right, before = (int((t.argmax(1) == labels).sum()) for t in (got, wanted))
+    return {
+        "right": right, "images": len(labels), "accuracy": right / len(labels),
+        "points_lost": 100 * (before - right) / len(labels),
+        "top1_agreement": float((got.argmax(1) == wanted.argmax(1)).float().mean()),
+        "rms_error": float((got - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    train, test, path = sys.argv[1:4]
+    subject = open_subject(CHECKPOINT, settings_of(None))
+    calibration, images = (
+        read_images(
+            f"imagefolder:{source}", subject.size, subject.normalization, limit=limit, class_names=subject.class_names
+        )
+        for source, limit in ((train, CALIBRATION_IMAGES), (test, 10**6))
+    )
+    if images.labels is None:
+        raise SystemExit(f"{test} holds folders that are no classes of the network")
+    wanted = outputs(subject.in_float32, images)
+    batches = list(calibration.inputs.split(BATCH))
+    rows: dict[str, object] = {"unfused, PyTorch": row(wanted, wanted, images.labels)}
+    for target in ("onnx", "openvino"):
+        for name, form in FORMS.items():
+            settings = settings_of(form)
+            spans = Span.of(subject.size[1]), Span.of(subject.size[2])
+            given = batches if settings.precision == "int8" else None
+            built = build(subject.model, target, settings, spans, given).built
+            if built.run is None:
+                raise SystemExit(f"{target} cannot run here: {built.not_run}")
+            found = row(outputs(built.run, images), wanted, images.labels) | {"runtime": built.runtime}
+            rows[f"{target}, {name}"] = found
+            print(f"{target}, {name}:", json.dumps(found), flush=True)
+    content = {
+        "schema": "repconv.int8_accuracy/1",
+        "command": "python benchmarks/studies/export/int8_accuracy.py cifar10-train.zip cifar10-test.zip",
+        "environment": environment(), "calibration_images": CALIBRATION_IMAGES, "checkpoint": CHECKPOINT, "rows": rows,
+    }  # fmt: skip
+    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

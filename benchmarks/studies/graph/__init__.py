@@ -1,0 +1,1 @@
+"""Counts, errors and latency of fused graphs, beside other tools."""

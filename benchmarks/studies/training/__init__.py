@@ -1,0 +1,1 @@
+"""Training: steps, accuracies, the shipped checkpoint."""

@@ -1,0 +1,148 @@
+"""A training step (forward, backward, SGD) of a multi-branch network against the plain one, and its memory.
+
+    python benchmarks/studies/training/training_step.py [--rounds 7] [--cases resnet18:16:64:float32,...] \
+        [--output FILE]
+
+Seconds are those of one thread at work (`time.process_time`), so that other load on the machine counts little.
+For each base, width, batch and dtype, in turns: the plain network, and for each set of branches the network branch by
+branch ("full") and as by default with sampled statistics. float32, or bfloat16 by autocast. Memory is what a process
+that trains grows by at its highest, in a process of its own for each. Results are written after each case.
+
+glibc gives large blocks back to the system each time, and taking them again costs more than computing with them;
+MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ are set for every process here, as a training script would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from repconv import create_model, set_statistics
+from repconv.benchmarks.environment import environment
+from repconv.benchmarks.harness.turns.timing import measure, ratio
+
+MALLOC = {
+    "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432",
+}  # fmt: skip
+CASES = (
+    *(f"resnet18:{width}:{batch}:float32" for width in (16, 64) for batch in (64, 128)),
+    *(f"vgg16:64:{batch}:float32" for batch in (64, 128)),
+    "resnet18:16:64:bfloat16",
+)
+SETS = ("irep", "repvgg", "acnet", "dbb")
+
+
+def step_of(name: str, width: int, batch: int, dtype: str, statistics: str) -> Callable[[], None]:
+    """One step of training a fresh network on random images, channels last."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=10, width=width).to(memory_format=torch.channels_last).train()
+    if statistics:
+        set_statistics(model, statistics)  # type: ignore[arg-type]  # "full" or "sampled"
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,))
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(x)
+        functional.cross_entropy(logits.float(), labels).backward()
+        optimiser.step()
+
+    return step
+
+
+def subjects(case: str) -> dict[str, tuple[str, str]]:
+    """Network and statistics of everything measured in one case: the other sets only at float32, batch 64."""
+    base, _, batch, dtype = case.split(":")
+    found = {"plain": (base, "")}
+    for prefix in SETS if (batch, dtype) == ("64", "float32") else SETS[:1]:
+        for statistics in ("full", "sampled"):
+            found[f"{prefix} {statistics}"] = (f"{prefix}_{base}", statistics)
+    return found
+
+
+def peak_mib(case: str, name: str, statistics: str) -> float:
+    """How much a process grows by in three steps at most, its start and the network's own memory left out."""
+    done = subprocess.run(  # noqa: S603  # itself
+        [sys.executable, __file__, "--peak", f"{case}:{name}:{statistics}"],
+        capture_output=True, text=True, check=True, env=os.environ | MALLOC,
+    )  # fmt: skip
+    return float(done.stdout)
+
+
+def print_peak(described: str) -> None:
+    """In a process of its own, on Linux: by how much its largest resident size exceeds that at the start, in MiB."""
+    _, width, batch, dtype, name, statistics = described.split(":")
+    step_of("resnet18", 16, 1, dtype, "")()  # what PyTorch itself allocates in a first step
+    Path("/proc/self/clear_refs").write_text("5")  # the largest so far is forgotten
+    before = resident("VmRSS")
+    step = step_of(name, int(width), int(batch), dtype, statistics)
+    for _ in range(3):
+        step()
+    print((resident("VmHWM") - before) / 1024)
+
+
+def resident(key: str) -> int:
+    """A line of this process's status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def measured(case: str, rounds: int) -> dict[str, object]:
+    """Seconds a step and memory of all subjects of a case, and their ratios to the plain network's."""
+    _, width, batch, dtype = case.split(":")
+    named = subjects(case)
+    steps = {key: step_of(name, int(width), int(batch), dtype, how) for key, (name, how) in named.items()}
+    timed = measure(steps, rounds=rounds, warmup=1, clock=time.process_time)
+    del steps
+    row: dict[str, object] = {"case": case}
+    plain = 0.0
+    for key, (name, how) in named.items():
+        found = ratio(timed[key], timed["plain"])
+        memory = peak_mib(case, name, how)
+        plain = plain or memory
+        row[key] = {
+            "step_ms": timed[key].median_ms, "to_plain": found.value, "interval_95": [found.low, found.high],
+            "peak_mib": memory, "memory_to_plain": memory / plain, "samples_s": list(timed[key].samples_s),
+        }  # fmt: skip
+        print(f"{case:26} {key:16} {timed[key].median_ms:9.1f} ms  x {found.value:5.2f}  memory x {memory / plain:.2f}")
+    return row | {"environment": environment()}
+
+
+def main() -> None:
+    """Measure, print, and write JSON after each case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES), help="base:width:batch:dtype, separated by commas")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.peak:
+        print_peak(arguments.peak)
+        return
+    if any(os.environ.get(key) != value for key, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # noqa: S606  # itself again
+    for case in arguments.cases.split(","):
+        rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
+        rows = [row for row in rows if row["case"] != case] + [measured(case, arguments.rounds)]
+        content = {
+            "schema": "repconv.training_step/1", "command": "python benchmarks/studies/training/training_step.py",
+            "settings": {"rounds": arguments.rounds, "threads": 1, "clock": "process_time", "malloc": MALLOC},
+        }  # fmt: skip
+        arguments.output.write_text(json.dumps(content | {"rows": rows}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Whether two artefacts give the same, each in its own runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repconv.errors import SourceError
+from repconv.proof.agreement import Agreement, Comparison, Difference, comparisons
+
+from ..runtimes.artefact import Artefact, Input, Run, in_float64
+
+Inputs = tuple[Tensor, ...]
+Shape = tuple[int, ...]
+OpenShape = tuple[int | None, ...]
+
+
+def inputs_for(a: Artefact, b: Artefact, size: Shape | None = None, *, seed: int = 0) -> list[Inputs]:
+    """Random inputs that both artefacts declare they take, in the less precise dtype of the two.
+
+    Where both leave the batch open, several batches; where both leave an image's sides open, odd ones at most 67 long;
+    where neither is open, two draws.
+
+    Args:
+        a: one artefact.
+        b: the other.
+        size: (c, h, w) of an image; None: what either knows of itself.
+        seed: of the draws.
+
+    Raises:
+        SourceError: they take no common inputs, or a size is open or unknown and not given.
+    """
+    if len(a.inputs) != len(b.inputs):
+        counts = " and ".join(f"{x.name} takes {len(x.inputs)} inputs" for x in (a, b))
+        raise SourceError(f"{counts}; only artefacts of the same inputs are compared")
+    if size is None:
+        size = a.input_size or b.input_size
+    declared = [_common(a, b, i, size) for i in range(len(a.inputs))]
+    dtypes = [_dtype(one, other) for one, other in zip(a.inputs, b.inputs, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        tuple(_draw(shape, dtype, generator) for shape, dtype in zip(shapes, dtypes, strict=True))
+        for shapes in _shapes(declared, size)
+    ]
+
+
+def _common(a: Artefact, b: Artefact, index: int, size: Shape | None) -> OpenShape:
+    """The shape of an input that suits both; sizes open in both are None."""
+    one, other = a.inputs[index], b.inputs[index]
+    known = [i.shape for i in (one, other) if i.shape is not None]
+    image = next((s for s in known if len(s) == 4), None) if known else (None,) * 4
+    if any(i.shape is None for i in (one, other)) and image is not None and size is not None:
+        known.append((None, *size))  # an unknown network may take images of this size only
+    for shape in known:
+        clash = len(shape) != len(known[0]) or any(
+            x is not None and y is not None and x != y for x, y in zip(shape, known[0], strict=True)
+        )
+        if clash:
+            raise SourceError(f"no common input: {_said(a, one)}, {_said(b, other)}")
+    if not known:
+        raise SourceError(f"neither {a.name} nor {b.name} records an image shape; give one: --input-shape 3,224,224")
+    return tuple(next((s for s in sizes if s is not None), None) for sizes in zip(*known, strict=True))
+
+
+def _said(artefact: Artefact, declared: Input) -> str:
+    if declared.shape is None:
+        return f"{artefact.name} takes images of {'x'.join(map(str, artefact.input_size or ('unknown size',)))}"
+    return f"{artefact.name} takes {'x'.join('?' if s is None else str(s) for s in declared.shape)}"
+
+
+def _shapes(declared: Sequence[OpenShape], size: Shape | None) -> list[list[Shape]]:
+    """The shapes of all inputs, for each run."""
+    if len(declared) == 1 and len(declared[0]) == 4:
+        batch, *image = declared[0]
+        if size is not None and any(d is not None and d != s for d, s in zip(image, size, strict=True)):
+            raise SourceError(
+                f"an input of {'x'.join('?' if d is None else str(d) for d in image)} is declared, got "
+                f"--input-shape {','.join(map(str, size))}"
+            )
+        if None in image and size is None:
+            raise SourceError("the image size is open; give one, such as --input-shape 3,224,224")
+        c, h, w = (d if d is not None else s for d, s in zip(image, size or (0, 0, 0), strict=True))
+        sizes: list[list[Shape]] = [[(batch or n, c, h, w)] for n in ((1, 3) if batch is None else (1,))]
+        odd_h = min(h, 64) // 2 * 2 + 1 if image[1] is None else h
+        odd_w = min(w, 64) // 2 * 2 + 3 if image[2] is None else w
+        if (odd_h, odd_w) != (h, w):
+            sizes.append([(batch or 2, c, odd_h, odd_w)])
+        return sizes if len(sizes) > 1 else 2 * sizes
+    if any(s is None for shape in declared for s in shape[1:]):
+        raise SourceError("an input that is no image leaves sizes open; export it with fixed ones to compare it")
+    batches = (1, 3) if any(shape and shape[0] is None for shape in declared) else (1, 1)
+    return [[tuple(n if s is None else s for s in shape) for shape in declared] for n in batches]
+
+
+def _dtype(one: Input, other: Input) -> torch.dtype:
+    floats = [i.dtype for i in (one, other) if i.dtype.is_floating_point]
+    if len(floats) == 1 or (not floats and one.dtype != other.dtype):
+        raise SourceError(
+            f"no common input: {one.name} is {one.dtype}, {other.name} {other.dtype}".replace("torch.", "")
+        )
+    return max(floats, key=lambda d: torch.finfo(d).eps) if floats else one.dtype
+
+
+def _draw(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def verify_artefacts(a: Artefact, b: Artefact, inputs: Sequence[Inputs]) -> tuple[Agreement, str]:
+    """How far `a` and `b` are apart, and what they were measured against, in words.
+
+    Where one is a PyTorch network, its float64 form is the reference, and its own error in its own dtype stands beside
+    the other's; where neither is, `a` is the reference as it is. A shape that both declare and one cannot run is a
+    failure.
+
+    Raises:
+        SourceError: one of them cannot run the first of the inputs.
+    """
+    kept, other = (b, a) if a.model is None and b.model is not None else (a, b)
+    if kept.model is None:
+        told, reference, original, dtype = f"{a.name} as it is, run by {a.kind}", kept, None, None
+    else:
+        told, reference, original, dtype = f"{kept.name} in float64", in_float64(kept), kept.run, torch.float64
+    found: list[Comparison] = []
+    for index, given in enumerate(inputs):
+        where = " and ".join("x".join(map(str, x.shape)) for x in given)
+        failure = next((f for f in (_cannot_run(x, given) for x in (kept, other)) if f), None)
+        if failure is not None and index == 0:
+            raise SourceError(f"{failure} of shape {where}")
+        if failure is not None:
+            infinite = Difference(math.inf, math.inf, math.inf)
+            shape = tuple(given[0].shape)
+            found.append(Comparison(where, shape, "", infinite, None, 0.0, "nothing to compare", mismatch=failure))
+            continue
+        found += comparisons(
+            _function(reference.run), _function(other.run), given, where=where, reference_dtype=dtype,
+            original=None if original is None else _function(original),
+        )  # fmt: skip
+    return Agreement(end_to_end=tuple(found)), told
+
+
+def _function(run: Run) -> Callable[..., Any]:
+    """Several outputs are a tuple, one is itself."""
+
+    def function(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = run(inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return function
+
+
+def _cannot_run(artefact: Artefact, inputs: Inputs) -> str | None:
+    try:
+        artefact.run(inputs)
+    except Exception as error:  # noqa: BLE001  # runtimes and users' networks raise anything
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return f"{artefact.name} cannot run an input ({first[:200]})"
+    return None

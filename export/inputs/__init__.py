@@ -1,0 +1,1 @@
+"""Images that artefacts are calibrated and compared on."""

@@ -1,0 +1,242 @@
+"""Real images for calibration and verification: image folders, zips of them, and arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import read_array
+from torch import Tensor
+
+from repconv.errors import BackendError, SourceError
+from repconv.files.archives import Archive, ArchiveError
+from repconv.sources.checkpoint import Normalization
+
+from ..settings import Preprocessing
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FOLDER = "imagefolder:"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size in an order that mixes classes.
+
+    pixels: uint8 [n, c, h, w], in the network's channel order; None where the file held the network's own inputs.
+    inputs: float32 [n, c, h, w], what the network itself takes.
+    labels: [n], the network's class numbers; None where nothing says them.
+    origin: what they are, in words.
+    """
+
+    pixels: Tensor | None
+    inputs: Tensor
+    labels: Tensor | None
+    origin: str
+
+    @property
+    def real(self) -> bool:
+        """False for random ones."""
+        return self.origin != RANDOM
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def part(self, start: int, end: int | None = None) -> Images:
+        """Some of them, in a row."""
+        pixels, labels = (None if t is None else t[start:end] for t in (self.pixels, self.labels))
+        return Images(pixels, self.inputs[start:end], labels, self.origin)
+
+    def given_to(self, preprocessing: Preprocessing | None) -> Tensor:
+        """What an artefact with `preprocessing` in it takes for these images.
+
+        Raises:
+            SourceError: it takes pixels, and only the network's own inputs are known.
+        """
+        if preprocessing is None:
+            return self.inputs
+        if self.pixels is None:
+            raise SourceError(
+                f"{self.origin} holds the network's own inputs; an artefact with preprocessing in it takes pixels: "
+                "give an image folder, or an .npz file of uint8 images"
+            )
+        pixels = self.pixels.flip(1) if preprocessing.bgr else self.pixels
+        return pixels if preprocessing.uint8 else pixels.float() / 255
+
+
+RANDOM = "random inputs"
+
+
+def read_images(
+    text: str,
+    size: tuple[int, int, int],
+    normalization: Normalization | None,
+    *,
+    limit: int,
+    class_names: Sequence[str] = (),
+    seed: int = 0,
+) -> Images:
+    """Images of `size` (c, h, w) from `imagefolder:PATH` or a `.npz` file.
+
+    An image folder, which may be a zip, holds one folder a class; images are scaled until they cover (h, w), then cut
+    to it in the middle, and normalised. Labels are positions in `class_names`, or, if that is empty, of the folder
+    among all folders in alphabetical order. A `.npz` file holds `images`, uint8 [n, h, w, c] or float32 [n, c, h, w] as
+    the network takes them, and perhaps `labels` [n].
+
+    Args:
+        text: what to read.
+        size: of the network's input.
+        normalization: of images in [0, 1]; None: they are used as they are.
+        limit: at most so many, drawn over all of them.
+        class_names: of the network.
+        seed: of the draw.
+
+    Raises:
+        SourceError: nothing readable there, or images of another size.
+        BackendError: an image folder, and Pillow is missing.
+    """
+    if text.startswith(FOLDER):
+        pixels, labels = _read_folder(Path(text.removeprefix(FOLDER)), size, limit, class_names, seed)
+        return Images(pixels, normalised(pixels, normalization), labels, text)
+    path = Path(text)
+    if path.suffix != ".npz":
+        raise SourceError(f"{text!r}: images come from {FOLDER}FOLDER, {FOLDER}FILE.zip or a .npz file")
+    return _read_arrays(path, size, normalization, limit, seed)
+
+
+def random_images(
+    size: tuple[int, int, int], normalization: Normalization | None, count: int, *, pixels: bool, seed: int = 0
+) -> Images:
+    """Noise of unit variance, or with `pixels` uniformly random bytes, normalised."""
+    generator = torch.Generator().manual_seed(seed)
+    if not pixels:
+        return Images(None, torch.randn(count, *size, generator=generator), None, RANDOM)
+    drawn = torch.randint(0, 256, (count, *size), generator=generator, dtype=torch.uint8)
+    return Images(drawn, normalised(drawn, normalization), None, RANDOM)
+
+
+def normalised(pixels: Tensor, normalization: Normalization | None) -> Tensor:
+    """uint8 [n, c, h, w] as the network takes it."""
+    images = pixels.float() / 255
+    if normalization is None:
+        return images
+    if len(normalization.mean) != pixels.shape[1]:
+        raise SourceError(f"mean and std are of {len(normalization.mean)} channels, images of {pixels.shape[1]}")
+    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (normalization.mean, normalization.std))
+    return (images - mean) / std
+
+
+def _read_folder(
+    path: Path, size: tuple[int, int, int], limit: int, class_names: Sequence[str], seed: int
+) -> tuple[Tensor, Tensor | None]:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise BackendError("image folders need Pillow; install it with: pip install pillow") from None
+    if not path.exists():
+        raise SourceError(f"{path}: no such folder or zip file of images")
+    try:
+        files = list(_entries(path))
+    except (OSError, ArchiveError) as error:
+        raise SourceError(f"{path}: neither a folder nor a readable zip file ({error})") from error
+    if not files:
+        raise SourceError(
+            f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}); expected one folder a class with images in it"
+        )
+    known = list(class_names) or sorted({Path(name).parent.name for name in files})
+    chosen = _draw(len(files), limit, seed)
+    pixels, labels = [], []
+    with _contents(path) as read:
+        for index in chosen:
+            name = files[index]
+            try:
+                content = read(name)
+            except (OSError, ArchiveError) as error:
+                raise SourceError(f"{path}: cannot read {name} in it ({error})") from error
+            try:
+                with Image.open(io.BytesIO(content)) as image:
+                    pixels.append(np.asarray(_fitted(image.convert("L" if size[0] == 1 else "RGB"), size[1], size[2])))
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+                raise SourceError(f"{path}: {name} is no readable image ({error}); mend or remove it") from error
+            folder = Path(name).parent.name
+            labels.append(known.index(folder) if folder in known else -1)
+    stacked = np.stack(pixels)
+    stacked = stacked[..., None] if stacked.ndim == 3 else stacked
+    if stacked.shape[3] != size[0]:
+        raise SourceError(f"the network takes {size[0]} channels; image folders give 1 or 3")
+    tensor = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    return tensor, None if -1 in labels else torch.tensor(labels)
+
+
+def _entries(path: Path) -> Iterator[str]:
+    """Image files below a folder or in a zip, sorted, by their path inside it."""
+    if path.is_dir():
+        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    else:
+        with path.open("rb") as stream:
+            names = list(Archive(stream, any_case=True).members)
+    return (name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+@contextmanager
+def _contents(path: Path) -> Iterator[Callable[[str], bytes]]:
+    """What gives the bytes of an image by its path inside a folder or a zip."""
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+        return
+    with path.open("rb") as stream:
+        yield Archive(stream, any_case=True).read
+
+
+def _draw(count: int, limit: int, seed: int) -> list[int]:
+    """Up to `limit` of `count` positions, in a random order: files lie sorted by class."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return [int(index) for index in order[:limit]]
+
+
+def _fitted(image, height: int, width: int):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  # Pillow is optional
+    """Scaled until it covers (h, w), then cut in the middle."""
+    if image.size == (width, height):
+        return image
+    scale = max(height / image.height, width / image.width)
+    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _read_arrays(
+    path: Path, size: tuple[int, int, int], normalization: Normalization | None, limit: int, seed: int
+) -> Images:
+    try:
+        with path.open("rb") as stream:
+            archive = Archive(stream)
+            arrays = {
+                name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.members
+                if name.endswith(".npy")
+            }
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise SourceError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+    images, labels = arrays.get("images"), arrays.get("labels")
+    if images is None or not len(images):
+        raise SourceError(f"{path}: expected an array `images`, found {', '.join(arrays) or 'nothing'}")
+    c, h, w = size
+    wanted = {"uint8": (h, w, c), "float32": (c, h, w)}
+    if wanted.get(str(images.dtype)) != images.shape[1:]:
+        raise SourceError(
+            f"{path}: images are {images.dtype} {'x'.join(map(str, images.shape))}, expected uint8 n x {h} x {w} x {c} "
+            f"or float32 n x {c} x {h} x {w}"
+        )
+    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
+        raise SourceError(f"{path}: labels are {labels.dtype} {labels.shape}, expected {len(images)} whole numbers")
+    chosen = _draw(len(images), limit, seed)
+    told = None if labels is None else torch.from_numpy(labels[chosen].astype(np.int64))
+    tensor = torch.from_numpy(np.ascontiguousarray(images[chosen]))
+    if tensor.dtype == torch.float32:
+        return Images(None, tensor, told, str(path))
+    pixels = tensor.permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, normalised(pixels, normalization), told, str(path))

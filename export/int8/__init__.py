@@ -1,0 +1,1 @@
+"""int8: scales, equalisation, layers kept in float."""

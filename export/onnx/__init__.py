@@ -1,0 +1,1 @@
+"""ONNX models made ready: exported, preprocessed, in half precision."""

@@ -1,0 +1,63 @@
+"""What an `.onnx` file holds, without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+
+from repconv.files.onnx import read_onnx
+
+
+@dataclass(frozen=True)
+class OnnxSummary:
+    """A model's outside and its size; inputs and outputs as `name: dtype shape`, open sizes by their own names."""
+
+    producer: str
+    opsets: Mapping[str, int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: Mapping[str, int]
+    parameters: int
+    metadata: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON."""
+        return asdict(self)
+
+
+def summarise_onnx(path: Path) -> OnnxSummary:
+    """What is in an `.onnx` file.
+
+    Raises:
+        SourceError: not a readable, valid ONNX model.
+    """
+    proto = read_onnx(path)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    parameters = 0
+    for tensor in proto.graph.initializer:
+        count = 1
+        for size in tensor.dims:
+            count *= size
+        parameters += count
+    return OnnxSummary(
+        f"{proto.producer_name} {proto.producer_version}".strip(),
+        {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        tuple(_said(value) for value in proto.graph.input if value.name not in weights),
+        tuple(_said(value) for value in proto.graph.output),
+        dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+        parameters,
+        {entry.key: entry.value for entry in proto.metadata_props},
+    )
+
+
+def _said(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    if not tensor.elem_type:
+        return f"{value.name}: no tensor"
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    sizes = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
+    return f"{value.name}: {dtype} {' x '.join(sizes) or 'of a single number'}"

@@ -1,0 +1,1 @@
+"""What is recorded of an artefact: how far it is from its network, and what that may be."""

@@ -1,0 +1,1 @@
+"""Each runtime: what it builds, opens and runs."""

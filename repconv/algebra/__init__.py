@@ -1,0 +1,1 @@
+"""Convolutions as values: shapes, numbers, and how they combine."""

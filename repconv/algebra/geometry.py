@@ -1,0 +1,143 @@
+"""Shapes of convolutions and how they combine, without any numbers.
+
+A 2-D convolution is priced, aligned and refused by its geometry alone; `repconv.algebra.kernels` adds the weights.
+Padding is per side, in the order top, left, bottom, right, and may be negative, which crops the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+
+from ..errors import GeometryError
+
+Pair = tuple[int, int]
+Sides = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about a 2-D convolution but its numbers; dilation is already written out as zeros.
+
+    Raises:
+        GeometryError: sizes that are not positive, or groups that do not divide the channels.
+    """
+
+    in_channels: int
+    out_channels: int
+    size: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Sides = (0, 0, 0, 0)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.in_channels, self.out_channels, self.groups, *self.size, *self.stride) < 1:
+            raise GeometryError(f"channels, groups, size and stride must be at least 1, got {self}")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise GeometryError(
+                f"{self.groups} groups must divide both {self.in_channels} input and {self.out_channels} output "
+                "channels"
+            )
+
+    def __str__(self) -> str:
+        """Describe the convolution the way people write it: `8->16 3x3 stride 2x2 padding 1,1,1,1 groups 1`."""
+        height, width = self.size
+        return (
+            f"{self.in_channels}->{self.out_channels} {height}x{width} stride {self.stride[0]}x{self.stride[1]} "
+            f"padding {','.join(map(str, self.padding))} groups {self.groups}"
+        )
+
+    @property
+    def label(self) -> str:
+        """What a table shows: `3x3, 8 -> 16, stride 2x2, groups 4`; padding is left out."""
+        groups = f", groups {self.groups}" if self.groups > 1 else ""
+        stride = "" if self.stride == (1, 1) else f", stride {self.stride[0]}x{self.stride[1]}"
+        return f"{self.size[0]}x{self.size[1]}, {self.in_channels} -> {self.out_channels}{stride}{groups}"
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """[o, i/g, kh, kw]."""
+        return (self.out_channels, self.in_channels // self.groups, *self.size)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True for one tap that never looks outside the image."""
+        return self.size == (1, 1) and min(self.padding) >= 0
+
+    @property
+    def _excess(self) -> Pair:
+        """Padding minus kernel size by axis; with the stride it fixes the output size for every input size."""
+        top, left, bottom, right = self.padding
+        return (top + bottom - self.size[0], left + right - self.size[1])
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Height and width of the output for an input of `height` x `width` pixels."""
+        rows, columns = ((n + e) // s + 1 for n, e, s in zip((height, width), self._excess, self.stride, strict=True))
+        return rows, columns
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds of one image of `height` x `width` input pixels."""
+        rows, columns = self.output_size(height, width)
+        o, i, kh, kw = self.weight_shape
+        return rows * columns * o * i * kh * kw
+
+    def dilate(self, rate: Pair) -> Geometry:
+        """The same taps `rate` pixels apart, zeros between them."""
+        kh, kw = ((k - 1) * d + 1 for k, d in zip(self.size, rate, strict=True))
+        return replace(self, size=(kh, kw))
+
+    def parallel(self, other: Geometry) -> Geometry:
+        """The geometry of the sum of two convolutions of one input.
+
+        Raises:
+            GeometryError: channels or strides differ, or the outputs differ in size.
+        """
+        for what, mine, theirs in (
+            ("input channels", self.in_channels, other.in_channels),
+            ("output channels", self.out_channels, other.out_channels),
+            ("strides", self.stride, other.stride),
+        ):
+            if mine != theirs:
+                raise GeometryError(f"cannot add convolutions whose {what} differ: {self} + {other}")
+        if self._excess != other._excess:
+            raise GeometryError(f"cannot add convolutions whose outputs differ in size: {self} + {other}")
+        top, left = (max(pair) for pair in zip(self.padding[:2], other.padding[:2], strict=True))
+        reach = [
+            max(g.size[axis] - g.padding[axis] for g in (self, other)) for axis in (0, 1)
+        ]  # one past the last pixel read by output (0, 0)
+        size = (reach[0] + top, reach[1] + left)
+        bottom, right = (e + k - p for e, k, p in zip(self._excess, size, (top, left), strict=True))
+        return replace(self, size=size, padding=(top, left, bottom, right), groups=gcd(self.groups, other.groups))
+
+    def series(self, inner: Geometry) -> Geometry:
+        """The geometry of this convolution after `inner`.
+
+        Where this one pads, it reads pixels `inner` never made. Those are what `inner` would have made of zero
+        pixels only if `inner` is a single tap; what they must hold is the caller's business
+        (`repconv.algebra.kernels.compose`).
+
+        Raises:
+            GeometryError: channels differ, or a padded convolution follows a larger or cropping one.
+        """
+        if self.in_channels != inner.out_channels:
+            raise GeometryError(
+                f"cannot chain: the outer convolution takes {self.in_channels} channels, "
+                f"the inner one gives {inner.out_channels} ({self} after {inner})"
+            )
+        if max(self.padding) > 0 and not inner.is_pointwise:
+            raise GeometryError(
+                f"a padded convolution after one larger than 1x1 is not one convolution at the border: "
+                f"{self} after {inner}"
+            )
+        kh, kw = ((k - 1) * s + i for k, s, i in zip(self.size, inner.stride, inner.size, strict=True))
+        top, left, bottom, right = (
+            mine * s + theirs for mine, s, theirs in zip(self.padding, inner.stride * 2, inner.padding, strict=True)
+        )
+        return Geometry(
+            inner.in_channels,
+            self.out_channels,
+            (kh, kw),
+            (self.stride[0] * inner.stride[0], self.stride[1] * inner.stride[1]),
+            (top, left, bottom, right),
+            gcd(self.groups, inner.groups),
+        )

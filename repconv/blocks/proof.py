@@ -1,0 +1,65 @@
+"""Each folded block against the branches it was made of, proven as an affine map."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..proof.affine import Sources, Written, affine_agreement, different, largest_on_the_way, same_numbers, square
+from ..proof.agreement import Comparison
+from .fold import outermost_branches
+
+_SOURCE = "x"
+
+
+def block_by_block(model: nn.Module, fused: nn.Module) -> Iterator[Comparison]:
+    """Each folded layer of `fused` against the branches of `model` it was made of; no input is needed for that.
+
+    What else the networks hold has to be the same, number by number, and is only mentioned where it is not.
+    """
+    convs: dict[int, nn.Conv2d] = {}
+    for name, branch in outermost_branches(model):
+        conv = fused.get_submodule(name)
+        if isinstance(conv, nn.Conv2d):
+            convs[id(branch)] = conv
+            yield prove_block(branch, conv, name or "the model")
+    # A block that several names share is one convolution under all of them.
+    folded = [
+        f"{name}." if name else ""
+        for name, module in model.named_modules(remove_duplicate=False)
+        if id(module) in convs and fused.get_submodule(name) is convs[id(module)]
+    ]
+    held = model.state_dict()
+    for name, tensor in fused.state_dict().items():
+        if not name.startswith(tuple(folded)) and not same_numbers(tensor, held.get(name)):
+            yield different(name, "other numbers than the original, though no block was folded here")
+
+
+def prove_block(branch: nn.Module, conv: nn.Conv2d, where: str) -> Comparison:
+    """One convolution against what it was made of, on small images of odd sides."""
+    reference = copy.deepcopy(branch).double().cpu()
+    written = copy.deepcopy(conv).double().cpu()
+    dtype = conv.weight.dtype
+    squared = square(conv.weight.detach().cpu(), dtype)
+
+    def power(sources: Sources) -> Tensor:
+        return functional.conv2d(
+            sources[_SOURCE], squared, None, written.stride, written.padding, written.dilation, written.groups
+        )
+
+    rows, columns = written.kernel_size
+    return affine_agreement(
+        largest_on_the_way(lambda sources: reference(sources[_SOURCE])),
+        Written(lambda sources: written(sources[_SOURCE]), power, rows * columns),
+        {_SOURCE: (1, written.in_channels, *_sides(conv))}, dtype, where,
+    )  # fmt: skip
+
+
+def _sides(conv: nn.Conv2d) -> tuple[int, int]:
+    """Odd sides of different length, with outputs that see one border, the other, and none."""
+    reach = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    rows, columns = (2 * max(r, s) + 5 for r, s in zip(reach, conv.stride, strict=True))
+    return rows, columns + 2

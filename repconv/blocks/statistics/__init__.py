@@ -1,0 +1,1 @@
+"""What batch normalisation is given, and its statistics: running, of a batch, or sampled."""

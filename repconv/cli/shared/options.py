@@ -1,0 +1,141 @@
+"""Option types the commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from repconv.export.settings import Span
+
+
+class ImageShape(click.ParamType[tuple[int, int, int]]):
+    """`3,224,224` or `3x224x224`, with or without a leading batch of 1."""
+
+    name = "C,H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:  # noqa: ANN401  # click's signature
+        """Return (c, h, w)."""
+        if isinstance(value, tuple):
+            return value
+        parts = re.split(r"[,x]", str(value))
+        if len(parts) == 4 and parts[0] == "1":
+            parts = parts[1:]
+        if len(parts) != 3 or not all(p.isdecimal() and int(p) for p in parts):
+            self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
+        channels, height, width = map(int, parts)
+        return channels, height, width
+
+
+class BatchRange(click.ParamType["Span"]):
+    """`N` or `MIN:OPT:MAX`."""
+
+    name = "N|MIN:OPT:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Span:  # noqa: ANN401  # click's signature
+        """Return the range."""
+        from repconv.export.settings import Span
+
+        from ...errors import SourceError
+
+        if isinstance(value, Span):
+            return value
+        try:
+            return Span.parse(str(value))
+        except SourceError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ImageRange(click.ParamType[tuple["Span", "Span"]]):
+    """`H,W`, each a number or `MIN:OPT:MAX`."""
+
+    name = "H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Span, Span]:  # noqa: ANN401  # click's signature
+        """Return height and width."""
+        from repconv.export.settings import parse_image
+
+        from ...errors import SourceError
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_image(str(value))
+        except SourceError as error:
+            self.fail(str(error), param, ctx)
+
+
+class WholeNumbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from `least` on, separated by commas.
+
+    Args:
+        least: the smallest that makes sense.
+        example: for messages.
+    """
+
+    name = "N,N"
+
+    def __init__(self, least: int, example: str) -> None:
+        self._least = least
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: ANN401  # click's signature
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) >= self._least for part in parts):
+            self.fail(f"{value!r}: expected whole numbers from {self._least} on, such as {self._example}", param, ctx)
+        return tuple(map(int, parts))
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas, one a channel."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:  # noqa: ANN401  # click's signature
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
+
+
+def checked_output(output: str, source: str, formats: Sequence[str], json_file: str | None) -> Path:
+    """Refuse, before anything is computed, an output that could not be written or would eat its source."""
+    from ...errors import OutputError
+
+    path, out = Path(source), Path(output)
+    if out.suffix not in formats:
+        raise OutputError(f"{out}: the output ends in {', '.join(formats)}, got {out.suffix or 'no suffix'!r}")
+    for file in (out, *([Path(json_file)] if json_file else [])):
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
+        if path.exists() and file.exists() and file.samefile(path):
+            raise OutputError(f"{file} is the source itself; name another output")
+    return out
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def source_options(command: F) -> F:
+    """How to read a SOURCE that does not describe itself."""
+    for option in (
+        click.option("--state-key", help="Key in the file under which the weights are, if there are several."),
+        click.option("--model", "model_name", help="Network of a bare state dict: a name, or package.module:factory."),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Write everything measured to this JSON file."
+)

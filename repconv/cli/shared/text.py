@@ -1,0 +1,154 @@
+"""Plain-text tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from ...blocks.forecast import Forecast
+from ...graph.planning.foresight import Foresight
+from ...proof.refusal import Refusal
+from ...proof.report import FusionReport, Size
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Rows as aligned columns, the first row a heading; columns in `right` are aligned right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    lines.insert(1, "  " + "-" * (sum(widths) + 2 * len(widths) - 2))
+    return "\n".join(lines)
+
+
+def paragraph(text: str) -> str:
+    """Text as lines a terminal shows whole."""
+    return click.wrap_text(text, 116, "  ", "  ")
+
+
+_ERRORS = (
+    "  error: of the stored numbers against what they were made of, in float64, whatever the layer reads, by the test\n"
+    "  that comes nearest to what is allowed: once rounding each bias, or as often each weight of one output"
+)
+
+
+def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str:
+    """What was fused layer by layer, what was not, and the network before and after."""
+    parts = []
+    if report.layers:
+        errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
+        weights = {layer.name: layer for layer in (foretold.layers if foretold else ())}
+        rows = [["layer", "branches", "becomes", "error", "allowed", *(["range", "int8"] if weights else [])]]
+        for layer in report.layers:
+            found = errors.get(layer.name)
+            rows.append([
+                layer.name or "(the model)",
+                f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else "conv + BN",
+                layer.geometry,
+                f"{found.error.to_scale:.1e}" if found else "",
+                f"{found.tolerance:.1e}" if found else "",
+            ])  # fmt: skip
+            if layer.name in weights:
+                growth, cost = weights[layer.name].range_growth, weights[layer.name].fused
+                rows[-1] += [
+                    "" if growth is None else f"x{growth:.2f}",
+                    f"{cost.int8_per_tensor:.1%} {cost.int8_per_channel:.1%}",
+                ]
+        parts.append(table(rows, right=(3, 4, 5, 6)))
+        if errors:
+            parts.append(_ERRORS)
+        if weights:
+            parts.append(
+                "  range: largest weight over that of the 3x3 branch alone; int8: error of the weights with one scale\n"
+                "  a tensor and with one a channel"
+            )
+    parts += [f"  left as it is: {r.where}: {r.why}" for r in report.refusals]
+    kept = len(report.refusals)
+    parts.append(size_table((len(report.blocks) + kept, kept), report.before, report.after))
+    return "\n\n".join(parts)
+
+
+def fused_tables(report: FusionReport, foretold: Forecast | None = None, *, as_graph: bool) -> str:
+    """What `fuse` shows: layer by layer of modules, convolution by convolution of a graph; what was not compared."""
+    shown = graph_tables(report) if as_graph else fusion_tables(report, foretold)
+    return f"{shown}\n\n{refusal_list('not measured', report.unmeasured)}" if report.unmeasured else shown
+
+
+def graph_tables(report: FusionReport) -> str:
+    """What each convolution of a graph was made of, what stays as it is and why, and the sizes before and after."""
+    parts = []
+    if report.layers:
+        errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
+        rows = [["convolution", "made of", "becomes", "error", "allowed"]]
+        for layer in report.layers:
+            found = errors.get(layer.name)
+            rows.append([
+                _short(layer.name), _made_of(layer.branches), layer.geometry,
+                f"{found.error.to_scale:.1e}" if found else "",
+                f"{found.tolerance:.1e}" if found else "",
+            ])  # fmt: skip
+        parts.append(table(rows, right=(3, 4)))
+        parts.append(_ERRORS)
+    if report.refusals:
+        parts.append(refusal_list("left as it is", report.refusals))
+    parts.append(size_table(None, report.before, report.after))
+    return "\n\n".join(parts)
+
+
+def foresight_tables(found: Foresight) -> str:
+    """What fusing a graph would write and leave, and the counts before and after."""
+    parts = []
+    if found.layers:
+        rows = [["would become one", "made of", "convolution"]]
+        rows += [[_short(layer.name), _made_of(layer.nodes), layer.geometry] for layer in found.layers]
+        parts.append(table(rows))
+    else:
+        parts.append("  nothing in it fuses: no region of it would become fewer or cheaper convolutions")
+    if found.refusals:
+        parts.append(refusal_list("would stay as it is", found.refusals))
+    counts = [["", "before", "after"], ["convolutions", *map(str, found.convolutions)]]
+    counts.append(["batch norms", *map(str, found.batch_norms)])
+    parts.append(table(counts, right=(1, 2)))
+    return "\n\n".join(parts)
+
+
+def _made_of(nodes: Sequence[str]) -> str:
+    """How many nodes, and the first and the last."""
+    if not nodes:
+        return "conv + BN"
+    ends = [_short(nodes[0]), _short(nodes[-1])] if len(nodes) > 1 else [_short(node) for node in nodes]
+    return f"{len(nodes)}: {' .. '.join(ends)}"
+
+
+def _short(name: str, width: int = 44) -> str:
+    return name if len(name) <= width else f"..{name[2 - width :]}"
+
+
+def refusal_list(title: str, refusals: Sequence[Refusal]) -> str:
+    """Each reason once, after the first places it holds for."""
+    places: dict[str, list[str]] = {}
+    for refusal in refusals:
+        places.setdefault(refusal.why, []).append(_short(refusal.where))
+    lines = [f"  {title}"]
+    for why, where in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+        lines.append(click.wrap_text(f"{', '.join(where[:3])}{more}: {why}", 116, "  - ", "    "))
+    return "\n".join(lines)
+
+
+def size_table(blocks: tuple[int, int] | None, before: Size, after: Size) -> str:
+    """A network before and after: its multi-branch blocks and its sizes, where known."""
+    rows = [["", "before", "after"]]
+    if blocks is not None:
+        rows.append(["multi-branch blocks", *map(str, blocks)])
+    for label, values in (
+        ("convolutions", (before.convolutions, after.convolutions)),
+        ("batch norms", (before.batch_norms, after.batch_norms)),
+        ("parameters", (before.parameters, after.parameters)),
+        ("FLOPs an image", (before.flops, after.flops)),
+    ):
+        if None not in values:
+            rows.append([label, *(f"{value:,}" for value in values)])
+    return table(rows, right=(1, 2))

@@ -1,0 +1,74 @@
+"""ONNX files and models in memory: read, written and run, whatever their size."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..errors import SourceError
+
+_LARGEST_MESSAGE = 2**31 - 2**24
+"""Bytes of weights that fit one message, with room for the rest of it."""
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The model in an `.onnx` file, with weights it keeps in other files.
+
+    Raises:
+        SourceError: not a readable, valid ONNX model.
+    """
+    try:
+        proto = onnx.load(path)
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # protobuf, onnx and the file system each raise their own
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise SourceError(f"{path}: not a readable ONNX model ({first})") from error
+    return proto
+
+
+def session_of(model: Path | bytes, text: str, *, as_written: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
+    """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
+
+    With `as_written` the operations are those of the file: else onnxruntime makes a convolution between
+    DequantizeLinear and QuantizeLinear one of integers, and rounds its float weights to 8 bits for it.
+
+    Raises:
+        SourceError: onnxruntime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a type a failure
+        first = next(iter(str(error).splitlines()), "")
+        raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
+
+
+def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
+    """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
+    if not is_large(model):
+        return session_of(model.SerializeToString(), text, as_written=as_written)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_large(model, path)
+        return session_of(path, text, as_written=as_written)
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether a model is too large for one protobuf message, so that its weights need a file of their own."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_MESSAGE
+
+
+def save_large(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model to `path` and its weights to `path` with `.data` behind it."""
+    copy_of = onnx.ModelProto()
+    copy_of.CopyFrom(model)  # saving so moves the weights out of the message
+    onnx.save(copy_of, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)

@@ -1,0 +1,85 @@
+"""Files that are either whole or absent, and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import OutputError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Write beside `path` and rename into place at the end; an interruption leaves the old file or none.
+
+    Raises:
+        OutputError: the file cannot be written, and what stood there before still does.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a directory; name a file")
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as stream:
+            temporary = Path(stream.name)
+            yield stream  # type: ignore[misc]  # NamedTemporaryFile wraps a BinaryIO
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+        temporary = None
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was written") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write several files that belong together: all beside their names first, then renamed in the order given.
+
+    Raises:
+        OutputError: one cannot be written; none was.
+    """
+    with ExitStack() as stack:
+        for path, content in reversed(list(contents.items())):  # the stack renames the last one entered first
+            stream = stack.enter_context(whole_file(path))
+            stream.write(content)
+            # Whatever a full disk has to say is said before the first rename.
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Make sure, before long work, that a file can be written there; nothing is left behind.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a directory; name a file")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: there is no folder {target.parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent) as stream:
+            stream.write(b"1")
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Affine steps as values: forms, terms, constants, sizes, prices."""

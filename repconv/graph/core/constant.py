@@ -1,0 +1,77 @@
+"""The constant part of a tensor: exact numbers, and beside them what decides whether they count as none.
+
+What decides never alters what is written. `Constant.value` is the float64 sum of what stands in the graph and is cast
+once, when it is written; the other two numbers only bound how far that sum is from the one its author meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...algebra.kernels import Kernel
+
+WRITTEN = 2.0
+"""Roundings by which a number that stands in the graph may be off: that of its own cast, and as much again for an
+exporter that computed it in the graph's type. Bordered blocks in fp16 and bf16, by both exporters, need 0.9 where it
+was computed in float32 and 1.6 where a batch normalisation was folded away in half precision."""
+
+ARITHMETIC = 8.0
+"""Roundings of float32, or of the graph's type where that is finer, relative to the parts, by which an exporter's
+arithmetic may be off: the shift of a batch normalisation takes six (sum, root, inverse, two products, difference)."""
+
+_FLOAT32 = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant image, [o] in float64 each.
+
+    value: one number a channel. parts: the sum of the magnitudes it was computed from. written: the sum of those that
+        stand in the graph as one number, rounded to its type, such as a border that is subtracted or a bias; at least
+        their root mean square over the channels, since a number that came out small was rounded when it was not.
+    """
+
+    value: Tensor
+    parts: Tensor
+    written: Tensor
+
+    @classmethod
+    def stored(cls, value: Tensor) -> Constant:
+        """One that stands in the graph."""
+        return cls(value, value.abs(), value.abs().clamp(min=value.square().mean().sqrt()))
+
+    @classmethod
+    def computed(cls, value: Tensor, parts: Tensor) -> Constant:
+        """One that follows from others, such as the shift of a batch normalisation."""
+        return cls(value, parts, torch.zeros_like(parts))
+
+    def __add__(self, other: Constant) -> Constant:
+        """The sum of two."""
+        return Constant(self.value + other.value, self.parts + other.parts, self.written + other.written)
+
+    def after(self, kernel: Kernel) -> Constant:
+        """What a convolution, whose own bias is 0, makes of it where no padding shows."""
+        taps, g = kernel.weight, kernel.groups
+        o, m = taps.shape[:2]
+
+        def apply(response: Tensor, constant: Tensor) -> Tensor:
+            return (response.reshape(g, o // g, m) @ constant.reshape(g, m, 1)).reshape(o)
+
+        size = torch.linalg.vector_norm(taps, 1, (2, 3))
+        return Constant(apply(taps.sum((2, 3)), self.value), apply(size, self.parts), apply(size, self.written))
+
+    def cancels(self, rounding: float) -> bool:
+        """True if nothing but rounding tells it from zero: then padding with zeros continues it.
+
+        A border `BN(0)` that is subtracted before zeros are padded, and added again afterwards, cancels in real
+        numbers; a file holds it rounded. What is left may be `WRITTEN` roundings of each number written and
+        `ARITHMETIC` of the parts: less than what the graph rounds there itself when it runs in its type. The numbers of
+        a batch normalisation stand for themselves: what its shift leaves is a border that shows, in any type.
+
+        rounding: the most by which a cast to the graph's type changes a number, relative to it.
+        """
+        noise = WRITTEN * rounding * self.written + ARITHMETIC * min(rounding, _FLOAT32) * self.parts
+        return bool((self.value.abs() <= noise).all())

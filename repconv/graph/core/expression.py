@@ -1,0 +1,244 @@
+"""Linear tensors as sums over sources, `T = sum_s K_s * s + b`: forms first, numbers only when asked for.
+
+A `Term` knows its form at once and computes its kernel, in float64, when somebody reads it. So regions are chosen from
+shapes alone, and only what is written is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ...algebra.geometry import Geometry
+from ...algebra.kernels import Kernel, combine, compose, identity
+from ...errors import GeometryError
+from .constant import Constant
+from .form import Form, identity_form
+from .ordering import dependencies_first
+
+Weight = Callable[[], Tensor]
+"""Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
+
+MOST_ADDENDS = 32
+"""A term with more than this many is summed once and kept: tensors added to themselves double them at every step."""
+
+
+@dataclass(frozen=True)
+class Addend:
+    """`scales * weight`, one of the convolutions a term is the sum of.
+
+    scales: each gives one factor a channel, [o] in float64. They are multiplied first and applied while summing, as a
+        scaled copy of every weight takes longer than all else.
+    needs: terms whose numbers the weight and scales are made of.
+    """
+
+    form: Form
+    weight: Weight
+    scales: tuple[Weight, ...] = ()
+    needs: tuple[Term, ...] = ()
+
+    def scaled(self, scale: Term) -> Addend:
+        """The same with one more scale, a diagonal term."""
+        scales = (*self.scales, lambda: scale.kernel.weight.reshape(-1))
+        return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale))
+
+    def factor(self) -> Tensor | None:
+        """The product of the scales, [o]; None for 1."""
+        return reduce(torch.mul, (scale() for scale in self.scales)) if self.scales else None
+
+
+class Term:
+    """A convolution without bias of one tensor, `source`, whose numbers come when asked for."""
+
+    def __init__(self, source: str, form: Form, addends: Sequence[Addend]) -> None:
+        self.source = source
+        self.form = form
+        self._addends = tuple(addends)
+        self.known: Kernel | None = None
+
+    @classmethod
+    def leaf(cls, source: str, form: Form, weight: Weight | None = None) -> Term:
+        """A term as the graph has it; `weight` None for an identity's numbers."""
+        return cls(source, form, [Addend(form, weight or _ones(form.geometry))])
+
+    @classmethod
+    def itself(cls, source: str, channels: int) -> Term:
+        """The term that is its source."""
+        return cls.leaf(source, identity_form(channels))
+
+    @property
+    def kernel(self) -> Kernel:
+        """The numbers, bias 0, in float64."""
+        if self.known is None:
+            for term in dependencies_first(self, Term.missing):
+                term.known = term.compute()
+        return self.known or self.compute()
+
+    def missing(self) -> list[Term]:
+        """Terms whose numbers come before these."""
+        return [term for addend in self._addends for term in addend.needs if term.known is None]
+
+    def compute(self) -> Kernel:
+        """The numbers, those of `missing` being known."""
+        kernels = [_kernel(addend.form.geometry, addend.weight()) for addend in self._addends]
+        factors = [addend.factor() for addend in self._addends]
+        if len(kernels) > 1:
+            return combine(kernels, factors)
+        return kernels[0] if factors[0] is None else kernels[0] * factors[0]
+
+    def plus(self, other: Term) -> Term:
+        """The sum with another term of this source.
+
+        Raises:
+            GeometryError: they are not one convolution together.
+        """
+        return Term(self.source, self.form.parallel(other.form), self._few() + other._few())
+
+    def _few(self) -> tuple[Addend, ...]:
+        """What to add, the sum if that is many."""
+        if len(self._addends) <= MOST_ADDENDS:
+            return self._addends
+        return (Addend(self.form, lambda: self.kernel.weight, (), (self,)),)
+
+    def after(self, inner: Term) -> Term:
+        """This term of the tensor that `inner` makes.
+
+        Raises:
+            GeometryError: not one convolution at every pixel.
+        """
+        if inner.form.is_identity:
+            return Term(inner.source, self.form, self._addends)
+        if self.form.is_identity:
+            return inner
+        form = self.form.series(inner.form)
+        if self.form.is_diagonal:
+            return Term(inner.source, form, [addend.scaled(self) for addend in inner._few()])
+        return Term(inner.source, form, [Addend(form, lambda: _series(self, inner, form).weight, (), (self, inner))])
+
+
+def _ones(geometry: Geometry) -> Weight:
+    return lambda: identity(geometry.in_channels, groups=geometry.groups).weight
+
+
+def _kernel(geometry: Geometry, weight: Tensor) -> Kernel:
+    return Kernel(weight, weight.new_zeros(weight.shape[0]), geometry.stride, geometry.padding, geometry.groups)
+
+
+def _series(outer: Term, inner: Term, form: Form) -> Kernel:
+    """The numbers of `outer`, no scale, after `inner`; an inner scale and shifts of the grid are no general case."""
+    target = form.geometry
+    if outer.form.ones:
+        return _kernel(target, inner.kernel.weight)
+    if inner.form.ones or inner.form.is_diagonal:
+        g, (o, m, kh, kw) = outer.kernel.groups, outer.kernel.weight.shape
+        scale = inner.kernel.weight.reshape(g, 1, m, 1, 1)
+        weight = (outer.kernel.weight.reshape(g, o // g, m, kh, kw) * scale).reshape(o, m, kh, kw)
+        return _kernel(target, _kernel(target, weight).dilate(inner.form.geometry.stride).weight)
+    return compose(outer.kernel, inner.kernel)
+
+
+class Bias:
+    """The constant part of a tensor, whose numbers come when asked for.
+
+    Its value is exact whatever `is_zero` decides.
+    """
+
+    def __init__(self, compute: Callable[[], Constant] | None, rounding: float, needs: Sequence[Bias] = ()) -> None:
+        """`compute` reads the biases it `needs`, None for no bias; `rounding` is that of the graph's type."""
+        self._compute = compute
+        self._rounding = rounding
+        self._needs = tuple(needs)
+        self.known: Constant | None = None
+
+    @property
+    def is_surely_zero(self) -> bool:
+        """True if there is none, without looking at a number."""
+        return self._compute is None
+
+    @property
+    def constant(self) -> Constant:
+        """The numbers.
+
+        Raises:
+            GeometryError: there is no bias.
+        """
+        if self.known is None:
+            for bias in dependencies_first(self, Bias.missing):
+                bias.known = bias.add()
+        return self.known or self.add()
+
+    def minus(self, border: Constant) -> Bias:
+        """What is left of it where a border of these numbers shows."""
+        negative = Constant(-border.value, border.parts, border.written)
+        compute = (lambda: negative) if self.is_surely_zero else (lambda: self.constant + negative)
+        return Bias(compute, self._rounding, () if self.is_surely_zero else (self,))
+
+    def missing(self) -> list[Bias]:
+        """Biases whose numbers come before these."""
+        return [bias for bias in self._needs if bias.known is None]
+
+    def add(self) -> Constant:
+        """The numbers, those of `missing` being known."""
+        if self._compute is None:
+            raise GeometryError("a bias that is surely zero has no numbers")
+        return self._compute()
+
+    @property
+    def value(self) -> Tensor | None:
+        """What is written, [o] in float64; None if every number is exactly 0."""
+        return None if self.is_surely_zero or not bool(self.constant.value.any()) else self.constant.value
+
+    @property
+    def is_zero(self) -> bool:
+        """True if padding with zeros continues it, see `Constant.cancels`: it decides, and changes no number."""
+        return self.is_surely_zero or self.constant.cancels(self._rounding)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """`sum_s K_s * s + b`; a source appears more than once only where its terms are not one convolution."""
+
+    terms: tuple[Term, ...]
+    bias: Bias
+
+
+def merge(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The same sum with one term a source where that is one convolution, and none that is zero beside others."""
+    merged: list[Term] = []
+    for term in [term for term in terms if not term.form.zeros] or terms[:1]:
+        for position, known in enumerate(merged):
+            if known.source == term.source:
+                try:
+                    merged[position] = known.plus(term)
+                except GeometryError:
+                    continue
+                break
+        else:
+            merged.append(term)
+    return tuple(merged)
+
+
+def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
+    """`term` of a tensor that is `inner` itself, without the bias, which `respond` carries on.
+
+    A bias that counts as zero is carried on exactly. Where `term` pads, the border lacks it, which is less than the
+    rounding that made it count as zero, times the taps outside the image.
+
+    Raises:
+        GeometryError: not one convolution a source at every pixel; `what` names the tensor.
+    """
+    if max(term.form.geometry.padding) > 0 and not inner.bias.is_zero:
+        raise GeometryError(
+            f"{what} has a bias and is padded with zeros afterwards: where the padding shows, the two are not one "
+            "convolution"
+        )
+    return tuple(term.after(t) for t in inner.terms)
+
+
+def respond(term: Term, bias: Bias) -> Constant:
+    """What `term` makes of a constant image `bias`."""
+    return bias.constant if term.form.is_identity else bias.constant.after(term.kernel)

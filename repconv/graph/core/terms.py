@@ -1,0 +1,137 @@
+"""The affine operations both readers know, as terms of a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...algebra.geometry import Geometry, Pair, Sides
+from ...algebra.kernels import Kernel
+from ...errors import GeometryError
+from .expression import Term
+from .form import Form, scale_form
+
+_TO_THE_END = 2**31 - 1
+"""Exporters write "to the end" as the largest number of 32 or 64 bits."""
+
+
+def convolution_term(
+    source: str,
+    weight: Callable[[], Tensor],
+    shape: tuple[int, int, int, int],
+    *,
+    stride: Pair = (1, 1),
+    padding: Sides = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Term:
+    """A convolution whose `weight` gives [o, i/g, kh, kw] = `shape` in float64 when its numbers are needed."""
+    o, i, kh, kw = shape
+    size = ((kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1)
+    geometry = Geometry(i * groups, o, size, stride, padding, groups)
+    form = Form(geometry, (dilation[0] if kh > 1 else 0, dilation[1] if kw > 1 else 0))
+
+    def numbers() -> Tensor:
+        full = weight()
+        return Kernel(full, full.new_zeros(o)).dilate(dilation).weight
+
+    return Term.leaf(source, form, numbers)
+
+
+def average_term(
+    source: str, channels: int, taps: Pair, *, stride: Pair, padding: Sides, dilation: Pair = (1, 1)
+) -> Term:
+    """Average pooling that counts padded pixels."""
+    shape = (channels, 1, *taps)
+    return convolution_term(
+        source, lambda: torch.full(shape, 1 / (taps[0] * taps[1]), dtype=torch.float64), shape,
+        stride=stride, padding=padding, dilation=dilation, groups=channels,
+    )  # fmt: skip
+
+
+def scale_term(source: str, factors: Tensor) -> Term:
+    """One factor a channel, [c] in float64."""
+    form = scale_form(len(factors), zeros=not bool(factors.any()))
+    return Term.leaf(source, form, lambda: factors.reshape(-1, 1, 1, 1))
+
+
+def matrix_term(source: str, matrix: Callable[[], Tensor], shape: Pair) -> Term:
+    """A matrix at every pixel; `matrix` gives [o, i] = `shape` in float64 when its numbers are needed."""
+    o, i = shape
+    return Term.leaf(source, Form(Geometry(i, o)), lambda: matrix()[:, :, None, None])
+
+
+def grid_term(source: str, channels: int, *, stride: Pair = (1, 1), padding: Sides = (0, 0, 0, 0)) -> Term:
+    """Zeros around every channel, or rows and columns taken out of it."""
+    return Term.leaf(source, Form(Geometry(channels, channels, (1, 1), stride, padding, channels), ones=True))
+
+
+def select_term(source: str, channels: int, index: Sequence[int]) -> Term:
+    """Some channels, in an order."""
+    if list(index) == list(range(channels)):
+        return Term.itself(source, channels)
+    weight = _ones(len(index), channels, range(len(index)), index)
+    return Term.leaf(source, Form(Geometry(channels, len(index))), weight)
+
+
+def slice_term(
+    source: str, dims: Sequence[object], axis: int, start: int | None, end: int | None, step: int = 1
+) -> Term:
+    """`start:end:step` of one axis of a tensor of size `dims`, [n, c] or [n, c, h, w] with text for open sides.
+
+    Raises:
+        GeometryError: images, nothing at all, rows backwards, or rows of an open number counted from both ends.
+    """
+    channels, side = dims[1], dims[axis]
+    if not isinstance(channels, int):
+        raise GeometryError("it takes something out of an open number of channels")
+    if axis == 1:
+        kept = range(channels)[start:end:step]
+        if not kept:
+            raise GeometryError("it takes no channel at all")
+        return select_term(source, channels, kept)
+    if axis == 0:
+        raise GeometryError("it takes images out of a batch")
+    if step < 1:
+        raise GeometryError("it takes rows or columns backwards")
+    if isinstance(side, int):
+        first, last, _ = slice(start, end, 1).indices(side)
+        if first >= last:
+            raise GeometryError("it takes no row or column at all")
+        before, after = -first, last - side
+    else:
+        before, after = _open_crop(start or 0, end)
+    crop, stride = [0, 0, 0, 0], [1, 1]
+    crop[axis - 2], crop[axis], stride[axis - 2] = before, after, step
+    sides = (crop[0], crop[1], crop[2], crop[3])
+    return grid_term(source, channels, stride=(stride[0], stride[1]), padding=sides)
+
+
+def _open_crop(start: int, end: int | None) -> Pair:
+    """What a slice of an open number of rows cuts off at its beginning and end, as negative padding."""
+    if start < 0 or (end is not None and 0 <= end < _TO_THE_END):
+        raise GeometryError("it takes some rows or columns out of an open number of them")
+    return -start, end if end is not None and end < 0 else 0
+
+
+def concatenation(sources: Sequence[tuple[str, int]]) -> tuple[Term, ...]:
+    """Tensors of so many channels each, one after another."""
+    total, start, terms = sum(width for _, width in sources), 0, []
+    for name, width in sources:
+        rows = range(start, start + width)
+        terms.append(Term.leaf(name, Form(Geometry(width, total)), _ones(total, width, rows, range(width))))
+        start += width
+    return tuple(terms)
+
+
+def _ones(out: int, into: int, rows: Sequence[int], columns: Sequence[int]) -> Callable[[], Tensor]:
+    """A weight [out, into, 1, 1] with ones at the (row, column) pairs."""
+
+    def numbers() -> Tensor:
+        weight = torch.zeros(out, into, 1, 1, dtype=torch.float64)
+        weight[list(rows), list(columns)] = 1
+        return weight
+
+    return numbers

@@ -1,0 +1,1 @@
+"""Movement as maps: what moves elements and computes nothing."""

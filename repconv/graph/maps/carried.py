@@ -1,0 +1,324 @@
+"""Tensors of any layout, and what moving, joining, taking apart and summing their parts makes of them.
+
+Both readers say what their nodes do in these words. Each function gives what the node makes, or raises `GeometryError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...algebra.geometry import Geometry
+from ...errors import GeometryError
+from ..core.dims import Dims, symbol, through
+from ..core.expression import Term
+from ..core.form import Form
+from ..core.step import Offset
+from ..core.terms import matrix_term, scale_term, select_term, slice_term
+from .layout import MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
+
+LARGEST_MATRIX = 2**24
+"""A matrix over channels of more numbers is not looked for."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A tensor as convolutions see it: its name, the layout of its axes, and [n, c, h, w], 1 where there is no side."""
+
+    name: str
+    layout: Layout
+    dims: Dims
+
+    def size_of(self, atom: Atom) -> object:
+        """How many elements a part of an axis has."""
+        return self.dims[0] if atom.kind == "batch" else self.dims[2 + atom.number]
+
+    @property
+    def size(self) -> tuple[object, ...]:
+        """The tensor's own shape; None for an axis of several parts, some of them open."""
+        return tuple(_product([size_of(a, self.size_of) for a in axis]) for axis in self.layout.axes)
+
+    @property
+    def frame(self) -> tuple[tuple[object, ...], ...]:
+        """What its axes are but for the number of channels, and for whatever is a single element.
+
+        Elementwise operations need tensors of equal frames.
+        """
+        axes = [[atom for atom in axis if size_of(atom, self.size_of) != 1] for axis in self.layout.axes]
+        return tuple(tuple("channels" if a.kind == "channels" else a for a in axis) for axis in axes)
+
+    @property
+    def is_plain(self) -> bool:
+        """True for [n, c, pixels], as convolutions take it."""
+        pixels = len(self.layout.axes) - 2
+        within = 0 <= pixels <= MOST_PIXEL_AXES
+        return within and self.frame == Carried("", plain(self.layout.channels, pixels), self.dims).frame
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The one axis that is the channels and nothing else, if there is one."""
+        if self.layout.channels == 1:
+            return 1 if self.is_plain else len(self.layout.axes) - 1
+        found = [i for i, axis in enumerate(self.frame) if "channels" in axis]
+        return found[0] if len(found) == 1 and len(self.frame[found[0]]) == 1 else None
+
+    @property
+    def itself(self) -> Term:
+        """The term that is this tensor."""
+        return Term.itself(self.name, self.layout.channels)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a node makes: terms and a constant over [n, c, h, w], and the layout of its axes.
+
+    moves: passes over the output that the node takes.
+    """
+
+    layout: Layout
+    terms: tuple[Term, ...]
+    offset: Offset | None = None
+    moves: int = 1
+
+
+def _product(sides: Sequence[object]) -> object:
+    total = 1
+    for side in sides:
+        if not isinstance(side, int):
+            return side if len(sides) == 1 else None
+        total *= side
+    return total
+
+
+def permute(tensor: Carried, order: Sequence[int]) -> Made:
+    """The axes in another order."""
+    layout, table = permuted(tensor.layout, order)
+    return Made(layout, (select_term(tensor.name, tensor.layout.channels, table),))
+
+
+def reshape(tensor: Carried, shape: Sequence[object]) -> Made:
+    """The same numbers in the same order in another shape."""
+    return Made(reshaped(tensor.layout, tensor.size_of, shape), (tensor.itself,), moves=0)
+
+
+def insert_axes(tensor: Carried, positions: Sequence[int]) -> Made:
+    """Axes of one element put in, at `positions` of the result."""
+    rank = len(tensor.layout.axes) + len(positions)
+    new = {position % rank for position in positions}
+    old = iter(tensor.layout.axes)
+    return Made(Layout(tuple(() if i in new else next(old) for i in range(rank))), (tensor.itself,), moves=0)
+
+
+def drop_axes(tensor: Carried, positions: Sequence[int] | None) -> Made:
+    """Axes of one element taken out, all of them for None."""
+    rank, size = len(tensor.layout.axes), tensor.size
+    gone = {p % rank for p in positions} if positions is not None else {i for i in range(rank) if size[i] == 1}
+    if any(size[axis] != 1 for axis in gone):
+        raise GeometryError("it drops an axis that is not known to be of one element")
+    kept = [axis for i, axis in enumerate(tensor.layout.axes) if i not in gone]
+    return Made(Layout(tuple(kept)), (tensor.itself,), moves=0)
+
+
+def on_channels(tensor: Carried, axis: int, move: Callable[[Tensor], Tensor], *, keeps_axis: bool = True) -> Made:
+    """A movement along an axis that holds only channels: `move` of the table of their numbers."""
+    axis %= len(tensor.layout.axes)
+    if not tensor.layout.holds_only_channels(axis):
+        raise GeometryError(f"it takes or turns around images or pixels of axis {axis}, which are no channels")
+    table = move(tensor.layout.table())
+    if not table.numel():
+        raise GeometryError("it takes no channel at all")
+    widths, layout = list(table.shape), tensor.layout
+    if not keeps_axis:
+        widths.insert(axis, 1)
+    layout = layout.with_widths(widths)
+    if not keeps_axis:
+        layout = Layout((*layout.axes[:axis], *layout.axes[axis + 1 :]))
+    return Made(layout, (select_term(tensor.name, tensor.layout.channels, table.flatten().tolist()),))
+
+
+def take(tensor: Carried, axis: int, index: Sequence[int], *, keeps_axis: bool = True) -> Made:
+    """Some places of an axis of channels, in an order."""
+    axis %= len(tensor.layout.axes)
+    positions = torch.tensor(list(index), dtype=torch.int64)
+    width = tensor.layout.widths[axis]
+    if bool(((positions < -width) | (positions >= width)).any()):
+        raise GeometryError(f"it takes a place outside axis {axis}")
+
+    def move(table: Tensor) -> Tensor:
+        found = table.index_select(axis, positions % width)
+        return found if keeps_axis else found.squeeze(axis)
+
+    return on_channels(tensor, axis, move, keeps_axis=keeps_axis)
+
+
+def cut(tensor: Carried, axis: int, start: int | None, end: int | None, step: int = 1) -> Made:
+    """`start:end:step` of an axis."""
+    axis %= len(tensor.layout.axes)
+    parts = tensor.layout.axes[axis]
+    if tensor.layout.holds_only_channels(axis):
+        places = range(tensor.layout.widths[axis])[start:end:step]
+        if len(places) == tensor.layout.widths[axis] and step == 1:
+            return Made(tensor.layout, (tensor.itself,), moves=0)
+        return take(tensor, axis, list(places))
+    if start in (None, 0) and (end is None or end >= 2**31 - 1) and step == 1:
+        return Made(tensor.layout, (tensor.itself,), moves=0)  # x[:, 1:] takes every image first
+    if len(parts) != 1:
+        raise GeometryError("it takes a part of an axis that holds several")
+    number = 0 if parts[0].kind == "batch" else 2 + parts[0].number
+    return Made(tensor.layout, (slice_term(tensor.name, tensor.dims, number, start, end, step),))
+
+
+def join(tensors: Sequence[Carried], axis: int) -> Made:
+    """Tensors one after another along an axis of channels."""
+    rank = len(tensors[0].layout.axes)
+    axis %= rank
+    widths = [list(t.layout.widths) for t in tensors]
+    for each in tensors:
+        if not each.layout.holds_only_channels(axis):
+            raise GeometryError(f"it joins images or pixels along axis {axis}, which are no channels")
+    together = [*widths[0]]
+    together[axis] = sum(width[axis] for width in widths)
+    holder = Layout((*tensors[0].layout.axes[:axis], (Atom("channels", 1),), *tensors[0].layout.axes[axis + 1 :]))
+    layout = holder.with_widths(together)
+    if len({t.frame[:axis] + t.frame[axis + 1 :] for t in tensors}) > 1:
+        raise GeometryError("it joins tensors whose axes are not of the same kinds")
+    if len({(t.dims[0], *t.dims[2:]) for t in tensors}) > 1:
+        raise GeometryError("it joins tensors that may differ in size: " + " and ".join(str(t.size) for t in tensors))
+    places, start, terms = layout.table(), 0, []
+    for each, width in zip(tensors, widths, strict=True):
+        rows = places.narrow(axis, start, width[axis]).flatten()
+        start += width[axis]
+        terms.append(Term.leaf(
+            each.name, Form(Geometry(each.layout.channels, layout.channels)), _placed(rows, layout.channels)
+        ))  # fmt: skip
+    return Made(layout, tuple(terms))
+
+
+def _placed(rows: Tensor, total: int) -> Callable[[], Tensor]:
+    """The weight [total, len(rows), 1, 1] that puts channel i at rows[i]."""
+
+    def numbers() -> Tensor:
+        weight = torch.zeros(total, len(rows), 1, 1, dtype=torch.float64)
+        weight[rows, torch.arange(len(rows))] = 1
+        return weight
+
+    return numbers
+
+
+def combine(tensor: Carried, function: Callable[[Tensor], Tensor], layout: Layout) -> Made:
+    """A linear function of channels alone, [channels as on the axes, 1 elsewhere] -> the same of `layout`.
+
+    Its matrix is found by applying it to each channel by itself.
+    """
+    channels, out = tensor.layout.channels, layout.channels
+    if channels * out > LARGEST_MATRIX:
+        raise GeometryError(f"its matrix over {channels} x {out} channels is too large to look for")
+    basis = torch.eye(channels, dtype=torch.float64).reshape(channels, *tensor.layout.widths)
+    found = torch.stack([function(each).reshape(-1) for each in basis])  # [i, o]
+    if found.shape != (channels, out):
+        raise GeometryError("it sums over pixels or images besides channels")
+    if out == channels and bool((found == torch.diag(found.diagonal())).all()):
+        return Made(layout, (scale_term(tensor.name, found.diagonal().clone()),))
+    return Made(layout, (matrix_term(tensor.name, found.T.contiguous, (out, channels)),))
+
+
+def total(tensor: Carried, axes: Sequence[int], *, mean: bool, keep: bool) -> Made:
+    """The sum or mean along axes of channels."""
+    rank = len(tensor.layout.axes)
+    gone = {axis % rank for axis in axes}
+    if any(not tensor.layout.holds_only_channels(axis) for axis in gone):
+        raise GeometryError("it sums over pixels or images, which no convolution of one kernel does")
+    kept = [() if i in gone else axis for i, axis in enumerate(tensor.layout.axes) if keep or i not in gone]
+    how = torch.mean if mean else torch.sum
+    return combine(tensor, lambda t: how(t, tuple(gone), keepdim=keep), Layout(tuple(kept)))
+
+
+def spread(value: Tensor, tensor: Carried) -> Tensor:
+    """A constant that broadcasts against `tensor` as one number a channel, [c] in float64.
+
+    Raises:
+        GeometryError: it makes the tensor larger, or differs from pixel to pixel or image to image.
+    """
+    value = value.detach().cpu().to(torch.float64)
+    shape, size, layout = list(value.shape), tensor.size, tensor.layout
+    if len(shape) > len(size):
+        raise GeometryError(f"its constant of shape {shape} has more axes than the tensor, which has {len(size)}")
+    aligned = value.reshape((1,) * (len(size) - len(shape)) + tuple(shape))
+    if any(mine not in (1, theirs) for mine, theirs in zip(aligned.shape, size, strict=True)):
+        raise GeometryError(
+            f"its constant of shape {shape} is not one number a channel: there are {layout.channels} channels, and the "
+            "other sides must be 1 or those of the tensor"
+        )
+    for axis, side in enumerate(aligned.shape):
+        if side > 1 and not layout.holds_only_channels(axis):
+            first = aligned.narrow(axis, 0, 1)
+            if not bool((aligned == first).all()):
+                raise GeometryError(
+                    f"its constant of shape {shape} is not one number a channel: it differs from pixel to pixel or "
+                    "image to image"
+                )
+            aligned = first
+    return aligned.expand(layout.widths).flatten()
+
+
+def einsum(tensor: Carried, equation: str, position: int, operands: Sequence[Tensor | None]) -> Made:
+    """`torch.einsum` of constants and, at `position`, a tensor of which only channels are summed or weighed."""
+    equation = equation.replace(" ", "")
+    inputs, arrow, output = equation.partition("->")
+    letters = inputs.split(",")
+    mine = letters[position]
+    if not arrow or "." in equation or len(mine) != len(tensor.layout.axes) or len(set(mine)) < len(mine):
+        raise GeometryError(f"einsum {equation!r} takes a diagonal, or does not write its axes out")
+    others = "".join(letters[:position] + letters[position + 1 :])
+    axes: list[tuple[Atom, ...]] = []
+    values = [None if v is None else v.detach().cpu().to(torch.float64) for v in operands]
+    sides = {
+        letter: side
+        for word, value in zip(letters, values, strict=True) if value is not None
+        for letter, side in zip(word, value.shape, strict=True)
+    }  # fmt: skip
+    for axis, letter in enumerate(mine):
+        if not tensor.layout.holds_only_channels(axis) and (letter in others or letter not in output):
+            raise GeometryError(f"einsum {equation!r} sums over pixels or images, or weighs them")
+    for letter in output:
+        if letter in mine:
+            axes.append(tensor.layout.axes[mine.index(letter)])
+        else:
+            axes.append((Atom("channels", sides[letter]),))
+
+    def apply(each: Tensor) -> Tensor:
+        return torch.einsum(equation, [each if value is None else value for value in values])
+
+    return combine(tensor, apply, Layout(tuple(axes)))
+
+
+def matmul(tensor: Carried, left: Tensor | None, right: Tensor | None) -> Made:
+    """`left @ tensor` or `tensor @ right` of a constant matrix: it mixes one axis, which must be of channels."""
+    matrix = right if left is None else left
+    rank = len(tensor.layout.axes)
+    axis = rank - 1 if left is None else rank - 2
+    if matrix is None or matrix.dim() != 2 or rank < 2 or not tensor.layout.holds_only_channels(axis):
+        raise GeometryError("it mixes pixels or images of an axis that is no channels")
+    value = matrix.detach().cpu().to(torch.float64)
+    out = value.shape[1] if left is None else value.shape[0]
+    axes = [*tensor.layout.axes]
+    axes[axis] = (Atom("channels", out),)
+    if left is None and tensor.layout.channels == tensor.layout.widths[axis]:
+        return Made(Layout(tuple(axes)), (matrix_term(tensor.name, value.T.contiguous, (out, value.shape[0])),))
+    return combine(tensor, lambda t: t @ value if left is None else value @ t, Layout(tuple(axes)))
+
+
+def open_side(text: object) -> object:
+    """An open side as dims hold it, from the name a program gives it."""
+    return symbol(str(text))
+
+
+def after(source: Carried, first: Made, then: Callable[[Carried], Made]) -> Made:
+    """What `then` makes of a tensor that is one term of `source` and is not there itself."""
+    term = first.terms[0]
+    inner = Carried(source.name, first.layout, through(term.form.geometry, source.dims))
+    second = then(inner)
+    return Made(second.layout, (second.terms[0].after(term),), moves=max(first.moves, second.moves))

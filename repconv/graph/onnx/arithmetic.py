@@ -1,0 +1,198 @@
+"""ONNX operations that compute, as affine steps: convolutions, pooling, normalisation, scales and sums.
+
+Each function gives what its node makes, or raises `NotAffineError`.
+"""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+from operator import add as add_up
+
+import onnx
+import torch
+from torch import Tensor
+
+from ...algebra.kernels import batch_norm_affine
+from ..core.constant import Constant
+from ..core.expression import Term
+from ..core.not_affine import NotAffineError
+from ..core.terms import average_term, convolution_term, matrix_term, scale_term
+from ..maps.carried import Carried, Made, matmul, spread
+from ..maps.layout import Atom, Layout, plain
+from .facts import EPSILON, Facts, attributes
+from .operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
+
+
+def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Conv with a constant weight."""
+    known = attributes(node)
+    weight = constant_of(facts, node.input[1], "weight")
+    pixels = weight.ndim - 2
+    source = image_of(facts, node.input[0])
+    if pixels not in (1, 2) or len(source.layout.axes) != weight.ndim:
+        raise NotAffineError
+    groups = integer(known.get("group"), 1)
+    rows, columns = pair(known.get("dilations"), 1, pixels)
+    o, i, kh, kw = (*weight.shape, 1)[:4]
+    stride, padding = window(facts, node, ((kh - 1) * rows + 1, (kw - 1) * columns + 1), pixels)
+    if i * groups != source.layout.channels:
+        raise NotAffineError(f"it takes {i * groups} channels, its input has another number")
+    term = convolution_term(
+        source.name, lambda: double(weight).reshape(o, i, kh, kw), (o, i, kh, kw),
+        stride=stride, padding=padding, dilation=(rows, columns), groups=groups,
+    )  # fmt: skip
+    offset = None
+    if len(node.input) > 2 and node.input[2]:
+        bias = double(constant_of(facts, node.input[2], "bias"))
+        offset = partial(Constant.stored, bias)
+    return [Part(node.output[0], Made(plain(o, pixels), (term,), offset))]
+
+
+def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """AveragePool where every window averages as many pixels."""
+    known = attributes(node)
+    source = image_of(facts, node.input[0])
+    pixels = len(source.layout.axes) - 2
+    taps = integers(known.get("kernel_shape"), [])
+    if len(taps) != pixels or pixels not in (1, 2):
+        raise NotAffineError
+    kh, kw = pair(taps, 1, pixels)
+    rows, columns = pair(known.get("dilations"), 1, pixels)
+    size = ((kh - 1) * rows + 1, (kw - 1) * columns + 1)
+    stride, padding = window(facts, node, size, pixels)
+    if any(padding) and not integer(known.get("count_include_pad"), 0):
+        raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
+    if integer(known.get("ceil_mode"), 0):
+        for side, pads, k, s in zip(
+            source.dims[2:], (padding[0] + padding[2], padding[1] + padding[3]), size, stride, strict=True
+        ):
+            if s != 1 and (not isinstance(side, int) or (side + pads - k) % s):
+                raise NotAffineError("with ceil_mode its last windows hang over the border and average fewer pixels")
+    term = average_term(
+        source.name, source.layout.channels, (kh, kw), stride=stride, padding=padding, dilation=(rows, columns)
+    )
+    return [Part(node.output[0], Made(source.layout, (term,)))]
+
+
+def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """BatchNormalization with fixed statistics."""
+    known = attributes(node)
+    if integer(known.get("training_mode"), 0) or len([n for n in node.output if n]) > 1:
+        raise NotAffineError("it normalises by each batch (training mode), which is no fixed convolution")
+    source = facts.tensor(node.input[0])
+    channels = source.size[1]
+    weight, bias, mean, variance = (
+        double(constant_of(facts, name, what))
+        for name, what in zip(node.input[1:5], ("scale", "shift", "mean", "variance"), strict=True)
+    )
+    eps = known.get("epsilon", EPSILON)
+    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else EPSILON)
+    if any(len(vector) != channels for vector in (weight, bias, mean, variance)):
+        raise NotAffineError(f"its vectors are not one number for each of {channels} channels")
+    if not bool(torch.isfinite(scale).all()):
+        raise NotAffineError("its variance plus epsilon is not positive")
+    shape = (-1, *(1,) * (len(source.layout.axes) - 2))
+    factors, added, centre = (spread(vector.reshape(shape), source) for vector in (scale, bias, mean * scale))
+    return [
+        Part(node.output[0], Made(source.layout, (scale_term(source.name, factors),), partial(_shifted, added, centre)))
+    ]
+
+
+def add(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Add, Sub and Sum of tensors and constants, and Mean of tensors."""
+    tensors = [n for n in node.input if not facts.is_constant(n)]
+    first = facts.tensor(tensors[0])
+    share = 1 / len(node.input) if node.op_type == "Mean" else 1.0
+    terms: list[Term] = []
+    offsets: list[Tensor] = []
+    for position, name in enumerate(node.input):
+        sign = -1.0 if node.op_type == "Sub" and position else share
+        value = facts.constant(name)
+        if value is not None:
+            offsets.append(sign * by_channel(facts, value, tensors[0]))
+            continue
+        other = facts.tensor(name)
+        alike = facts.sides[name] == facts.sides[first.name]
+        if alike and other.frame != first.frame:
+            raise NotAffineError("it adds tensors whose channels are on different axes")
+        if other.dims != first.dims or other.frame != first.frame:
+            raise NotAffineError(
+                "it adds tensors that may differ in size (broadcasting): "
+                f"{shown(facts.sides[first.name])} and {shown(facts.sides[name])}"
+            )
+        terms.append(
+            other.itself if sign == 1 else scale_term(name, torch.full((first.layout.channels,), sign).double())
+        )
+    offset = partial(_total, offsets) if offsets else None
+    return [Part(node.output[0], Made(first.layout, tuple(terms), offset, moves=max(len(terms), 1)))]
+
+
+def multiply(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Mul and Div by a constant; of two tensors they are not affine."""
+    constants = [n for n in node.input if facts.is_constant(n)]
+    tensors = [n for n in node.input if not facts.is_constant(n)]
+    if len(constants) != 1 or (node.op_type == "Div" and constants[0] != node.input[1]):
+        raise NotAffineError
+    constant = constant_of(facts, constants[0], "factor")
+    if constant.size == 1 and _ends_activation(facts, tensors[0]):
+        raise NotAffineError
+    factors = by_channel(facts, constant, tensors[0])
+    if node.op_type == "Div":
+        factors = factors.reciprocal()
+    if not bool(torch.isfinite(factors).all()):
+        raise NotAffineError("its constant factor is not finite")
+    return [Part(node.output[0], Made(facts.tensor(tensors[0]).layout, (scale_term(tensors[0], factors),)))]
+
+
+def _ends_activation(facts: Facts, name: str) -> bool:
+    """True for x * (1 + erf(x / sqrt 2)) and its like, whose last factor a runtime needs to recognise the GELU."""
+    near = [name]
+    for _ in range(3):
+        near = [i for n in near if (maker := facts.makers.get(n)) is not None and maker.op_type in ("Mul", "Add")
+                for i in maker.input]  # fmt: skip
+        if any((maker := facts.makers.get(n)) is not None and maker.op_type in ("Erf", "Tanh") for n in near):
+            return True
+    return False
+
+
+def negate(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Neg."""
+    source = facts.tensor(node.input[0])
+    minus = -torch.ones(source.layout.channels, dtype=torch.float64)
+    return [Part(node.output[0], Made(source.layout, (scale_term(source.name, minus),)))]
+
+
+def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Gemm, and MatMul by a constant matrix: over an axis that is channels."""
+    if node.op_type == "MatMul":
+        left, right = (facts.constant(name) for name in node.input)
+        if (left is None) == (right is None):
+            raise NotAffineError
+        tensor = facts.tensor(node.input[1 if right is None else 0])
+        found = matmul(tensor, *(None if value is None else double(value) for value in (left, right)))
+        return [Part(node.output[0], found)]
+    known = attributes(node)
+    source = facts.tensor(node.input[0])
+    if integer(known.get("transA"), 0):
+        raise NotAffineError
+    weight = constant_of(facts, node.input[1], "weight")
+    weight = weight if integer(known.get("transB"), 0) else weight.T
+    alpha, beta = (v if isinstance(v, float) else 1.0 for v in (known.get("alpha"), known.get("beta")))
+    o, i = weight.shape
+    if source.channel_axis != 1 or source.layout.channels != i:
+        raise NotAffineError("the last axis of its input is not its channels alone")
+    layout = Layout((source.layout.axes[0], (Atom("channels", o),)))
+    offset = None
+    if len(node.input) > 2 and node.input[2]:
+        value = double(constant_of(facts, node.input[2], "bias"))
+        offset = partial(Constant.stored, beta * spread(value, Carried("", plain(o, 0), (1, o, 1, 1))))
+    term = matrix_term(source.name, lambda: alpha * double(weight), (o, i))
+    return [Part(node.output[0], Made(layout, (term,), offset))]
+
+
+def _shifted(bias: Tensor, centre: Tensor) -> Constant:
+    return Constant.computed(bias - centre, bias.abs() + centre.abs())
+
+
+def _total(offsets: list[Tensor]) -> Constant:
+    return reduce(add_up, map(Constant.stored, offsets))

@@ -1,0 +1,1 @@
+"""ONNX operations evaluated in float64."""

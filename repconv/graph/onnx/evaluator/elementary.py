@@ -1,0 +1,42 @@
+"""ONNX operations on single numbers, and constants, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .call import Array, Call
+
+
+def erf(call: Call) -> tuple[Array, ...]:
+    """Erf."""
+    return (torch.erf(torch.from_numpy(np.require(call.given(0), requirements=["C", "W"]))).numpy(),)
+
+
+def constant(call: Call) -> tuple[Array, ...]:
+    """ConstantOfShape: of zeros, unless its `value` says otherwise."""
+    value = np.asarray(call.get("value", np.zeros(1)))
+    return (np.full(tuple(call.given(0).tolist()), value.reshape(-1)[0]),)
+
+
+def dequantise(call: Call) -> tuple[Array, ...] | None:
+    """DequantizeLinear: (x - zero) * scale, of one scale or one a slice of `axis`; opset 19 on is left to onnx."""
+    if call.opset >= 19:
+        return None
+    x, scale, zero = call.given(0), call.given(1), call.input(2)
+    if scale.size > 1:
+        shape = [1] * x.ndim
+        shape[call.get("axis", 1)] = scale.size
+        scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+    whole = x.astype(scale.dtype)
+    return ((whole if zero is None else whole - zero.astype(scale.dtype)) * scale,)
+
+
+def quantise_on_the_run(call: Call) -> tuple[Array, ...]:
+    """DynamicQuantizeLinear: to uint8, of the range of the input with 0 in it; its scale and its zero."""
+    x = call.given(0)
+    low, high = min(0.0, float(x.min(initial=0))), max(0.0, float(x.max(initial=0)))
+    scale = (high - low) / 255 or 1.0
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    steps = np.clip(np.rint(x / scale) + zero, 0, 255)
+    return steps.astype(np.uint8), np.asarray(scale, x.dtype), zero.astype(np.uint8)

@@ -1,0 +1,261 @@
+"""`fuse_onnx`: any ONNX model, its affine regions written as single convolutions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # protobuf has no types
+from onnx import numpy_helper
+
+from ...errors import FusionError
+from ...proof.agreement import Agreement
+from ...proof.refusal import Refusal
+from ...proof.report import FusedLayer, FusionReport, Proof, Size
+from ..core.dims import nominal_side
+from ..core.step import Step
+from ..planning.foresight import Foresight, foreseen
+from ..planning.liveness import Node, live
+from ..planning.plan import Plan, plan
+from .facts import Facts, captured, first_line, without_weights
+from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
+from .reader import read_steps
+from .writer import Emission, Names, emit, without_unread
+
+
+def fuse_onnx(
+    model: onnx.ModelProto | str | os.PathLike[str], feeds: Sequence[Feeds] | None = None, *, prove: bool = True
+) -> tuple[onnx.ModelProto, FusionReport]:
+    """A copy of `model` with one convolution where affine regions allow it, what was done, and proof that it is right.
+
+    Exact in real arithmetic at every pixel, borders included; what would not be is refused in words. Names of inputs
+    and outputs, metadata, opset and every node that nothing substituted feeds stay as they are. A model with nothing to
+    gain comes back with every node and weight untouched. External data is read into the result; above 2 GB save it with
+    `onnx.save(..., save_as_external_data=True)`.
+
+    Both run in onnxruntime. Every tensor that is written anew is compared with what the nodes it stands for give in
+    float64, and so is every output; the report holds the comparisons, and what could not be compared.
+
+    Args:
+        model: the model or its file.
+        feeds: inputs by name to compare on, one mapping a run; None: two random draws of what the model declares.
+        prove: False leaves the comparing out, and the report says so.
+
+    Raises:
+        FusionError: not a readable, valid ONNX model.
+        VerificationError: the result differs by more than rounding; `error.report` has every comparison.
+        SourceError: onnxruntime cannot run the model on the given `feeds`.
+    """
+    source = model if isinstance(model, onnx.ModelProto) else load(model)
+    facts, steps, chosen, refusals = _planned(source)
+    result, layers, more = _write(source, facts, steps, chosen, captured(source.graph))
+    _check(result)
+    report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
+    proof = proof_of(source, result, report, feeds) if prove else None
+    return result, report.with_proof(proof).require("the fused ONNX model")
+
+
+def proof_of(
+    before: onnx.ModelProto, after: onnx.ModelProto, report: FusionReport, feeds: Sequence[Feeds] | None
+) -> Proof:
+    """The proof of what `fuse_onnx` made; arguments and errors as there.
+
+    A model that onnxruntime cannot run is proven region by region, and `unmeasured` says so.
+    """
+    if list(before.graph.node) == list(after.graph.node):
+        return Proof(Agreement())  # nothing was done
+    drawn, unmeasured = random_feeds(before) if feeds is None else (list(feeds), ())
+    if not drawn:
+        return Proof(Agreement(), unmeasured)
+    try:
+        return prove_onnx(before, after, drawn, labels_of(after, report))
+    except NotRunError as error:
+        if feeds is not None:
+            raise
+        said = f"{error}; pass inputs that it takes: feeds=[{{name: array}}]"
+        regions, more = region_comparisons(before, after, drawn[-1], labels_of(after, report))
+        return Proof(Agreement(tuple(regions)), (Refusal("end to end", said), *more))
+
+
+def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
+    """What `fuse_onnx` would do, from shapes, without the weights it would write.
+
+    Raises:
+        FusionError: as `fuse_onnx`.
+    """
+    source = model if isinstance(model, onnx.ModelProto) else load(model)
+    facts, steps, chosen, refusals = _planned(source)
+    return foreseen(steps, chosen, refusals, measure(source, facts))
+
+
+def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Refusal]]:
+    """The choice of what is written, before anything is."""
+    _check(source)
+    facts = Facts(source)
+    found, refusals = read_steps(facts)
+    nodes = [
+        Node(tuple(node.output), tuple(node.input), follows=any(name in facts.canvases for name in node.output))
+        for node in source.graph.node if not (node.output and facts.is_constant(node.output[0]))
+    ]  # fmt: skip
+    outputs = {value.name for value in source.graph.output} | captured(source.graph)
+    measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
+    steps, needed = live(nodes, found, outputs, measured)
+    return facts, steps, plan(steps, needed, facts.placed), refusals
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """An ONNX file with its external data.
+
+    Raises:
+        FusionError: no file, or not a readable ONNX model.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise FusionError(f"{where}: there is no such file")
+    try:
+        loaded: onnx.ModelProto = onnx.load(str(where))
+    except DecodeError as error:
+        raise FusionError(f"{where} is not an ONNX model, or is damaged or cut short: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise FusionError(f"{where} cannot be read, its external data included: {first_line(error)}") from error
+    return loaded
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """Refuse what the ONNX checker refuses; it is not handed the weights' bytes, which may be more than it can take."""
+    if not model.graph.node:
+        raise FusionError("the ONNX model has no nodes; the file is empty or not an ONNX model")
+    try:
+        onnx.checker.check_model(without_weights(model))
+    except (onnx.checker.ValidationError, EncodeError, ValueError, RuntimeError) as error:
+        raise FusionError(f"the ONNX model is not valid: {first_line(error)}") from error
+
+
+def _write(
+    source: onnx.ModelProto, facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
+) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal]]:
+    names = Names(_taken(source))
+    emissions: dict[str, Emission] = {}
+    layers: list[FusedLayer] = []
+    where = {step.output: step.where for step in steps}
+    for name, found in chosen.rewritten.items():
+        try:
+            emission = emit(facts.placed, name, where[name], found, facts.types[name], names)
+        except FusionError as error:
+            # Regions depend on each other through written tensors only, but one number that does not fit means that
+            # the graph's type is too narrow for its own weights; nothing is half done.
+            why = f"{error}; the whole graph was left as it is, fuse it in float32"
+            copy = onnx.ModelProto()
+            copy.CopyFrom(source)
+            return copy, (), [Refusal(where[name], why)]
+        emissions[name] = emission
+        for label, shape in emission.convolutions:
+            layers.append(_layer(label, shape, chosen.origins[name], emission, facts))
+    if not emissions and not chosen.virtual:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return copy, (), []
+    result = onnx.ModelProto()
+    for field, value in source.ListFields():
+        if field.name != "graph":
+            _set(result, field.name, value)
+    for field, value in source.graph.ListFields():
+        if field.name not in ("node", "value_info", "initializer"):
+            _set(result.graph, field.name, value)
+    gone = chosen.virtual | set(emissions)
+    needed = outer | {value.name for value in source.graph.output}
+    needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
+    sizes: list[onnx.TensorProto] = []
+    for node in source.graph.node:
+        if _is_size(facts, node):
+            value = facts.as_run(node.output[0])
+            if value is not None and node.output[0] in needed:
+                sizes.append(numpy_helper.from_array(value, node.output[0]))
+            continue
+        dropped = [name for name in node.output if name in gone]
+        for name in dropped:
+            if name in emissions:
+                result.graph.node.extend(emissions[name].nodes)
+        if len(dropped) < len([n for n in node.output if n]):
+            result.graph.node.append(node)
+            for position, name in enumerate(node.output):
+                if name in gone:
+                    result.graph.node[-1].output[position] = names.new(f"{name}.unused")
+    weights = [t for emission in emissions.values() for t in emission.weights]
+    result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
+    read = {name for node in source.graph.node for name in node.input}
+    without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
+    return result, tuple(layers), []
+
+
+def _is_size(facts: Facts, node: onnx.NodeProto) -> bool:
+    return len(node.output) == 1 and facts.reads_sizes(node.output[0])
+
+
+def _set(message: object, name: str, value: object) -> None:
+    """Copy one protobuf field."""
+    target = getattr(message, name)
+    if hasattr(target, "extend"):
+        target.extend(value)
+    elif hasattr(target, "CopyFrom"):
+        target.CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+def _taken(model: onnx.ModelProto) -> set[str]:
+    graph = model.graph
+    taken = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)} | captured(graph)
+    for node in graph.node:
+        taken.update(node.input, node.output, (node.name,))
+    return taken
+
+
+def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, facts: Facts) -> FusedLayer:
+    nodes = [node for origin in origins for node in facts.named.get(origin, ())]
+    before = Size(
+        sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
+        sum(_elements(facts, i) for n in nodes for i in n.input),
+    )  # fmt: skip
+    after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
+    return FusedLayer(name, shape, origins, before, after)
+
+
+def _elements(facts: Facts, name: str) -> int:
+    return int(np.prod(facts.initializers[name].dims)) if name in facts.initializers else 0
+
+
+def _stem(name: str, facts: Facts) -> str:
+    """The tensor that one written on the way to it, such as `y.part0.inner`, is as large as."""
+    while name not in facts.placed and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def measure(model: onnx.ModelProto, facts: Facts) -> Size:
+    """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
+
+    Open sides count as `sizes.NOMINAL`; flops are None where a size is not known at all.
+    """
+    shapes: Mapping[str, object] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    nodes = model.graph.node
+    flops: int | None = 0
+    for node in nodes:
+        if node.op_type != "Conv":
+            continue
+        weight = shapes.get(node.input[1])
+        tensor = facts.placed.get(_stem(node.output[0], facts))
+        sides = facts.sides.get(node.output[0])
+        if not isinstance(weight, tuple) or (tensor is None and sides is None) or flops is None:
+            flops = None
+            continue
+        pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
+        flops += 2 * prod(pixels) * int(np.prod(weight))
+    return Size(
+        sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
+        sum(int(np.prod(t.dims)) for t in model.graph.initializer), flops,
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""What a node's attributes and operands are, read for the affine steps: sizes, constants, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from ...algebra.geometry import Pair, Sides
+from ..core.dims import Dim
+from ..core.not_affine import NotAffineError
+from ..maps.carried import Carried, Made, spread
+from .facts import Array, Facts, attributes
+
+
+@dataclass(frozen=True)
+class Part:
+    """One output of a node, and what it is."""
+
+    output: str
+    made: Made
+
+
+def shown(dims: Sequence[Dim]) -> str:
+    """A size the way a report writes it, open sides in terms of what they come from."""
+    return "x".join(str(d) if isinstance(d, int) else f"({d[0]}{d[2] + 1:+d})/{d[1]}" for d in dims)
+
+
+def image_of(facts: Facts, name: str) -> Carried:
+    """A tensor [n, c, pixels].
+
+    Raises:
+        NotAffineError: its axes are something else.
+    """
+    tensor = facts.tensor(name)
+    if not tensor.is_plain:
+        raise NotAffineError("its input is laid out otherwise than [n, c, pixels]")
+    return tensor
+
+
+def double(array: Array) -> Tensor:
+    """A constant in float64."""
+    return torch.from_numpy(np.array(array, dtype=np.float64))
+
+
+def constant_of(facts: Facts, name: str, what: str) -> Array:
+    """A constant a node needs.
+
+    Raises:
+        NotAffineError: it is a graph input, or computed.
+    """
+    value = facts.constant(name)
+    if value is None:
+        if name in facts.inputs:
+            raise NotAffineError(f"its {what} {name!r} is an input of the graph, so it may change from run to run")
+        if name in facts.sparse:
+            raise NotAffineError(f"its {what} {name!r} is stored as a sparse tensor")
+        raise NotAffineError(f"its {what} {name!r} is computed by the graph, not a constant")
+    return value
+
+
+def integers_of(facts: Facts, node: onnx.NodeProto, position: int) -> list[int] | None:
+    """A constant integer input, None where it is left out."""
+    if len(node.input) <= position or not node.input[position]:
+        return None
+    return [int(v) for v in constant_of(facts, node.input[position], "argument").reshape(-1)]
+
+
+def integers(value: object, default: list[int]) -> list[int]:
+    """An attribute of several numbers."""
+    return [int(v) for v in value] if isinstance(value, (list, tuple)) else default
+
+
+def integer(value: object, default: int) -> int:
+    """An attribute of one number."""
+    return value if isinstance(value, int) else default
+
+
+def window(facts: Facts, node: onnx.NodeProto, size: Pair, pixels: int) -> tuple[Pair, Sides]:
+    """Stride and padding of a Conv or pool whose window, dilation included, is `size`; one pixel axis is rows."""
+    known = attributes(node)
+    rows, columns = pair(known.get("strides"), 1, pixels)
+    auto = known.get("auto_pad", b"NOTSET")
+    auto = auto.decode() if isinstance(auto, bytes) else str(auto)
+    if auto in ("NOTSET", ""):
+        before_after = integers(known.get("pads"), [0] * (2 * pixels))
+        top, left = pair(before_after[:pixels], 0, pixels)
+        bottom, right = pair(before_after[pixels:], 0, pixels)
+        return (rows, columns), (top, left, bottom, right)
+    if auto == "VALID":
+        return (rows, columns), (0, 0, 0, 0)
+    sides = []
+    for side, k, s in zip(facts.tensor(node.input[0]).dims[2:], size, (rows, columns), strict=True):
+        if s == 1:
+            total = k - 1
+        elif isinstance(side, int):
+            total = max((-(-side // s) - 1) * s + k - side, 0)
+        else:
+            raise NotAffineError(f"auto_pad={auto} with a stride pads by what depends on the open input size")
+        sides.append((total // 2, total - total // 2) if auto == "SAME_UPPER" else (total - total // 2, total // 2))
+    (top, bottom), (left, right) = sides
+    return (rows, columns), (top, left, bottom, right)
+
+
+def pair(value: object, default: int, pixels: int) -> Pair:
+    """One number for rows and one for columns, `default` where none is given."""
+    rows, *columns = integers(value, [default] * pixels)
+    return rows, columns[0] if columns else default
+
+
+def by_channel(facts: Facts, value: Array, name: str) -> Tensor:
+    """A constant operand of the tensor `name` as one number a channel, [c]; see `spread`."""
+    return spread(double(value), facts.tensor(name))

@@ -1,0 +1,118 @@
+"""ONNX models evaluated in float64, which runtimes do not do for convolutions: the reference everything is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ....errors import FusionError
+from ..evaluator.evaluator import Evaluator
+from ..facts import first_line, nested
+
+Array = NDArray[np.generic]
+
+_FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+
+_TYPES = frozenset(("to", "dtype", "output_dtype"))
+"""Attributes that name the type of what a node makes."""
+
+
+def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
+    """The named outputs of `model` for `feeds`, every floating-point number of it in float64.
+
+    Raises:
+        FusionError: the reference evaluator knows an operation of the model not at all, or not in float64.
+    """
+    cast = {name: _double(value) for name, value in feeds.items()}
+    try:
+        found = Evaluator(in_float64(model)).run(list(names), cast)
+    except Exception as error:  # each operation is somebody else's code
+        raise FusionError(f"it cannot be evaluated in float64 ({first_line(error)})") from error
+    return [np.asarray(value) for value in found]
+
+
+def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` whose floating-point weights, constants, inputs, casts and outputs are float64."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for imported in (result, *result.functions):
+        for entry in imported.opset_import:
+            entry.domain = _plain(entry.domain)
+    for function in result.functions:
+        for node in function.node:
+            _widen_node(node)
+    _widen(result.graph)
+    return result
+
+
+def _plain(domain: str) -> str:
+    """The default domain has two spellings, of which the evaluator knows one."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in _FLOATS:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in graph.node:
+        _widen_node(node)
+
+
+def _widen_node(node: onnx.NodeProto) -> None:
+    node.domain = _plain(node.domain)
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            _widen_tensor(attribute.t)
+        if attribute.name in _TYPES and attribute.i in _FLOATS:
+            attribute.i = TensorProto.DOUBLE
+        if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            value = np.asarray(helper.get_attribute_value(attribute), dtype=np.float64)
+            attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(value)))
+    for graph in nested(node):
+        _widen(graph)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _FLOATS:
+        tensor.CopyFrom(numpy_helper.from_array(_double(numpy_helper.to_array(tensor)), tensor.name))
+
+
+def _double(value: Array) -> Array:
+    kind = value.dtype
+    return value.astype(np.float64) if kind.kind == "f" or kind.name == "bfloat16" else value
+
+
+def region(model: onnx.ModelProto, output: str, known: set[str]) -> tuple[onnx.ModelProto, list[str]]:
+    """The part of `model` that makes `output` of tensors in `known`, as a model of its own, and those it reads."""
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    needed: dict[str, onnx.NodeProto] = {}
+    read: dict[str, None] = {}
+    weights: dict[str, onnx.TensorProto] = {}
+    pending = [output]
+    while pending:
+        name = pending.pop()
+        node = makers.get(name)
+        if name in initializers:
+            weights[name] = initializers[name]
+        elif node is None or (name in known and name != output):
+            read[name] = None
+        elif name not in needed:
+            needed.update(dict.fromkeys(node.output, node))
+            captured = [n for graph in nested(node) for inner in graph.node for n in inner.input]
+            pending.extend(n for n in (*node.input, *captured) if n)
+    inside = {id(node) for node in needed.values()}
+    graph = helper.make_graph(
+        [node for node in model.graph.node if id(node) in inside], "region",
+        [onnx.ValueInfoProto(name=name) for name in read], [onnx.ValueInfoProto(name=output)], list(weights.values()),
+    )  # fmt: skip
+    result: onnx.ModelProto = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
+    result.ir_version = model.ir_version
+    return result, list(read)

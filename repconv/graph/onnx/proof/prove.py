@@ -1,0 +1,198 @@
+"""Proof that a fused ONNX model is the one it was made of: region by region and end to end, run by onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ....errors import FusionError, SourceError
+from ....files.onnx import model_session
+from ....proof.agreement import Agreement, Comparison, compare_tensors
+from ....proof.refusal import Refusal
+from ....proof.report import FusionReport, Proof
+from ...core.dims import NOMINAL
+from .decisions import decisions, judged, replayed
+from .float64 import Array
+from .regions import prove_regions, sizes_on
+
+Feeds = Mapping[str, Array]
+
+
+class NotRunError(SourceError):
+    """onnxruntime cannot run the original, so there is nothing to compare with."""
+
+
+@contextlib.contextmanager
+def _original() -> Iterator[None]:
+    try:
+        yield
+    except SourceError as error:
+        raise NotRunError(str(error)) from error.__cause__
+
+
+def prove_onnx(
+    before: onnx.ModelProto, after: onnx.ModelProto, feeds: Sequence[Feeds], label: Callable[[str], str] = str
+) -> Proof:
+    """How far `after`, made of `before` by `fuse_onnx`, is from it on `feeds`, each a run's inputs by name.
+
+    Every tensor that fusing writes anew is compared with what the nodes it stands for give in float64 of the tensors
+    it really reads, on the last of `feeds`. End to end the reference is the original model in float64, and its own
+    error in onnxruntime stands beside. Where the reference evaluator cannot run a model in float64, the original in
+    onnxruntime is the reference. Decisions, such as a QuantizeLinear's, are replayed (`onnx_decisions`).
+
+    Args:
+        before: the original.
+        after: the fused model.
+        feeds: inputs by name, one mapping a run.
+        label: what the report calls a tensor.
+
+    Raises:
+        NotRunError: onnxruntime cannot load or run the original.
+        SourceError: it cannot load or run the fused model, or a region.
+    """
+    outputs = [value.name for value in before.graph.output]
+    with _original():
+        session = model_session(before, "the ONNX model", as_written=True)
+    session_after = model_session(after, "the fused ONNX model", as_written=True)
+    unmeasured: list[Refusal] = []
+    end_to_end: list[Comparison] = []
+    decided = decisions(before, after)
+    shown = list(dict.fromkeys([*outputs, *(n for d in decided for n in (*d.by, *d.outputs))]))
+    if decided:
+        # What is decided is seen in both runs, so that it can be replayed.
+        session, session_after = (
+            model_session(_showing(m, shown), "the ONNX model", as_written=True) for m in (before, after)
+        )
+    for given in feeds:
+        where = "onnxruntime, " + " and ".join("x".join(map(str, value.shape)) for value in given.values())
+        with _original():
+            own = dict(zip(shown, _run(session, shown, given), strict=True))
+        got = dict(zip(shown, _run(session_after, shown, given), strict=True))
+        own, got = {**given, **own}, {**given, **got}
+        exact: dict[str, Array] = own
+        was: dict[str, Array] | None = None
+        reference_dtype: torch.dtype | None = None
+        try:
+            exact = {**given, **replayed(before, given, decided, got, shown)}
+            was = own if not decided else _with_error_of(own, replayed(before, given, decided, own, shown), exact)
+            reference_dtype = torch.float64
+            end_to_end += judged(before, decided, exact, got, was, where)
+        except FusionError as error:
+            unmeasured.append(Refusal(where, f"{error}; compared with the original in onnxruntime instead"))
+        for name in outputs:
+            before_fusing = None if was is None else _tensor(was[name])
+            found = compare_tensors(_tensor(exact[name]), _tensor(got[name]), before_fusing, None, reference_dtype)
+            path = name if len(outputs) > 1 else ""
+            end_to_end.append(replace(found, where=where, path=path, shape=got[name].shape))
+    regions, more = region_comparisons(before, after, feeds[-1], label)
+    return Proof(Agreement(tuple(regions), tuple(end_to_end)), (*unmeasured, *more))
+
+
+def _with_error_of(own: Feeds, wanted: Feeds, exact: Feeds) -> dict[str, Array]:
+    """`exact` with the error that the original's run makes of what is right for its own decisions."""
+    return {
+        name: _double(right) + _double(own[name]) - _double(wanted[name])
+        if right.dtype.kind == "f" and name in wanted
+        else right
+        for name, right in exact.items()
+    }
+
+
+def _double(value: Array) -> NDArray[np.float64]:
+    return value.astype(np.float64)
+
+
+def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy that gives the named tensors besides its outputs."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    kept = {value.name for value in shown.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
+    return shown
+
+
+def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ...]]:
+    """Two random draws of a model's inputs, or none and the reason; an open batch is 2, other open sides `NOMINAL`."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    generator = np.random.default_rng(0)
+    feeds: list[Feeds] = []
+    for _ in range(2):
+        given: dict[str, Array] = {}
+        for value in model.graph.input:
+            if value.name in weights:
+                continue
+            tensor = value.type.tensor_type
+            if not tensor.HasField("shape"):
+                return [], (Refusal(value.name, "its rank is not declared; pass feeds=[{name: array}]"),)
+            dims = enumerate(tensor.shape.dim)
+            shape = [d.dim_value if d.HasField("dim_value") else NOMINAL if axis else 2 for axis, d in dims]
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            is_float = kind.kind == "f" or kind.name == "bfloat16"
+            drawn = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
+            given[value.name] = drawn.astype(kind)
+        feeds.append(given)
+    return feeds, ()
+
+
+def labels_of(model: onnx.ModelProto, report: FusionReport) -> Callable[[str], str]:
+    """What the report calls the convolution that makes a tensor."""
+    named = {layer.name for layer in report.layers}
+    made = {
+        node.output[0].split(".part")[0]: node.name
+        for node in reversed(model.graph.node)
+        if node.name in named and node.output
+    }
+    return lambda name: made.get(name, name)
+
+
+def region_comparisons(
+    before: onnx.ModelProto, after: onnx.ModelProto, given: Feeds, label: Callable[[str], str]
+) -> tuple[list[Comparison], list[Refusal]]:
+    """Each tensor that `after` writes anew against what it stands for, and those that could not be proven so.
+
+    Arguments as in `prove_onnx`, `given` one run's inputs.
+    """
+
+    def shapes(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        found = sizes_on(before, {name: value.shape for name, value in given.items()})
+        missing = [name for name in names if name not in found]
+        with contextlib.suppress(SourceError):  # then it is said of each region that its size is not known
+            found |= {name: value.shape for name, value in _exposed(before, missing, given).items()}
+        return found
+
+    return prove_regions(before, after, shapes, label)
+
+
+def _exposed(model: onnx.ModelProto, names: Sequence[str], given: Feeds) -> dict[str, Array]:
+    """Intermediate tensors of a run."""
+    if not names:
+        return {}
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    kept = {value.name for value in shown.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
+    return dict(zip(names, _run(model_session(shown, "the ONNX model", as_written=True), names, given), strict=True))
+
+
+def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[Array]:  # noqa: ANN401  # onnxruntime has no types
+    try:
+        found = session.run(list(names), dict(feeds))
+    except Exception as error:  # onnxruntime raises a type a failure
+        first = next(iter(str(error).splitlines()), "")
+        raise SourceError(f"onnxruntime cannot run the ONNX model: {first}") from error
+    for name, value in zip(names, found, strict=True):
+        if not isinstance(value, np.ndarray):
+            raise SourceError(f"the output {name} is a {type(value).__name__}; only tensors are compared")
+    return list(found)
+
+
+def _tensor(value: Array) -> Tensor:
+    return torch.from_numpy(np.array(value))  # a copy: torch warns of arrays it may not write

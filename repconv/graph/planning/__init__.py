@@ -1,0 +1,1 @@
+"""Which tensors of a region are written: the choice, its price, and what stays and why."""

@@ -1,0 +1,211 @@
+"""A choice of which tensors of a region are virtual, and what the others then are and cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import add
+
+from ...errors import GeometryError
+from ...proof.refusal import Refusal
+from ..core.constant import Constant
+from ..core.cost import Cost, Size, elementwise, emission
+from ..core.expression import Bias, Expression, Term, merge, respond, substitute
+from ..core.ordering import dependencies_first
+from ..core.step import Offset, Step
+from ..maps.arrangement import arrange, broadcasts
+from ..maps.carried import Carried
+
+
+class InexactError(Exception):
+    """Substituting `inner` at `where` would not be exact, for the reason in the message."""
+
+    def __init__(self, where: str, inner: str, why: str) -> None:
+        super().__init__(why)
+        self.where = where
+        self.inner = inner
+
+
+@dataclass
+class Choice:
+    """Which tensors of a region's `steps` are virtual; those of `fixed` never are.
+
+    placed: the layouts of all tensors. inexact: why a tensor could not be substituted, by where and what, whenever that
+        was tried.
+    """
+
+    steps: Sequence[Step]
+    fixed: Collection[str]
+    sizes: Mapping[str, Size]
+    placed: Mapping[str, Carried]
+    virtual: set[str] = field(default_factory=set)
+    inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_output = {step.output: step for step in self.steps}
+        self.free = [s.output for s in self.steps if s.output not in self.fixed]
+        self.readers: dict[str, list[Step]] = defaultdict(list)
+        for step in self.steps:
+            for name in step.reads:
+                if name in self.by_output:
+                    self.readers[name].append(step)
+        self._expressions: dict[str, Expression] = {}
+        self._costs: dict[str, Cost] = {}
+
+    def choose(self, virtual: Collection[str]) -> None:
+        """Start again from another choice."""
+        self.virtual = set(virtual)
+        self._expressions.clear()
+        self._costs.clear()
+
+    def affected(self, names: Collection[str]) -> list[str]:
+        """`names` and what is expressed through them, up to the next tensors that are written."""
+        seen = dict.fromkeys(names)
+        pending = list(names)
+        while pending:
+            for step in self.readers[pending.pop()]:
+                if step.output not in seen:
+                    seen[step.output] = None
+                    if step.output in self.virtual:
+                        pending.append(step.output)
+        return list(seen)
+
+    def change(self, to_write: set[str], to_hide: set[str]) -> Callable[[], None]:
+        """Write some tensors and make others virtual; what is given back undoes it."""
+        known = self.virtual, self._expressions.copy(), self._costs.copy()
+
+        def undo() -> None:
+            self.virtual, self._expressions, self._costs = known
+
+        changed = to_write | to_hide
+        stale = set(self.affected(changed))
+        self.virtual = (self.virtual - to_write) | to_hide
+        for name in stale | set(self.affected(changed)):
+            self._expressions.pop(name, None)
+            self._costs.pop(name, None)
+        return undo
+
+    def note(self, error: InexactError) -> None:
+        """Remember why a substitution was not made."""
+        self.inexact.setdefault((error.where, error.inner), Refusal(error.where, str(error)))
+
+    def is_verbatim(self, name: str) -> bool:
+        """True if the node stays as it is: nothing it reads is virtual."""
+        return not any(source in self.virtual for source in self.by_output[name].reads)
+
+    def expression(self, name: str) -> Expression:
+        """`name` in terms of tensors that are written.
+
+        Raises:
+            InexactError: substituting a virtual tensor would not be exact.
+        """
+        if name not in self._expressions:
+            for each in dependencies_first(name, self._missing):
+                self._expressions[each] = self._express(self.by_output[each])
+        return self._expressions[name]
+
+    def _missing(self, name: str) -> list[str]:
+        """What must be expressed before `name`."""
+        inputs = self.by_output[name].inputs
+        return [source for source in inputs if source in self.virtual and source not in self._expressions]
+
+    def _express(self, step: Step) -> Expression:
+        """A step's output, what it reads and is virtual substituted."""
+        if any(name not in self.virtual for name in step.needs):
+            hidden = [name for name in (step.output, *step.reads) if name in self.virtual]
+            if hidden:
+                raise InexactError(step.where, hidden[0], "a piece that it is put together of is read elsewhere, too")
+        if step.border is not None:
+            return self._bordered(step, step.border)
+        terms: list[Term] = []
+        through: list[tuple[Term, Bias]] = []
+        for term in step.terms:
+            if term.source not in self.virtual:
+                terms.append(term)
+                continue
+            inner = self._expressions[term.source]
+            try:
+                terms += substitute(term, inner, self.by_output[term.source].where)
+            except GeometryError as error:
+                raise InexactError(step.where, term.source, str(error)) from None
+            if not inner.bias.is_surely_zero:
+                through.append((term, inner.bias))
+        compute = partial(_bias, step.offset, through) if through or step.offset else None
+        return Expression(merge(terms), Bias(compute, step.rounding, [bias for _, bias in through]))
+
+    def _bordered(self, step: Step, border: Constant) -> Expression:
+        """A tensor padded with what it is there itself: its linear part padded with zeros, plus its bias everywhere."""
+        (term,) = step.terms
+        if step.output not in self.virtual and self.is_verbatim(step.output):
+            return Expression(step.terms, Bias(None, step.rounding))  # nobody writes it anew
+        if term.source not in self.virtual:
+            # As it stands it is its author's nodes; otherwise it would be a sum of two tensors for the border's sake.
+            where = step.output if step.output in self.virtual else next(n for n in step.needs if n in self.virtual)
+            raise InexactError(
+                step.where, where, "its border holds numbers that are not zero, with which no convolution pads"
+            )
+        inner = self._expressions[term.source]
+        if not inner.bias.minus(border).is_zero:
+            what = self.by_output[term.source].where
+            raise InexactError(
+                step.where, term.source,
+                f"its border would have to hold what {what} makes of zeros, and holds other numbers",
+            )  # fmt: skip
+        try:
+            terms = [term.after(each) for each in inner.terms]
+        except GeometryError as error:
+            raise InexactError(step.where, term.source, str(error)) from None
+        return Expression(merge(terms), inner.bias)
+
+    def cost(self, name: str) -> Cost:
+        """What writing `name` costs under this choice.
+
+        Raises:
+            InexactError: as `expression`, or it cannot be written in its tensors' layouts.
+        """
+        if name not in self._costs:
+            if self.is_verbatim(name):
+                self._costs[name] = self.by_output[name].cost
+            else:
+                found = self.expression(name)
+                forms = [(term.form, self.sizes[term.source]) for term in found.terms]
+                biased = not found.bias.is_surely_zero
+                self._costs[name] = emission(forms, self.sizes[name], biased=biased) + self._changes(name, found)
+        return self._costs[name]
+
+    def _changes(self, name: str, found: Expression) -> Cost:
+        """What changes of layout on the way cost."""
+        try:
+            if not found.bias.is_surely_zero and all(term.form.is_diagonal for term in found.terms):
+                broadcasts(self.placed[name])
+            passes = sum(arrange(t.form, self.placed[t.source], self.placed[name]).passes for t in found.terms)
+        except GeometryError as error:
+            step = self.by_output[name]
+            inner = next(source for source in step.inputs if source in self.virtual)
+            raise InexactError(step.where, inner, str(error)) from None
+        return elementwise(passes, self.sizes[name]) if passes else Cost()
+
+    def total(self) -> Cost:
+        """What the whole region costs under this choice."""
+        return sum((self.cost(s.output) for s in self.steps if s.output not in self.virtual), Cost())
+
+    def closure(self, name: str) -> list[Step]:
+        """The steps that writing `name` stands for, in order."""
+        seen = {name}
+        pending = [name]
+        while pending:
+            for source in self.by_output[pending.pop()].inputs:
+                if source in self.virtual and source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+        return [step for step in self.steps if step.output in seen]
+
+
+def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> Constant:
+    """The constant part."""
+    parts = [respond(term, bias) for term, bias in through]
+    if offset is not None:
+        parts.append(offset())
+    return reduce(add, parts)

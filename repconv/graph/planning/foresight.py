@@ -1,0 +1,57 @@
+"""What a plan would write, told from its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ...proof.refusal import Refusal
+from ...proof.report import Size
+from ..core.step import Step
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One convolution that would be written: where, its shape, and the nodes it would stand for."""
+
+    name: str
+    geometry: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What fusing a graph would do.
+
+    convolutions, batch_norms: before and after. refusals: what would stay multi-branch, and why.
+    """
+
+    layers: tuple[Planned, ...]
+    refusals: tuple[Refusal, ...]
+    convolutions: tuple[int, int]
+    batch_norms: tuple[int, int]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON."""
+        return asdict(self)
+
+
+def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[Refusal], before: Size) -> Foresight:
+    """What writing the choice would give, without a number of it computed."""
+    kinds = {step.where: step.kind for step in steps}
+    where = {step.output: step.where for step in steps}
+    layers = tuple(
+        Planned(where[name], term.form.without_cropping().label, chosen.origins[name])
+        for name, found in chosen.rewritten.items()
+        for term in found.terms
+        if not term.form.is_diagonal
+    )
+    removed = {kinds[node]: 0 for node in kinds}
+    for node in {node for origins in chosen.origins.values() for node in origins}:
+        removed[kinds[node]] += 1
+    convolutions = before.convolutions + len(layers) - sum(removed.get(kind, 0) for kind in ("Conv", "conv2d"))
+    norms = before.batch_norms - sum(count for kind, count in removed.items() if "norm" in kind.lower())
+    return Foresight(
+        layers, (*refusals, *chosen.refusals), (before.convolutions, convolutions), (before.batch_norms, norms)
+    )

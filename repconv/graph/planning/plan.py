@@ -1,0 +1,197 @@
+"""Regions of affine steps, and which of their tensors are worth writing.
+
+A `Step` makes one tensor as a sum of convolutions of others. A tensor that something non-linear or an output reads is
+written whatever happens; each other one is either written or virtual, that is, substituted into those who read it.
+Writing all of them is the graph as it was. `plan` looks for the cheapest choice, priced from shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ...proof.refusal import Refusal
+from ..core.cost import MOVE, Cost
+from ..core.dims import nominal
+from ..core.expression import Expression
+from ..core.step import Step
+from ..maps.carried import Carried
+from .choice import Choice, InexactError
+from .refusals import reasons
+
+MOVE_FIRST_MULTIPLY_ADDS = 1e-6
+"""The weight of traffic when multiply-adds alone must not rise."""
+
+ROUNDS = 8
+"""Passes over a region's tensors; prices fall in the first two or three."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write instead of the steps: `rewritten` tensors by their expression; `virtual` ones not at all.
+
+    Every other tensor stays with the node that made it. `origins`: the names of the nodes a rewritten tensor came from.
+    """
+
+    rewritten: Mapping[str, Expression]
+    virtual: frozenset[str]
+    origins: Mapping[str, tuple[str, ...]]
+    refusals: tuple[Refusal, ...]
+    before: Cost
+    after: Cost
+
+
+def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried]) -> Plan:
+    """Choose, region by region, what to write.
+
+    Args:
+        steps: in the order they run.
+        needed: tensors that must exist: read by something that is no step, or an output.
+        placed: the layout and sizes of every tensor a step reads or makes.
+    """
+    sizes = {name: nominal(tensor.dims) for name, tensor in placed.items()}
+    made = {step.output for step in steps}
+    read = {name for step in steps for name in step.reads}
+    fixed = {name for name in made if name in needed or name not in read}
+    rewritten: dict[str, Expression] = {}
+    virtual: set[str] = set()
+    origins: dict[str, tuple[str, ...]] = {}
+    refusals: list[Refusal] = []
+    before = after = Cost()
+    for region in regions(steps, fixed):
+        chosen = solve(Choice(region, fixed, sizes, placed))
+        for step in region:
+            name = step.output
+            if name in chosen.virtual:
+                virtual.add(name)
+            elif not chosen.is_verbatim(name):
+                rewritten[name] = chosen.expression(name)
+                origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
+        refusals += reasons(chosen)
+        before += sum((step.cost for step in region), Cost())
+        after += chosen.total()
+    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after)
+
+
+def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
+    """Steps that a tensor which may be virtual connects, in the order they run."""
+    maker = {step.output: index for index, step in enumerate(steps)}
+    root = list(range(len(steps)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for index, step in enumerate(steps):
+        for name in step.reads:
+            if name in maker and name not in fixed:
+                root[find(index)] = find(maker[name])
+    found: dict[int, list[Step]] = defaultdict(list)
+    for index, step in enumerate(steps):
+        found[find(index)].append(step)
+    return list(found.values())
+
+
+def solve(choice: Choice) -> Choice:
+    """Take the cheapest choice found that needs no more multiply-adds than the nodes as they stand."""
+    original = sum((step.cost for step in choice.steps), Cost())
+    best, best_price = set[str](), original.price()
+    for move in (MOVE, MOVE_FIRST_MULTIPLY_ADDS):
+        for start in (_start(choice), set[str]()):
+            _search(choice, start, move, original)
+            total = choice.total()
+            cheaper = total.price() < best_price * (1 - 1e-9)
+            within = total.multiply_adds <= original.multiply_adds and total.convolutions <= original.convolutions
+            if cheaper and within:
+                best, best_price = set(choice.virtual), total.price()
+        if best or len(choice.steps) < 2:
+            break
+    choice.choose(best)
+    return choice
+
+
+def _start(choice: Choice) -> set[str]:
+    """All virtual, but for sums that several steps read: substituting those repeats the sum for each."""
+    sums = {s.output for s in choice.steps if len(s.inputs) > 1 and len(choice.readers[s.output]) > 1}
+    return set(choice.free) - sums
+
+
+def _search(choice: Choice, start: set[str], move: float, limit: Cost) -> None:
+    """Flip while the price falls, never further past the multiply-adds and convolutions of `limit`."""
+    choice.choose(start)
+    # What one step needs written may make another, seen before, inexact in its turn; fewer are virtual each time.
+    while sum(_repair(choice, step) for step in choice.steps):
+        pass
+    groups = [[name] for name in choice.free]
+    for step in choice.steps:
+        group = [name for name in step.inputs if name in choice.by_output and name not in choice.fixed]
+        if len(group) > 1:
+            groups += [group]
+    room = limit - choice.total()
+    for _ in range(ROUNDS):
+        before = room
+        for group in groups:
+            room -= _flip(choice, group, move, room)
+        if room == before:
+            return
+
+
+def _repair(choice: Choice, step: Step) -> bool:
+    """Write what makes `step` inexact, its inputs' own expressions being exact. Returns whether anything was."""
+    repaired = False
+    while True:
+        try:
+            choice.expression(step.output)
+            if step.output not in choice.virtual:
+                choice.cost(step.output)
+        except InexactError as error:
+            choice.note(error)
+            choice.change({error.inner}, set())
+            repaired = True
+        else:
+            return repaired
+
+
+def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost:
+    """Flip all of `group` to written, or to virtual if it is; keep that if the price falls. Returns what changed.
+
+    room: what may still be added.
+    """
+    written, unwritten = set(group) & choice.virtual, set(group) - choice.virtual
+    affected = choice.affected(group)
+    before = _cost(choice, affected)
+    undo = choice.change(written, set()) if written else choice.change(set(), unwritten)
+    try:
+        after = _cost(choice, affected)
+    except InexactError as error:
+        choice.note(error)
+        undo()
+        return Cost()
+    change = after - before
+    if _fits(change, room) and _is_better(before, after, move):
+        return change
+    undo()
+    return Cost()
+
+
+def _fits(change: Cost, room: Cost) -> bool:
+    pairs = (change.multiply_adds, room.multiply_adds), (change.convolutions, room.convolutions)
+    return all(more <= max(left, 0) for more, left in pairs)
+
+
+def _cost(choice: Choice, names: Collection[str]) -> Cost:
+    """What those of `names` cost that are written."""
+    return sum((choice.cost(name) for name in names if name not in choice.virtual), Cost())
+
+
+def _is_better(before: Cost, after: Cost, move: float) -> bool:
+    change = after - before
+    falls = change.price(move) < -1e-9 * before.price(move)
+    # Two convolutions for one may save traffic on paper (a sum before a strided depthwise convolution); they cost
+    # a kernel launch and a weight, and a user counts them.
+    more = change.convolutions > 0 and change.multiply_adds > 0
+    fewer = change.convolutions < 0 and change.multiply_adds < 0
+    return (falls and not more) or fewer

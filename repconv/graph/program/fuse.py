@@ -1,0 +1,358 @@
+"""`fuse_program`: any exported PyTorch program, its affine regions written as single convolutions."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+
+from ...errors import FusionError
+from ...proof.agreement import Agreement
+from ...proof.refusal import Refusal
+from ...proof.report import FusedLayer, FusionReport, Proof, Size
+from ..core.dims import NOMINAL
+from ..core.expression import Expression, Term
+from ..core.step import Step
+from ..maps.arrangement import Change, arrange
+from ..planning.foresight import Foresight, foreseen
+from ..planning.liveness import Node, live
+from ..planning.plan import Plan, plan
+from .facts import NORMS, ProgramFacts, gives_several
+from .proof import Rewritten, prove_program
+from .reader import read_program
+
+_aten = torch.ops.aten
+
+
+def fuse_program(
+    program: ExportedProgram, inputs: Sequence[tuple[Any, ...]] | None = None, *, prove: bool = True
+) -> tuple[ExportedProgram, FusionReport]:
+    """A program with one convolution where affine regions allow it, what was done, and proof that it is right.
+
+    The one given is not changed. The result is an exported program again: it saves to `.pt2`, compiles, and exports to
+    ONNX without the model's code. Open sizes stay open. A program with nothing to gain is returned itself.
+
+    Every tensor that is written anew is compared with what the operations it stands for give in float64 of the tensors
+    they read, and so is every output; the report holds the comparisons.
+
+    Args:
+        program: with example inputs.
+        inputs: positional arguments to compare on, one call's each; None: the program's example inputs.
+        prove: False leaves the comparing out, and the report says so.
+
+    Raises:
+        FusionError: the program has no example inputs to be traced with again, or cannot be.
+        VerificationError: the result differs by more than rounding; `error.report` has every comparison.
+    """
+    rewritten = rewrite(program)
+    fused = export_again(program, rewritten)
+    if not prove:
+        return fused, rewritten.report.with_proof(None)
+    if fused is program:
+        return fused, rewritten.report.with_proof(Proof(Agreement()))  # nothing was done
+    given = inputs if inputs is not None else [program.example_inputs[0]] if program.example_inputs else []
+    proof = prove_program(rewritten, fused, rewritten.before, given)
+    return fused, rewritten.report.with_proof(proof).require("the fused program")
+
+
+def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None) -> Rewritten:
+    """What `fuse_program` does to the graph, before it becomes an exported program again.
+
+    Args:
+        program: with example inputs.
+        exact: of parameters that were rounded when they were made, by name, the float64 numbers they were made of.
+
+    Raises:
+        FusionError: as `fuse_program`.
+    """
+    module = _graph_module(program)
+    original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+    facts, _, chosen, refusals = _planned(module, exact)
+    before = _measure(module, facts)
+    nodes = dict(facts.nodes)
+    layers = []
+    try:
+        for name, found in chosen.rewritten.items():
+            layers += _emit(module, facts, nodes, name, found, chosen.origins[name])
+    except FusionError as error:
+        report = FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
+        return Rewritten(original, original, {}, report, facts.labels)
+    if not chosen.rewritten:
+        report = FusionReport((), (*refusals, *chosen.refusals), before, before)
+        return Rewritten(original, original, {}, report, facts.labels)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    _drop_unread(module)
+    module.recompile()
+    pairs = {name: nodes[name] for name in chosen.rewritten}
+    after = _measure(module, ProgramFacts(module))
+    report = FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, after)
+    return Rewritten(original, module, pairs, report, facts.labels, exact or {})
+
+
+def foresee_program(program: ExportedProgram) -> Foresight:
+    """What `fuse_program` would do, from shapes, without the weights it would write.
+
+    Raises:
+        FusionError: as `fuse_program`.
+    """
+    module = _graph_module(program)
+    facts, steps, chosen, refusals = _planned(module)
+    return foreseen(steps, chosen, refusals, _measure(module, facts))
+
+
+def _planned(
+    module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None
+) -> tuple[ProgramFacts, list[Step], Plan, list[Refusal]]:
+    """The choice of what is written, before anything is."""
+    facts = ProgramFacts(module, exact)
+    steps, refusals = read_program(facts)
+    nodes = [
+        Node(
+            (node.name,), tuple(n.name for n in node.all_input_nodes),
+            follows=node.name in facts.canvases or gives_several(node),
+        ) for node in module.graph.nodes if node.op != "output" and not facts.is_constant(node)
+    ]  # fmt: skip
+    outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
+    steps, needed = live(nodes, steps, outputs)
+    return facts, steps, plan(steps, needed, facts.placed), refusals
+
+
+def _graph_module(program: ExportedProgram) -> fx.GraphModule:
+    """The program as a graph of ATen operations without those that fusing would stumble over."""
+    if program.example_inputs is None:
+        raise FusionError("the exported program holds no example inputs; export it again with them")
+    # In-place operations become ordinary ones; with no decompositions given, convolutions and the like stay.
+    module = program.run_decompositions({}).module(check_guards=False)
+    if not isinstance(module, fx.GraphModule):
+        raise FusionError("the exported program gives no graph module")
+    for node in list(module.graph.nodes):
+        # These look at a tensor's type or size alone, and would keep it alive.
+        if str(node.target) == "aten._assert_tensor_metadata.default":
+            module.graph.erase_node(node)
+        elif str(node.target) == "aten.copy.default" and (copied := _copied(node)) is not None:
+            node.replace_all_uses_with(copied)
+            module.graph.erase_node(node)
+        elif (value := _filling(node)) is not None:
+            like = node.meta["val"]
+            with module.graph.inserting_before(node):
+                full = module.graph.call_function(
+                    _aten.full.default, (list(like.shape), value), {"dtype": like.dtype, "device": like.device}
+                )
+            full.meta["val"] = like
+            node.replace_all_uses_with(full)
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    return module
+
+
+def _copied(node: fx.Node) -> fx.Node | None:
+    """What a copy puts in the place of a tensor of its type and of fixed size, as large as that."""
+    over, copied = (n for n in node.args[:2] if isinstance(n, fx.Node))
+    like, value = over.meta["val"], copied.meta["val"]
+    if like.dtype != value.dtype or any(not isinstance(side, int) for side in like.shape):
+        return None
+    if like.shape == value.shape:
+        return copied
+    with node.graph.inserting_before(node):
+        found = node.graph.call_function(_aten.expand.default, (copied, list(like.shape)))
+    found.meta["val"] = node.meta["val"]
+    return found
+
+
+_FILLINGS: dict[str, float | None] = {
+    "aten.new_zeros.default": 0, "aten.new_ones.default": 1, "aten.new_full.default": None,
+    "aten.zeros_like.default": 0, "aten.ones_like.default": 1, "aten.full_like.default": None,
+}  # fmt: skip
+"""Operations that make a tensor of one number in the size of another, and that number; None if it is given."""
+
+
+def _filling(node: fx.Node) -> float | None:
+    """The number that fills a tensor of fixed size, made for another's; None if `node` is something else."""
+    if str(node.target) not in _FILLINGS or any(not isinstance(side, int) for side in node.meta["val"].shape):
+        return None
+    known = _FILLINGS[str(node.target)]
+    given = node.args[-1] if known is None else known
+    return given if isinstance(given, (bool, int, float)) else None
+
+
+def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProgram:
+    """The rewritten graph as an exported program with the inputs and open sizes of `program`.
+
+    Raises:
+        FusionError: torch.export cannot.
+    """
+    if not rewritten.pairs or program.example_inputs is None:
+        return program
+    module = rewritten.after
+    arguments, options = program.example_inputs
+    leaves = [v.meta.get("val") for v in module.graph.nodes if v.op == "placeholder"]
+    is_open = any(not isinstance(d, int) for v in leaves if isinstance(v, Tensor) for d in v.shape)
+    dynamic = _dynamic(module, arguments, options) if is_open else None
+    try:
+        return torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise FusionError(f"the fused program cannot be exported again: {str(error).splitlines()[0]}") from error
+
+
+def _dynamic(module: fx.GraphModule, arguments: tuple[object, ...], options: dict[str, object]) -> object:
+    """Every open side of the inputs as `Dim.AUTO`, in the inputs' own structure."""
+    values = iter([node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"])
+
+    def describe(leaf: object) -> object:
+        value = next(values, None)
+        if not isinstance(leaf, Tensor) or not isinstance(value, Tensor):
+            return None
+        return {axis: Dim.AUTO for axis, side in enumerate(value.shape) if not isinstance(side, int)}
+
+    described: tuple[object, ...] = torch.utils._pytree.tree_map(describe, (arguments, options))  # noqa: SLF001
+    positional, named = described
+    if not options:
+        return positional
+    return positional if not named else None
+
+
+def _emit(
+    module: fx.GraphModule,
+    facts: ProgramFacts,
+    nodes: dict[str, fx.Node],
+    name: str,
+    found: Expression,
+    origins: tuple[str, ...],
+) -> list[FusedLayer]:
+    """Put what makes `name` in its place.
+
+    Raises:
+        FusionError: a number is not finite in the program's dtype.
+    """
+    old = nodes[name]
+    like = old.meta["val"]
+    graph = module.graph
+    bias = found.bias.value
+    read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
+    layers, parts = [], []
+    output = facts.placed[name]
+    with graph.inserting_before(old):
+        for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
+            way = arrange(term.form, facts.placed[term.source], output)
+            part = _changed(nodes[term.source], way.before)
+            if term.form.is_diagonal and not term.form.is_identity:
+                value = term.kernel.weight.reshape(facts.placed[term.source].layout.widths)
+                part = graph.call_function(_aten.mul.Tensor, (part, _held(module, f"{name}_scale", value, like)))
+            elif not term.form.is_diagonal:
+                part.meta.setdefault("val", like)
+                part = _compute(module, part, term, bias, way.pixels, name)
+                bias = None
+                layers.append(FusedLayer(
+                    facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights)
+                ))  # fmt: skip
+            parts.append(_changed(part, way.after))
+        for part in parts:
+            part.meta.setdefault("val", like)
+        total = parts[0]
+        for part in parts[1:]:
+            total = graph.call_function(_aten.add.Tensor, (total, part))
+        if bias is not None:
+            shift = _held(module, f"{name}_shift", bias.reshape(output.layout.widths), like)
+            total = graph.call_function(_aten.add.Tensor, (total, shift))
+    total.meta["val"] = like
+    old.replace_all_uses_with(total)
+    nodes[name] = total
+    return layers
+
+
+def _changed(node: fx.Node, changes: Sequence[Change]) -> fx.Node:
+    """A tensor in another layout."""
+    kinds = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
+    for kind, numbers in changes:
+        node = node.graph.call_function(kinds[kind], (node, list(numbers)))
+    return node
+
+
+def _compute(
+    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, pixels: int | None, name: str
+) -> fx.Node:
+    """A convolution of so many pixel axes, or a matrix times the last axis."""
+    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.kernel, source.meta["val"]
+    shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
+    if pixels is None:
+        weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
+        return graph.call_function(_aten.linear.default, (source, weight, shift))
+    if form != term.form:
+        kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
+    rows, columns = form.dilation
+    taps = kernel.weight[:, :, ::rows, ::columns]
+    weight = _held(module, f"{name}_weight", taps if pixels == 2 else taps[..., 0], like)
+    top, left, bottom, right = kernel.padding
+    if (top, left) != (bottom, right):
+        amounts = [left, right, top, bottom] if pixels == 2 else [top, bottom]
+        source = graph.call_function(_aten.pad.default, (source, amounts))
+        top = left = 0
+    function = _aten.conv2d.default if pixels == 2 else _aten.conv1d.default
+    settings = (kernel.stride, (top, left), (rows, columns))
+    return graph.call_function(
+        function, (source, weight, shift, *(list(each[:pixels]) for each in settings), kernel.groups)
+    )
+
+
+def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:
+    """A new parameter, cast once.
+
+    Raises:
+        FusionError: a number is not finite in the program's dtype.
+    """
+    cast = value.to(dtype=like.dtype, device=like.device).contiguous()
+    if not bool(torch.isfinite(cast).all()):
+        raise FusionError(f"{name}: a folded number is not finite in {like.dtype}; the program was left as it is")
+    wanted, count = f"fused_{name}", 1
+    while wanted in dict(module.named_parameters()):
+        wanted, count = f"fused_{name}_{count}", count + 1
+    module.register_parameter(wanted, torch.nn.Parameter(cast))
+    return module.graph.get_attr(wanted)
+
+
+def _size_of(nodes: Sequence[fx.Node], module: fx.GraphModule) -> Size:
+    """Convolutions, batch normalisations and numbers that some nodes hold."""
+    kinds = [str(node.target) for node in nodes]
+    held = {str(n.target) for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
+    tensors = [operator.attrgetter(name)(module) for name in held]
+    return Size(
+        sum(k.startswith("aten.conv2d.") for k in kinds), sum(k in NORMS for k in kinds),
+        sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)),
+    )  # fmt: skip
+
+
+def _drop_unread(module: fx.GraphModule) -> None:
+    """Delete parameters and buffers that no node reads any more."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(operator.attrgetter(path)(module) if path else module, leaf)
+
+
+def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
+    names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+    return Size(
+        sum(n.startswith("aten.conv2d.") for n in names), sum(n in NORMS for n in names),
+        sum(p.numel() for p in module.parameters()), _flops(module, facts),
+    )  # fmt: skip
+
+
+def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
+    """Of the 2-D convolutions of one image, two a multiply-add; None where a size is not known."""
+    total = 0
+    for node in module.graph.nodes:
+        if not str(node.target).startswith("aten.conv2d."):
+            continue
+        weight, value = facts.constant(node.args[1]), node.meta.get("val")
+        if weight is None or not isinstance(value, Tensor) or value.dim() != 4:
+            return None
+        height, width = (side if isinstance(side, int) else NOMINAL for side in value.shape[2:])
+        total += 2 * height * width * weight.numel()
+    return total

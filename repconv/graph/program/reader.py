@@ -1,0 +1,319 @@
+"""An exported program's graph of ATen operations as affine steps."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, fx
+
+from ...algebra.geometry import Pair
+from ...algebra.kernels import batch_norm_affine
+from ...errors import GeometryError
+from ...proof.refusal import Refusal
+from ..core.constant import Constant
+from ..core.cost import Cost, convolution, elementwise
+from ..core.expression import Term
+from ..core.not_affine import NotAffineError
+from ..core.step import Step
+from ..core.terms import average_term, convolution_term, grid_term, matrix_term, scale_term
+from ..maps.canvas import recognised
+from ..maps.carried import Carried, Made, spread
+from ..maps.layout import Atom, Layout, plain
+from .facts import FUNCTIONAL_NORM, ProgramFacts, is_pointwise, kind_of
+from .moves import MOVES
+from .painting import PAINTERS
+
+_ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
+    """The affine steps of a graph in the order they run, and the refusals of those that almost are."""
+    steps: list[Step] = []
+    refusals: list[Refusal] = []
+    for node in facts.module.graph.nodes:
+        reader = _READERS.get(kind_of(node))
+        if facts.is_constant(node) or not facts.size(node):
+            continue
+        try:
+            steps += _read(facts, node, reader)
+        except (NotAffineError, GeometryError) as error:
+            if str(error):
+                refusals.append(Refusal(facts.labels[node.name], str(error)))
+    painted = {n.name for name in facts.canvases for n in facts.nodes[name].all_input_nodes}
+    followed = {facts.labels[name] for name in painted & facts.canvases.keys()}
+    return steps, [refusal for refusal in refusals if refusal.where not in followed]
+
+
+def _read(facts: ProgramFacts, node: fx.Node, reader: Callable[[ProgramFacts, fx.Node], Made] | None) -> list[Step]:
+    """A node as a step; or as a piece of a border, and a step if that is a whole one."""
+    painter = PAINTERS.get(str(node.target))
+    if painter is not None and any(n.name in facts.canvases for n in node.all_input_nodes):
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[node.name] = painter(facts, node)
+            return [_painted(facts, node)]
+    if reader is None and painter is None:
+        _follow(facts, node)
+        return []
+    try:
+        if reader is None:
+            raise NotAffineError
+        step = _step(facts, node, reader(facts, node))
+    except (NotAffineError, GeometryError):
+        if painter is None or node.name in facts.canvases:
+            raise
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[node.name] = painter(facts, node)
+            return [_painted(facts, node)]
+        raise  # though it may be a whole border once more is painted
+    if painter is not None and "pad" in str(node.target):
+        with contextlib.suppress(NotAffineError, GeometryError):
+            facts.canvases[node.name] = painter(facts, node)
+    return [step]
+
+
+def _painted(facts: ProgramFacts, node: fx.Node) -> Step:
+    made, border = recognised(facts.canvases[node.name])
+    return replace(_step(facts, node, made), border=border)
+
+
+def _follow(facts: ProgramFacts, node: fx.Node) -> None:
+    """Give what an operation on each number makes the layout of the tensor it reads."""
+    sources = [n for n in node.all_input_nodes if not facts.is_constant(n)]
+    if is_pointwise(node) and len(sources) == 1 and facts.size(sources[0]) == facts.size(node):
+        source = facts.tensor(sources[0])
+        facts.place(node, source.layout, source.dims)
+
+
+def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
+    sources = [facts.nodes[term.source] for term in made.terms]
+    dtype = node.meta["val"].dtype
+    if dtype not in _ROUNDING or any(s.meta["val"].dtype != dtype for s in sources):
+        raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
+    kind = kind_of(node).split(".")[1]
+    facts.place(node, made.layout, facts.tensor(sources[0]).dims)
+    size = facts.nominal(node)
+    if kind in _CONVOLUTIONS:
+        cost = convolution(made.terms[0].form, facts.nominal(sources[0]), size)
+    else:
+        cost = elementwise(made.moves, size) if made.moves else Cost()
+    return Step(node.name, facts.labels[node.name], kind, made.terms, cost, made.offset, _ROUNDING[dtype])
+
+
+def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _pair(value: object, pixels: int = 2, beyond: int = 1) -> Pair:
+    """A number for each pixel axis, `beyond` for one that is not there."""
+    numbers = [v for v in value if isinstance(v, int)] if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(v, int) for v in numbers) or len(numbers) not in (1, pixels):
+        raise NotAffineError
+    return int(str(numbers[0])), int(str(numbers[-1])) if pixels == 2 else beyond
+
+
+def _constant(facts: ProgramFacts, value: object, what: str) -> Tensor:
+    found = facts.constant(value)
+    if found is None:
+        raise NotAffineError(f"its {what} is computed by the program, not a constant")
+    return found
+
+
+def _tensor(facts: ProgramFacts, value: object, what: str) -> Tensor:
+    return _double(_constant(facts, value, what))
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double().cpu()
+
+
+def _source(node: fx.Node, position: int = 0) -> fx.Node:
+    source = node.args[position]
+    if not isinstance(source, fx.Node):
+        raise NotAffineError
+    return source
+
+
+def _image(facts: ProgramFacts, node: object) -> Carried:
+    """A tensor [n, c, pixels].
+
+    Raises:
+        NotAffineError: its axes are something else.
+    """
+    tensor = facts.tensor(node)
+    if not tensor.is_plain:
+        raise NotAffineError("its input is laid out otherwise than [n, c, pixels]")
+    return tensor
+
+
+def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
+    source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
+    pixels = weight.dim() - 2
+    if pixels not in (1, 2) or len(source.layout.axes) != weight.dim():
+        raise NotAffineError
+    dilation = _pair(_argument(node, 5, "dilation", 1), pixels)
+    o, i, kh, kw = (*weight.shape, 1)[:4]
+    padding = _argument(node, 4, "padding", 0)
+    if isinstance(padding, str):
+        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, (kh, kw), strict=True)]
+        top, left = reach[0] // 2, reach[1] // 2
+        bottom, right = reach[0] - top, reach[1] - left
+    else:
+        top, left = bottom, right = _pair(padding, pixels, 0)
+    groups = _argument(node, 6, "groups", 1)
+    term = convolution_term(
+        source.name, lambda: _double(weight).reshape(o, i, kh, kw), (o, i, kh, kw),
+        stride=_pair(_argument(node, 3, "stride", 1), pixels), padding=(top, left, bottom, right),
+        dilation=dilation, groups=groups if isinstance(groups, int) else 1,
+    )  # fmt: skip
+    bias = _argument(node, 2, "bias")
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
+    return Made(plain(o, pixels), (term,), offset)
+
+
+def _batch_norm(facts: ProgramFacts, node: fx.Node) -> Made:
+    if node.target is operator.getitem:
+        node = _source(node)
+        _, weight, bias, mean, variance, _, eps = node.args[:7]
+        training: object = False
+    else:
+        _, weight, bias, mean, variance, training, _, eps = node.args[:8]
+    if training or mean is None or variance is None:
+        raise NotAffineError("it normalises by the statistics of each batch, which is no fixed convolution")
+    centre = _tensor(facts, mean, "mean")
+    factor = None if weight is None else _tensor(facts, weight, "scale")
+    added = torch.zeros_like(centre) if bias is None else _tensor(facts, bias, "shift")
+    scale, _ = batch_norm_affine(centre, _tensor(facts, variance, "variance"), factor, None, float(str(eps)))
+    if not bool(torch.isfinite(scale).all()):
+        raise NotAffineError("its variance plus epsilon is not positive")
+    source = facts.tensor(node.args[0])
+    parts = added - centre * scale, added.abs() + (centre * scale).abs()
+    factors, value, magnitude = (_along(source, vector) for vector in (scale, *parts))
+    offset = Constant.computed(value, magnitude)
+    return Made(source.layout, (scale_term(source.name, factors),), lambda: offset)
+
+
+def _along(source: Carried, vector: Tensor) -> Tensor:
+    """One number for each place of axis 1 as one a channel."""
+    return spread(vector.reshape(-1, *(1,) * (len(source.layout.axes) - 2)), source)
+
+
+def _vector(facts: ProgramFacts, value: object, source: Carried) -> Tensor:
+    """A constant operand of `source` as one number a channel, [c]."""
+    number = torch.tensor(float(value)) if isinstance(value, (int, float)) else _constant(facts, value, "operand")
+    return spread(number, source)
+
+
+def _sum(facts: ProgramFacts, node: fx.Node) -> Made:
+    operands = node.args[:2]
+    tensors = [a for a in operands if isinstance(a, fx.Node) and not facts.is_constant(a)]
+    first = facts.tensor(tensors[0])
+    alpha = node.kwargs.get("alpha", 1)
+    second = float(alpha if isinstance(alpha, (int, float)) else 1) * (-1 if "sub" in str(node.target) else 1)
+    factors = (second, 1.0) if "rsub" in str(node.target) else (1.0, second)
+    terms: list[Term] = []
+    offset: Tensor | None = None
+    for sign, operand in zip(factors, operands, strict=True):
+        if not isinstance(operand, fx.Node) or operand not in tensors:
+            offset = sign * _vector(facts, operand, first)
+            continue
+        if facts.size(operand) != facts.size(node):
+            raise NotAffineError(
+                "it adds tensors that may differ in size (broadcasting): "
+                f"{list(facts.size(operand))} and {list(facts.size(node))}"
+            )
+        other = facts.tensor(operand)
+        if other.frame != first.frame:
+            raise NotAffineError("it adds tensors whose channels are on different axes")
+        unit = torch.full((other.layout.channels,), sign, dtype=torch.float64)
+        terms.append(other.itself if sign == 1 else scale_term(other.name, unit))
+    return Made(
+        first.layout, tuple(terms), None if offset is None else partial(Constant.stored, offset), moves=len(terms)
+    )
+
+
+def _product(facts: ProgramFacts, node: fx.Node) -> Made:
+    first, second = node.args[:2]
+    if not isinstance(first, fx.Node) or facts.is_constant(first):
+        first, second = second, first
+        if "div" in str(node.target):
+            raise NotAffineError
+    if not isinstance(first, fx.Node) or (isinstance(second, fx.Node) and not facts.is_constant(second)):
+        raise NotAffineError
+    if facts.size(first) != facts.size(node) or node.kwargs:
+        raise NotAffineError
+    source = facts.tensor(first)
+    factors = _vector(facts, second, source)
+    factors = factors.reciprocal() if "div" in str(node.target) else factors
+    return Made(source.layout, (scale_term(source.name, factors),))
+
+
+def _negative(facts: ProgramFacts, node: fx.Node) -> Made:
+    source = facts.tensor(node.args[0])
+    return Made(source.layout, (scale_term(source.name, -torch.ones(source.layout.channels, dtype=torch.float64)),))
+
+
+def _same(facts: ProgramFacts, node: fx.Node) -> Made:
+    if "dropout" in str(node.target) and node.args[2]:
+        raise NotAffineError("it is in training mode and drops at random")
+    source = facts.tensor(node.args[0])
+    return Made(source.layout, (source.itself,), moves=0)
+
+
+def _average(facts: ProgramFacts, node: fx.Node) -> Made:
+    source = _image(facts, node.args[0])
+    taps = _pair(node.args[1])
+    stride = _argument(node, 2, "stride") or taps
+    rows, columns = _pair(_argument(node, 3, "padding", 0))
+    if _argument(node, 6, "divisor_override") is not None or _argument(node, 4, "ceil_mode", False):
+        raise NotAffineError("its windows at the border do not all average the same number of pixels")
+    if (rows or columns) and not _argument(node, 5, "count_include_pad", True):
+        raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
+    padding = (rows, columns, rows, columns)
+    term = average_term(source.name, source.layout.channels, taps, stride=_pair(stride), padding=padding)
+    return Made(source.layout, (term,))
+
+
+def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
+    source, amounts = _image(facts, node.args[0]), node.args[1]
+    mode = _argument(node, 2, "mode", "constant") if "constant" not in str(node.target) else "constant"
+    value = _argument(node, 2 if "constant" in str(node.target) else 3, "value", None)
+    if mode != "constant" or value not in (None, 0, 0.0):
+        raise NotAffineError("it pads with something other than zeros")
+    sides = [a for a in amounts if isinstance(a, int)] if isinstance(amounts, (list, tuple)) else []
+    pixels = len(source.layout.axes) - 2
+    if len(sides) % 2 or not 2 <= len(sides) <= 2 * pixels or not isinstance(amounts, (list, tuple)):
+        raise NotAffineError
+    (left, right), (top, bottom) = ([*sides, 0, 0][:2], [*sides, 0, 0][2:4])
+    padding = (top, left, bottom, right) if pixels == 2 else (left, 0, right, 0)
+    return Made(source.layout, (grid_term(source.name, source.layout.channels, padding=padding),))
+
+
+def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
+    source = facts.tensor(node.args[0])
+    weight = _constant(facts, node.args[1], "weight")
+    rank, (o, i) = len(source.layout.axes), weight.shape
+    if source.channel_axis != rank - 1 or source.layout.channels != i:
+        raise NotAffineError("the last axis of its input is not its channels alone")
+    layout = Layout((*source.layout.axes[:-1], (Atom("channels", o),)))
+    bias = _argument(node, 2, "bias")
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
+    return Made(layout, (matrix_term(source.name, partial(_double, weight), (o, i)),), offset)
+
+
+_CONVOLUTIONS = frozenset(("conv1d", "conv2d", "linear"))
+_READERS: dict[str, Callable[[ProgramFacts, fx.Node], Made]] = {
+    "aten.conv2d.default": _conv, "aten.conv2d.padding": _conv, "aten.conv1d.default": _conv,
+    "aten.conv1d.padding": _conv, "aten.batch_norm.default": _batch_norm,
+    FUNCTIONAL_NORM: _batch_norm, "aten.to.dtype": _same, "aten._to_copy.default": _same,
+    "aten.add.Tensor": _sum, "aten.sub.Tensor": _sum, "aten.rsub.Scalar": _sum,
+    "aten.mul.Tensor": _product, "aten.div.Tensor": _product,
+    "aten.neg.default": _negative, "aten.dropout.default": _same, "aten.clone.default": _same,
+    "aten.contiguous.default": _same, "aten.alias.default": _same, "aten.detach.default": _same,
+    "aten.avg_pool2d.default": _average, "aten.pad.default": _pad, "aten.constant_pad_nd.default": _pad,
+    "aten.linear.default": _linear, **MOVES,
+}  # fmt: skip

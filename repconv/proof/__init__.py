@@ -1,0 +1,1 @@
+"""What `the same network` means, and what was done and proved: it knows no file format."""

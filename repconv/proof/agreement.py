@@ -1,0 +1,355 @@
+"""How far two forms of a network are apart, and whether that is rounding or a mistake.
+
+Random deep networks amplify rounding, so a bare end-to-end difference proves little. Every comparison here has a
+float64 reference, and beside the candidate's error stands the error the original makes in the same dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import VerificationError
+from .float64 import in_float64
+from .leaves import Function, call, cast, leaves
+
+FLOORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
+"""Errors that are always accepted, relative to the output's scale: 1e-5 is about 80 float32 roundings; half precisions
+get 8 roundings, being used for storage and not for sums; float64 leaves room for what depth amplifies."""
+
+OWN_ERROR_FACTOR = 2.0
+"""A candidate may be at most this many times as far from the reference as the original is in the same dtype."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an output is from its reference.
+
+    max_absolute: largest absolute difference.
+    to_scale: that, over the root mean square of the reference.
+    to_channel: largest difference over the standard deviation of its own channel (axis 1 of maps; vectors count as
+        one channel). Channels that vary less than a thousandth of the whole count as varying by that much.
+    """
+
+    max_absolute: float
+    to_scale: float
+    to_channel: float
+
+    @property
+    def finite(self) -> bool:
+        """False as soon as the output holds NaN or Inf."""
+        return math.isfinite(self.max_absolute)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of a candidate against a reference's: `where`, on inputs of `shape`; `tolerance` on `error.to_scale`.
+
+    own: the original's error in the candidate's dtype, where the original is not the reference itself.
+    path: of this output among several, such as `out.boxes` or `[0]`; empty for a lone tensor.
+    mismatch: in words, why there is nothing to subtract: an output only one side has, other shapes, other types.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: str
+    error: Difference
+    own: Difference | None
+    tolerance: float
+    reason: str
+    path: str = ""
+    mismatch: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """True if the error is finite and within the tolerance."""
+        return self.mismatch is None and self.error.finite and self.error.to_scale <= self.tolerance
+
+    @property
+    def place(self) -> str:
+        """Where, and which output."""
+        return f"{self.where}, {self.path}" if self.path else self.where
+
+    @property
+    def found(self) -> str:
+        """The error, or why there is none, in words."""
+        return self.mismatch or (f"{self.error.to_scale:.1e}" if self.error.finite else "NaN or Inf")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Comparisons block by block and end to end."""
+
+    blocks: tuple[Comparison, ...] = ()
+    end_to_end: tuple[Comparison, ...] = ()
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """All of them."""
+        return self.blocks + self.end_to_end
+
+    @property
+    def passed(self) -> bool:
+        """True if there is anything to compare and every comparison passed."""
+        return bool(self.comparisons) and all(c.passed for c in self.comparisons)
+
+    @property
+    def worst_block(self) -> Comparison | None:
+        """The block nearest to, or furthest over, its tolerance."""
+        return _worst(self.blocks)
+
+    @property
+    def worst_end_to_end(self) -> Comparison | None:
+        """The end-to-end comparison nearest to, or furthest over, its tolerance."""
+        return _worst(self.end_to_end)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: equal within which tolerance and why, or where not."""
+        if not self.comparisons:
+            return "nothing was compared"
+        failed = [c for c in self.comparisons if not c.passed]
+        if not failed:
+            worst = _worst(self.comparisons)
+            assert worst is not None  # noqa: S101  # comparisons is not empty
+            return (
+                f"equal: all {len(self.comparisons)} comparisons within tolerance, the nearest to it {worst.place} "
+                f"at {worst.error.to_scale:.1e} of {worst.tolerance:.1e} ({worst.reason})"
+            )
+        worst = _worst(failed)
+        assert worst is not None  # noqa: S101
+        allowed = "" if worst.mismatch else f", tolerance {worst.tolerance:.1e} ({worst.reason})"
+        return (
+            f"NOT equal: {len(failed)} of {len(self.comparisons)} comparisons failed, the worst {worst.place} "
+            f"with {worst.found}{allowed}"
+        )
+
+    def require(self, what: str) -> None:
+        """Insist that `what` was compared and passed.
+
+        Raises:
+            VerificationError: it did not; the message is the verdict.
+        """
+        if not self.passed:
+            raise VerificationError(f"{what}: {self.verdict}; nothing was written")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON, which knows no infinity: None stands for it. The verdict is included."""
+        return {"passed": self.passed, "verdict": self.verdict, **_finite(asdict(self))}
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401  # plain containers of any nesting
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _worst(comparisons: Sequence[Comparison]) -> Comparison | None:
+    def share(c: Comparison) -> float:
+        """How much of the tolerance is used up."""
+        return (
+            math.inf
+            if not c.error.finite
+            else 0.0
+            if c.passed and not c.tolerance
+            else _ratio(c.error.to_scale, c.tolerance)
+        )
+
+    return max(comparisons, key=share, default=None)
+
+
+def difference(reference: Tensor, candidate: Tensor) -> Difference:
+    """How far `candidate` is from `reference`, both [n, c, ...] of one shape, computed in float64.
+
+    NaN and Inf in either give an infinite difference.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(f"outputs differ in shape: {tuple(reference.shape)} against {tuple(candidate.shape)}")
+    wanted, got = _double(reference), _double(candidate).to(reference.device)
+    if not wanted.numel():
+        return Difference(0.0, 0.0, 0.0)
+    error = (got - wanted).abs()
+    if not bool(torch.isfinite(error).all()):
+        return Difference(math.inf, math.inf, math.inf)
+    channels, errors = (t.transpose(0, 1).flatten(1) if t.dim() > 2 else t.reshape(1, -1) for t in (wanted, error))
+    spread = channels.std(1, correction=0).clamp_min(1e-3 * float(channels.std(correction=0)))
+    by_channel = errors.amax(1)
+    return Difference(
+        float(error.max()),
+        _ratio(float(error.max()), float(wanted.square().mean().sqrt())),
+        max(_ratio(float(e), float(s)) for e, s in zip(by_channel, spread, strict=True)),
+    )
+
+
+def _ratio(error: float, scale: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / scale if scale else math.inf
+
+
+def _double(t: Tensor) -> Tensor:
+    """In float64; a complex number is two."""
+    t = t.detach()
+    return (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).double()
+
+
+def compare(
+    reference: Function,
+    candidate: Function,
+    inputs: object,
+    *,
+    original: Function | None = None,
+    where: str = "end to end",
+    reference_dtype: torch.dtype | None = torch.float64,
+) -> Agreement:
+    """Run `candidate` on `inputs` and `reference` on the same inputs in float64, and judge every output.
+
+    Outputs are tensors, or dictionaries, tuples, lists and dataclasses of them, nested as you like; each tensor is
+    compared by itself and named by its path, such as `out.boxes` or `[0]`. Integers and booleans must be equal.
+    Outputs that only one side has, and outputs of different shapes or types, are failures in words.
+
+    Args:
+        reference: the function to agree with.
+        candidate: the function in question, given `inputs` as they are.
+        inputs: a tensor or a list of tensors, the one argument; a tuple, the positional arguments; or a dictionary,
+            the named ones. The dtype of the first floating-point tensor, or else of each output, sets the tolerance.
+        original: what the candidate was made from, given `inputs` as they are: it shows, and excuses, rounding that
+            was there before.
+        where: a label for the result.
+        reference_dtype: what the reference's floating-point inputs are cast to, and in float64 all that it computes
+            (`double.in_float64`); None gives it `inputs` as they are,
+            for a reference that takes nothing else, such as an ONNX session. If that is no more precise than
+            `inputs`, the reference rounds too, and the tolerance doubles.
+
+    Raises:
+        TypeError: an input or output is none of the above.
+        ValueError: a floating-point type without a tolerance.
+    """
+    found = comparisons(
+        reference, candidate, inputs, original=original, where=where, reference_dtype=reference_dtype
+    )  # fmt: skip
+    return Agreement(end_to_end=found)
+
+
+def comparisons(
+    reference: Function,
+    candidate: Function,
+    inputs: object,
+    *,
+    original: Function | None = None,
+    where: str = "end to end",
+    reference_dtype: torch.dtype | None = torch.float64,
+) -> tuple[Comparison, ...]:
+    """The comparisons that make `compare`, one an output."""
+    with torch.no_grad():
+        own = {} if original is None else dict(leaves(call(original, inputs)))
+        said = ""
+        try:
+            exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
+            given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
+            wanted = dict(leaves(call(exactly, given)))
+        except Exception as error:
+            if reference_dtype is None or original is None:
+                if reference_dtype is not None:
+                    error.add_note(
+                        f"compare gives the reference {_plain(reference_dtype)} inputs; reference_dtype=None gives it "
+                        "the inputs as they are"
+                    )
+                raise
+            # The original can stand for a reference that cannot be computed: it rounds, which is said.
+            first = next(iter(str(error).splitlines()), "") or type(error).__name__
+            said = f"; measured against the original, which cannot be run in {_plain(reference_dtype)} ({first[:200]})"
+            wanted, own, reference_dtype = own, {}, None
+        got = dict(leaves(call(candidate, inputs)))
+    tensors = [t for _, t in leaves(inputs)]
+    shape = tuple(tensors[0].shape) if tensors else ()
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
+    found = {
+        path: compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype)
+        for path in {**wanted, **got}
+    }
+    return tuple(
+        replace(c, where=where, shape=shape, path=path, reason=c.reason + said) for path, c in found.items()
+    )  # fmt: skip
+
+
+def compare_tensors(
+    wanted: Tensor | None,
+    got: Tensor | None,
+    own: Tensor | None,
+    dtype: torch.dtype | None = None,
+    reference_dtype: torch.dtype | None = torch.float64,
+) -> Comparison:
+    """Judge one output, of any shape: `got` against `wanted`, beside `own`, what the original gives.
+
+    Args:
+        wanted: what is right; None where the reference has no such output.
+        got: what came; None where the candidate has no such output.
+        own: the original's output, if there is an original.
+        dtype: of the inputs, which sets the tolerance; None: that of `got`.
+        reference_dtype: what `wanted` was computed in; None: as `dtype`.
+    """
+    said = _mismatch(wanted, got)
+    if wanted is None or got is None or said is not None:
+        infinite = Difference(math.inf, math.inf, math.inf)
+        known = got if got is not None else wanted
+        kind = "" if known is None else _plain(known.dtype)
+        return Comparison("", (), kind, infinite, None, 0.0, "nothing to subtract", mismatch=said)
+    error = difference(wanted, got)
+    if not (got.is_floating_point() or got.is_complex()):
+        return Comparison("", (), _plain(got.dtype), error, None, 0.0, "integers must be equal")
+    dtype = dtype or (got.real.dtype if got.is_complex() else got.dtype)
+    before = None if own is None or own.shape != wanted.shape else difference(wanted, own)
+    tolerance, reason = _tolerance(dtype, before, reference_dtype)
+    return Comparison("", (), _plain(dtype), error, before, tolerance, reason)
+
+
+def _mismatch(wanted: Tensor | None, got: Tensor | None) -> str | None:
+    """Why two outputs cannot be subtracted, in words."""
+    if wanted is None:
+        return "an output that only the candidate has"
+    if got is None:
+        return "an output that only the reference has"
+    if wanted.shape != got.shape:
+        return f"the candidate's shape {_shape(got)} instead of {_shape(wanted)}"
+    if _kind(wanted) != _kind(got):
+        return f"the candidate's type {_plain(got.dtype)} instead of {_plain(wanted.dtype)}"
+    return None
+
+
+def _kind(t: Tensor) -> str:
+    """The types that compare with one another: of integers and floats, any width."""
+    if t.is_complex():
+        return "complex"
+    return "float" if t.is_floating_point() else "bool" if t.dtype == torch.bool else "integer"
+
+
+def _shape(t: Tensor) -> str:
+    return "x".join(map(str, t.shape)) or "of a single number"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tolerance(dtype: torch.dtype, own: Difference | None, reference_dtype: torch.dtype | None) -> tuple[float, str]:
+    """What is accepted, relative to the output's scale, and why."""
+    if dtype not in FLOORS:
+        raise ValueError(f"no tolerance is known for {_plain(dtype)}; compare in {', '.join(map(_plain, FLOORS))}")
+    floor, reason = FLOORS[dtype], f"the floor for {_plain(dtype)}"
+    computed_in = reference_dtype or dtype
+    if dtype != torch.float64 and torch.finfo(computed_in).eps >= torch.finfo(dtype).eps:
+        floor, reason = 2 * floor, f"twice the floor for {_plain(dtype)}: the reference rounds, too"
+    if own is None or not own.finite or OWN_ERROR_FACTOR * own.to_scale <= floor:
+        return floor, reason
+    return OWN_ERROR_FACTOR * own.to_scale, f"{OWN_ERROR_FACTOR:g} x the unfused model's own error"

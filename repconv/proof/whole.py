@@ -1,0 +1,55 @@
+"""A whole network against what it was made of, wherever that runs in float64; formats prove their parts themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .agreement import Agreement, Comparison, comparisons
+from .float64 import in_float64
+from .leaves import Function, cast, leaves
+from .refusal import Refusal
+from .report import Proof
+
+
+def prove_whole(
+    original: nn.Module, candidate: Function, inputs: Sequence[tuple[Any, ...]], exact: Function | None = None
+) -> Proof:
+    """How far `candidate` is from `original` in float64, every output of it; the original's own error stands beside.
+
+    A network that does not run in float64, whatever it makes widened (`double`), is the reference as it is, and
+    `unmeasured` says so.
+
+    Args:
+        original: the network to agree with, unchanged.
+        candidate: what was made of it.
+        inputs: positional arguments, one call's each.
+        exact: the candidate in float64, which is compared by itself: the algebra without its rounding.
+    """
+    reference = in_float64(original)
+    found: list[Comparison] = []
+    unmeasured: list[Refusal] = []
+    for given in inputs:
+        where = f"end to end, {' and '.join('x'.join(map(str, t.shape)) for _, t in leaves(given))}"
+        try:
+            wanted = reference(*given)
+        except Exception as error:  # noqa: BLE001  # it is the user's own code
+            first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            said = f"the network does not run in float64 ({first}); compared with itself in its own precision instead"
+            unmeasured.append(Refusal(where, said))
+            found += comparisons(original, candidate, given, where=where, reference_dtype=None)
+            continue
+        if exact is not None:
+            found += comparisons(
+                _gives(wanted), in_float64(exact), cast(given, torch.float64), where=f"{where}, float64"
+            )
+        found += comparisons(_gives(wanted), candidate, given, original=original, where=where)
+    return Proof(Agreement(end_to_end=tuple(found)), tuple(unmeasured))
+
+
+def _gives(value: object) -> Function:
+    """The function that gives `value`, whatever it is asked: the reference runs once."""
+    return lambda *_: value

@@ -1,0 +1,1 @@
+"""What a user names: checkpoints, state dicts, networks by name."""

@@ -1,0 +1,80 @@
+"""What a search would take: counted from its configuration, timed on two updates."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..config import SearchConfig
+from ..session import Session
+from ..strategies.evolution import random_architecture
+from ..supernet.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts of the whole search; seconds measured here and now; the most memory a process held, in bytes."""
+
+    slots: int
+    budget: int
+    updates: int
+    generations: int
+    evaluations: int
+    seconds_an_update: float
+    seconds_a_candidate: float
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluating; reading images is in it, writing checkpoints is not."""
+        return self.updates * self.seconds_an_update + self.evaluations * self.seconds_a_candidate
+
+
+def evaluations(config: SearchConfig) -> int:
+    """Candidates measured in the whole search, the final ranking included; at most."""
+    population, generations = config.population, config.generations
+    children = round(config.offspring * population)
+    if config.strategy in ("gradient", "gold"):
+        return generations + 1
+    if config.strategy == "aging":
+        return 2 * population + (generations - 1) * min(children, max(1, population // 4))
+    return 2 * population + (generations - 1) * (population + children)
+
+
+def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -> Estimate:
+    """Two updates with random architectures, the second one timed, and one candidate on a batch of validation images.
+
+    The session is spent: its weights have moved.
+    """
+    config, generator = session.config, torch.Generator().manual_seed(session.config.seed)
+    space = session.supernet.space
+    wanted = 1 if config.strategy in ("gradient", "gold") else config.architectures
+    started, seconds = clock(), 0.0
+    for step, (x, y) in enumerate(session.batches(0, 0, wanted)):
+        drawn = [random_architecture(space, session.budget, generator) for _ in range(wanted)]
+        session.update(x, y, drawn, step)
+        seconds, started = clock() - started, clock()
+        if step == 1:
+            break
+    first = next(iter(session.validation))
+    share = len(session.split.validation) / len(first[1])
+    candidates = [random_architecture(space, session.budget, generator) for _ in range(2)]
+    # The first pays for warming up; what folding costs is shared by a whole population.
+    evaluate(session.supernet, candidates, [first], session.evaluation_settings, correct=session.task.correct)
+    found = evaluate(session.supernet, candidates, [first], session.evaluation_settings, correct=session.task.correct)
+    each = (found.write_s + share * found.run_s) / len(candidates) + found.fold_s / config.population
+    return Estimate(
+        len(space.slots), session.budget, session.steps, config.generations, evaluations(config), seconds, each, _peak()
+    )
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

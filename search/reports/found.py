@@ -1,0 +1,73 @@
+"""`Found`: an architecture with what retraining needs beside it, as one `repconv.arch/1` file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repconv.errors import SearchError
+
+from ..supernet.architecture import Architecture, architecture_from_dict, read_json
+from ..supernet.space import SearchSpace
+from ..supernet.supernet import Gates
+
+
+@dataclass(frozen=True)
+class Found:
+    """network: the arguments of `build_network`; gates: as the search left them; accuracy: on the validation split."""
+
+    architecture: Architecture
+    network: Mapping[str, Any]
+    gates: Gates
+    accuracy: float
+
+    def on(self, space: SearchSpace) -> Found:
+        """The same over `space`, which may list its blocks and branches in another order.
+
+        Raises:
+            SearchError: the spaces differ.
+        """
+        mine = self.architecture.space
+        alpha = dict(zip(mine.slots, self.gates.alpha, strict=True))
+        beta = dict(zip((block.name for block in mine.blocks), self.gates.beta, strict=True))
+        architecture = self.architecture.on(space)
+        gates = Gates(tuple(alpha[slot] for slot in space.slots), tuple(beta[block.name] for block in space.blocks))
+        return replace(self, architecture=architecture, gates=gates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers; gates by names, as the branches."""
+        space = self.architecture.space
+        alphas: dict[str, dict[str, float]] = {block.name: {} for block in space.blocks}
+        for slot, value in zip(space.slots, self.gates.alpha, strict=True):
+            alphas[slot.block][slot.branch] = value
+        gates = {
+            block.name: {"beta": beta, "alpha": alphas[block.name]}
+            for block, beta in zip(space.blocks, self.gates.beta, strict=True)
+        }
+        return {
+            **self.architecture.to_dict(), "network": dict(self.network), "gates": gates,
+            "validation_accuracy": self.accuracy,
+        }  # fmt: skip
+
+
+def read_found(path: str | Path) -> Found:
+    """The file a search wrote.
+
+    Raises:
+        SearchError: it cannot be read, or lacks the network or the gates.
+    """
+    content = read_json(path)
+    architecture = architecture_from_dict(content, str(path))
+    space = architecture.space
+    try:
+        gates = content["gates"]
+        alpha = tuple(float(gates[slot.block]["alpha"][slot.branch]) for slot in space.slots)
+        beta = tuple(float(gates[block.name]["beta"]) for block in space.blocks)
+        return Found(architecture, content["network"], Gates(alpha, beta), float(content["validation_accuracy"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SearchError(
+            f"{path} holds an architecture but not what a search adds ({type(error).__name__}: {error}); retraining "
+            "needs its network and gates"
+        ) from error

@@ -1,0 +1,1 @@
+"""Spaces, architectures, and the network that holds them all."""

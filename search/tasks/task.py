@@ -1,0 +1,158 @@
+"""`Task`: what a network is to learn, from what, and how an answer is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from repconv.errors import SearchError
+from repconv.sources.checkpoint import Normalization
+
+from ..supernet.evaluate import Correct, top_1
+from .images import Images
+
+_PRIME = 1_000_003
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Images and how they are used. A user's own `package.module:factory` returns one.
+
+    train, test: labelled images, test None where there are none; the test images are looked at once, at the end of
+    retraining. input_shape: (c, h, w) as the network gets them. augment, prepare: an image uint8 [c, h, w] to the
+    network's size, in training (drawing from torch's generator) and in evaluation. loss: of the network's output and
+    targets [n]. correct: which answers are right.
+    """
+
+    train: Images
+    test: Images | None
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    normalization: Normalization
+    augment: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]
+    loss: Callable[[Any, Tensor], Tensor] = functional.cross_entropy
+    correct: Correct = top_1
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8 [c, h, w] -> float32 with the training images' mean 0 and deviation 1."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.normalization.mean, self.normalization.std))
+        return (image.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions in a task's training images: those to learn from, and those held out to judge architectures."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+def split(count: int, share: float, seed: int, limit: int = 0) -> Split:
+    """A random `share` of `count` images held out.
+
+    Args:
+        count: of training images.
+        share: held out, of all that are used.
+        seed: another one holds out others.
+        limit: images to use in all, 0 for every one.
+
+    Raises:
+        SearchError: one of the two would be empty.
+    """
+    used = min(limit, count) if limit else count
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:used].tolist()
+    held_out = round(share * used)
+    if not 0 < held_out < used:
+        raise SearchError(
+            f"a validation share of {share} of {used} images leaves {used - held_out} to learn from and {held_out} to "
+            "judge by; both need some"
+        )
+    return Split(tuple(order[held_out:]), tuple(order[:held_out]))
+
+
+@final
+class _Keyed:
+    """Training images by (epoch, position): what a sample looks like depends on these and the seed alone.
+
+    So it does not matter which process draws it, in what order, or after how many interruptions.
+    """
+
+    def __init__(self, task: Task, images: Images, seed: int, also: Callable[[Tensor], Tensor] | None) -> None:
+        self.task, self.images, self.seed, self.also = task, images, seed, also
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, position = key
+        image, label = self.images[position]
+        before = torch.random.get_rng_state()
+        torch.default_generator.manual_seed(((self.seed * _PRIME + epoch) * _PRIME + position) % 2**63)
+        try:
+            seen = self.task.normalize(self.task.augment(image))
+            return (seen if self.also is None else self.also(seen)), label
+        finally:
+            torch.random.set_rng_state(before)
+
+
+def epoch_order(positions: Sequence[int], seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch goes through `positions`: a function of seed and epoch alone."""
+    generator = torch.Generator().manual_seed((seed * _PRIME + epoch) % 2**63)
+    return [positions[i] for i in torch.randperm(len(positions), generator=generator).tolist()]
+
+
+def training_batches(
+    task: Task,
+    positions: Sequence[int],
+    *,
+    batch: int,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    workers: int = 0,
+    also: Callable[[Tensor], Tensor] | None = None,
+    images: range | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch's whole batches from the `first` on: images [batch, c, h, w] and targets [batch].
+
+    `also` is applied to normalised images (cutout). The rest that fills no batch is left out, as BN wants. `images`:
+    which of each batch, by their place in it; None is all.
+    """
+    order = epoch_order(positions, seed, epoch)
+    here = range(batch) if images is None else images
+    keys = [[(epoch, order[start + i]) for i in here] for start in range(0, len(order) - batch + 1, batch)]
+    loader: DataLoader[Any] = DataLoader(
+        _Keyed(task, task.train, seed, also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
+        batch_sampler=keys[first:], num_workers=workers,
+        generator=torch.Generator(),  # else it would draw a seed from torch's own
+    )  # fmt: skip
+    yield from ((x, y) for x, y in loader)
+
+
+@final
+class EvaluationBatches:
+    """Images without augmentation in whole order, again and again; small ones are kept as they come out."""
+
+    def __init__(self, task: Task, images: Images, positions: Sequence[int], *, batch: int, keep_bytes: float) -> None:
+        self.task, self.images, self.positions, self.batch = task, images, positions, batch
+        c, h, w = task.input_shape
+        self._kept: list[tuple[Tensor, Tensor]] | None = [] if 4 * c * h * w * len(positions) <= keep_bytes else None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [n, c, h, w] and targets [n]."""
+        if self._kept:
+            yield from self._kept
+            return
+        kept = []
+        for start in range(0, len(self.positions), self.batch):
+            pairs = [self.images[p] for p in self.positions[start : start + self.batch]]
+            x = torch.stack([self.task.normalize(self.task.prepare(image)) for image, _ in pairs])
+            one = (x, torch.tensor([label for _, label in pairs]))
+            if self._kept is not None:
+                kept.append(one)
+            yield one
+        self._kept = kept or None

@@ -1,0 +1,85 @@
+"""The report of a run, finished or under way."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from repconv.search.config import SCHEMA, SearchConfig
+from repconv.search.folder import RESULT, RunFolder
+from repconv.search.reports.report import chart, report
+from repconv.search.run import run
+from repconv.search.settings import settings_to_dict
+
+SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> RunFolder:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    config = SearchConfig(
+        width=2, blocks=(1,), data="digits", train_images=120, validation_share=0.2, population=3, epochs=4,
+        warmup_epochs=1, generation_epochs=1, architectures=1, batch=32,
+    )  # fmt: skip
+    folder = RunFolder.create(
+        tmp_path_factory.mktemp("runs") / "a", settings_to_dict(config, SCHEMA), {"machine": "<a test>"}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repconv.search.run._tensorboard", lambda *_: None)
+        run(folder)
+    return folder
+
+
+def test_a_finished_runs_report_shows_what_was_asked_for(finished) -> None:
+    text = report(finished)
+    for part in ("Convergence", "Population", "age in generations", "Gates by layer and kind", "Best architectures"):
+        assert part in text
+    assert "&lt;a test&gt;" in text
+    assert "://" not in SVG.sub("", text), "it needs nothing from outside"
+    pictures = SVG.findall(text)
+    assert len(pictures) == 6
+    for picture in pictures:
+        ElementTree.fromstring(picture)  # noqa: S314  # our own output
+    accuracies = [a["accuracy"] for a in finished.read_json(RESULT)["architectures"]]
+    assert all(f"<td>{a:.4f}</td>" in text for a in accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_fetches_nothing_and_finds_no_fault(finished, look, tmp_path, width) -> None:
+    (tmp_path / "report.html").write_text(report(finished), encoding="utf-8")
+    seen = look(tmp_path / "report.html", width)
+    assert seen.fetched == ()
+    assert seen.errors == ()
+    assert seen.overflow <= 0
+    assert seen.pictures == 6
+
+
+def test_a_run_under_way_is_reported_as_far_as_it_got(finished, tmp_path) -> None:
+    folder = RunFolder(tmp_path / "b")
+    (folder.path / "populations").mkdir(parents=True)
+    for name in ("config.json", "environment.json"):
+        folder.write_text(name, (finished.path / name).read_text())
+    assert "<b>Under way:</b> 0 of 4 epochs" in report(folder)
+    for record in finished.metrics()[:3]:
+        folder.append_metrics(record)
+    folder.write_text("populations/0001.json", (finished.path / "populations" / "0001.json").read_text())
+    text = report(folder)
+    assert "2 of 4 epochs" in text
+    assert "Gates by layer and kind" in text
+    assert "Best architectures" not in text
+
+
+def test_a_chart_places_points_in_proportion_and_leaves_out_what_is_not_finite() -> None:
+    picture = chart("a & b", "x", [("one", [(0, 0.0), (5, 1.0), (10, 2.0), (3, float("nan"))])])
+    root = ElementTree.fromstring(picture)  # noqa: S314  # our own output
+    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert len(circles) == 3
+    assert circles[1][0] == pytest.approx((circles[0][0] + circles[2][0]) / 2, abs=0.1)
+    assert circles[1][1] == pytest.approx((circles[0][1] + circles[2][1]) / 2, abs=0.1)
+    assert circles[0][1] > circles[2][1]
+    assert "no numbers yet" in chart("t", "x", [("one", [])])
+    ElementTree.fromstring(chart("flat", "x", [("one", [(1, 0.5)])]))  # noqa: S314  # our own output

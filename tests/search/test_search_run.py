@@ -1,0 +1,250 @@
+"""A search from beginning to end: what it leaves, that it goes on after anything, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from repconv import OutputError, SearchError, load
+from repconv.search.config import SCHEMA, SearchConfig
+from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
+from repconv.search.reports.found import read_found
+from repconv.search.run import run
+from repconv.search.session import Session, chosen_device
+from repconv.search.settings import settings_to_dict
+from repconv.search.strategies import STRATEGIES, state_from_dict
+from repconv.search.strategies.evolution import age_term
+
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+TINY = SearchConfig(
+    network="irep_resnet18", width=2, blocks=(1,), data="digits", train_images=120, validation_share=0.2, population=4,
+    epochs=4, warmup_epochs=1, generation_epochs=1, architectures=2, batch=32, checkpoint_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_tensorboard(monkeypatch) -> None:
+    # Importing it takes seconds; one slow test has it.
+    monkeypatch.setattr("repconv.search.run._tensorboard", lambda *_: None)
+
+
+def begun(path: Path, config: SearchConfig = TINY) -> RunFolder:
+    return RunFolder.create(path, settings_to_dict(config, SCHEMA), {"machine": "a test"})
+
+
+def test_a_run_leaves_its_result_populations_metrics_and_supernet(tmp_path) -> None:
+    folder, seen = begun(tmp_path / "run"), []
+    run(folder, seen.append)
+    result = folder.read_json(RESULT)
+    assert result["schema"] == "repconv.search/1"
+    assert [a["accuracy"] for a in result["architectures"]] == sorted(
+        (a["accuracy"] for a in result["architectures"]), reverse=True
+    )
+    assert len(result["architectures"]) == 4
+    assert all(sum(map(len, a["active"].values())) == result["budget"] for a in result["architectures"])
+    assert [r["kind"] for r in seen] == ["epoch", *["epoch", "generation"] * 3]
+    assert folder.metrics() == json.loads(json.dumps(seen))
+    session = Session(TINY)
+    for generation in (1, 2, 3):
+        state = state_from_dict(folder.read_json(f"populations/{generation:04d}.json"), session.supernet.space)
+        assert state.generation == generation
+        for member in state.members:
+            term = age_term(member.age, scale=0.05, limit=10, offset=0.01)
+            assert member.score == pytest.approx(member.accuracy + term)
+    found = read_found(folder.path / "best.arch.json")
+    assert found.accuracy == result["architectures"][0]["accuracy"]
+    # The supernet that is saved is the one that was measured.
+    session.supernet.model.load_state_dict(load(folder.path / "supernet.pt").model.state_dict())
+    assert session.supernet.gates() == found.gates
+    assert session.measure([found.architecture]).accuracies == (found.accuracy,)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_runs_on_the_same_space_and_budget(tmp_path, strategy) -> None:
+    folder = begun(tmp_path / "run", dataclasses.replace(TINY, strategy=strategy, epochs=3))
+    run(folder)
+    result = folder.read_json(RESULT)
+    assert all(sum(map(len, a["active"].values())) <= result["budget"] for a in result["architectures"])
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path) -> None:
+    folder = begun(tmp_path / "run", dataclasses.replace(TINY, epochs=2))
+    run(folder)
+    before = {file: file.stat().st_mtime_ns for file in folder.path.rglob("*")}
+    run(folder)
+    assert {file: file.stat().st_mtime_ns for file in folder.path.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_warm_up_draws_fresh_architectures_of_the_budget_and_searching_draws_from_the_population(
+    tmp_path, monkeypatch
+) -> None:
+    drawn: list[tuple[int, tuple]] = []
+    update = Session.update
+
+    def watched(self, x, y, architectures, step):
+        drawn.append((step, tuple(architectures)))
+        return update(self, x, y, architectures, step)
+
+    monkeypatch.setattr(Session, "update", watched)
+    folder = begun(tmp_path / "run")
+    run(folder)
+    steps = [step for step, _ in drawn]
+    assert steps == list(range(12))
+    assert all(len(a) == len(set(a)) == 2 for _, a in drawn)
+    budget = folder.read_json(RESULT)["budget"]
+    assert all(a.size == budget for _, several in drawn for a in several)
+    first = folder.read_json("populations/0001.json")["members"]
+    population = {json.dumps(m["active"]) for m in first}
+    trained = {json.dumps({k: list(v) for k, v in a.active.items() if v}) for s, several in drawn[3:6] for a in several}
+    assert trained <= population
+
+
+def test_ratio_one_searches_the_one_architecture_there_is(tmp_path) -> None:
+    folder = begun(tmp_path / "run", dataclasses.replace(TINY, ratio=1.0, age_limit=3.0, age_offset=0.01))
+    run(folder)
+    assert len(folder.read_json(RESULT)["architectures"]) == 1
+
+
+def test_one_update_moves_weights_by_sgd_and_gates_by_adam_from_the_same_gradients() -> None:
+    config = dataclasses.replace(TINY, momentum=0.0, weight_decay=0.0, architectures=1)
+    session = Session(config)
+    twin = Session(config)
+    (x, y), *_ = session.batches(0, 0, 1)
+    architecture = session.strategy().ask(_start(session), torch.Generator().manual_seed(0)).train[0]
+    twin.task.loss(twin.supernet.model.train() and twin.supernet(architecture, x), y).backward()
+    session.update(x, y, [architecture], 0)
+    for before, after in zip(twin.weights, session.weights, strict=True):
+        moved = torch.zeros_like(before) if before.grad is None else 0.1 * before.grad
+        assert torch.allclose(after, before - moved, atol=1e-7)
+    for before, after in zip(twin.gates, session.gates, strict=True):
+        # Adam's first step has the size of its learning rate.
+        expected = 0.0 if before.grad is None else -0.03 * float(before.grad.sign())
+        assert float(after.detach() - before.detach()) == pytest.approx(expected, abs=1e-4)
+
+
+def _start(session: Session):
+    from repconv.search.strategies import State
+
+    return State(session.initial)
+
+
+def test_the_learning_rate_falls_as_a_cosine_over_the_whole_search() -> None:
+    session = Session(TINY)
+    assert session.learning_rate(0) == 0.1
+    assert session.learning_rate(session.steps // 2) == pytest.approx(0.05)
+    assert session.learning_rate(session.steps) == pytest.approx(0)
+
+
+class TestRefusals:
+    def test_a_folder_with_a_run(self, tmp_path) -> None:
+        begun(tmp_path / "run")
+        with pytest.raises(OutputError, match=r"holds a run already; go on with it \(search resume\)"):
+            begun(tmp_path / "run")
+        with pytest.raises(SearchError, match=r"holds no run: it has no config.json"):
+            RunFolder.open(tmp_path)
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OutputError, match=r"cannot make the folder .*: Not a directory"):
+            begun(tmp_path / "file" / "run")
+
+    def test_a_damaged_checkpoint(self, tmp_path) -> None:
+        folder = begun(tmp_path / "run")
+        (folder.path / CHECKPOINT).write_bytes(b"torn")
+        with pytest.raises(SearchError, match=r"checkpoint.pt: .*the run cannot go on from it"):
+            run(folder)
+
+    def test_a_configuration_that_somebody_broke(self, tmp_path) -> None:
+        folder = begun(tmp_path / "run")
+        content = {**settings_to_dict(TINY, SCHEMA), "epoch": 1}
+        (folder.path / CONFIG).write_text(json.dumps(content))
+        with pytest.raises(SearchError, match=r"config.json: unknown setting 'epoch' \(did you mean 'epochs'"):
+            run(folder)
+
+    def test_a_batch_that_the_images_do_not_fill(self) -> None:
+        with pytest.raises(SearchError, match="96 images to learn from fill no batch of 97"):
+            Session(dataclasses.replace(TINY, batch=97))
+
+    def test_a_device_that_is_not_there(self) -> None:
+        with pytest.raises(SearchError, match="device 'tpu'"):
+            chosen_device("tpu")
+        assert chosen_device("auto").type in ("cpu", "cuda")
+
+    def test_losses_that_are_not_finite(self, tmp_path) -> None:
+        folder = begun(tmp_path / "run", dataclasses.replace(TINY, learning_rate=1e30))
+        with pytest.raises(SearchError, match=r"loss is not finite .*lower the learning rate"):
+            run(folder)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_and_the_checkpoint_before_is_intact(tmp_path, monkeypatch) -> None:
+    folder = begun(tmp_path / "run")
+    written = []
+    checkpoint = RunFolder.write_checkpoint
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def counted(self, content) -> None:
+        if len(written) == 3:
+            monkeypatch.setattr("repconv.files.whole.os.fsync", full)
+        checkpoint(self, content)
+        written.append((folder.path / CHECKPOINT).read_bytes())
+
+    monkeypatch.setattr(RunFolder, "write_checkpoint", counted)
+    with pytest.raises(OutputError, match=r"checkpoint.pt: No space left on device; nothing was written"):
+        run(folder)
+    assert (folder.path / CHECKPOINT).read_bytes() == written[-1]
+    assert not list(folder.path.glob(".*"))
+    monkeypatch.undo()
+    monkeypatch.setattr("repconv.search.run._tensorboard", lambda *_: None)
+    run(folder)
+    whole = begun(tmp_path / "whole")
+    run(whole)
+    assert (folder.path / RESULT).read_text() == (whole.path / RESULT).read_text()
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch) -> None:
+    folder = begun(tmp_path / "run")
+    monkeypatch.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
+    folder.write_checkpoint({"model": {"weight": torch.ones(2)}})
+    monkeypatch.undo()
+    content = folder.read_checkpoint()
+    assert content is not None
+    assert content["model"]["weight"].device.type == "cpu"
+
+
+def test_metrics_that_cannot_be_written_are_an_error(tmp_path) -> None:
+    folder = begun(tmp_path / "run")
+    (folder.path / METRICS).symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"metrics.jsonl: No space left on device"):
+        folder.append_metrics({"kind": "epoch"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_run_killed_at_any_moment_ends_bit_identical(tmp_path) -> None:
+    """At every update, evaluation, file write and metrics line of a small run."""
+    script = Path(__file__).with_name("kill_points.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path), "1000"],
+        capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) >= 30
+    assert {point["signal"] for point in found} == {9}
+    assert sum(point["at"] == "inside a file write" for point in found) >= 8
+    assert sum(point["at"] == "inside a metrics line" for point in found) >= 3
+    assert not [point for point in found if point["differs"]]

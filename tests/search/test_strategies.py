@@ -1,0 +1,241 @@
+"""Every strategy, asked and told: what all promise, and what each is."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from repconv import SearchError
+from repconv.search.strategies import STRATEGIES, Member, Plan, State, create_strategy, state_from_dict
+from repconv.search.strategies.cars import crowding, fronts
+from repconv.search.strategies.evolution import Breeding, age_term
+from repconv.search.supernet.architecture import Architecture
+from repconv.search.supernet.space import SearchSpace, SpaceBlock
+from repconv.search.supernet.supernet import Gates
+
+KINDS = ("1x1", "avg", "1x3", "3x1")
+SPACE = SearchSpace(tuple(SpaceBlock(f"layer{i}", ("3x3",), KINDS) for i in range(5)))
+ZERO = Gates((0.0,) * 20, (0.0,) * 5)
+GOOD = (0, 3, 4, 9, 10, 15)
+LEARNT = Gates(tuple(2.0 if i in GOOD else -2.0 for i in range(20)), (0.0,) * 5)
+Score = Callable[[Architecture], float]
+every = pytest.mark.parametrize("name", STRATEGIES)
+
+
+def plan(**changes: object) -> Plan:
+    usual = Plan(SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
+    return dataclasses.replace(usual, **changes)
+
+
+def goodness(architecture: Architecture) -> float:
+    return sum(architecture.mask[i] for i in GOOD) / len(GOOD)
+
+
+def searched(name: str, wanted: Plan, score: Score = goodness, gates: Gates = LEARNT, seed: int = 0) -> list[State]:
+    """The state after each generation."""
+    strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(seed)
+    state, states = State(wanted.initial), []
+    for _ in range(wanted.generations):
+        question = strategy.ask(state, generator)
+        assert question.train
+        assert [m.architecture for m in question.state.asked] == list(question.measure)
+        state = strategy.tell(question.state, [score(a) for a in question.measure], gates)
+        states.append(state)
+    return states
+
+
+@every
+def test_what_is_found_is_within_the_budget_and_no_larger_than_the_population(name: str) -> None:
+    wanted = plan()
+    states = searched(name, wanted)
+    found = create_strategy(name, wanted).outcome(states[-1])
+    assert 1 <= len(set(found)) == len(found) <= wanted.population
+    assert all(a.size <= wanted.budget for a in found)
+    assert [s.generation for s in states] == list(range(1, 7))
+    assert not states[-1].asked
+
+
+@every
+def test_the_same_seed_gives_the_same_search(name: str) -> None:
+    assert searched(name, plan()) == searched(name, plan())
+
+
+@every
+def test_asking_and_telling_change_no_state(name: str) -> None:
+    strategy = create_strategy(name, plan())
+    states = searched(name, plan())
+    before = json.dumps(states[2].to_dict())
+    question = strategy.ask(states[2], torch.Generator().manual_seed(5))
+    strategy.tell(question.state, [0.5] * len(question.measure), ZERO)
+    assert json.dumps(states[2].to_dict()) == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        states[2].generation = 0
+
+
+@every
+def test_a_state_survives_json(name: str) -> None:
+    strategy = create_strategy(name, plan())
+    for state in searched(name, plan()):
+        asked = strategy.ask(state, torch.Generator().manual_seed(1)).state
+        for one in (state, asked):
+            assert state_from_dict(json.loads(json.dumps(one.to_dict())), SPACE) == one
+
+
+@every
+def test_the_wrong_number_of_scores_is_refused(name: str) -> None:
+    strategy = create_strategy(name, plan())
+    question = strategy.ask(State(ZERO), torch.Generator().manual_seed(0))
+    with pytest.raises(SearchError, match="scores were asked for, got"):
+        strategy.tell(question.state, [0.5] * (len(question.measure) + 1), ZERO)
+
+
+@every
+def test_a_space_of_one_architecture_does_not_loop_for_ever(name: str) -> None:
+    wanted = plan(budget=20, population=128, children=128, generations=15)
+    states = searched(name, wanted)
+    found = create_strategy(name, wanted).outcome(states[-1])
+    if name != "cars":  # whose architectures may be smaller than the budget
+        assert found == (Architecture.full(SPACE),)
+    assert found
+
+
+@pytest.mark.parametrize("name", ["des", "random", "aging", "cars"])
+def test_populations_get_better(name: str) -> None:
+    states = searched(name, plan(generations=30), gates=ZERO)
+    first, last = (max(m.accuracy for m in s.members) for s in (states[0], states[-1]))
+    assert last > first or last == 1
+
+
+def test_learnt_gates_make_des_faster_than_random_search() -> None:
+    mean = {
+        name: sum(max(m.accuracy for m in searched(name, plan(), seed=s)[2].members) for s in range(10)) / 10
+        for name in ("des", "random")
+    }
+    assert mean["des"] > mean["random"] + 0.05
+
+
+class TestDes:
+    def test_ages_count_generations_survived_and_scores_are_equation_15(self) -> None:
+        states = searched("des", plan(age_limit=5.0))
+        for before, after in itertools.pairwise(states):
+            ages = {m.architecture: m.age for m in before.members}
+            for member in after.members:
+                assert member.age == ages.get(member.architecture, 0) + 1
+                term = age_term(member.age, scale=0.05, limit=5, offset=0.01)
+                assert member.score == pytest.approx(member.accuracy + term)
+
+    def test_the_best_of_parents_and_children_live_on(self) -> None:
+        strategy = create_strategy("des", plan())
+        state = searched("des", plan())[0]
+        question = strategy.ask(state, torch.Generator().manual_seed(1))
+        ages = [m.age for m in question.state.asked]
+        assert ages == [2] * 8 + [1] * 8
+        accuracies = [i / 16 for i in range(16)]
+        survivors = strategy.tell(question.state, accuracies, LEARNT).members
+        terms = {age: age_term(age, scale=0.05, limit=10, offset=0.01) for age in (1, 2)}
+        written = sorted((a + terms[e] for a, e in zip(accuracies, ages, strict=True)), reverse=True)[:8]
+        assert [m.score for m in survivors] == pytest.approx(written)
+
+    def test_nothing_lives_past_the_age_limit(self) -> None:
+        favourite: list[Architecture] = []
+
+        def score(architecture: Architecture) -> float:
+            favourite[:] = favourite or [architecture]
+            return 1.0 if architecture == favourite[0] else 0.1
+
+        wanted = plan(age_limit=4.0, generations=7, breeding=Breeding(attempts=1))
+        lived = [any(m.architecture == favourite[0] for m in s.members) for s in searched("des", wanted, score)]
+        # Told at ages 1, 2, 3; at 4 it is gone.
+        assert lived[:4] == [True, True, True, False]
+        favourite.clear()
+        ageless = searched("des", dataclasses.replace(wanted, age=False), score)
+        assert all(any(m.architecture == favourite[0] for m in s.members) for s in ageless)
+        assert all(m.score == m.accuracy for s in ageless for m in s.members)
+
+    def test_a_population_that_would_die_out_is_born_again(self) -> None:
+        states = searched("des", plan(budget=20, age_limit=3.0, generations=5))
+        assert [[m.age for m in s.members] for s in states] == [[1], [2], [1], [2], [1]]
+
+
+class TestAging:
+    def test_children_exchange_one_branch_and_the_oldest_leave(self) -> None:
+        states = searched("aging", plan())
+        for before, after in itertools.pairwise(states):
+            old = [m.architecture for m in before.members]
+            now = [m.architecture for m in after.members]
+            assert now[: len(old) - 2] == old[2:]
+            for child in now[-2:]:
+                differing = [sum(a != b for a, b in zip(child.mask, one.mask, strict=True)) for one in old]
+                assert min(differing) == 2
+                assert child.size == 10
+        assert max(m.age for m in states[-1].members) <= 5
+
+
+class TestCars:
+    def test_fronts_by_hand(self) -> None:
+        points = [(0.1, 5.0), (0.2, 3.0), (0.3, 4.0), (0.2, 5.0), (0.4, 6.0), (0.1, 5.0)]
+        assert fronts(points) == [[0, 1, 5], [2, 3], [4]]
+
+    def test_crowding_by_hand(self) -> None:
+        assert crowding([(0.0, 10.0), (0.5, 4.0), (1.0, 0.0), (0.1, 8.0)]) == pytest.approx(
+            [math.inf, 0.9 + 0.8, math.inf, 0.5 + 0.6]
+        )
+        assert crowding([(0.5, 3.0)]) == [math.inf]
+
+    def test_small_architectures_live_beside_accurate_ones(self) -> None:
+        sizes = {m.architecture.size for m in searched("cars", plan(generations=20))[-1].members}
+        assert len(sizes) > 2
+        assert max(sizes) <= 10
+
+
+class TestGradientAndGold:
+    def test_gradient_keeps_the_largest_gates_and_trains_everything(self) -> None:
+        strategy = create_strategy("gradient", plan(budget=6))
+        assert strategy.ask(State(ZERO), torch.Generator()).train == (Architecture.full(SPACE),)
+        (found,) = strategy.outcome(searched("gradient", plan(budget=6))[-1])
+        assert [i for i, on in enumerate(found.mask) if on] == list(GOOD)
+
+    def test_the_gate_of_the_block_counts(self) -> None:
+        gates = Gates(ZERO.alpha, (0.0, 3.0, -3.0, 0.0, 0.0))
+        (found,) = create_strategy("gradient", plan(budget=4)).outcome(State(gates))
+        assert found.active["layer1"] == KINDS
+
+    def test_gold_prunes_evenly_and_trains_the_result_as_it_is(self) -> None:
+        states = searched("gold", plan(budget=6, generations=6))
+        sizes = [m.architecture.size for s in states for m in s.members]
+        assert sizes == [17, 14, 11, 8, 6, 6]
+        assert [i for i, on in enumerate(states[-1].members[0].architecture.mask) if on] == list(GOOD)
+        masks = [{a for a, on in enumerate(s.members[0].architecture.mask) if on} for s in states]
+        assert all(later <= earlier for earlier, later in itertools.pairwise(masks))
+        assert [s.members[0].architecture.size for s in searched("gold", plan(generations=1))] == [10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budget": 0}, "budget is 1 to 20"),
+        ({"budget": 21}, "budget is 1 to 20"),
+        ({"population": 0}, "population is at least 1"),
+        ({"generations": 0}, "generations is at least 1"),
+        ({"breeding": Breeding(mutation=1.5)}, "mutation is a chance from 0 to 1, got 1.5"),
+        ({"age_limit": 1.0}, "age limit a is above 1"),
+        ({"age_offset": 0.1}, "mu is above 0 and below"),
+    ],
+)
+def test_plans_that_make_no_sense(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(SearchError, match=says):
+        plan(**changes)
+    if "age_limit" in changes or "age_offset" in changes:
+        plan(**changes, age=False)
+
+
+def test_an_unknown_strategy_names_the_nearest() -> None:
+    with pytest.raises(SearchError, match=r"unknown strategy 'dse' \(did you mean 'des'\?\); they are des, random"):
+        create_strategy("dse", plan())
+    assert Member(Architecture.full(SPACE)).age == 1

@@ -1,0 +1,226 @@
+"""What a user may name as SOURCE, and what is said of what cannot be used."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from repconv import BackendError, CheckpointError, SourceError, create_model, fuse, save
+from repconv.sources.source import open_source
+
+
+@pytest.fixture
+def model(randomise):
+    return randomise(create_model("irep_resnet18", num_classes=7, width=4)).eval()
+
+
+X = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+
+
+class Wrapper(nn.Module):
+    """What DataParallel, torch.compile and Lightning do to names."""
+
+    def __init__(self, inner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.add_module(name, inner)
+
+
+LAYOUTS = {
+    "bare": lambda m: m.state_dict(),
+    "state_dict": lambda m: {"state_dict": m.state_dict(), "epoch": 3},
+    "model": lambda m: {"model": m.state_dict(), "optimizer": {"lr": 0.1}},
+    "DataParallel": lambda m: {"state_dict": Wrapper(m, "module").state_dict()},
+    "compiled": lambda m: Wrapper(m, "_orig_mod").state_dict(),
+    "DataParallel of compiled": lambda m: Wrapper(Wrapper(m, "_orig_mod"), "module").state_dict(),
+    "EMA": lambda m: {"model_ema": m.state_dict(), "model": {k: v * 0 for k, v in m.state_dict().items()}},
+    "averaged": lambda m: torch.optim.swa_utils.AveragedModel(m).state_dict(),
+    "Lightning": lambda m: {
+        "state_dict": {**Wrapper(m, "model").state_dict(), "criterion.weight": torch.ones(7)},
+        "pytorch-lightning_version": "2.0",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_found_in_their_wrapping(layout, model, tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save(LAYOUTS[layout](model), path)
+    source = open_source(str(path), model="irep_resnet18")
+    assert torch.equal(source.checkpoint.model(X), model(X))
+    assert len(source.sha256) == 64
+
+
+def test_safetensors_of_a_state_dict(model, tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "m.safetensors"
+    save_file({f"module.{n}": t.contiguous() for n, t in model.state_dict().items()}, path)
+    found = open_source(str(path), model="irep_resnet18").checkpoint.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_averaged_weights_come_first_and_are_said(model, tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save(LAYOUTS["EMA"](model), path)
+    assert "also there: model; --state-key chooses" in open_source(str(path), model="irep_resnet18").notes[0]
+    chosen = open_source(str(path), model="irep_resnet18", state_key="model").checkpoint.model
+    assert not torch.equal(chosen.fc.weight, model.fc.weight)
+
+
+FACTORY = """
+import torch
+from torch import nn
+from repconv import create_model, expand
+
+def make():
+    return create_model("irep_resnet18", num_classes=7, width=4)
+
+def broken():
+    return torch.ones(1)
+
+def failing():
+    raise RuntimeError("no licence")
+
+nothing = 3
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "usercode").mkdir()
+    (tmp_path / "usercode" / "nets.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [n for n in sys.modules if n.startswith("usercode")]:
+        del sys.modules[name]
+
+
+def test_a_factory_is_found_from_the_working_directory(project, model):
+    torch.save(model.state_dict(), "m.pth")
+    for source in (
+        open_source("usercode.nets:make@m.pth"),
+        open_source("m.pth", model="usercode.nets:make"),
+    ):
+        assert torch.equal(source.checkpoint.model(X), model(X))
+    assert "random" in open_source("usercode.nets:make").notes[0]
+    assert str(project) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("usercode.nets:mak", r"no 'mak' in it; it has .*make"),
+        ("usercode.none:make", r"usercode.none:make failed: ModuleNotFoundError: No module named 'usercode.none'"),
+        ("usercode.nets:broken", r"returned a Tensor, expected a torch.nn.Module"),
+        ("usercode.nets:failing", r"failed: RuntimeError: no licence \(nets.py, line 13\)"),
+        ("usercode.nets:nothing", r"is a int, expected a function"),
+        ("usercode.nets:make@none.pth", r"no weight file none.pth"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_what_a_factory_gets_wrong_is_said_with_where(source, words):
+    with pytest.raises(SourceError, match=words):
+        open_source(source)
+
+
+def test_library_models_by_name():
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    net = open_source("torchvision:resnet18").checkpoint.model
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+    assert not net.training
+    with pytest.raises(SourceError, match=r"torchvision has no model 'resnet1'; near it: .*resnet1"):
+        open_source("torchvision:resnet1")
+
+
+def test_timm_models_by_name():
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert open_source("timm:repvgg_a0").checkpoint.model(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+    with pytest.raises(SourceError, match=r"timm has no model 'repvgg_a'; near it: repvgg_a0"):
+        open_source("timm:repvgg_a")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_missing_library_is_named_with_its_installation(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(BackendError, match=f"{library} is not installed; install it with: pip install {library}"):
+        open_source(f"{library}:resnet18")
+
+
+def _saved(path, state):
+    torch.save(state, path)
+    return str(path)
+
+
+def test_weights_without_a_network_are_told_what_to_add(model, tmp_path):
+    with pytest.raises(SourceError, match=r"name it with --model: one of .* or --model package.module:factory"):
+        open_source(_saved(tmp_path / "m.pth", model.state_dict()))
+
+
+def test_a_checkpoint_needs_no_model(model, tmp_path):
+    save(model, tmp_path / "m.pt")
+    with pytest.raises(SourceError, match="describes its own network; leave out --model"):
+        open_source(str(tmp_path / "m.pt"), model="resnet18")
+
+
+MISFITS = {
+    "missing": (lambda s: {k: v for k, v in s.items() if k != "fc.bias"}, r"1 missing \(fc.bias\)"),
+    "extra": (lambda s: {**s, "fc.weigth": torch.ones(1)}, r"1 unexpected \(fc.weigth, nearest fc.weight\)"),
+    "shape": (lambda s: {**s, "fc.bias": torch.ones(3)}, r"fc.bias: \(3,\) in the file, \(7,\) in the network"),
+    "nan": (lambda s: {**s, "fc.bias": torch.full((7,), float("nan"))}, r"NaN or Inf in fc.bias"),
+    "not a state": (lambda _: {"epoch": 3}, r"no tensors in it; its keys are epoch"),
+    "list": (lambda _: [1, 2], r"holds a list, expected a state dict"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_weights_that_do_not_fit_are_listed(name, model, tmp_path):
+    spoil, words = MISFITS[name]
+    with pytest.raises(CheckpointError, match=words):
+        open_source(_saved(tmp_path / "m.pth", spoil(dict(model.state_dict()))), model="irep_resnet18")
+
+
+def test_the_model_that_would_fit_better_is_named(tmp_path):
+    state = create_model("repvgg_vgg16", width=4).state_dict()
+    with pytest.raises(CheckpointError, match=r"try --model repvgg_vgg16"):
+        open_source(_saved(tmp_path / "m.pth", state), model="irep_resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "image"),
+    [
+        ("irep_resnet18", {"blocks": (1, 2)}, (3, 32, 32)),
+        ("repvgg_vgg16", {"blocks": (1, 3, 2)}, (3, 32, 32)),
+        ("vgg16", {"blocks": (2, 1), "in_channels": 1}, (1, 32, 32)),
+        ("acnet_resnet50", {"blocks": (1, 1), "stem": "imagenet"}, (3, 224, 224)),
+    ],
+)
+def test_the_sizes_of_a_network_are_read_off_its_weights(name, sizes, image, tmp_path):
+    made = create_model(name, width=4, num_classes=5, **sizes)
+    torch.save(made.state_dict(), tmp_path / "m.pt")
+    found = open_source(str(tmp_path / "m.pt"), model=name).checkpoint
+    assert {"in_channels": 3, **found.model.spec.arguments} == {"in_channels": 3, **made.spec.arguments}
+    assert found.input_shape == image
+    other = "dbb_resnet18" if "resnet" in name else "dbb_vgg16"
+    with pytest.raises(CheckpointError, match=f"the names fit {name}: try --model {name}"):
+        open_source(str(tmp_path / "m.pt"), model=other)
+
+
+def test_tied_weights_stay_tied(tmp_path, monkeypatch):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+    monkeypatch.setitem(sys.modules, "tied_nets", type(sys)("tied_nets"))
+    sys.modules["tied_nets"].Tied = Tied
+    net = open_source(_saved(tmp_path / "m.pth", Tied().state_dict()), model="tied_nets:Tied").checkpoint.model
+    assert net.a.weight is net.b.weight
+
+
+def test_a_source_without_a_description_fuses(model, tmp_path):
+    source = open_source(_saved(tmp_path / "m.pth", model.state_dict()), model="irep_resnet18")
+    fused, report = fuse(source.checkpoint.model)
+    assert report.after.batch_norms == 0
+    torch.testing.assert_close(fused(X), model(X), rtol=1e-3, atol=1e-3)
