@@ -70,7 +70,7 @@ def exported(
     open_axes: tuple[tuple[int, str], ...] = ((0, "batch"),) if dynamic_batch else ()
     open_axes += ((2, "height"), (3, "width")) if dynamic_image else ()
     with _failing_in_words(opset):
-        found = _export(model, example, opset, dict(open_axes), optimise)
+        found = _export(model, _exemplary(example, [axis for axis, _ in open_axes]), opset, dict(open_axes), optimise)
         if not optimise:
             _name_after_modules(found)
     written = {entry.domain: entry.version for entry in found.opset_import}
@@ -83,6 +83,12 @@ def exported(
             f"the {' and '.join(closed)} cannot stay open: the network's code depends on its size; give one size"
         )
     return found
+
+
+def _exemplary(example: Tensor, open_axes: Sequence[int]) -> Tensor:
+    """`example` with open axes of size 1 doubled: torch.export before 2.10 takes a 1 for a size that stays 1."""
+    copies = [2 if axis in open_axes and size == 1 else 1 for axis, size in enumerate(example.shape)]
+    return example.repeat(copies) if max(copies) > 1 else example
 
 
 def finished(model: onnx.ModelProto, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:

@@ -119,7 +119,7 @@ def steps(draw: st.DrawFn, tensor: Carried, value: Tensor) -> tuple[Made, Tensor
     return carried.total(tensor, [axis], mean=True, keep=False), value.mean(axis)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.data())
 def test_a_chain_of_movements_is_what_torch_makes_of_an_index_tensor(data: st.DataObject) -> None:
     n, h, w = (data.draw(st.sampled_from(values)) for values in SIZES.values())

@@ -12,8 +12,16 @@ import click
 if TYPE_CHECKING:
     from repconv.export.settings import Span
 
+    _Shape = click.ParamType[tuple[int, int, int]]
+    _Batch = click.ParamType["Span"]
+    _Image = click.ParamType[tuple["Span", "Span"]]
+    _WholeNumbers = click.ParamType[tuple[int, ...]]
+    _Numbers = click.ParamType[tuple[float, ...]]
+else:  # click before 8.4 has no types to name
+    _Shape = _Batch = _Image = _WholeNumbers = _Numbers = click.ParamType
 
-class ImageShape(click.ParamType[tuple[int, int, int]]):
+
+class ImageShape(_Shape):
     """`3,224,224` or `3x224x224`, with or without a leading batch of 1."""
 
     name = "C,H,W"
@@ -31,7 +39,7 @@ class ImageShape(click.ParamType[tuple[int, int, int]]):
         return channels, height, width
 
 
-class BatchRange(click.ParamType["Span"]):
+class BatchRange(_Batch):
     """`N` or `MIN:OPT:MAX`."""
 
     name = "N|MIN:OPT:MAX"
@@ -50,7 +58,7 @@ class BatchRange(click.ParamType["Span"]):
             self.fail(str(error), param, ctx)
 
 
-class ImageRange(click.ParamType[tuple["Span", "Span"]]):
+class ImageRange(_Image):
     """`H,W`, each a number or `MIN:OPT:MAX`."""
 
     name = "H,W"
@@ -69,7 +77,7 @@ class ImageRange(click.ParamType[tuple["Span", "Span"]]):
             self.fail(str(error), param, ctx)
 
 
-class WholeNumbers(click.ParamType[tuple[int, ...]]):
+class WholeNumbers(_WholeNumbers):
     """Whole numbers from `least` on, separated by commas.
 
     Args:
@@ -93,7 +101,7 @@ class WholeNumbers(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+class Numbers(_Numbers):
     """Numbers separated by commas, one a channel."""
 
     name = "R,G,B"

@@ -31,8 +31,8 @@ SPLITS = (
 _SMOOTH = frozenset((
     "abs", "add", "alias", "cat", "clone", "contiguous", "conv2d", "detach", "div", "exp", "expand", "linear",
     "log", "matmul", "mean", "mm", "mul", "neg", "pad", "permute", "pow", "reciprocal", "reshape", "rsqrt",
-    "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "to", "_to_copy",
-    "transpose", "unsqueeze", "view", "batch_norm", "_softmax", "_unsafe_view",
+    "chunk", "einsum", "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "to", "_to_copy",
+    "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "batch_norm", "_softmax", "_unsafe_view",
 ))  # fmt: skip
 """Operations that give nearly the same of nearly the same numbers: no steps, such as those of floor."""
 
@@ -157,7 +157,9 @@ def _is_smooth(node: fx.Node) -> bool:
     """True for an operation that gives floating-point numbers, without steps."""
     value = node.meta.get("val")
     name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
-    return isinstance(value, Tensor) and value.is_floating_point() and name in _SMOOTH
+    found = value if isinstance(value, (tuple, list)) else (value,)
+    floats = all(isinstance(each, Tensor) and each.is_floating_point() for each in found)
+    return floats and (name in _SMOOTH or node.target is operator.getitem)
 
 
 def _in_float64(argument: object) -> object:

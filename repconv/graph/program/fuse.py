@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,12 +124,18 @@ def _planned(
     return facts, steps, plan(steps, needed, facts.placed), refusals
 
 
+def _unguarded(program: ExportedProgram) -> torch.nn.Module:
+    """The program's module; guards, and the option to leave them out, came with torch 2.9."""
+    options = inspect.signature(program.module).parameters
+    return program.module(check_guards=False) if "check_guards" in options else program.module()
+
+
 def _graph_module(program: ExportedProgram) -> fx.GraphModule:
     """The program as a graph of ATen operations without those that fusing would stumble over."""
     if program.example_inputs is None:
         raise FusionError("the exported program holds no example inputs; export it again with them")
     # In-place operations become ordinary ones; with no decompositions given, convolutions and the like stay.
-    module = program.run_decompositions({}).module(check_guards=False)
+    module = _unguarded(program.run_decompositions({}))
     if not isinstance(module, fx.GraphModule):
         raise FusionError("the exported program gives no graph module")
     for node in list(module.graph.nodes):
