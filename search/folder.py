@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from repconv.errors import OutputError, SearchError
+from repconv.errors import CheckpointError, OutputError, SearchError
 from repconv.files.whole import whole_file
+from repconv.sources.state_dicts import read_content
 
 from .supernet.architecture import read_json
 
@@ -126,9 +127,9 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds
-            raise SearchError(f"{file} is damaged ({type(error).__name__}); the run cannot go on from it") from error
+            content: dict[str, Any] = read_content(file)[0]
+        except CheckpointError as error:
+            raise SearchError(f"{error}; the run cannot go on from it") from error
         return content
 
     def go_back(self, metrics_bytes: int) -> None:

@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repconv.errors import SearchError
 from repconv.fusing import fuse_modules
-from repconv.sources.checkpoint import save
+from repconv.models.libraries import check_asked
+from repconv.sources.checkpoint import load, save
 from repconv.sources.source import open_source
 
 from .folder import RESULT, RunFolder
@@ -29,7 +30,7 @@ from .supernet.evaluate import EvaluationSettings, accuracy
 from .supernet.joint_update import backward
 from .supernet.supernet import Supernet, evaluating, subnetwork
 from .tasks.data import open_data
-from .tasks.network import build_network, set_positions
+from .tasks.network import build_network, is_own_network, set_positions
 from .tasks.task import EvaluationBatches, Split, Task, split, training_batches
 
 FORMAT = "repconv.retrain-checkpoint/1"
@@ -56,21 +57,33 @@ class Cutout:
         return cut
 
 
-def searched_network(found: Found, task: Task, supernet: str = "") -> nn.Module:
+def searched_network(found: Found, task: Task, supernet: str = "", *, own_code: str | None = None) -> nn.Module:
     """The network of a found architecture: fresh, its gates as searched, or with the weights of its supernet.
+
+    Args:
+        found: the architecture.
+        task: what the network is to learn.
+        supernet: a checkpoint, or empty.
+        own_code: for a network made by `package.module:factory`, that name again: what a file names is not run without
+            being asked for.
 
     Raises:
         SearchError: the architecture is not of the network its file names.
+        SourceError: its file names code that `own_code` does not.
     """
     known = {"name", "width", "blocks", "fixed", "branches"}
     if set(found.network) != known:
         raise SearchError(f"the architecture's network is described by {', '.join(sorted(known))}; got {found.network}")
+    name = str(found.network["name"])
+    if is_own_network(name):
+        check_asked(name, () if own_code is None else (own_code,), "--network", "the architecture's network")
     if supernet:
-        model = open_source(supernet).checkpoint.model.train()
+        opened = load(supernet, own_code=own_code) if own_code else open_source(supernet).checkpoint
+        model = opened.model.train()
     else:
         network = found.network
         model = build_network(
-            network["name"], task,
+            name, task,
             width=network["width"], blocks=network["blocks"], fixed=network["fixed"], branches=network["branches"],
         )  # fmt: skip
         here = Supernet(model)
@@ -81,6 +94,7 @@ def searched_network(found: Found, task: Task, supernet: str = "") -> nn.Module:
 def retrain(
     folder: RunFolder, found: Found, config: RetrainConfig, report: Report = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
+    *, own_code: str | None = None,
 ) -> None:  # fmt: skip
     """Train `found` in `folder` to its end, on from its last checkpoint if there is one.
 
@@ -88,7 +102,16 @@ def retrain(
     `accelerate launch`, split every mini-batch, each normalises by the statistics of its own images (see
     `joint_update.backward`), and the first one writes.
 
+    Args:
+        folder: of this retraining.
+        found: the architecture.
+        config: the settings.
+        report: is shown every line of the metrics as it is written.
+        clock: seconds.
+        own_code: as of `searched_network`.
+
     Raises:
+        SourceError: as `searched_network`.
         SearchError: a setting makes no sense, or the loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
         VerificationError: the fused form differs from the trained network; only the last checkpoint is written.
@@ -96,7 +119,7 @@ def retrain(
     if (folder.path / RESULT).exists():
         return
     with joined(config.device) as (processes, device):
-        _retrain(folder, Trainer(found, config, processes, device), report, clock)
+        _retrain(folder, Trainer(found, config, processes, device, own_code=own_code), report, clock)
 
 
 def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callable[[], float]) -> None:
@@ -141,6 +164,8 @@ class Trainer:
         config: RetrainConfig,
         processes: Processes = Processes(),  # noqa: B008  # frozen
         device: str | None = None,
+        *,
+        own_code: str | None = None,
     ) -> None:
         self.config, self.found, self.processes = config, found, processes
         self.duty = processes.duty(1, config.batch)
@@ -151,7 +176,7 @@ class Trainer:
         if not self.steps_an_epoch:
             raise SearchError(f"{len(self.split.train)} images to learn from fill no batch of {config.batch}")
         torch.manual_seed(config.seed)
-        model = searched_network(found, self.task, config.supernet)
+        model = searched_network(found, self.task, config.supernet, own_code=own_code)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         set_positions(model, config.positions)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from repconv.errors import CheckpointError, SearchError
+from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
 from .config import SCHEMA, SearchConfig
@@ -32,6 +33,8 @@ from .strategies import State, Strategy, state_from_dict
 from .strategies.evolution import random_architecture
 from .supernet.architecture import Architecture
 from .supernet.supernet import Gates
+from .tasks.data import is_own_data
+from .tasks.network import is_own_network
 
 FORMAT = "repconv.search-checkpoint/1"
 Report = Callable[[Mapping[str, Any]], None]
@@ -54,21 +57,31 @@ class Progress:
     generator: torch.Generator = field(default_factory=torch.Generator)
 
 
-def run(folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], float] = time.perf_counter) -> None:
+def run(
+    folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], float] = time.perf_counter,
+    *, own_code: Collection[str] = (),
+) -> None:  # fmt: skip
     """Start the run of `folder`, or go on with it, to its end; a finished run is left as it is.
 
     Args:
         folder: with its configuration.
         report: is shown every line of the metrics as it is written, by the first process where there are several.
         clock: seconds.
+        own_code: for data or a network made by `package.module:factory`, those names again: what a configuration names
+            is not run without being asked for.
 
     Raises:
+        SourceError: the configuration names code that `own_code` does not.
         SearchError: the configuration makes no sense, the checkpoint is damaged, or a loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
     """
     config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
     if (folder.path / RESULT).exists():
         return
+    if is_own_data(config.data):
+        check_asked(config.data, own_code, "--data", f"{folder.path / CONFIG}: the data")
+    if is_own_network(config.network):
+        check_asked(config.network, own_code, "--network", f"{folder.path / CONFIG}: the network")
     with joined(config.device) as (processes, device):
         _run(folder, Session(config, processes, device), report, clock)
 

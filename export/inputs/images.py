@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import read_array
 from torch import Tensor
 
 from repconv.errors import BackendError, SourceError
+from repconv.files.archives import Archive, ArchiveError
 from repconv.sources.checkpoint import Normalization
 
 from ..settings import Preprocessing
@@ -139,7 +141,7 @@ def _read_folder(
         raise SourceError(f"{path}: no such folder or zip file of images")
     try:
         files = list(_entries(path))
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ArchiveError) as error:
         raise SourceError(f"{path}: neither a folder nor a readable zip file ({error})") from error
     if not files:
         raise SourceError(
@@ -148,11 +150,13 @@ def _read_folder(
     known = list(class_names) or sorted({Path(name).parent.name for name in files})
     chosen = _draw(len(files), limit, seed)
     pixels, labels = [], []
-    archive = zipfile.ZipFile(path) if path.is_file() else None
-    try:
+    with _contents(path) as read:
         for index in chosen:
             name = files[index]
-            content = archive.read(name) if archive is not None else (path / name).read_bytes()
+            try:
+                content = read(name)
+            except (OSError, ArchiveError) as error:
+                raise SourceError(f"{path}: cannot read {name} in it ({error})") from error
             try:
                 with Image.open(io.BytesIO(content)) as image:
                     pixels.append(np.asarray(_fitted(image.convert("L" if size[0] == 1 else "RGB"), size[1], size[2])))
@@ -160,9 +164,6 @@ def _read_folder(
                 raise SourceError(f"{path}: {name} is no readable image ({error}); mend or remove it") from error
             folder = Path(name).parent.name
             labels.append(known.index(folder) if folder in known else -1)
-    finally:
-        if archive is not None:
-            archive.close()
     stacked = np.stack(pixels)
     stacked = stacked[..., None] if stacked.ndim == 3 else stacked
     if stacked.shape[3] != size[0]:
@@ -176,9 +177,19 @@ def _entries(path: Path) -> Iterator[str]:
     if path.is_dir():
         names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
     else:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with path.open("rb") as stream:
+            names = list(Archive(stream, any_case=True).members)
     return (name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+@contextmanager
+def _contents(path: Path) -> Iterator[Callable[[str], bytes]]:
+    """What gives the bytes of an image by its path inside a folder or a zip."""
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+        return
+    with path.open("rb") as stream:
+        yield Archive(stream, any_case=True).read
 
 
 def _draw(count: int, limit: int, seed: int) -> list[int]:
@@ -201,9 +212,14 @@ def _read_arrays(
     path: Path, size: tuple[int, int, int], normalization: Normalization | None, limit: int, seed: int
 ) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as stream:
+            archive = Archive(stream)
+            arrays = {
+                name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.members
+                if name.endswith(".npy")
+            }
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise SourceError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None or not len(images):

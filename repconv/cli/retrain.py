@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 @click.argument("architecture")
 @click.option("--preset", "preset_name", default="smoke", show_default=True, help="Settings to start from; see below.")
 @click.option("--data", help="Training images, as of repconv search run.")
+@click.option("--network", help="The architecture's network again, where it is package.module:factory: your own code.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
 @click.option("-o", "--output", required=True, help="Folder of the run: new, or one of this very line to go on with.")
 @json_option
 def command(
-    architecture: str, preset_name: str, data: str | None, settings: tuple[str, ...], output: str, json_file: str | None
+    architecture: str,
+    preset_name: str,
+    data: str | None,
+    network: str | None,
+    settings: tuple[str, ...],
+    output: str,
+    json_file: str | None,
 ) -> None:
     """Train the searched ARCHITECTURE (a repconv.arch/1 file of a search), then fuse it.
 
@@ -46,7 +53,7 @@ def command(
         if processes.first:
             _open(folder, {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()})
         processes.gathered([output])  # until then the others have no folder to read
-        retrain(folder, found, config, _show)
+        retrain(folder, found, config, _show, own_code=network)
     if not processes.first:
         return
     result = folder.read_json(RESULT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -20,6 +20,25 @@ LIBRARIES = ("timm", "torchvision")
 def is_own_code(name: str) -> bool:
     """Whether making the network of this name runs code that is neither this package's nor a library's."""
     return ":" in name and name.partition(":")[0] not in LIBRARIES
+
+
+def check_asked(name: str, asked: Collection[str], option: str, what: str) -> None:
+    """Refuse code that a file names, unless the user named it, too.
+
+    Args:
+        name: `package.module:factory`, as the file has it.
+        asked: what the user named.
+        option: of the command line that names it.
+        what: what it makes and which file says so, for the message.
+
+    Raises:
+        SourceError: nobody asked for it.
+    """
+    if name not in asked:
+        raise SourceError(
+            f"{what} is made by {name}, which is no code of this package and is not run because a file names it; if "
+            f"you trust it, say so: {option} {name}"
+        )
 
 
 def create_named(name: str, weights: str | None = None) -> nn.Module:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files.archives import Archive, ArchiveError, is_archive
 
 WRAPPINGS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "net")
 """Keys under which checkpoints keep their weights. Averaged weights come first: they are what people evaluate."""
@@ -51,10 +51,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 
 def _read_torch(path: Path) -> Any:  # noqa: ANN401  # whatever was saved
-    if zipfile.is_zipfile(path):
-        _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream:
+            if is_archive(stream):
+                Archive(stream).check()  # torch itself compares no check sums
+                stream.seek(0)
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: the file is damaged: {error}; fetch or save it again") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a readable file of tensors and plain values: it may hold pickled Python objects, such as a "
@@ -63,17 +67,6 @@ def _read_torch(path: Path) -> Any:  # noqa: ANN401  # whatever was saved
         ) from error
     except Exception as error:  # torch raises many types for a damaged file
         raise CheckpointError(f"{path}: not a readable file of tensors ({_first_line(error)})") from error
-
-
-def _check_archive(path: Path) -> None:
-    """Compare every entry of a torch archive with its check sum, which torch itself does not do."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # zipfile, too, raises many types for a damaged file
-        raise CheckpointError(f"{path}: the file is damaged ({_first_line(error)}); fetch or save it again") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: the file is damaged: {damaged} fails its check sum; fetch or save it again")
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,6 +22,12 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _MISSING = "{} is not installed; install it with: pip install 'repconv[search]'"
 
 
+def is_own_data(name: str) -> bool:
+    """Whether opening the data of this name runs code of the user's."""
+    kind, _, rest = name.partition(":")
+    return bool(rest) and kind not in ("cifar10", "cifar100", "imagefolder")
+
+
 def open_data(name: str, test: str = "", *, image_size: int = 224) -> Task:
     """What `name` names.
 
@@ -41,7 +47,7 @@ def open_data(name: str, test: str = "", *, image_size: int = 224) -> Task:
         task = _cifar(kind, Path(rest))
     elif kind == "imagefolder":
         task = _folder(Path(rest), image_size)
-    elif rest:
+    elif is_own_data(name):
         task = _own(name)
     else:
         raise SearchError(f"unknown data {name!r}; data is {FORMS}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import zipfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from repconv.errors import BackendError, SearchError
+from repconv.files.archives import Archive, ArchiveError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 _TRAIN, _HELD_OUT = ("train",), ("val", "valid", "validation", "test")
@@ -52,7 +53,7 @@ class StoredImages:
 
     def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
         self.root, self.files = root, tuple(files)
-        self._archive: zipfile.ZipFile | None = None
+        self._archive: Archive | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,9 +71,11 @@ class StoredImages:
             if self.root.is_dir():
                 return (self.root / name).read_bytes()
             if self._archive is None:
-                self._archive = zipfile.ZipFile(self.root)
+                stream = self.root.open("rb")
+                weakref.finalize(self, stream.close)
+                self._archive = Archive(stream, any_case=True)
             return self._archive.read(name)
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
+        except (OSError, ArchiveError, KeyError) as error:
             raise SearchError(f"cannot read {name} in {self.root}: {error}") from error
 
 
@@ -121,9 +124,9 @@ def _file_names(path: Path) -> list[str]:
     if not path.exists():
         raise SearchError(f"{path}: no such folder or zip of images")
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
+        with path.open("rb") as stream:
+            return list(Archive(stream, any_case=True).members)
+    except (OSError, ArchiveError) as error:
         raise SearchError(f"{path} is neither a folder nor a readable zip: {error}") from error
 
 

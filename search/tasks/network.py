@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from repconv.blocks.branches import BRANCHES
 from repconv.blocks.statistics.sampling import Sampling
 from repconv.errors import SearchError
 from repconv.expansion.expand import expand
+from repconv.models.libraries import is_own_code
 from repconv.sources.source import open_source
 
 from .task import Task
@@ -65,6 +67,11 @@ def build_network(
         model, fixed=tuple(fixed) or FIXED, branches=tuple(branches) or SEARCHABLE, preserve=True,
         example_inputs=example,
     ).train()  # fmt: skip
+
+
+def is_own_network(name: str) -> bool:
+    """Whether making the network of this name runs code of the user's."""
+    return name not in list_models() and not Path(name).exists() and is_own_code(name.partition("@")[0])
 
 
 def example_images(task: Task, count: int = 64) -> Tensor:

@@ -117,7 +117,7 @@ REFUSALS = {
     "version of words": (lambda p: _edited(p, version="x"), r"version is 'x', expected a whole number"),
     "other format": (lambda p: _edited(p, format="x"), r"not a repconv checkpoint"),
     "empty": (lambda p: p.write_bytes(b""), r"the file is empty"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:1000]), r"not a readable file of tensors"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:1000]), r"the file is damaged: .*cut short"),
     "bit flip in a weight": (lambda p: _flipped(p, 0.5), r"the file is damaged: .* fails its check sum"),
     "text": (lambda p: p.write_text("hello"), r"not a readable file of tensors"),
     "image": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0" + bytes(range(256))), r"not a readable file of tensors"),

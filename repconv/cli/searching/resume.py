@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: repconv search resume runs/small")
 @click.argument("folder")
+@click.option("--data", help="The run's data again, where they are package.module:factory: your own code.")
+@click.option("--network", help="The run's network again, where it is package.module:factory: your own code.")
 @json_option
-def command(folder: str, json_file: str | None) -> None:
+def command(folder: str, data: str | None, network: str | None, json_file: str | None) -> None:
     """Go on with the run in FOLDER from its last checkpoint; on a CPU it ends as if nothing had happened."""
     from repconv.search.config import SCHEMA, SearchConfig
     from repconv.search.folder import CONFIG, RunFolder
@@ -28,26 +30,33 @@ def command(folder: str, json_file: str | None) -> None:
     opened = RunFolder.open(Path(folder))
     config = settings_from_dict(SearchConfig, SCHEMA, opened.read_json(CONFIG), str(opened.path / CONFIG))
     with joined(config.device) as (processes, _):
-        run_to_its_end(opened, json_file, processes)
+        own_code = [name for name in (data, network) if name is not None]
+        run_to_its_end(opened, json_file, processes, own_code)
 
 
-def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processes) -> None:
-    """Run a search; the first process shows its progress and what it found."""
+def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processes, own_code: Collection[str]) -> None:
+    """Run a search; the first process shows its progress and what it found.
+
+    own_code: what the user named on the command line, which may be run.
+    """
     from repconv.search.folder import BEST, RESULT
     from repconv.search.reports.found import read_found
     from repconv.search.reports.picture import terminal
     from repconv.search.run import run
+    from repconv.search.tasks.network import is_own_network
 
     from ..shared.record import file_record, write_json
 
-    run(folder, _show)
+    run(folder, _show, own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)
     click.echo(f"\n{terminal(best.architecture)}\n")
+    name = str(best.network["name"])
+    again = f" --network {name}" if is_own_network(name) else ""
     click.echo(
         f"  best of {len(result['architectures'])}: validation accuracy {best.accuracy:.4f} as a single-path network\n"
-        f"  wrote {folder.path / BEST}; train it with: repconv retrain {folder.path / BEST}"
+        f"  wrote {folder.path / BEST}; train it with: repconv retrain {folder.path / BEST}{again}"
     )
     if json_file is not None:
         write_json(json_file, "repconv.search-run/1", {

@@ -66,7 +66,7 @@ def command(
         if processes.first:
             RunFolder.create(folder.path, settings_to_dict(config, SCHEMA), {"preset": preset_name, **environment()})
         processes.gathered([output])  # until then the others have no folder to read
-        run_to_its_end(folder, json_file, processes)
+        run_to_its_end(folder, json_file, processes, [config.data, config.network])
 
 
 def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: str | None) -> None:
