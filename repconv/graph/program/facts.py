@@ -32,7 +32,8 @@ _SMOOTH = frozenset((
     "abs", "add", "alias", "cat", "clone", "contiguous", "conv2d", "detach", "div", "exp", "expand", "linear",
     "log", "matmul", "mean", "mm", "mul", "neg", "pad", "permute", "pow", "reciprocal", "reshape", "rsqrt",
     "chunk", "einsum", "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "to",
-    "_to_copy", "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "batch_norm", "_softmax", "_unsafe_view",
+    "_to_copy", "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "batch_norm", "_softmax",
+    "_unsafe_view",
 ))  # fmt: skip
 """Operations that give nearly the same of nearly the same numbers: no steps, such as those of floor."""
 
