@@ -252,7 +252,7 @@ def _with_own(found: Comparison) -> Comparison:
     if found.own is None or not found.own.finite or RUNTIME_FACTOR * found.own.to_scale <= found.tolerance:
         return found
     reason = f"{RUNTIME_FACTOR:g} x the unfused network's own error in {found.dtype}"
-    return replace(found, tolerance=RUNTIME_FACTOR * found.own.to_scale, reason=reason)
+    return replace(found, tolerance=min(RUNTIME_FACTOR * found.own.to_scale, found.ceiling), reason=reason)
 
 
 def _own(subject: Subject, inputs: Tensor, dtype: torch.dtype) -> Sequence[Tensor] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from repconv.errors import SourceError
 from repconv.proof.agreement import Agreement, Comparison, Difference, comparisons
+from repconv.proof.pooling import compare_calls
 
 from ..runtimes.artefact import Artefact, Input, Run, in_float64
 
@@ -126,22 +127,27 @@ def verify_artefacts(a: Artefact, b: Artefact, inputs: Sequence[Inputs]) -> tupl
         told, reference, original, dtype = f"{a.name} as it is, run by {a.kind}", kept, None, None
     else:
         told, reference, original, dtype = f"{kept.name} in float64", in_float64(kept), kept.run, torch.float64
-    found: list[Comparison] = []
-    for index, given in enumerate(inputs):
-        where = " and ".join("x".join(map(str, x.shape)) for x in given)
+    failure = next((f for f in (_cannot_run(x, inputs[0]) for x in (kept, other)) if f), None)
+    if failure is not None:
+        raise SourceError(f"{failure} of shape {_shapes_of(inputs[0])}")
+
+    def compare(given: Inputs) -> Sequence[Comparison]:
+        where = _shapes_of(given)
         failure = next((f for f in (_cannot_run(x, given) for x in (kept, other)) if f), None)
-        if failure is not None and index == 0:
-            raise SourceError(f"{failure} of shape {where}")
         if failure is not None:
-            infinite = Difference(math.inf, math.inf, math.inf)
+            infinite = Difference(math.inf, math.inf, math.inf, math.inf)
             shape = tuple(given[0].shape)
-            found.append(Comparison(where, shape, "", infinite, None, 0.0, "nothing to compare", mismatch=failure))
-            continue
-        found += comparisons(
+            return [Comparison(where, shape, "", infinite, None, 0.0, "nothing to compare", mismatch=failure)]
+        return comparisons(
             _function(reference.run), _function(other.run), given, where=where, reference_dtype=dtype,
             original=None if original is None else _function(original),
         )  # fmt: skip
-    return Agreement(end_to_end=tuple(found)), told
+
+    return Agreement(end_to_end=compare_calls(compare, inputs)), told
+
+
+def _shapes_of(given: Inputs) -> str:
+    return " and ".join("x".join(map(str, x.shape)) for x in given)
 
 
 def _function(run: Run) -> Callable[..., Any]:

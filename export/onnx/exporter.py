@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from repconv.errors import BuildError
-from repconv.proof.agreement import Agreement, comparisons
+from repconv.proof.agreement import Agreement, Comparison, comparisons
+from repconv.proof.float64 import in_float64
 from repconv.proof.leaves import Function
+from repconv.proof.pooling import compare_calls
 from repconv.sources.checkpoint import Normalization
 
 from ..settings import DEFAULT_OPSET
@@ -193,11 +195,12 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def verify_onnx(content: bytes, model: nn.Module, inputs: Sequence[Tensor]) -> Agreement:
     """How far a serialised ONNX model, run by onnxruntime, is from `model`, the unfused network, on `inputs`."""
-    run = onnx_function(content)
-    return Agreement(end_to_end=tuple(
-        c for x in inputs for c in
-        comparisons(model, run, x, original=model, where=f"onnxruntime, {'x'.join(map(str, x.shape))}")
-    ))  # fmt: skip
+    run, reference = onnx_function(content), in_float64(model)
+
+    def compare(x: Tensor) -> Sequence[Comparison]:
+        return comparisons(reference, run, x, original=model, where=f"onnxruntime, {'x'.join(map(str, x.shape))}")
+
+    return Agreement(end_to_end=compare_calls(compare, inputs))
 
 
 def onnx_function(model: bytes) -> Function:

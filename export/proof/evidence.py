@@ -105,6 +105,9 @@ class Evidence:
             worst = max(self.comparisons, key=lambda c: c.error.to_scale / c.tolerance)
             allowed = f"max allowed {worst.tolerance:.1e} ({worst.reason})"
         complaint = f"; {self._complaint}" if self._complaint else ""
+        silent = next((c.undecided for c in self.comparisons if c.undecided), None)
+        if silent is not None:
+            return f"cannot tell in {said}: {silent}; {errors}{top1}; a tolerance of your own (--tolerance) decides"
         return f"{'equal' if self.passed else 'NOT equal'} in {said}: {errors}{top1}; {allowed}{complaint}"
 
     @property

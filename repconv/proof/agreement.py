@@ -7,7 +7,7 @@ float64 reference, and beside the candidate's error stands the error the origina
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +22,10 @@ FLOORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 8e-3, torch.b
 """Errors that are always accepted, relative to the output's scale: 1e-5 is about 80 float32 roundings; half precisions
 get 8 roundings, being used for storage and not for sums; float64 leaves room for what depth amplifies."""
 
+CEILINGS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 0.5}
+"""Own errors of an original, relative to the output's scale, above which they excuse nothing: no depth of sane weights
+makes so much of rounding, but an ill-conditioned network or a broken reference does."""
+
 OWN_ERROR_FACTOR = 2.0
 """A candidate may be at most this many times as far from the reference as the original is in the same dtype."""
 
@@ -34,11 +38,13 @@ class Difference:
     to_scale: that, over the root mean square of the reference.
     to_channel: largest difference over the standard deviation of its own channel (axis 1 of maps; vectors count as
         one channel). Channels that vary less than a thousandth of the whole count as varying by that much.
+    rms: root mean square difference over the root mean square of the reference.
     """
 
     max_absolute: float
     to_scale: float
     to_channel: float
+    rms: float = 0.0
 
     @property
     def finite(self) -> bool:
@@ -53,6 +59,8 @@ class Comparison:
     own: the original's error in the candidate's dtype, where the original is not the reference itself.
     path: of this output among several, such as `out.boxes` or `[0]`; empty for a lone tensor.
     mismatch: in words, why there is nothing to subtract: an output only one side has, other shapes, other types.
+    undecided: in words, why the numbers say nothing: the original's own error is above the `ceiling` of its type.
+    pooled: where several calls are judged together (`pooling`), their error in the mean and what of it is allowed.
     """
 
     where: str
@@ -64,11 +72,16 @@ class Comparison:
     reason: str
     path: str = ""
     mismatch: str | None = None
+    undecided: str | None = None
+    pooled: tuple[float, float] | None = None
+    ceiling: float = math.inf
 
     @property
     def passed(self) -> bool:
-        """True if the error is finite and within the tolerance."""
-        return self.mismatch is None and self.error.finite and self.error.to_scale <= self.tolerance
+        """True if the error is finite and within the tolerance, alone or together with other calls."""
+        if self.mismatch is not None or self.undecided is not None or not self.error.finite:
+            return False
+        return self.error.to_scale <= self.tolerance or (self.pooled is not None and self.pooled[0] <= self.pooled[1])
 
     @property
     def place(self) -> str:
@@ -83,10 +96,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Comparisons block by block and end to end."""
+    """Comparisons block by block and end to end.
+
+    partial: whether blocks are left out that could not be measured, so that the others cannot carry the verdict alone.
+    """
 
     blocks: tuple[Comparison, ...] = ()
     end_to_end: tuple[Comparison, ...] = ()
+    partial: bool = False
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -95,8 +112,24 @@ class Agreement:
 
     @property
     def passed(self) -> bool:
-        """True if there is anything to compare and every comparison passed."""
-        return bool(self.comparisons) and all(c.passed for c in self.comparisons)
+        """True if there is anything to compare and every comparison passed.
+
+        Comparisons end to end that say nothing do not count where all blocks are proven: all else is the same in both
+        networks, so that equal blocks make equal networks.
+        """
+        counted = [c for c in self.comparisons if not (self._carried and c.undecided)]
+        return bool(counted) and all(c.passed for c in counted)
+
+    @property
+    def _carried(self) -> bool:
+        """Whether blocks alone can carry the verdict."""
+        return bool(self.blocks) and not self.partial
+
+    @property
+    def undecided(self) -> Comparison | None:
+        """The comparison that says least: of those end to end that say nothing, the one of the largest own error."""
+        silent = [c for c in self.end_to_end if c.undecided]
+        return max(silent, key=lambda c: c.own.to_scale if c.own else math.inf, default=None)
 
     @property
     def worst_block(self) -> Comparison | None:
@@ -113,13 +146,19 @@ class Agreement:
         """One sentence: equal within which tolerance and why, or where not."""
         if not self.comparisons:
             return "nothing was compared"
-        failed = [c for c in self.comparisons if not c.passed]
+        failed = [c for c in self.comparisons if not c.passed and not c.undecided]
+        silent = self.undecided
+        said = "" if silent is None else f"; end to end says nothing: {silent.undecided}"
+        if not failed and silent is not None and not self._carried:
+            return f"cannot tell{said.replace('; end to end says nothing', '')}"
         if not failed:
-            worst = _worst(self.comparisons)
-            assert worst is not None  # noqa: S101  # comparisons is not empty
+            decided = [c for c in self.comparisons if not c.undecided]
+            worst = _worst(decided)
+            assert worst is not None  # noqa: S101  # where there are silent ones, there are blocks
+            carried = f"{said}, so that the {len(self.blocks)} blocks carry the verdict" if said else ""
             return (
-                f"equal: all {len(self.comparisons)} comparisons within tolerance, the nearest to it {worst.place} "
-                f"at {worst.error.to_scale:.1e} of {worst.tolerance:.1e} ({worst.reason})"
+                f"equal: all {len(decided)} comparisons within tolerance, the nearest to it {worst.place} "
+                f"at {worst.error.to_scale:.1e} of {worst.tolerance:.1e} ({worst.reason}){carried}"
             )
         worst = _worst(failed)
         assert worst is not None  # noqa: S101
@@ -180,7 +219,7 @@ def difference(reference: Tensor, candidate: Tensor) -> Difference:
         return Difference(0.0, 0.0, 0.0)
     error = (got - wanted).abs()
     if not bool(torch.isfinite(error).all()):
-        return Difference(math.inf, math.inf, math.inf)
+        return Difference(math.inf, math.inf, math.inf, math.inf)
     channels, errors = (t.transpose(0, 1).flatten(1) if t.dim() > 2 else t.reshape(1, -1) for t in (wanted, error))
     spread = channels.std(1, correction=0).clamp_min(1e-3 * float(channels.std(correction=0)))
     by_channel = errors.amax(1)
@@ -188,6 +227,7 @@ def difference(reference: Tensor, candidate: Tensor) -> Difference:
         float(error.max()),
         _ratio(float(error.max()), float(wanted.square().mean().sqrt())),
         max(_ratio(float(e), float(s)) for e, s in zip(by_channel, spread, strict=True)),
+        _ratio(float(error.square().mean().sqrt()), float(wanted.square().mean().sqrt())),
     )
 
 
@@ -249,8 +289,9 @@ def comparisons(
     original: Function | None = None,
     where: str = "end to end",
     reference_dtype: torch.dtype | None = torch.float64,
+    asked: Collection[torch.dtype] = (),
 ) -> tuple[Comparison, ...]:
-    """The comparisons that make `compare`, one an output."""
+    """The comparisons that make `compare`, one an output; `asked` as for `compare_tensors`."""
     with torch.no_grad():
         own = {} if original is None else dict(leaves(call(original, inputs)))
         said = ""
@@ -258,6 +299,7 @@ def comparisons(
             exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
             given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
             wanted = dict(leaves(call(exactly, given)))
+            asked = {*asked, *getattr(exactly, "asked", ())}
         except Exception as error:
             if reference_dtype is None or original is None:
                 if reference_dtype is not None:
@@ -275,7 +317,7 @@ def comparisons(
     shape = tuple(tensors[0].shape) if tensors else ()
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
     found = {
-        path: compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype)
+        path: compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype, asked)
         for path in {**wanted, **got}
     }
     return tuple(
@@ -289,6 +331,7 @@ def compare_tensors(
     own: Tensor | None,
     dtype: torch.dtype | None = None,
     reference_dtype: torch.dtype | None = torch.float64,
+    asked: Collection[torch.dtype] = (),
 ) -> Comparison:
     """Judge one output, of any shape: `got` against `wanted`, beside `own`, what the original gives.
 
@@ -298,6 +341,7 @@ def compare_tensors(
         own: the original's output, if there is an original.
         dtype: of the inputs, which sets the tolerance; None: that of `got`.
         reference_dtype: what `wanted` was computed in; None: as `dtype`.
+        asked: types that the original's own code computes in besides.
     """
     said = _mismatch(wanted, got)
     if wanted is None or got is None or said is not None:
@@ -311,7 +355,28 @@ def compare_tensors(
     dtype = dtype or (got.real.dtype if got.is_complex() else got.dtype)
     before = None if own is None or own.shape != wanted.shape else difference(wanted, own)
     tolerance, reason = _tolerance(dtype, before, reference_dtype)
-    return Comparison("", (), _plain(dtype), error, before, tolerance, reason)
+    ceiling = ceiling_of(dtype, *asked)
+    own_error = before.to_scale if before is not None and before.finite else 0.0
+    undecided = excess(own_error, ceiling, dtype) if error.finite and error.to_scale > FLOORS[dtype] else None
+    return Comparison(
+        "", (), _plain(dtype), error, before, min(tolerance, max(ceiling, FLOORS[dtype])), reason, undecided=undecided,
+        ceiling=ceiling,
+    )  # fmt: skip
+
+
+def ceiling_of(*dtypes: torch.dtype) -> float:
+    """The `CEILINGS` of the coarsest of these types."""
+    return max(CEILINGS[dtype] for dtype in dtypes if dtype in CEILINGS)
+
+
+def excess(own: float, ceiling: float, dtype: torch.dtype) -> str | None:
+    """Why an original's own error excuses nothing, in words; None if it is no larger than rounding makes it."""
+    if own <= ceiling:
+        return None
+    return (
+        f"the source's own error in {_plain(dtype)} is {own:.1e} of the output's scale, above the {ceiling:.0e} that "
+        "rounding explains: an ill-conditioned network, or a broken reference"
+    )
 
 
 def _mismatch(wanted: Tensor | None, got: Tensor | None) -> str | None:

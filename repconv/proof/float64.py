@@ -113,18 +113,34 @@ class _Promoted(TorchFunctionMode):
         return func(*given[0], **given[1])
 
 
-def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+class Reference:
+    """A callable with all that it does done in float64.
+
+    asked, rounded: as in `InFloat64`, of all calls so far.
+    """
+
+    def __init__(self, exact: Callable[..., Any]) -> None:
+        self._exact = exact
+        self.asked: set[torch.dtype] = set()
+        self.rounded: set[str] = set()
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401  # a user's callable
+        """What it gives; tensors of floating point are widened."""
+        with torch.no_grad(), everything_in_float64() as mode:
+            found = self._exact(*cast(inputs, torch.float64), **cast(named, torch.float64))
+        self.asked |= mode.asked
+        self.rounded |= mode.rounded
+        return found
+
+
+def in_float64(function: Callable[..., Any]) -> Reference:
     """`function`, a module or any other callable, with all that it does done in float64; itself it stays as it is.
 
-    Of `function`'s arguments, tensors of floating point are widened. What it raises passes.
+    What it raises passes.
     """
-    exact = copy.deepcopy(function).double() if isinstance(function, nn.Module) else function
-
-    def reference(*inputs: Any, **named: Any) -> Any:  # noqa: ANN401  # a user's callable
-        with torch.no_grad(), everything_in_float64():
-            return exact(*cast(inputs, torch.float64), **cast(named, torch.float64))
-
-    return reference
+    if isinstance(function, Reference):
+        return function
+    return Reference(copy.deepcopy(function).double() if isinstance(function, nn.Module) else function)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Proof:
     def __add__(self, other: Proof) -> Proof:
         mine, theirs = self.agreement, other.agreement
         return Proof(
-            Agreement(mine.blocks + theirs.blocks, mine.end_to_end + theirs.end_to_end),
+            Agreement(mine.blocks + theirs.blocks, mine.end_to_end + theirs.end_to_end, mine.partial or theirs.partial),
             self.unmeasured + other.unmeasured,
         )
 

@@ -11,6 +11,7 @@ from torch import nn
 from .agreement import Agreement, Comparison, comparisons
 from .float64 import in_float64
 from .leaves import Function, cast, leaves
+from .pooling import compare_calls
 from .refusal import Refusal
 from .report import Proof
 
@@ -20,7 +21,7 @@ def prove_whole(
 ) -> Proof:
     """How far `candidate` is from `original` in float64, every output of it; the original's own error stands beside.
 
-    A network that does not run in float64, whatever it makes widened (`double`), is the reference as it is, and
+    A network that does not run in float64, whatever it makes widened (`float64`), is the reference as it is, and
     `unmeasured` says so.
 
     Args:
@@ -30,9 +31,10 @@ def prove_whole(
         exact: the candidate in float64, which is compared by itself: the algebra without its rounding.
     """
     reference = in_float64(original)
-    found: list[Comparison] = []
+    exactly = None if exact is None else in_float64(exact)
     unmeasured: list[Refusal] = []
-    for given in inputs:
+
+    def compare(given: tuple[Any, ...]) -> list[Comparison]:
         where = f"end to end, {' and '.join('x'.join(map(str, t.shape)) for _, t in leaves(given))}"
         try:
             wanted = reference(*given)
@@ -40,14 +42,19 @@ def prove_whole(
             first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             said = f"the network does not run in float64 ({first}); compared with itself in its own precision instead"
             unmeasured.append(Refusal(where, said))
-            found += comparisons(original, candidate, given, where=where, reference_dtype=None)
-            continue
-        if exact is not None:
-            found += comparisons(
-                _gives(wanted), in_float64(exact), cast(given, torch.float64), where=f"{where}, float64"
-            )
-        found += comparisons(_gives(wanted), candidate, given, original=original, where=where)
-    return Proof(Agreement(end_to_end=tuple(found)), tuple(unmeasured))
+            return list(comparisons(original, candidate, given, where=where, reference_dtype=None))
+        found: list[Comparison] = []
+        if exactly is not None:
+            widened = cast(given, torch.float64)
+            found += comparisons(_gives(wanted), exactly, widened, where=f"{where}, float64")
+        found += comparisons(_gives(wanted), candidate, given, original=original, where=where, asked=reference.asked)
+        return found
+
+    found = compare_calls(compare, inputs)
+    if reference.rounded:
+        said = f"PyTorch has no float64 for {', '.join(sorted(reference.rounded))}; the reference rounds there, too"
+        unmeasured.append(Refusal("end to end", said))
+    return Proof(Agreement(end_to_end=found), tuple(unmeasured))
 
 
 def _gives(value: object) -> Function:

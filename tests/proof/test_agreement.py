@@ -55,13 +55,13 @@ def test_shapes_must_match():
 
 def test_the_originals_own_error_widens_the_tolerance_and_is_the_reason():
     x = torch.ones(4)
-    result = compare(lambda t: t, lambda t: t + 1.5e-3, x, original=lambda t: t + 1e-3)
+    result = compare(lambda t: t, lambda t: t + 1.5e-4, x, original=lambda t: t + 1e-4)
     assert result.passed
     (found,) = result.end_to_end
-    assert found.tolerance == pytest.approx(2e-3, rel=1e-3)
+    assert found.tolerance == pytest.approx(2e-4, rel=1e-3)
     assert "own error" in found.reason
-    assert not compare(lambda t: t, lambda t: t + 3e-3, x, original=lambda t: t + 1e-3).passed
-    assert not compare(lambda t: t, lambda t: t + 1.5e-3, x).passed
+    assert not compare(lambda t: t, lambda t: t + 3e-4, x, original=lambda t: t + 1e-4).passed
+    assert not compare(lambda t: t, lambda t: t + 1.5e-4, x).passed
 
 
 def test_a_mistake_in_one_tap_of_one_block_is_found_there(randomise):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ....errors import FusionError, SourceError
 from ....files.onnx import model_session
 from ....proof.agreement import Agreement, Comparison, compare_tensors
+from ....proof.pooling import compare_calls
 from ....proof.refusal import Refusal
 from ....proof.report import FusionReport, Proof
 from ...core.dims import NOMINAL
@@ -63,7 +64,6 @@ def prove_onnx(
         session = model_session(before, "the ONNX model", as_written=True)
     session_after = model_session(after, "the fused ONNX model", as_written=True)
     unmeasured: list[Refusal] = []
-    end_to_end: list[Comparison] = []
     decided = decisions(before, after)
     shown = list(dict.fromkeys([*outputs, *(n for d in decided for n in (*d.by, *d.outputs))]))
     if decided:
@@ -71,7 +71,9 @@ def prove_onnx(
         session, session_after = (
             model_session(_showing(m, shown), "the ONNX model", as_written=True) for m in (before, after)
         )
-    for given in feeds:
+
+    def compare(given: Feeds) -> list[Comparison]:
+        end_to_end: list[Comparison] = []
         where = "onnxruntime, " + " and ".join("x".join(map(str, value.shape)) for value in given.values())
         with _original():
             own = dict(zip(shown, _run(session, shown, given), strict=True))
@@ -92,8 +94,11 @@ def prove_onnx(
             found = compare_tensors(_tensor(exact[name]), _tensor(got[name]), before_fusing, None, reference_dtype)
             path = name if len(outputs) > 1 else ""
             end_to_end.append(replace(found, where=where, path=path, shape=got[name].shape))
+        return end_to_end
+
+    end_to_end = compare_calls(compare, feeds)
     regions, more = region_comparisons(before, after, feeds[-1], label)
-    return Proof(Agreement(tuple(regions), tuple(end_to_end)), (*unmeasured, *more))
+    return Proof(Agreement(tuple(regions), end_to_end, partial=bool(more)), (*unmeasured, *more))
 
 
 def _with_error_of(own: Feeds, wanted: Feeds, exact: Feeds) -> dict[str, Array]:
