@@ -6,6 +6,7 @@ float64 reference, and beside the candidate's error stands the error the origina
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import VerificationError
+from ..errors import RepconvError, VerificationError
 from .float64 import in_float64
 from .leaves import Function, call, cast, leaves
 
@@ -60,6 +61,8 @@ class Comparison:
     path: of this output among several, such as `out.boxes` or `[0]`; empty for a lone tensor.
     mismatch: in words, why there is nothing to subtract: an output only one side has, other shapes, other types.
     undecided: in words, why the numbers say nothing: the original's own error is above the `ceiling` of its type.
+    stored: what the candidate's numbers, as they are stored, make in float64: the error of rounding them alone, looked
+        at only where one that is larger than allowed has to be explained.
     pooled: where several calls are judged together (`pooling`), their error in the mean and what of it is allowed.
     """
 
@@ -75,6 +78,7 @@ class Comparison:
     undecided: str | None = None
     pooled: tuple[float, float] | None = None
     ceiling: float = math.inf
+    stored: Difference | None = None
 
     @property
     def passed(self) -> bool:
@@ -290,8 +294,12 @@ def comparisons(
     where: str = "end to end",
     reference_dtype: torch.dtype | None = torch.float64,
     asked: Collection[torch.dtype] = (),
+    stored: Function | None = None,
 ) -> tuple[Comparison, ...]:
-    """The comparisons that make `compare`, one an output; `asked` as for `compare_tensors`."""
+    """The comparisons that make `compare`, one an output; `asked` as for `compare_tensors`.
+
+    `stored` is the candidate in float64 with its numbers as they are stored, run where an error needs explaining.
+    """
     with torch.no_grad():
         own = {} if original is None else dict(leaves(call(original, inputs)))
         said = ""
@@ -320,6 +328,11 @@ def comparisons(
         path: compare_tensors(wanted.get(path), got.get(path), own.get(path), dtype, reference_dtype, asked)
         for path in {**wanted, **got}
     }
+    if stored is not None and any(needs_explaining(c) for c in found.values()):
+        rounded: dict[str, Tensor] = {}
+        with torch.no_grad(), contextlib.suppress(RepconvError):  # what cannot be computed excuses nothing
+            rounded = dict(leaves(call(stored, cast(inputs, torch.float64))))
+        found = {path: explained(c, wanted.get(path), rounded.get(path)) for path, c in found.items()}
     return tuple(
         replace(c, where=where, shape=shape, path=path, reason=c.reason + said) for path, c in found.items()
     )  # fmt: skip
@@ -361,6 +374,30 @@ def compare_tensors(
     return Comparison(
         "", (), _plain(dtype), error, before, min(tolerance, max(ceiling, FLOORS[dtype])), reason, undecided=undecided,
         ceiling=ceiling,
+    )  # fmt: skip
+
+
+def needs_explaining(found: Comparison) -> bool:
+    """Whether an output is off by more than the original's own error allows, which that error might still explain."""
+    return not found.passed and found.own is not None and found.error.finite and found.mismatch is None
+
+
+def explained(found: Comparison, wanted: Tensor | None, stored: Tensor | None) -> Comparison:
+    """`found` beside what rounding the candidate's numbers alone makes, which is as right an excuse as the own error.
+
+    It is one only for a candidate whose numbers are proven to be the right ones, rounded once: its layers see to that.
+    """
+    if not needs_explaining(found) or wanted is None or stored is None or stored.shape != wanted.shape:
+        return found
+    rounding = difference(wanted, stored)
+    own = math.hypot(found.own.to_scale if found.own else 0.0, rounding.to_scale)
+    if not math.isfinite(own) or OWN_ERROR_FACTOR * own <= found.tolerance:
+        return replace(found, stored=rounding)
+    dtype = getattr(torch, found.dtype)
+    return replace(
+        found, stored=rounding, tolerance=min(OWN_ERROR_FACTOR * own, found.ceiling),
+        undecided=excess(own, found.ceiling, dtype),
+        reason=f"{OWN_ERROR_FACTOR:g} x the unfused model's own error and that of rounding the stored numbers",
     )  # fmt: skip
 
 

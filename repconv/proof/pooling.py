@@ -80,7 +80,8 @@ def _groups(found: Sequence[Comparison]) -> Iterator[list[Comparison]]:
 def _mean_errors(group: Sequence[Comparison]) -> tuple[float, float]:
     """The root of the mean square error of all calls, and what of it is allowed."""
     got = math.sqrt(sum(c.error.rms**2 for c in group) / len(group))
-    own = math.sqrt(sum(c.own.rms**2 for c in group if c.own is not None) / len(group))
+    excuses = [excuse.rms**2 for c in group for excuse in (c.own, c.stored) if excuse is not None]
+    own = math.sqrt(sum(excuses) / len(group))
     limit = FACTOR * math.sqrt(F_QUANTILES[min(len(group), MOST_CALLS) - 1]) * own
     return got, max(min(limit, group[0].ceiling), min(c.tolerance for c in group))
 

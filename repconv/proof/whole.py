@@ -32,6 +32,7 @@ def prove_whole(
     """
     reference = in_float64(original)
     exactly = None if exact is None else in_float64(exact)
+    stored = in_float64(candidate) if isinstance(candidate, nn.Module) else None
     unmeasured: list[Refusal] = []
 
     def compare(given: tuple[Any, ...]) -> list[Comparison]:
@@ -47,7 +48,9 @@ def prove_whole(
         if exactly is not None:
             widened = cast(given, torch.float64)
             found += comparisons(_gives(wanted), exactly, widened, where=f"{where}, float64")
-        found += comparisons(_gives(wanted), candidate, given, original=original, where=where, asked=reference.asked)
+        found += comparisons(
+            _gives(wanted), candidate, given, original=original, where=where, asked=reference.asked, stored=stored
+        )
         return found
 
     found = compare_calls(compare, inputs)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from repconv.proof.agreement import CEILINGS, Agreement, Comparison, Difference, compare_tensors
+from repconv.proof.agreement import CEILINGS, Agreement, Comparison, Difference, compare_tensors, explained
 from repconv.proof.pooling import MOST_CALLS, compare_calls, pooled
 
 
@@ -109,6 +109,18 @@ def test_a_type_the_code_asks_for_sets_the_ceiling() -> None:
     own = (wanted * (1 + 2 * CEILINGS[torch.float32])).float()
     assert compare_tensors(wanted, own, own).undecided is not None
     assert compare_tensors(wanted, own, own, asked={torch.bfloat16}).undecided is None
+
+
+def test_rounding_the_stored_numbers_is_an_excuse_for_what_it_makes_only() -> None:
+    wanted = torch.linspace(1, 2, 100, dtype=torch.float64)[None]
+    got, own = (wanted * (1 + 2e-4)).float(), wanted.float()
+    found = compare_tensors(wanted, got, own)
+    assert not found.passed
+    assert explained(found, wanted, wanted * (1 + 1.5e-4)).passed
+    assert not explained(found, wanted, wanted * (1 + 1e-5)).passed
+    beyond = explained(found, wanted, wanted * (1 + 3e-3))
+    assert not beyond.passed
+    assert beyond.undecided is not None
 
 
 def test_a_deep_random_network_is_fused_whatever_it_amplifies() -> None:
