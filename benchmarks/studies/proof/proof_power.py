@@ -49,7 +49,7 @@ from repconv.proof.report import Proof
 SCHEMA = "repconv.proof_power/1"
 RESULT = RESULTS / "proof_power.json"
 PAGE = ROOT / "docs" / "proof.md"
-SEEDS = 6
+SEEDS = 10
 DELTAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OPSETS = (9, 13, 18, 21, 23)
