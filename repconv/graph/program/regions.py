@@ -146,11 +146,18 @@ def _evaluate(
             raise FusionError(f"it reads {node.name}, which is no tensor that both programs have")
         arguments, options = (_widened(fx.node.map_arg(a, value)) for a in (node.args, node.kwargs))
         found = node.target(*arguments, **options)  # type: ignore[operator]  # a function, as fx has it
-        # What reads no tensor, such as torch.eye, makes one of the type it was told, or of float32.
-        made = isinstance(found, Tensor) and found.is_floating_point() and not node.all_input_nodes
-        values[node] = found.double() if made else found
+        values[node] = _as_made(found, node)
     result: Tensor = values[output]
     return result
+
+
+def _as_made(found: Any, node: fx.Node) -> Any:  # noqa: ANN401  # whatever an operation gives
+    """What a node gave, in float64; a number that it fills a tensor with counts as the program makes it."""
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return found
+    told = node.meta.get("val")
+    filled = not node.all_input_nodes or str(node.target).split(".")[-2:-1] in (["new_full"], ["full_like"])
+    return (found.to(told.dtype) if filled and isinstance(told, Tensor) else found).double()
 
 
 def _widened(argument: Any) -> Any:  # noqa: ANN401  # whatever an operation takes
