@@ -352,7 +352,7 @@ def comparisons(
 
 @dataclass(frozen=True)
 class _Replay:
-    """A run, the reference with the decisions of that run, and what these were made of, compared."""
+    """A run, the reference with the decisions of that run, and those that differ or were made of something else."""
 
     run: dict[str, Tensor]
     reference: dict[str, Tensor]
@@ -367,16 +367,21 @@ def replayed(exactly: Function, given: object, candidate: Function, inputs: obje
         reference = dict(leaves(call(exactly, given)))
     if not replay.complete or set(run) != set(reference):
         return None
-    return _Replay(run, reference, [_decided(found, index) for index, found in enumerate(replay.flipped)])
+    decided = [(found, _decided(found, index)) for index, found in enumerate(replay.flipped)]
+    return _Replay(run, reference, [compared for found, compared in decided if found.differing or not compared.passed])
+
+
+_NAMES = {"_to_copy": "a cast to whole numbers"}
 
 
 def _decided(found: Flipped, index: int) -> Comparison:
     """What one decision was made of in both runs, and how many of what it gave differ."""
-    said = f"{found.differing:,} of {found.values:,} values of {found.name} fell on the other side of a step"
+    name = _NAMES.get(found.name, found.name)
+    said = f"{found.differing:,} of {found.values:,} values of {name} fell on the other side of a step"
     worst = _worst([compare_tensors(a, b, None) for a, b in zip(found.reference, found.run, strict=True)])
     assert worst is not None  # noqa: S101  # a decision reads something
-    steps = None if found.by_one_step else f"{found.name} is off by more than one step"
-    return replace(worst, path=f"before {found.name} {index + 1}", mismatch=steps, reason=f"{worst.reason}; {said}")
+    steps = None if found.by_one_step else f"{name} is off by more than one step"
+    return replace(worst, path=f"before {name} {index + 1}", mismatch=steps, reason=f"{worst.reason}; {said}")
 
 
 def compare_tensors(

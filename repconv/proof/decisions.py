@@ -27,12 +27,14 @@ _FAKE = "fake_quantize_per_"
 class Decision:
     """One call: the operation, the floating-point tensors it read, what it gave, and how large a step of it is.
 
+    settings: what else it was told, such as a threshold or an axis, in words.
     step: None where what it gives is a choice, which has no size.
     """
 
     name: str
     given: tuple[Tensor, ...]
     gave: Any
+    settings: str
     step: float | None
 
 
@@ -42,13 +44,14 @@ def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None: 
     given = tuple(t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point())
     if not given:
         return None
+    told = [a for a in _pytree.tree_leaves((args, kwargs)) if not isinstance(a, Tensor | torch.dtype)]
     if name.startswith(_FAKE):
         scale = args[1] if len(args) > 1 else kwargs.get("scale", 1.0)
-        return Decision(name, given[:1], gave, float(torch.as_tensor(scale).max()))
+        return Decision(name, given[:1], gave, str(told), float(torch.as_tensor(scale).max()))
     whole = name == "_to_copy" and isinstance(gave, Tensor) and not gave.is_floating_point() and not gave.is_complex()
     if name in _STEPS or whole:
-        return Decision(name, given, gave, 1.0)
-    return Decision(name, given, gave, None) if name in _CHOICES else None
+        return Decision(name, given, gave, str(told), 1.0)
+    return Decision(name, given, gave, str(told), None) if name in _CHOICES else None
 
 
 class Recorded(TorchDispatchMode):
@@ -97,7 +100,7 @@ class Replayed(TorchDispatchMode):
 
     @property
     def complete(self) -> bool:
-        """Whether both runs made the same decisions, each of the same shapes."""
+        """Whether both runs made the same decisions, each of the same shapes and settings."""
         return self._alike and not self._left
 
     def __torch_dispatch__(
@@ -114,7 +117,8 @@ class Replayed(TorchDispatchMode):
         if mine is None or not self._alike:
             return gave
         theirs = self._left.pop(0) if self._left else None
-        if theirs is None or theirs.name != mine.name or _shapes(theirs.gave) != _shapes(gave):
+        same = theirs is not None and (theirs.name, theirs.settings) == (mine.name, mine.settings)
+        if theirs is None or not same or _shapes(theirs.gave) != _shapes(gave):
             self._alike = False
             return gave
         pairs = list(zip(_pytree.tree_leaves(gave), _pytree.tree_leaves(theirs.gave), strict=True))

@@ -49,7 +49,6 @@ def test_right_folds_are_equal_whatever_falls_on_the_other_side(name: str) -> No
         _, report = repconv.fuse(network(name, seed), torch.randn(1, 4, 24, 24))
         assert report.agreement is not None
         assert report.agreement.passed
-        assert any("before" in c.path for c in report.agreement.end_to_end)
 
 
 def moved(model: Rounding, by: float):
@@ -82,6 +81,11 @@ def test_a_value_beside_a_step_flips_and_is_counted() -> None:
     found = repconv.compare(lambda x: reference(x + 1e-7), lambda x: reference(x - 1e-7), x)
     assert found.passed
     assert "1,000 of 1,000 values of round" in " ".join(c.reason for c in found.end_to_end)
+
+
+def test_another_threshold_is_another_decision() -> None:
+    x = torch.arange(12.0).reshape(3, 4)
+    assert not repconv.compare(lambda t: t > 3, lambda t: t > 4, x).passed
 
 
 def test_networks_that_decide_otherwise_are_compared_as_they_are() -> None:
