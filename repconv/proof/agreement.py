@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RepconvError, VerificationError
+from .decisions import Flipped, Recorded, Replayed
 from .float64 import in_float64
 from .leaves import Function, call, cast, leaves
 
@@ -303,10 +304,12 @@ def comparisons(
     with torch.no_grad():
         own = {} if original is None else dict(leaves(call(original, inputs)))
         said = ""
+        seen = Recorded()
+        exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
+        given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
         try:
-            exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
-            given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
-            wanted = dict(leaves(call(exactly, given)))
+            with seen:
+                wanted = dict(leaves(call(exactly, given)))
             asked = {*asked, *getattr(exactly, "asked", ())}
         except Exception as error:
             if reference_dtype is None or original is None:
@@ -321,6 +324,14 @@ def comparisons(
             said = f"; measured against the original, which cannot be run in {_plain(reference_dtype)} ({first[:200]})"
             wanted, own, reference_dtype = own, {}, None
         got = dict(leaves(call(candidate, inputs)))
+        decided: list[Comparison] = []
+        if seen.decisions and reference_dtype == torch.float64:
+            right = replayed(exactly, given, candidate, inputs)
+            if right is not None:
+                got, wanted, decided = right.run, right.reference, right.decided
+                before = None if original is None else replayed(exactly, given, original, inputs)
+                if before is not None:  # the original's error is that against its own decisions
+                    own = {path: wanted[path] + (before.run[path] - before.reference[path]) for path in wanted}
     tensors = [t for _, t in leaves(inputs)]
     shape = tuple(tensors[0].shape) if tensors else ()
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
@@ -333,9 +344,44 @@ def comparisons(
         with torch.no_grad(), contextlib.suppress(RepconvError):  # what cannot be computed excuses nothing
             rounded = dict(leaves(call(stored, cast(inputs, torch.float64))))
         found = {path: explained(c, wanted.get(path), rounded.get(path)) for path, c in found.items()}
+    found |= {c.path: c for c in decided}
     return tuple(
         replace(c, where=where, shape=shape, path=path, reason=c.reason + said) for path, c in found.items()
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """A run, the reference with the decisions of that run, and those that differ or were made of something else."""
+
+    run: dict[str, Tensor]
+    reference: dict[str, Tensor]
+    decided: list[Comparison]
+
+
+def replayed(exactly: Function, given: object, candidate: Function, inputs: object) -> _Replay | None:
+    """`candidate` beside the reference that decides as it does; None where the two do not make the same decisions."""
+    with Recorded() as made:
+        run = dict(leaves(call(candidate, inputs)))
+    with Replayed(made.decisions) as replay:
+        reference = dict(leaves(call(exactly, given)))
+    if not replay.complete or set(run) != set(reference):
+        return None
+    decided = [(found, _decided(found, index)) for index, found in enumerate(replay.flipped)]
+    return _Replay(run, reference, [compared for found, compared in decided if found.differing or not compared.passed])
+
+
+_NAMES = {"_to_copy": "a cast to whole numbers"}
+
+
+def _decided(found: Flipped, index: int) -> Comparison:
+    """What one decision was made of in both runs, and how many of what it gave differ."""
+    name = _NAMES.get(found.name, found.name)
+    said = f"{found.differing:,} of {found.values:,} values of {name} fell on the other side of a step"
+    worst = _worst([compare_tensors(a, b, None) for a, b in zip(found.reference, found.run, strict=True)])
+    assert worst is not None  # noqa: S101  # a decision reads something
+    steps = None if found.by_one_step else f"{name} is off by more than one step"
+    return replace(worst, path=f"before {name} {index + 1}", mismatch=steps, reason=f"{worst.reason}; {said}")
 
 
 def compare_tensors(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .agreement import Agreement, Comparison, comparisons
+from .decisions import Recorded
 from .float64 import in_float64
 from .leaves import Function, cast, leaves
 from .pooling import compare_calls
@@ -38,18 +39,21 @@ def prove_whole(
     def compare(given: tuple[Any, ...]) -> list[Comparison]:
         where = f"end to end, {' and '.join('x'.join(map(str, t.shape)) for _, t in leaves(given))}"
         try:
-            wanted = reference(*given)
+            with Recorded() as seen:
+                wanted = reference(*given)
         except Exception as error:  # noqa: BLE001  # it is the user's own code
             first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             said = f"the network does not run in float64 ({first}); compared with itself in its own precision instead"
             unmeasured.append(Refusal(where, said))
             return list(comparisons(original, candidate, given, where=where, reference_dtype=None))
+        # Where the network rounds on purpose, the reference runs again, with what the candidate decided.
+        right = reference if seen.decisions else _gives(wanted)
         found: list[Comparison] = []
         if exactly is not None:
             widened = cast(given, torch.float64)
-            found += comparisons(_gives(wanted), exactly, widened, where=f"{where}, float64")
+            found += comparisons(right, exactly, widened, where=f"{where}, float64")
         found += comparisons(
-            _gives(wanted), candidate, given, original=original, where=where, asked=reference.asked, stored=stored
+            right, candidate, given, original=original, where=where, asked=reference.asked, stored=stored
         )
         return found
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repconv
+from repconv.export.onnx.exporter import to_onnx
 from repconv.export.onnx.half import to_half
 from repconv.graph import fuse_onnx
 from repconv.graph.core.constant import Constant
@@ -146,6 +147,27 @@ def test_a_half_export_holds_what_torch_casts_the_float64_fold_to(precision: str
     for held, wanted in zip(to_half(model, precision).graph.initializer, (exact.weight, exact.bias), strict=True):
         found = torch.from_numpy(numpy_helper.to_array(held).astype(np.float64))
         assert torch.equal(found, wanted.detach().to(dtype).double())
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_exporting_adds_no_rounding_to_a_fold_and_a_bounded_one_to_what_is_not_fused(opset: int) -> None:
+    branch, x = cancelling(0, torch.float32, 1e-5), torch.zeros(1, CHANNELS, 4, 4)
+    norm, wanted = branch.bn, folded(branch, branch.bn.eps)
+
+    def numbers(model: nn.Module) -> list[Tensor]:
+        found = to_onnx(model, x, opset=opset)
+        assert [node.op_type for node in found.graph.node] == ["Conv"]
+        held = {len(t.dims): torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in found.graph.initializer}
+        return [held[4], held[1]]
+
+    for found, value in zip(numbers(repconv.fuse(branch)[0]), wanted, strict=True):
+        assert torch.equal(found, value)
+    weight, bias = numbers(branch)  # docs/export.md, "What is rounded where"
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    parts = norm.bias.double().abs() + (norm.running_mean.double() * scale).abs()
+    exact = branch.conv.weight.double() * scale[:, None, None, None]
+    assert ((weight - exact).abs() <= 6 * 2**-24 * exact.abs()).all()
+    assert ((bias - (norm.bias.double() - norm.running_mean.double() * scale)).abs() <= 6 * 2**-24 * parts).all()
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))

@@ -76,3 +76,19 @@ def test_what_does_not_hand_scales_on_is_left_alone(act: nn.Module) -> None:
     after, streams = equalise(before)
     assert streams == 0
     assert after.SerializeToString() == before.SerializeToString()
+
+
+def test_what_is_written_is_the_scaled_float64_value_cast_once() -> None:
+    generator = np.random.default_rng(0)
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3, bias=False)
+    first.weight.data *= torch.from_numpy(10.0 ** generator.uniform(-3, 3, (8, 1, 1, 1))).float()
+    first.weight.data[0] = 0  # a dead channel is left as it is
+    made, streams = equalise(to_onnx(nn.Sequential(first, nn.ReLU(), second).eval(), torch.zeros(1, 3, 9, 9), opset=18))
+    assert streams == 1
+    w1, b1, w2 = (p.detach().double().numpy() for p in (first.weight, first.bias, second.weight))
+    scale = np.sqrt(np.abs(w1).max((1, 2, 3)) / np.abs(w2).max((0, 2, 3)))
+    scale[0] = 1
+    wanted = (w1 / scale[:, None, None, None], b1 / scale, w2 * scale[:, None, None])
+    held = [numpy_helper.to_array(t) for t in made.graph.initializer]
+    for value in wanted:
+        assert any(found.shape == value.shape and np.array_equal(found, value.astype(np.float32)) for found in held)

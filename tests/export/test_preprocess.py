@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from repconv.errors import SourceError
@@ -48,3 +49,21 @@ def test_the_number_of_channels_must_fit() -> None:
     model = to_onnx(nn.Conv2d(4, 4, 3).eval(), torch.zeros(1, 4, 9, 9), opset=18)
     with pytest.raises(SourceError, match="of 3 channels, the network takes 4"):
         preprocess(model, Preprocessing(MEAN, STD))
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+def test_what_is_folded_is_the_float64_value_cast_once(bgr: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 16, 3).eval()
+    order = slice(None, None, -1 if bgr else 1)
+    scale, shift = 1 / (np.array(STD) * 255)[order], (np.array(MEAN) * 255)[order]
+    weight = conv.weight.detach().double().numpy()[:, order] * scale[:, None, None]
+    with torch.no_grad():  # what is left of the bias is a millionth of its parts, where float32 has lost it
+        conv.bias.copy_(torch.from_numpy((weight.sum((2, 3)) @ shift) * (1 + 1e-6)))
+    bias = conv.bias.detach().double().numpy() - weight.sum((2, 3)) @ shift
+    made = preprocess(
+        to_onnx(conv, torch.zeros(1, 3, 9, 9), opset=18), Preprocessing(MEAN, STD, uint8=True, bgr=bgr)
+    ).model
+    held = {len(t.dims): numpy_helper.to_array(t) for t in made.graph.initializer}
+    assert np.array_equal(held[4], weight.astype(np.float32))
+    np.testing.assert_allclose(held[1], bias, rtol=1e-7)

@@ -224,3 +224,24 @@ def test_a_search_that_saves_traffic_does_not_split_convolutions() -> None:
     program, report = fuse_program(export(shake(Concatenated()), torch.randn(1, 64, 20, 20)))
     assert kinds(program)["aten.conv2d.default"] == 1
     assert report.after.batch_norms == 0
+
+
+def test_what_only_zeros_would_read_is_not_written_and_not_proven() -> None:
+    class Residual(nn.Module):
+        """A branch that ends in a normalisation of weight 0, as residual blocks are often initialised."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+            self.second, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+            nn.init.zeros_(self.last.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x + self.last(self.second(torch.relu(self.norm(self.first(x))))))
+
+    fused, report = repconv.fuse(Residual().eval(), torch.randn(1, 4, 8, 8))
+    assert report.agreement is not None
+    assert report.agreement.passed
+    assert report.after.convolutions == 0
+    x = torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(fused.module()(x), torch.relu(x))

@@ -76,10 +76,10 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     facts, _, chosen, refusals = _planned(module, exact)
     before = _measure(module, facts)
     nodes = dict(facts.nodes)
-    layers = []
+    layers: dict[str, list[FusedLayer]] = {}
     try:
         for name, found in chosen.rewritten.items():
-            layers += _emit(module, facts, nodes, name, found, chosen.origins[name])
+            layers[name] = list(_emit(module, facts, nodes, name, found, chosen.origins[name]))
     except FusionError as error:
         report = FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
         return Rewritten(original, original, {}, report, facts.labels)
@@ -90,9 +90,13 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     module.delete_all_unused_submodules()
     _drop_unread(module)
     module.recompile()
-    pairs = {name: nodes[name] for name in chosen.rewritten}
+    # Where a kernel came out as zeros, what it would have read is written for nobody.
+    left = set(module.graph.nodes)
+    pairs = {name: nodes[name] for name in chosen.rewritten if nodes[name] in left}
     after = _measure(module, ProgramFacts(module))
-    report = FusionReport(tuple(layers), (*refusals, *chosen.refusals), before, after)
+    report = FusionReport(
+        tuple(layer for name in pairs for layer in layers[name]), (*refusals, *chosen.refusals), before, after
+    )  # fmt: skip
     return Rewritten(original, module, pairs, report, facts.labels, exact or {})
 
 

@@ -54,10 +54,10 @@ def prove_region(
     Raises:
         FusionError: a size is not known, or an operation is none that fusing writes.
     """
-    before, after = (_inside(node, ends) for node, ends in zip((old, new), names, strict=True))
-    read = list(
-        dict.fromkeys(name for nodes, ends in ((before, names[0]), (after, names[1])) for name in _read(nodes, ends))
-    )
+    alias = names[1].get(new)  # where nothing is left to compute, the tensor is one that was there
+    before, after = _inside(old, names[0]), [] if alias else _inside(new, names[1])
+    known = [alias] if alias else []
+    read = list(dict.fromkeys([*_read(before, names[0]), *_read(after, names[1]), *known]))
     missing = [name for name in read if name not in shapes]
     if missing:
         raise FusionError(f"the size of {missing[0]}, which it reads, is not known")
@@ -68,9 +68,13 @@ def prove_region(
         return _evaluate(before, old, names[0], constants[0], sources)
 
     def value(sources: Sources) -> Tensor:
+        if alias:
+            return sources[alias]
         return _evaluate(after, new, names[1], constants[1], sources)
 
     def power(sources: Sources) -> Tensor:
+        if alias:
+            return torch.zeros_like(sources[alias])  # no number is stored
         return _power(after, new, names[1], constants[1], sources, dtype)
 
     taps = max([1, *(math.prod(t.shape[2:]) for t in stored if t.dim() > 2)])
@@ -146,11 +150,18 @@ def _evaluate(
             raise FusionError(f"it reads {node.name}, which is no tensor that both programs have")
         arguments, options = (_widened(fx.node.map_arg(a, value)) for a in (node.args, node.kwargs))
         found = node.target(*arguments, **options)  # type: ignore[operator]  # a function, as fx has it
-        # What reads no tensor, such as torch.eye, makes one of the type it was told, or of float32.
-        made = isinstance(found, Tensor) and found.is_floating_point() and not node.all_input_nodes
-        values[node] = found.double() if made else found
+        values[node] = _as_made(found, node)
     result: Tensor = values[output]
     return result
+
+
+def _as_made(found: Any, node: fx.Node) -> Any:  # noqa: ANN401  # whatever an operation gives
+    """What a node gave, in float64; a number that it fills a tensor with counts as the program makes it."""
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return found
+    told = node.meta.get("val")
+    filled = not node.all_input_nodes or str(node.target).split(".")[-2:-1] in (["new_full"], ["full_like"])
+    return (found.to(told.dtype) if filled and isinstance(told, Tensor) else found).double()
 
 
 def _widened(argument: Any) -> Any:  # noqa: ANN401  # whatever an operation takes
