@@ -3,7 +3,7 @@
 A network that amplifies rounding does so along a few directions, so that the error of one call is as good as one normal
 number, of the candidate as of the original. Over p calls the ratio of their mean squares then follows Fisher's F
 distribution with (p, p) degrees of freedom, whatever the amplification. A candidate is refused only where the ratio is
-above four times the quantile that a right one exceeds once in 10,000.
+above four times the quantile that a right one exceeds once in 10,000 at each look, of which there are at most 15.
 """
 
 from __future__ import annotations
