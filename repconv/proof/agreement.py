@@ -417,6 +417,8 @@ def compare_tensors(
     ceiling = ceiling_of(dtype, *asked)
     own_error = before.to_scale if before is not None and before.finite else 0.0
     undecided = excess(own_error, ceiling, dtype) if error.finite and error.to_scale > FLOORS[dtype] else None
+    if error.finite and math.isinf(error.to_scale):
+        undecided = f"the reference is 0 everywhere, so that an error of {error.max_absolute:.1e} has no scale"
     return Comparison(
         "", (), _plain(dtype), error, before, min(tolerance, max(ceiling, FLOORS[dtype])), reason, undecided=undecided,
         ceiling=ceiling,

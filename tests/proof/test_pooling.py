@@ -104,6 +104,16 @@ def test_an_own_error_above_the_ceiling_is_no_tolerance(dtype: torch.dtype) -> N
     assert not Agreement((compare_tensors(wanted, 2 * wanted.to(dtype), None),), (found,)).passed
 
 
+def test_an_error_beside_zeros_has_no_scale() -> None:
+    zeros = torch.zeros(1, 10, dtype=torch.float64)
+    found = compare_tensors(zeros, torch.full((1, 10), 1e-9), zeros.float())
+    assert found.undecided is not None
+    assert not Agreement(end_to_end=(found,)).passed
+    assert compare_tensors(zeros, zeros.float(), zeros.float()).passed
+    proven = compare_tensors(zeros + 1, torch.ones(1, 10), None)
+    assert Agreement((proven,), (found,)).passed
+
+
 def test_a_type_the_code_asks_for_sets_the_ceiling() -> None:
     wanted = torch.ones(1, 100, dtype=torch.float64)
     own = (wanted * (1 + 2 * CEILINGS[torch.float32])).float()
