@@ -165,10 +165,9 @@ def check(seed: int) -> Counter[str]:
 
 
 EXPLANATIONS = (
-    "a piece that it is put together of is read elsewhere",
     "has a bias and is padded with zeros", "without counting padded pixels", "not cheaper", "strides differ",
     "a padded convolution after one larger than 1x1", "out of an open number of them", "may differ in size",
-    "outputs differ in size",
+    "outputs differ in size", "a piece that it is put together of is read elsewhere",
 )  # fmt: skip
 
 
