@@ -272,9 +272,9 @@ def compare(
             was there before.
         where: a label for the result.
         reference_dtype: what the reference's floating-point inputs are cast to, and in float64 all that it computes
-            (`double.in_float64`); None gives it `inputs` as they are,
-            for a reference that takes nothing else, such as an ONNX session. If that is no more precise than
-            `inputs`, the reference rounds too, and the tolerance doubles.
+            (`float64.in_float64`); None gives it `inputs` as they are, for a reference that takes nothing else, such as
+            an ONNX session. If that is no more precise than `inputs`, the reference rounds too, and the tolerance
+            doubles.
 
     Raises:
         TypeError: an input or output is none of the above.
@@ -331,7 +331,11 @@ def comparisons(
                 got, wanted, decided = right.run, right.reference, right.decided
                 before = None if original is None else replayed(exactly, given, original, inputs)
                 if before is not None:  # the original's error is that against its own decisions
-                    own = {path: wanted[path] + (before.run[path] - before.reference[path]) for path in wanted}
+                    own |= {
+                        path: right_one + (before.run[path] - before.reference[path])
+                        for path, right_one in wanted.items()
+                        if right_one.is_floating_point() and before.run[path].shape == before.reference[path].shape
+                    }
     tensors = [t for _, t in leaves(inputs)]
     shape = tuple(tensors[0].shape) if tensors else ()
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)

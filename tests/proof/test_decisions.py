@@ -88,6 +88,14 @@ def test_another_threshold_is_another_decision() -> None:
     assert not repconv.compare(lambda t: t > 3, lambda t: t > 4, x).passed
 
 
+def test_what_is_decided_may_be_an_output() -> None:
+    def network(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return x > 0.5, x.argmax(1), torch.round(x * 8)
+
+    x = torch.rand(2, 50)
+    assert repconv.compare(network, network, x, original=network).passed
+
+
 def test_networks_that_decide_otherwise_are_compared_as_they_are() -> None:
     x = torch.full((1, 10), 0.5)
     found = repconv.compare(torch.round, lambda x: x, x)

@@ -15,8 +15,7 @@ from ...algebra.kernels import Kernel
 
 WRITTEN = 2.0
 """Roundings by which a number that stands in the graph may be off: that of its own cast, and as much again for an
-exporter that computed it in the graph's type. Bordered blocks in fp16 and bf16, by both exporters, need 0.9 where it
-was computed in float32 and 1.6 where a batch normalisation was folded away in half precision."""
+exporter that computed it in the graph's type, or folded a batch normalisation away in it."""
 
 ARITHMETIC = 8.0
 """Roundings of float32, or of the graph's type where that is finer, relative to the parts, by which an exporter's
