@@ -97,9 +97,7 @@ def lower(
         return to_half(network, settings.precision, fp32_io=settings.fp32_io), None
     if calibration is None:
         return network, None
-    done = quantize_onnx(
-        network, calibration, settings.quantization, symmetric=True, int32_bias=target == "onnx"
-    )  # fmt: skip
+    done = quantize_onnx(network, calibration, settings.quantization, symmetric=True, int32_bias=target == "onnx")
     return done.model, done
 
 

@@ -148,11 +148,21 @@ def export(
     if read.calibration is not None:
         details["calibration"] = {"images": len(read.calibration), "origin": read.calibration.origin}
     return ExportRecord(
-        target, settings, {"name": subject.name, "sha256": subject.sha256}, tuple(file_record(path) for path in files),
-        sha, built.runtime, "x".join(map(str, (settings.batch, subject.size[0], *spans))), evidence, built.not_run,
-        _fusion(subject), built.observed, details, subject.notes,
+        target,
+        settings,
+        {"name": subject.name, "sha256": subject.sha256},
+        tuple(file_record(path) for path in files),
+        sha,
+        built.runtime,
+        "x".join(map(str, (settings.batch, subject.size[0], *spans))),
+        evidence,
+        built.not_run,
+        _fusion(subject),
+        built.observed,
+        details,
+        subject.notes,
         None if evidence is not None else stand_in,
-    )  # fmt: skip
+    )
 
 
 def _nothing(_: str) -> None:
@@ -187,6 +197,7 @@ def _fusion(subject: Subject) -> dict[str, object] | None:
         return None
     before, after = report.before, report.after
     return {
-        "convolutions": [before.convolutions, after.convolutions], "parameters": [before.parameters, after.parameters],
+        "convolutions": [before.convolutions, after.convolutions],
+        "parameters": [before.parameters, after.parameters],
         "layers": len(report.layers),
-    }  # fmt: skip
+    }

@@ -200,9 +200,13 @@ def network_to_onnx(
     foreign = in_graph(network, ".onnx")
     fused = None if foreign else _modules(network, shape or _image(inputs[0]), prove=prove)
     before = exported(
-        network if fused is None else fused.model, inputs[0], opset=settings.opset, optimise=not foreign,
-        dynamic_batch=settings.dynamic_batch, dynamic_image=dynamic_image,
-    )  # fmt: skip
+        network if fused is None else fused.model,
+        inputs[0],
+        opset=settings.opset,
+        optimise=not foreign,
+        dynamic_batch=settings.dynamic_batch,
+        dynamic_image=dynamic_image,
+    )
     after, report = (before, fused.report) if fused is not None else fuse_onnx(before, prove=False)
     final = finished(after, {**(metadata or {}), **(summary or _summary)(report)})
     if not prove:
@@ -271,11 +275,15 @@ def _flat(network: nn.Module) -> nn.Module:
 
 def _summary(report: FusionReport) -> dict[str, str]:
     """What an ONNX file says of how it came about."""
-    return {"repconv.fusion": json.dumps({
-        "layers": {layer.name: list(layer.branches) for layer in report.layers},
-        "convolutions": [report.before.convolutions, report.after.convolutions],
-        "parameters": [report.before.parameters, report.after.parameters],
-    })}  # fmt: skip
+    return {
+        "repconv.fusion": json.dumps(
+            {
+                "layers": {layer.name: list(layer.branches) for layer in report.layers},
+                "convolutions": [report.before.convolutions, report.after.convolutions],
+                "parameters": [report.before.parameters, report.after.parameters],
+            }
+        )
+    }
 
 
 def write(fused: Fused[Model], out: Path) -> None:
@@ -288,9 +296,13 @@ def write(fused: Fused[Model], out: Path) -> None:
     if isinstance(model, nn.Module):
         known = fused.known or Checkpoint(model, fused=True)
         save(
-            model, out, class_names=known.class_names, normalization=known.normalization,
-            input_shape=known.input_shape or fused.shape, metrics=known.metrics,
-        )  # fmt: skip
+            model,
+            out,
+            class_names=known.class_names,
+            normalization=known.normalization,
+            input_shape=known.input_shape or fused.shape,
+            metrics=known.metrics,
+        )
         return
     if isinstance(model, ExportedProgram):
         buffer = io.BytesIO()

@@ -126,7 +126,7 @@ class _Scores:
         changed = self.images - self.agreed
         return ClassChange(
             self.images, changed, self.labelled, self.lost, self.gained, settings.max_changed, settings.max_lost
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -179,19 +179,33 @@ def measure(
     relative = [errors.relative() for errors in found.errors.values()]
     scores = found.scores
     return Evidence(
-        runtime, origin, sum(len(p.inputs) for p in calls), found.judged, tolerance, tuple(found.comparisons),
-        max((mean for mean, _ in relative), default=math.inf), max((rms for _, rms in relative), default=math.inf),
+        runtime,
+        origin,
+        sum(len(p.inputs) for p in calls),
+        found.judged,
+        tolerance,
+        tuple(found.comparisons),
+        max((mean for mean, _ in relative), default=math.inf),
+        max((rms for _, rms in relative), default=math.inf),
         scores.agreed / scores.images if scores.images else None,
         scores.right / scores.labelled if scores.labelled else None,
-        scores.right_before / scores.labelled if scores.labelled else None, scores.labelled, dict(observed or {}),
-        found.worst, scores.change(settings),
-    )  # fmt: skip
+        scores.right_before / scores.labelled if scores.labelled else None,
+        scores.labelled,
+        dict(observed or {}),
+        found.worst,
+        scores.change(settings),
+    )
 
 
 def _judge(
-    found: _Found, subject: Subject, probe: Probe, wanted: Sequence[Tensor], got: Sequence[Tensor],
-    settings: BuildSettings, tolerance: Tolerance,
-) -> None:  # fmt: skip
+    found: _Found,
+    subject: Subject,
+    probe: Probe,
+    wanted: Sequence[Tensor],
+    got: Sequence[Tensor],
+    settings: BuildSettings,
+    tolerance: Tolerance,
+) -> None:
     """Compare one call number by number."""
     judged = list(_judged(subject, probe, wanted, got, settings, tolerance))
     if got and (found.worst is None or _largest(judged) > _largest(found.comparisons)):
@@ -226,9 +240,13 @@ def _given(run: Run, probe: Probe, runtime: str) -> tuple[Tensor, ...]:
 
 
 def _judged(
-    subject: Subject, probe: Probe, wanted: Sequence[Tensor], got: Sequence[Tensor], settings: BuildSettings,
+    subject: Subject,
+    probe: Probe,
+    wanted: Sequence[Tensor],
+    got: Sequence[Tensor],
+    settings: BuildSettings,
     tolerance: Tolerance,
-) -> Iterator[Comparison]:  # fmt: skip
+) -> Iterator[Comparison]:
     """One comparison an output; the network's own error is computed only where the floor does not do."""
     dtype = DTYPES[settings.precision]
     known = torch.float64 if subject.exact else torch.float32

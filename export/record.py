@@ -67,12 +67,20 @@ class ExportRecord:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            "target": self.target, "status": self.status, "verified": self.verified, "not_run": self.not_run,
-            "source": dict(self.source), "settings": self.settings.to_dict(), "observed": dict(self.observed),
-            "runtime": self.runtime, "input_shape": self.input_shape, "onnx_sha256": self.onnx_sha256,
+            "target": self.target,
+            "status": self.status,
+            "verified": self.verified,
+            "not_run": self.not_run,
+            "source": dict(self.source),
+            "settings": self.settings.to_dict(),
+            "observed": dict(self.observed),
+            "runtime": self.runtime,
+            "input_shape": self.input_shape,
+            "onnx_sha256": self.onnx_sha256,
             "outputs": [dict(output) for output in self.outputs],
             "fusion": None if self.fusion is None else dict(self.fusion),
-            "evidence": None if self.evidence is None else self.evidence.to_dict(), "details": dict(self.details),
+            "evidence": None if self.evidence is None else self.evidence.to_dict(),
+            "details": dict(self.details),
             "stand_in": None if self.stand_in is None else self.stand_in.to_dict(),
             "notes": list(self.notes),
-        }  # fmt: skip
+        }

@@ -174,10 +174,12 @@ class BuildSettings:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            **asdict(self), "batch": str(self.batch), "opset": self.opset,
+            **asdict(self),
+            "batch": str(self.batch),
+            "opset": self.opset,
             "image": None if self.image is None else ",".join(map(str, self.image)),
             "timing_cache": None if self.timing_cache is None else self.timing_cache.name,
-        }  # fmt: skip
+        }
 
 
 def check_capabilities(asked: Sequence[str]) -> tuple[str, ...]:

@@ -133,9 +133,15 @@ def _loaded(source: Source) -> _Network:
     known = source.checkpoint
     normalization = known.normalization or _normalization_of(known.model)
     return _Network(
-        source.name, known.model, known.input_shape, source.path, source.sha256, known.class_names, normalization,
+        source.name,
+        known.model,
+        known.input_shape,
+        source.path,
+        source.sha256,
+        known.class_names,
+        normalization,
         source.notes,
-    )  # fmt: skip
+    )
 
 
 def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
@@ -199,18 +205,33 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
     if settings.fuse:
         # What is built of it is measured in its runtime, so nothing is compared here.
         fused = network_to_onnx(
-            network, [example], FuseSettings(None, settings.wanted_opset, batch_open), metadata,
-            dynamic_image=image_open, summary=_summary, prove=False,
-        )  # fmt: skip
+            network,
+            [example],
+            FuseSettings(None, settings.wanted_opset, batch_open),
+            metadata,
+            dynamic_image=image_open,
+            summary=_summary,
+            prove=False,
+        )
         model, report = fused.model, fused.report
     else:
-        model = finished(exported(
-            network, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open
-        ), metadata)  # fmt: skip
+        model = finished(
+            exported(network, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open),
+            metadata,
+        )
     return Subject(
-        given.name, model, in_float64(network), network, size, report, given.path, given.sha256, given.class_names,
-        given.normalization, given.notes,
-    )  # fmt: skip
+        given.name,
+        model,
+        in_float64(network),
+        network,
+        size,
+        report,
+        given.path,
+        given.sha256,
+        given.class_names,
+        given.normalization,
+        given.notes,
+    )
 
 
 def in_float64(network: nn.Module) -> Reference:
@@ -270,9 +291,7 @@ def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
     def reference(x: Tensor) -> tuple[Tensor, ...]:
         return artefact.run((x,))
 
-    return Subject(
-        str(path), final, reference, None, (channels, height, width), report, path, artefact.sha256
-    )  # fmt: skip
+    return Subject(str(path), final, reference, None, (channels, height, width), report, path, artefact.sha256)
 
 
 def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:

@@ -50,9 +50,14 @@ class Trial:
         if built.run is None:
             return None
         return measure(
-            self.subject, built.run, self.calls, self.settings, runtime=built.runtime, origin=self.origin,
+            self.subject,
+            built.run,
+            self.calls,
+            self.settings,
+            runtime=built.runtime,
+            origin=self.origin,
             observed=built.observed,
-        )  # fmt: skip
+        )
 
     def require(
         self, found: Evidence | None, form: Form, what: str, *, dump: Path | None, say: Callable[[str], None]

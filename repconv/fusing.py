@@ -146,15 +146,20 @@ def fuse_network(
     if next(outermost_branches(model), None) is not None:
         small, blocks = fuse_blocks(model, kernels.__setitem__)
     program = exported_program(small, inputs[0], dynamic_shapes)
-    rewritten = rewrite(program, {
-        f"{name}.{key}" if name else key: value
-        for name, kernel in kernels.items()
-        for key, value in to_conv2d(kernel).state_dict().items()
-    })  # fmt: skip
+    rewritten = rewrite(
+        program,
+        {
+            f"{name}.{key}" if name else key: value
+            for name, kernel in kernels.items()
+            for key, value in to_conv2d(kernel).state_dict().items()
+        },
+    )
     fused = export_again(program, rewritten)
-    report = rewritten.report if blocks is None else _joined(
-        blocks, rewritten.report, *(_with_flops(network, inputs[0]) for network in (model, small))
-    )  # fmt: skip
+    report = (
+        rewritten.report
+        if blocks is None
+        else _joined(blocks, rewritten.report, *(_with_flops(network, inputs[0]) for network in (model, small)))
+    )
     if not prove:
         return fused, report.with_proof(None)
     if not report.layers and fused is program:
@@ -212,9 +217,7 @@ def exported_program(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about the user's code or torch's own
-            return torch.export.export(
-                model, arguments(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
-            )  # fmt: skip
+            return torch.export.export(model, arguments(example_inputs), dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # it runs the user's own code, which may raise anything
         first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise FusionError(f"torch.export cannot follow {type(model).__name__}: {first}") from error

@@ -34,10 +34,19 @@ _PAPER = frozenset({
 
 _CIFAR10 = SearchConfig(network="irep_resnet18")
 _IMAGENET = SearchConfig(
-    network="irep_resnet50", branches=("1x3", "3x1", "1x1", "1x1_3x3", "avg", "skip", "1x2_d2", "2x1_d2"), ratio=1 / 2,
-    epochs=100, warmup_epochs=5, architectures=1, batch=256, age_limit=5.0, gate_learning_rate=1e-4, workers=8,
-    precision="bfloat16", evaluation_batch=256,
-)  # fmt: skip
+    network="irep_resnet50",
+    branches=("1x3", "3x1", "1x1", "1x1_3x3", "avg", "skip", "1x2_d2", "2x1_d2"),
+    ratio=1 / 2,
+    epochs=100,
+    warmup_epochs=5,
+    architectures=1,
+    batch=256,
+    age_limit=5.0,
+    gate_learning_rate=1e-4,
+    workers=8,
+    precision="bfloat16",
+    evaluation_batch=256,
+)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({
     "cifar10-resnet18": Preset("the paper's search of ResNet-18 on CIFAR-10", _CIFAR10, _PAPER),

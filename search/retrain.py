@@ -83,19 +83,27 @@ def searched_network(found: Found, task: Task, supernet: str = "", *, own_code: 
     else:
         network = found.network
         model = build_network(
-            name, task,
-            width=network["width"], blocks=network["blocks"], fixed=network["fixed"], branches=network["branches"],
-        )  # fmt: skip
+            name,
+            task,
+            width=network["width"],
+            blocks=network["blocks"],
+            fixed=network["fixed"],
+            branches=network["branches"],
+        )
         here = Supernet(model)
         here.put_gates(found.on(here.space).gates)
     return subnetwork(model, found.architecture)
 
 
 def retrain(
-    folder: RunFolder, found: Found, config: RetrainConfig, report: Report = lambda _: None,
+    folder: RunFolder,
+    found: Found,
+    config: RetrainConfig,
+    report: Report = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
-    *, own_code: str | None = None,
-) -> None:  # fmt: skip
+    *,
+    own_code: str | None = None,
+) -> None:
     """Train `found` in `folder` to its end, on from its last checkpoint if there is one.
 
     Ends with a checkpoint, its fused form, and the accuracy of both. Several processes, started by `torchrun` or
@@ -143,11 +151,16 @@ def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callabl
             step += 1
             if step % config.checkpoint_steps == 0 and step < trainer.steps_an_epoch:
                 keep()
-        tell({
-            "kind": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * trainer.steps_an_epoch,
-            "loss": losses / trainer.steps_an_epoch, "learning_rate": trainer.learning_rate(epoch, step - 1),
-            "seconds_a_step": (clock() - start) / max(1, step - first),
-        })  # fmt: skip
+        tell(
+            {
+                "kind": "epoch",
+                "epoch": epoch + 1,
+                "step": (epoch + 1) * trainer.steps_an_epoch,
+                "loss": losses / trainer.steps_an_epoch,
+                "learning_rate": trainer.learning_rate(epoch, step - 1),
+                "seconds_a_step": (clock() - start) / max(1, step - first),
+            }
+        )
         epoch, step, losses = epoch + 1, 0, 0.0
         keep()
     if first_process:
@@ -187,8 +200,9 @@ class Trainer:
         weights = list(model.parameters()) if self.supernet is None else self.supernet.weights()
         self.optimiser = torch.optim.SGD(
             [{"params": weights, "weight_decay": config.weight_decay}, {"params": gates, "weight_decay": 0.0}],
-            config.learning_rate, momentum=config.momentum,
-        )  # fmt: skip
+            config.learning_rate,
+            momentum=config.momentum,
+        )
         self.average = None
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -197,10 +211,16 @@ class Trainer:
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch's training batches from the `first` on, on the device: this process's images of them."""
         for x, y in training_batches(
-            self.task, self.split.train, batch=self.config.batch, seed=self.config.seed, epoch=epoch, first=first,
-            workers=self.config.workers, also=Cutout(self.config.cutout) if self.config.cutout else None,
+            self.task,
+            self.split.train,
+            batch=self.config.batch,
+            seed=self.config.seed,
+            epoch=epoch,
+            first=first,
+            workers=self.config.workers,
+            also=Cutout(self.config.cutout) if self.config.cutout else None,
             images=self.duty.images,
-        ):  # fmt: skip
+        ):
             yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
 
     def learning_rate(self, epoch: int, step: int) -> float:
@@ -243,16 +263,22 @@ class Trainer:
             images, positions = self.task.train, self.split.validation
         return EvaluationBatches(
             self.task, images, positions, batch=self.config.evaluation_batch, keep_bytes=_KEEP_BYTES
-        )  # fmt: skip
+        )
 
     def state(self, epoch: int, step: int, losses: float, metrics_bytes: int) -> dict[str, Any]:
         """A checkpoint before update `step` of `epoch`, whose losses so far sum to `losses`; all processes ask."""
         return {
-            "format": FORMAT, "epoch": epoch, "step": step, "losses": losses, "metrics_bytes": metrics_bytes,
-            "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "format": FORMAT,
+            "epoch": epoch,
+            "step": step,
+            "losses": losses,
+            "metrics_bytes": metrics_bytes,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "generator": self.generator.get_state(), **random_states(self.processes, self.device),
-        }  # fmt: skip
+            "generator": self.generator.get_state(),
+            **random_states(self.processes, self.device),
+        }
 
     def restore(self, folder: RunFolder) -> tuple[int, int, float]:
         """Take up the folder's last checkpoint; returns its epoch, step and sum of losses.
@@ -296,9 +322,12 @@ class Trainer:
 
 
 def measure_both(
-    model: nn.Module, fused: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | EvaluationBatches,
-    settings: EvaluationSettings, task: Task,
-) -> tuple[float, float]:  # fmt: skip
+    model: nn.Module,
+    fused: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]] | EvaluationBatches,
+    settings: EvaluationSettings,
+    task: Task,
+) -> tuple[float, float]:
     """The accuracy of the multi-branch network and of its fused form."""
     with evaluating(model):
         first, second = (accuracy(net, batches, settings, task.correct) for net in (model, fused))
@@ -313,11 +342,23 @@ def _finish(folder: RunFolder, trainer: Trainer) -> None:
     images = "test" if task.test is not None else "validation"
     for net, name, value in ((model, RETRAINED, multi), (fused, FUSED, single)):
         save(
-            net, folder.path / name, class_names=task.class_names, normalization=task.normalization,
-            input_shape=task.input_shape, metrics={f"{images}_accuracy": value},
-        )  # fmt: skip
-    folder.write_json(RESULT, {
-        "schema": "repconv.retrain/1", "measured_on": images, "images": len(task.test or trainer.split.validation),
-        "accuracy": multi, "fused_accuracy": single, "search_validation_accuracy": trainer.found.accuracy,
-        "active_branches": trainer.found.architecture.size, "settings": dataclasses.asdict(config),
-    })  # fmt: skip
+            net,
+            folder.path / name,
+            class_names=task.class_names,
+            normalization=task.normalization,
+            input_shape=task.input_shape,
+            metrics={f"{images}_accuracy": value},
+        )
+    folder.write_json(
+        RESULT,
+        {
+            "schema": "repconv.retrain/1",
+            "measured_on": images,
+            "images": len(task.test or trainer.split.validation),
+            "accuracy": multi,
+            "fused_accuracy": single,
+            "search_validation_accuracy": trainer.found.accuracy,
+            "active_branches": trainer.found.architecture.size,
+            "settings": dataclasses.asdict(config),
+        },
+    )

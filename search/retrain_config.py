@@ -56,11 +56,24 @@ class RetrainConfig:
     checkpoint_steps: int = 500
 
     def __post_init__(self) -> None:
-        check_least(self, {
-            "image_size": 1, "train_images": 0, "epochs": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0,
-            "clip": 0, "cutout": 0, "positions": 0, "evaluation_batch": 1, "workers": 0, "seed": 0,
-            "checkpoint_steps": 1,
-        })  # fmt: skip
+        check_least(
+            self,
+            {
+                "image_size": 1,
+                "train_images": 0,
+                "epochs": 1,
+                "batch": 2,
+                "learning_rate": 0,
+                "weight_decay": 0,
+                "clip": 0,
+                "cutout": 0,
+                "positions": 0,
+                "evaluation_batch": 1,
+                "workers": 0,
+                "seed": 0,
+                "checkpoint_steps": 1,
+            },
+        )
         check_shares(self, ("momentum", "validation_share", "drop_path", "ema"))
 
 

@@ -58,9 +58,12 @@ class Progress:
 
 
 def run(
-    folder: RunFolder, report: Report = lambda _: None, clock: Callable[[], float] = time.perf_counter,
-    *, own_code: Collection[str] = (),
-) -> None:  # fmt: skip
+    folder: RunFolder,
+    report: Report = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    own_code: Collection[str] = (),
+) -> None:
     """Start the run of `folder`, or go on with it, to its end; a finished run is left as it is.
 
     Args:
@@ -132,11 +135,16 @@ def _epoch(
         if progress.step % config.checkpoint_steps == 0 and progress.step < session.steps_an_epoch:
             _checkpoint(folder, session, progress)
     done = (progress.epoch + 1) * session.steps_an_epoch
-    tell({
-        "kind": "epoch", "epoch": progress.epoch + 1, "step": done, "loss": progress.losses / session.steps_an_epoch,
-        "learning_rate": session.learning_rate(done - 1),
-        "seconds_a_step": (clock() - start) / max(1, progress.step - first),
-    })  # fmt: skip
+    tell(
+        {
+            "kind": "epoch",
+            "epoch": progress.epoch + 1,
+            "step": done,
+            "loss": progress.losses / session.steps_an_epoch,
+            "learning_rate": session.learning_rate(done - 1),
+            "seconds_a_step": (clock() - start) / max(1, progress.step - first),
+        }
+    )
     last = searching >= 0 and ((searching + 1) % config.generation_epochs == 0 or progress.epoch + 1 == config.epochs)
     state = _selected(folder, session, strategy, progress, done, tell) if last else progress.state
     progress = replace(progress, state=state, epoch=progress.epoch + 1, step=0, losses=0.0)
@@ -177,14 +185,25 @@ def _selected(
     accuracies = [m.accuracy for m in state.members if m.accuracy is not None] or list(found.accuracies)
     ages = [float(m.age) for m in state.members]
     sizes = [float(m.architecture.size) for m in state.members]
-    tell({
-        "kind": "generation", "generation": state.generation, "epoch": progress.epoch + 1, "step": done,
-        "measured": len(found.accuracies), "population": len(state.members),
-        "best_accuracy": max(accuracies), "mean_accuracy": sum(accuracies) / len(accuracies),
-        "worst_accuracy": min(accuracies), "mean_age": sum(ages) / len(ages), "mean_size": sum(sizes) / len(sizes),
-        "seconds_fold": found.fold_s, "seconds_reestimate": found.reestimate_s, "seconds_write": found.write_s,
-        "seconds_run": found.run_s,
-    })  # fmt: skip
+    tell(
+        {
+            "kind": "generation",
+            "generation": state.generation,
+            "epoch": progress.epoch + 1,
+            "step": done,
+            "measured": len(found.accuracies),
+            "population": len(state.members),
+            "best_accuracy": max(accuracies),
+            "mean_accuracy": sum(accuracies) / len(accuracies),
+            "worst_accuracy": min(accuracies),
+            "mean_age": sum(ages) / len(ages),
+            "mean_size": sum(sizes) / len(sizes),
+            "seconds_fold": found.fold_s,
+            "seconds_reestimate": found.reestimate_s,
+            "seconds_write": found.write_s,
+            "seconds_run": found.run_s,
+        }
+    )
     return state
 
 
@@ -232,8 +251,13 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
     ]
     return Progress(
         state_from_dict(json.loads(content["state"]), space),
-        content["epoch"], content["step"], asked[0], asked[1] or (), content["losses"], generator,
-    )  # fmt: skip
+        content["epoch"],
+        content["step"],
+        asked[0],
+        asked[1] or (),
+        content["losses"],
+        generator,
+    )
 
 
 def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: State) -> None:
@@ -250,40 +274,49 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     found = Found(best, network_settings(config), gates, accuracies[ranked[0]])
     try:
         save(
-            session.supernet.model, folder.path / SUPERNET, class_names=session.task.class_names,
-            normalization=session.task.normalization, input_shape=session.task.input_shape,
-        )  # fmt: skip
+            session.supernet.model,
+            folder.path / SUPERNET,
+            class_names=session.task.class_names,
+            normalization=session.task.normalization,
+            input_shape=session.task.input_shape,
+        )
         supernet = SUPERNET
     except CheckpointError as error:
         supernet = f"not written: {error}"
     folder.write_json(BEST, found.to_dict())
     folder.write_text("best.svg", svg(best, f"{config.strategy}, validation accuracy {found.accuracy:.4f}"))
     # Last: a folder with it is a finished run.
-    folder.write_json(RESULT, {
-        "schema": "repconv.search/1",
-        "space": [dataclasses.asdict(block) for block in session.supernet.space.blocks],
-        "budget": session.budget,
-        "reestimated_statistics": bool(config.reestimation_images),
-        "supernet": supernet,
-        "gates": {"alpha": gates.alpha, "beta": gates.beta},
-        "architectures": [
-            {"accuracy": accuracies[i], "age": ages.get(outcome[i]), "active": outcome[i].active} for i in ranked
-        ],
-        # Without the times, which are never twice the same.
-        "history": [
-            {key: value for key, value in record.items() if not key.startswith("seconds")}
-            for record in folder.metrics()
-            if record["kind"] == "generation"
-        ],
-    })  # fmt: skip
+    folder.write_json(
+        RESULT,
+        {
+            "schema": "repconv.search/1",
+            "space": [dataclasses.asdict(block) for block in session.supernet.space.blocks],
+            "budget": session.budget,
+            "reestimated_statistics": bool(config.reestimation_images),
+            "supernet": supernet,
+            "gates": {"alpha": gates.alpha, "beta": gates.beta},
+            "architectures": [
+                {"accuracy": accuracies[i], "age": ages.get(outcome[i]), "active": outcome[i].active} for i in ranked
+            ],
+            # Without the times, which are never twice the same.
+            "history": [
+                {key: value for key, value in record.items() if not key.startswith("seconds")}
+                for record in folder.metrics()
+                if record["kind"] == "generation"
+            ],
+        },
+    )
 
 
 def network_settings(config: SearchConfig) -> dict[str, Any]:
     """What `build_network` needs of a configuration."""
     return {
-        "name": config.network, "width": config.width, "blocks": list(config.blocks), "fixed": list(config.fixed),
+        "name": config.network,
+        "width": config.width,
+        "blocks": list(config.blocks),
+        "fixed": list(config.fixed),
         "branches": list(config.branches),
-    }  # fmt: skip
+    }
 
 
 def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an optional library

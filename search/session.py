@@ -54,9 +54,13 @@ class Session:
             raise SearchError(f"{len(self.split.train)} images to learn from fill no batch of {config.batch}")
         torch.manual_seed(config.seed)
         model = build_network(
-            config.network, self.task,
-            width=config.width, blocks=config.blocks, fixed=config.fixed, branches=config.branches,
-        )  # fmt: skip
+            config.network,
+            self.task,
+            width=config.width,
+            blocks=config.blocks,
+            fixed=config.fixed,
+            branches=config.branches,
+        )
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.memory_format = memory_format
         model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -89,11 +93,22 @@ class Session:
     def strategy(self) -> Strategy:
         """The strategy, as the configuration says."""
         config = self.config
-        return create_strategy(config.strategy, Plan(
-            self.supernet.space, self.budget, config.population, round(config.offspring * config.population),
-            config.generations, self.initial, config.age, config.age_scale, config.age_limit, config.age_offset,
-            Breeding(config.crossover, config.mutation, config.flip),
-        ))  # fmt: skip
+        return create_strategy(
+            config.strategy,
+            Plan(
+                self.supernet.space,
+                self.budget,
+                config.population,
+                round(config.offspring * config.population),
+                config.generations,
+                self.initial,
+                config.age,
+                config.age_scale,
+                config.age_limit,
+                config.age_offset,
+                Breeding(config.crossover, config.mutation, config.flip),
+            ),
+        )
 
     def learning_rate(self, step: int) -> float:
         """Of the weights at that update, counted over the whole search."""
@@ -108,9 +123,15 @@ class Session:
         """
         images = self.processes.duty(architectures, self.config.batch).images
         for x, y in training_batches(
-            self.task, self.split.train, batch=self.config.batch, seed=self.config.seed, epoch=epoch, first=first,
-            workers=self.config.workers, images=images,
-        ):  # fmt: skip
+            self.task,
+            self.split.train,
+            batch=self.config.batch,
+            seed=self.config.seed,
+            epoch=epoch,
+            first=first,
+            workers=self.config.workers,
+            images=images,
+        ):
             yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
 
     def update(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture], step: int) -> AdaptiveBatch:
@@ -132,7 +153,7 @@ class Session:
         losses = [partial(loss_of, architectures[number]) for number in duty.networks]
         batch = backward(
             self.supernet.model, [*self.weights, *self.gates], losses, self.config.weighting, self.processes, duty
-        )  # fmt: skip
+        )
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         for group in self.weight_optimiser.param_groups:
@@ -148,9 +169,13 @@ class Session:
         """
         with _every_position(self.supernet, self.config.positions):
             found = evaluate(
-                self.supernet, self.processes.share(architectures), self.validation, self.evaluation_settings,
-                correct=self.task.correct, reestimation=self._reestimation(),
-            )  # fmt: skip
+                self.supernet,
+                self.processes.share(architectures),
+                self.validation,
+                self.evaluation_settings,
+                correct=self.task.correct,
+                reestimation=self._reestimation(),
+            )
         return replace(found, accuracies=tuple(self.processes.gathered(found.accuracies)))
 
     def state(self) -> dict[str, Any]:

@@ -120,9 +120,7 @@ def _look(path: Path, width: int, shot: Path | None = None, *, dark: bool = Fals
     with driver.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(FLAGS))
         try:
-            page = browser.new_page(
-                viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light"
-            )  # fmt: skip
+            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light")
             page.on("request", lambda request: fetched.append(request.url))
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)

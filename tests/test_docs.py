@@ -90,9 +90,11 @@ def steps(page: str) -> Iterator[Step | Block]:
             for command, shown in console(block):
                 code = EXIT_CODE.search(shown)
                 yield Step(
-                    f"{block.where}: {command}", command, shown=EXIT_CODE.sub("", shown),
+                    f"{block.where}: {command}",
+                    command,
+                    shown=EXIT_CODE.sub("", shown),
                     exit_code=int(code[1]) if code else 0,
-                )  # fmt: skip
+                )
 
 
 def comparable(text: str) -> str:
@@ -107,8 +109,11 @@ def comparable(text: str) -> str:
 def absent(shown: str, printed: str) -> list[str]:
     """What is shown but not printed."""
     have = comparable(printed)
-    return [piece for piece in map(str.strip, re.split(r"(?:^|(?<=\s))\.\.\.(?=\s|$)", comparable(shown)))
-            if piece not in have]  # fmt: skip
+    return [
+        piece
+        for piece in map(str.strip, re.split(r"(?:^|(?<=\s))\.\.\.(?=\s|$)", comparable(shown)))
+        if piece not in have
+    ]
 
 
 @pytest.fixture

@@ -167,8 +167,10 @@ def test_no_imports_go_in_a_circle() -> None:
 
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b": "a.py:1"}, "b": {"c": "b.py:1"}, "c": {"a": "c.py:1"}, "d": {"a": "d.py:1"}}) == [
-        "a.py:1: a -> b -> c -> a", "b.py:1: b -> c -> a -> b", "c.py:1: c -> a -> b -> c",
-    ]  # fmt: skip
+        "a.py:1: a -> b -> c -> a",
+        "b.py:1: b -> c -> a -> b",
+        "c.py:1: c -> a -> b -> c",
+    ]
 
 
 def test_the_package_itself_imports_nothing_at_run_time() -> None:

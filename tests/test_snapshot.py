@@ -45,13 +45,18 @@ def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, dict[s
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
         elif command is not None:
-            yield f"{prefix}{name}", {
-                str(p.name): {
-                    "spelled": sorted([*p.opts, *p.secondary_opts]), "required": p.required, "repeated": p.multiple
-                    if isinstance(p, click.Option) else p.nargs != 1, "flag": bool(getattr(p, "is_flag", False)),
-                }
-                for p in command.params
-            }  # fmt: skip
+            yield (
+                f"{prefix}{name}",
+                {
+                    str(p.name): {
+                        "spelled": sorted([*p.opts, *p.secondary_opts]),
+                        "required": p.required,
+                        "repeated": p.multiple if isinstance(p, click.Option) else p.nargs != 1,
+                        "flag": bool(getattr(p, "is_flag", False)),
+                    }
+                    for p in command.params
+                },
+            )
 
 
 def schemas() -> list[str]:

@@ -102,18 +102,26 @@ BACKENDS = {
         Backend("torch", "torch", None, ("cpu", "cuda"), {"cpu": _HALVES, "cuda": _HALVES}, _torch),
         Backend("torch.compile", "torch.compile", None, ("cpu", "cuda"), {"cpu": _HALVES, "cuda": _HALVES}, _compile),
         Backend(
-            "onnxruntime", "onnxruntime", "onnx", ("cpu", "cuda"), {"cpu": _CPU_ONNX, "cuda": _ALL},
+            "onnxruntime",
+            "onnxruntime",
+            "onnx",
+            ("cpu", "cuda"),
+            {"cpu": _CPU_ONNX, "cuda": _ALL},
             _provider("CUDAExecutionProvider"),
         ),
         Backend(
-            "onnxruntime-tensorrt", "onnxruntime-tensorrt", "onnx", ("cuda",), {"cuda": _ALL},
+            "onnxruntime-tensorrt",
+            "onnxruntime-tensorrt",
+            "onnx",
+            ("cuda",),
+            {"cuda": _ALL},
             _provider("TensorrtExecutionProvider"),
         ),
         Backend("openvino", "openvino", "openvino", ("cpu",), {"cpu": _ALL}, _openvino),
         Backend("tensorrt", "engine", "tensorrt", ("cuda",), {"cuda": _ALL}, _engines("tensorrt")),
         Backend("tensorrt-rtx", "engine", "tensorrt-rtx", ("cuda",), {"cuda": _ALL}, _engines("tensorrt-rtx")),
     )
-}  # fmt: skip
+}
 
 
 def choose(names: Sequence[str], device: str, precisions: Sequence[str]) -> list[Backend]:

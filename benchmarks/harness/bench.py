@@ -87,9 +87,17 @@ def bench(
     if all(row.failure is not None for row in rows):
         raise BuildError("; ".join(dict.fromkeys(f"{row.key.backend}: {row.failure}" for row in rows)))
     return BenchResult(
-        tuple(measured), settings, tuple(rows), tuple(_compared(rows, settings)), environment(), worst, looks,
-        (*warnings, *clock_warnings(looks)), tuple(dict.fromkeys(notes)), time.perf_counter() - began,
-    )  # fmt: skip
+        tuple(measured),
+        settings,
+        tuple(rows),
+        tuple(_compared(rows, settings)),
+        environment(),
+        worst,
+        looks,
+        (*warnings, *clock_warnings(looks)),
+        tuple(dict.fromkeys(notes)),
+        time.perf_counter() - began,
+    )
 
 
 def _forms(given: Sequence[Given], settings: BenchSettings) -> tuple[list[Form], list[str]]:

@@ -89,9 +89,16 @@ def open_given(
     size = _sized(text, known.input_shape, image)
     label = path.name if opened.path is not None and ":" not in text else text
     return Given(
-        label, network, size, remembered(in_float64(network)), opened.path, opened.sha256, fused=known.fused,
-        normalization=known.normalization, notes=opened.notes,
-    )  # fmt: skip
+        label,
+        network,
+        size,
+        remembered(in_float64(network)),
+        opened.path,
+        opened.sha256,
+        fused=known.fused,
+        normalization=known.normalization,
+        notes=opened.notes,
+    )
 
 
 def remembered(reference: Reference) -> Reference:

@@ -118,9 +118,12 @@ def measure_group(
         known = {entry.key: _Known() for entry in entries}
         for name, mine in _by_backend(entries).items():
             how = How(
-                mine[0].backend.device(settings.device), settings.threads, settings.transfers, settings.cuda_graphs,
+                mine[0].backend.device(settings.device),
+                settings.threads,
+                settings.transfers,
+                settings.cuda_graphs,
                 settings.cuda_events,
-            )  # fmt: skip
+            )
             jobs = {entry.key.name: entry.artefact.job for entry in mine}
             processes[name] = stack.enter_context(Process(name, mine[0].backend.loader, how, jobs, settings.cpus))
             say(f"loading into {name}")
@@ -146,12 +149,20 @@ def measure_group(
     for entry in entries:
         seen = known[entry.key]
         latency = played.reports.get(entry.key.name)
-        rows.append(Row(
-            entry.key, entry.backend.device(settings.device), latency, entry.artefact.bytes, seen.memory_bytes,
-            seen.load_s, seen.evidence, {**entry.artefact.observed, **seen.observed},
-            () if latency is None else tuple(series_warnings(latency)),
-            seen.failure or played.failures.get(entry.key.name),
-        ))  # fmt: skip
+        rows.append(
+            Row(
+                entry.key,
+                entry.backend.device(settings.device),
+                latency,
+                entry.artefact.bytes,
+                seen.memory_bytes,
+                seen.load_s,
+                seen.evidence,
+                {**entry.artefact.observed, **seen.observed},
+                () if latency is None else tuple(series_warnings(latency)),
+                seen.failure or played.failures.get(entry.key.name),
+            )
+        )
     return GroupResult(tuple(rows), load, tuple(looks))
 
 

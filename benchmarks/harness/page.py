@@ -17,12 +17,24 @@ from .turns.noise import gathered
 def bench_report(result: BenchResult) -> str:
     """The whole page."""
     names = ", ".join(source.label for source in result.sources)
-    return page(f"{names}: latency and equivalence", [
-        _headline(result), *_noise(result), "<h2>Latency</h2>", *_latency(result), "<h2>Compared</h2>", _ratios(result),
-        *(part for source in result.sources for part in _source(source)), "<h2>Settings asked for</h2>",
-        facts(result.settings.to_dict()), "<h2>Settings observed</h2>", _observed(result), "<h2>Machine</h2>",
-        _machine(result),
-    ])  # fmt: skip
+    return page(
+        f"{names}: latency and equivalence",
+        [
+            _headline(result),
+            *_noise(result),
+            "<h2>Latency</h2>",
+            *_latency(result),
+            "<h2>Compared</h2>",
+            _ratios(result),
+            *(part for source in result.sources for part in _source(source)),
+            "<h2>Settings asked for</h2>",
+            facts(result.settings.to_dict()),
+            "<h2>Settings observed</h2>",
+            _observed(result),
+            "<h2>Machine</h2>",
+            _machine(result),
+        ],
+    )
 
 
 def _headline(result: BenchResult) -> str:
@@ -63,15 +75,29 @@ def _latency(result: BenchResult) -> Iterable[str]:
         backends = list(dict.fromkeys(row.key.backend for row in rows))
         ordered = sorted(rows, key=lambda row: backends.index(row.key.backend))
         yield html_table(
-            ("backend", "form", "median ms", "mean ms", "p90", "p95", "p99", "spread", "images/s", "memory MB",
-             "file MB", "same"),
-            [_row(row) for row in ordered], right=range(2, 11),
-        )  # fmt: skip
+            (
+                "backend",
+                "form",
+                "median ms",
+                "mean ms",
+                "p90",
+                "p95",
+                "p99",
+                "spread",
+                "images/s",
+                "memory MB",
+                "file MB",
+                "same",
+            ),
+            [_row(row) for row in ordered],
+            right=range(2, 11),
+        )
         for backend in backends:
             lanes = [
                 (f"{row.key.form}: {t.median_ms:.3f} ms", [1e3 * s for s in t.samples_s], t.median_ms)
-                for row in rows if row.key.backend == backend and (t := row.latency) is not None
-            ]  # fmt: skip
+                for row in rows
+                if row.key.backend == backend and (t := row.latency) is not None
+            ]
             if lanes:
                 calls = ", ".join(f"{len(values):,}" for _, values, _ in lanes)
                 yield figure(distributions(lanes, "milliseconds"), f"{backend}: times of {calls} calls; bars: medians")
@@ -93,11 +119,16 @@ def _row(row: Row) -> list[object]:
 def _ratios(result: BenchResult) -> str:
     rows = [
         (
-            c.name, c.over.backend, c.over.batch, c.over.precision, f"{c.ratio.value:.3f}",
-            f"{c.ratio.low:.3f} to {c.ratio.high:.3f}", "too noisy to tell" if c.warning else "",
+            c.name,
+            c.over.backend,
+            c.over.batch,
+            c.over.precision,
+            f"{c.ratio.value:.3f}",
+            f"{c.ratio.low:.3f} to {c.ratio.high:.3f}",
+            "too noisy to tell" if c.warning else "",
         )
         for c in result.compared
-    ]  # fmt: skip
+    ]
     heading = ("ratio of medians", "backend", "batch", "precision", "ratio", "95 % interval", "")
     return html_table(heading, rows, right=(2, 4, 5))
 
@@ -121,20 +152,27 @@ def _fusion(report: FusionReport) -> Iterable[str]:
         for name, was, now in (
             ("convolutions", before.convolutions, after.convolutions),
             ("batch norms", before.batch_norms, after.batch_norms),
-            ("parameters", before.parameters, after.parameters), ("FLOPs an image", before.flops, after.flops),
+            ("parameters", before.parameters, after.parameters),
+            ("FLOPs an image", before.flops, after.flops),
         )
         if was is not None and now is not None
-    ]  # fmt: skip
+    ]
     yield html_table(("", "before", "after"), sizes, right=(1, 2))
     errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
     rows = []
     for layer in report.layers:
         seen = errors.get(layer.name)
-        rows.append((
-            layer.name or "(the model)", f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else
-            "conv + BN", layer.geometry, f"{layer.before.parameters:,}", f"{layer.after.parameters:,}",
-            f"{seen.error.to_scale:.1e}" if seen else "", f"{seen.own.to_scale:.1e}" if seen and seen.own else "",
-        ))  # fmt: skip
+        rows.append(
+            (
+                layer.name or "(the model)",
+                f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else "conv + BN",
+                layer.geometry,
+                f"{layer.before.parameters:,}",
+                f"{layer.after.parameters:,}",
+                f"{seen.error.to_scale:.1e}" if seen else "",
+                f"{seen.own.to_scale:.1e}" if seen and seen.own else "",
+            )
+        )
     if rows:
         heading = ("layer", "made of", "becomes", "parameters", "after", "error", "unfused")
         yield html_table(heading, rows, right=(3, 4, 5, 6))
@@ -178,10 +216,16 @@ def _architecture(found: Inspection) -> Iterable[str]:
 
 def _observed(result: BenchResult) -> str:
     rows = [
-        (row.key.backend, row.key.form, row.key.batch, row.key.precision, row.device,
-         "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.observed.items()))
+        (
+            row.key.backend,
+            row.key.form,
+            row.key.batch,
+            row.key.precision,
+            row.device,
+            "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.observed.items()),
+        )
         for row in result.rows
-    ]  # fmt: skip
+    ]
     return html_table(("backend", "form", "batch", "precision", "device", "read back"), rows, right=(2,))
 
 

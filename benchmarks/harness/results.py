@@ -36,10 +36,14 @@ class Measured:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            "label": self.label, "name": self.name, "input": list(self.size), "bytes": self.bytes,
-            "sha256": self.sha256, "notes": list(self.notes),
+            "label": self.label,
+            "name": self.name,
+            "input": list(self.size),
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "notes": list(self.notes),
             "report": None if self.report is None else self.report.to_dict(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, order=True)
@@ -89,13 +93,19 @@ class Row:
         """Plain containers for JSON."""
         latency = self.latency
         return {
-            **vars(self.key), "device": self.device, "failure": self.failure,
+            **vars(self.key),
+            "device": self.device,
+            "failure": self.failure,
             "images_per_s": None if latency is None else latency.throughput(self.key.batch),
-            "artefact_bytes": self.artefact_bytes, "memory_bytes": self.memory_bytes, "load_s": self.load_s,
-            "same": self.same, "evidence": None if self.evidence is None else self.evidence.to_dict(),
-            "observed": dict(self.observed), "warnings": list(self.warnings),
+            "artefact_bytes": self.artefact_bytes,
+            "memory_bytes": self.memory_bytes,
+            "load_s": self.load_s,
+            "same": self.same,
+            "evidence": None if self.evidence is None else self.evidence.to_dict(),
+            "observed": dict(self.observed),
+            "warnings": list(self.warnings),
             "latency": None if latency is None else latency.to_dict(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -117,9 +127,12 @@ class Compared:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            "name": self.name, "over": vars(self.over), "under": vars(self.under), **self.ratio.to_dict(),
+            "name": self.name,
+            "over": vars(self.over),
+            "under": vars(self.under),
+            **self.ratio.to_dict(),
             "warning": self.warning,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -166,13 +179,17 @@ class BenchResult:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            "sources": [source.to_dict() for source in self.sources], "settings": self.settings.to_dict(),
-            "rows": [row.to_dict() for row in self.rows], "ratios": [c.to_dict() for c in self.compared],
+            "sources": [source.to_dict() for source in self.sources],
+            "settings": self.settings.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+            "ratios": [c.to_dict() for c in self.compared],
             "environment": dict(self.environment),
             "other_load": None if self.others is None else vars(self.others),
-            "gpu": [state.to_dict() for state in self.gpu], "warnings": self.all_warnings, "notes": list(self.notes),
+            "gpu": [state.to_dict() for state in self.gpu],
+            "warnings": self.all_warnings,
+            "notes": list(self.notes),
             "seconds": self.seconds,
-        }  # fmt: skip
+        }
 
 
 def pairs(keys: Sequence[Key], baselines: Sequence[str]) -> list[tuple[Key, Key]]:

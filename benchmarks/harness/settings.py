@@ -61,9 +61,13 @@ class BenchSettings:
         if self.device not in DEVICES:
             raise SourceError(f"device {self.device!r}: expected {' or '.join(DEVICES)}")
         for name, value in (
-            ("batch", min(self.batches)), ("rounds", self.rounds), ("calls", self.calls), ("sessions", self.sessions),
-            ("threads", 1 if self.threads is None else self.threads), ("image", min(self.image or (1,))),
-        ):  # fmt: skip
+            ("batch", min(self.batches)),
+            ("rounds", self.rounds),
+            ("calls", self.calls),
+            ("sessions", self.sessions),
+            ("threads", 1 if self.threads is None else self.threads),
+            ("image", min(self.image or (1,))),
+        ):
             if value < 1:
                 raise SourceError(f"{name} {value}: expected a whole number of at least 1")
         if not self.seconds > 0 or not self.warmup_s >= 0:

@@ -77,26 +77,39 @@ def main() -> None:
     space = imagenet_space()
     searched = irep_resnet50(space)
     shipped = Architecture.full(SearchSpace.of(load(SHIPPED).model))
-    write_whole({
-        arguments.pictures / "irep_resnet50.svg": picture_of_the_text(space).encode(),
-        arguments.pictures / "shipped.svg": svg(shipped, "the network that ships: every branch").encode(),
-    })  # fmt: skip
-    write_json(arguments.output, {
-        "schema": SCHEMA, "command": "python benchmarks/paper/architectures.py",
-        "irep_resnet50": {
-            "verdict": FAITHFUL, "blocks": len(space.blocks), "slots": len(space.slots),
-            "budget": space.budget(1 / 2), "kept_by_the_text": searched.size, "picture": "irep_resnet50.svg",
-            "why": "as the text tells, which leaves open which branch the eighth block lacks and which the ninth keeps",
+    write_whole(
+        {
+            arguments.pictures / "irep_resnet50.svg": picture_of_the_text(space).encode(),
+            arguments.pictures / "shipped.svg": svg(shipped, "the network that ships: every branch").encode(),
+        }
+    )
+    write_json(
+        arguments.output,
+        {
+            "schema": SCHEMA,
+            "command": "python benchmarks/paper/architectures.py",
+            "irep_resnet50": {
+                "verdict": FAITHFUL,
+                "blocks": len(space.blocks),
+                "slots": len(space.slots),
+                "budget": space.budget(1 / 2),
+                "kept_by_the_text": searched.size,
+                "picture": "irep_resnet50.svg",
+                "why": "as the text tells, which leaves open which branch the eighth block lacks and which "
+                "the ninth keeps",
+            },
+            "irep_vgg16, irep_resnet18": {
+                "verdict": IMPOSSIBLE,
+                "why": "their pictures are not described in the text, and searching takes 8 and 16 GPU-days",
+            },
+            "shipped": {
+                "verdict": SCALED,
+                "why": "not searched: width 16, six units, every branch",
+                "picture": "shipped.svg",
+                "slots": len(shipped.space.slots),
+            },
         },
-        "irep_vgg16, irep_resnet18": {
-            "verdict": IMPOSSIBLE, "why": "their pictures are not described in the text, and searching takes 8 and "
-            "16 GPU-days",
-        },
-        "shipped": {
-            "verdict": SCALED, "why": "not searched: width 16, six units, every branch", "picture": "shipped.svg",
-            "slots": len(shipped.space.slots),
-        },
-    })  # fmt: skip
+    )
     print(
         f"IRep-ResNet50: the text keeps {searched.size} branches; half of {len(space.slots)} are {space.budget(1 / 2)}"
     )

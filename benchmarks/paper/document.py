@@ -60,11 +60,18 @@ def _table_1(content: Mapping[str, Any]) -> str:
     for found in content["results"]:
         for entry in found["populations"]:
             full = found["width"] == 64
-            rows.append((
-                found["network"], found["width"], entry["population"], f"{entry['paper_less_time_percent']} %",
-                f"{entry['less_time_percent']:.1f} %", f"{entry['over_plain_percent']:+.1f} %",
-                SCALED, reason if full else f"width {found['width']}, {reason}",
-            ))  # fmt: skip
+            rows.append(
+                (
+                    found["network"],
+                    found["width"],
+                    entry["population"],
+                    f"{entry['paper_less_time_percent']} %",
+                    f"{entry['less_time_percent']:.1f} %",
+                    f"{entry['over_plain_percent']:+.1f} %",
+                    SCALED,
+                    reason if full else f"width {found['width']}, {reason}",
+                )
+            )
     head = (
         "network", "width", "population", "less time, paper", "less time, here", "over plain networks", "verdict",
         "note",
@@ -83,11 +90,14 @@ The paper's 63.7 % recomputes to 63.0 % from its own seconds. `benchmarks/result
 def _parameters(content: Mapping[str, Any]) -> str:
     rows = [
         (
-            found["network"], found["form"], "" if found["paper_millions"] is None else f"{found['paper_millions']} M",
-            f"{found['plain']:,}", f"{found['fused']:,}",
+            found["network"],
+            found["form"],
+            "" if found["paper_millions"] is None else f"{found['paper_millions']} M",
+            f"{found['plain']:,}",
+            f"{found['fused']:,}",
         )
         for found in content["parameters"]
-    ]  # fmt: skip
+    ]
     head = ("network", "form", "paper", "here, plain", "here, fused")
     return f"""## Parameter counts
 
@@ -105,9 +115,7 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     for run in results["sampled_accuracy"]["runs"]:
         runs.setdefault(run["settings"]["variant"], []).append(100 * run["test_top1"])
     names = {variant: "plain" if variant == "plain" else f"IRep, statistics `{variant}`" for variant in runs}
-    rows = [
-        (names[variant], len(found), f"{statistics.mean(found):.2f} %", SCALED) for variant, found in runs.items()
-    ]  # fmt: skip
+    rows = [(names[variant], len(found), f"{statistics.mean(found):.2f} %", SCALED) for variant, found in runs.items()]
     small = results["sampled_accuracy"]["runs"][0]["settings"]
     pair = [
         ("plain", "96.21 %", of_plain, SCALED),

@@ -38,10 +38,17 @@ def main() -> None:
     drawn = points()
     picture = chart("age term, a = 10, mu = 0.1, eta = 0.05", "age in generations", [("equation (14)", drawn)])
     write_whole({arguments.pictures / "figure2.svg": f"{picture}\n".encode()})
-    write_json(arguments.output, {
-        "schema": SCHEMA, "command": "python benchmarks/paper/figure2.py", "settings": SETTINGS, "verdict": FAITHFUL,
-        "picture": "figure2.svg", "points": drawn,
-    })  # fmt: skip
+    write_json(
+        arguments.output,
+        {
+            "schema": SCHEMA,
+            "command": "python benchmarks/paper/figure2.py",
+            "settings": SETTINGS,
+            "verdict": FAITHFUL,
+            "picture": "figure2.svg",
+            "points": drawn,
+        },
+    )
     print(f"{len(drawn)} points, from {drawn[0][1]:.4f} at age 1 to {drawn[-1][1]:.4f} at {drawn[-1][0]}")
 
 

@@ -113,13 +113,20 @@ def main() -> None:
     results = {name: unit_maps(network(path), normalize(images)) for name, path in files.items()}
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     write_whole({arguments.pictures / "figure3.png": sheet(images, [maps for maps, _ in results.values()])})
-    write_json(arguments.output, {
-        "schema": SCHEMA, "command": "python benchmarks/paper/figure3.py", "verdict": SCALED, "picture": "figure3.png",
-        "why": "networks of width 16 and six units trained on CIFAR-10 for ten epochs; no ImageNet here",
-        "images": names, "units": len(results["plain"][0]),
-        "checkpoints": {name: {"file": path.name, "sha256": sha256(path)} for name, path in files.items()},
-        "says": {name: [CLASSES[i] for i in logits.argmax(1)] for name, (_, logits) in results.items()},
-    })  # fmt: skip
+    write_json(
+        arguments.output,
+        {
+            "schema": SCHEMA,
+            "command": "python benchmarks/paper/figure3.py",
+            "verdict": SCALED,
+            "picture": "figure3.png",
+            "why": "networks of width 16 and six units trained on CIFAR-10 for ten epochs; no ImageNet here",
+            "images": names,
+            "units": len(results["plain"][0]),
+            "checkpoints": {name: {"file": path.name, "sha256": sha256(path)} for name, path in files.items()},
+            "says": {name: [CLASSES[i] for i in logits.argmax(1)] for name, (_, logits) in results.items()},
+        },
+    )
     for name, (_, logits) in results.items():
         print(name, ", ".join(f"{image}: {CLASSES[i]}" for image, i in zip(names, logits.argmax(1), strict=True)))
 

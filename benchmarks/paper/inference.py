@@ -117,10 +117,16 @@ def _repeat(run: Callable[[], object], times: int) -> None:
 
 def latencies(networks: list[Network], rounds: int) -> dict[str, dict[str, dict[str, object]]]:
     """By network: what each runtime takes in each form, and ratios with 95 % intervals."""
-    eager = {(n.name, form): partial(model, n.x) for n in networks for form, model in
-             (("unfused", n.model), ("fused", n.fused))}  # fmt: skip
-    runs = {(n.name, form): partial(session(file).run, None, {"x": n.x.numpy()})
-            for n in networks for form, file in n.files.items()}  # fmt: skip
+    eager = {
+        (n.name, form): partial(model, n.x)
+        for n in networks
+        for form, model in (("unfused", n.model), ("fused", n.fused))
+    }
+    runs = {
+        (n.name, form): partial(session(file).run, None, {"x": n.x.numpy()})
+        for n in networks
+        for form, file in n.files.items()
+    }
     found: dict[str, dict[str, dict[str, object]]] = {n.name: {} for n in networks}
     for runtime, subjects in (("torch", eager), ("onnxruntime", runs)):
         with torch.inference_mode():
@@ -136,7 +142,7 @@ def latencies(networks: list[Network], rounds: int) -> dict[str, dict[str, dict[
                 row["unfused_over_reference"] = vars(ratio(forms["unfused"], reference))
             found[one.name][runtime] = row | {
                 "samples_s": {form: list(report.samples_s) for form, report in forms.items()}
-            }  # fmt: skip
+            }
     return found
 
 

@@ -105,10 +105,13 @@ def _ours(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, ...]:
         for runtime in RUNTIMES
     ]
     return (
-        row["network"], _arrow(f"{form['parameters'] / 1e6:.2f}" for form in forms),
+        row["network"],
+        _arrow(f"{form['parameters'] / 1e6:.2f}" for form in forms),
         _arrow(f"{form['multiply_adds'] / 1e9:.3g}" for form in forms),
-        _arrow(str(form["convolutions"]) for form in forms), *times, *ratios,
-    )  # fmt: skip
+        _arrow(str(form["convolutions"]) for form in forms),
+        *times,
+        *ratios,
+    )
 
 
 def _arrow(values: Iterable[str]) -> str:

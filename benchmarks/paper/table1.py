@@ -65,18 +65,32 @@ def case(base: str, width: int, batch: int, rounds: int) -> dict[str, object]:
         multi = population * batches * seconds["multi_branch"]
         single = fold_s + population * (seconds["write"] + batches * seconds["single_path"])
         alone = population * batches * seconds["plain"]
-        rows.append({
-            "population": population, "multi_branch_s": multi, "single_path_s": single, "plain_s": alone,
-            "less_time_percent": 100 * (1 - single / multi), "over_plain_percent": 100 * (single / alone - 1),
-            "paper_less_time_percent": paper,
-        })  # fmt: skip
+        rows.append(
+            {
+                "population": population,
+                "multi_branch_s": multi,
+                "single_path_s": single,
+                "plain_s": alone,
+                "less_time_percent": 100 * (1 - single / multi),
+                "over_plain_percent": 100 * (single / alone - 1),
+                "paper_less_time_percent": paper,
+            }
+        )
     speed, cost = (ratio(timed[a], timed[b]) for a, b in (("multi_branch", "single_path"), ("single_path", "plain")))
     return {
-        "network": base, "width": width, "batch": batch, "rounds": rounds, "active_branches": budget,
-        "branches": len(supernet.space.slots), "batch_s": seconds, "fold_s": fold_s,
-        "multi_branch_over_single_path": vars(speed), "single_path_over_plain": vars(cost), "populations": rows,
+        "network": base,
+        "width": width,
+        "batch": batch,
+        "rounds": rounds,
+        "active_branches": budget,
+        "branches": len(supernet.space.slots),
+        "batch_s": seconds,
+        "fold_s": fold_s,
+        "multi_branch_over_single_path": vars(speed),
+        "single_path_over_plain": vars(cost),
+        "populations": rows,
         "samples": [found.to_dict() for found in (*timed.values(), fold)],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

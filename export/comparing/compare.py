@@ -139,9 +139,13 @@ def verify_artefacts(a: Artefact, b: Artefact, inputs: Sequence[Inputs]) -> tupl
             shape = tuple(given[0].shape)
             return [Comparison(where, shape, "", infinite, None, 0.0, "nothing to compare", mismatch=failure)]
         return comparisons(
-            _function(reference.run), _function(other.run), given, where=where, reference_dtype=dtype,
+            _function(reference.run),
+            _function(other.run),
+            given,
+            where=where,
+            reference_dtype=dtype,
             original=None if original is None else _function(original),
-        )  # fmt: skip
+        )
 
     return Agreement(end_to_end=compare_calls(compare, inputs)), told
 

@@ -41,9 +41,10 @@ def layer_errors(before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[st
     # A ReLU that an unsigned quantiser absorbs takes the layer's own output with it; such layers cannot be compared.
     made = {name for node in after.graph.node for name in node.output}
     layers = [
-        node for node in before.graph.node
+        node
+        for node in before.graph.node
         if node.op_type in KINDS and node.output[0] in made and _is_int8(later.get(node.name), after)
-    ]  # fmt: skip
+    ]
     if not layers:
         return []
     names = [node.output[0] for node in layers]

@@ -37,9 +37,10 @@ class Quantized:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            "equalised_streams": self.equalised, "kept_float": list(self.kept),
+            "equalised_streams": self.equalised,
+            "kept_float": list(self.kept),
             "layers": [asdict(layer) for layer in self.layers],
-        }  # fmt: skip
+        }
 
 
 def quantize_onnx(
@@ -94,9 +95,15 @@ def kept_float(model: onnx.ModelProto, calibration: Sequence[Tensor], asked: Qua
 
 
 def _run_quantizer(
-    model: onnx.ModelProto, path: Path, name: str, batches: Sequence[Batch], per_channel: bool, symmetric: bool,
-    int32_bias: bool, kept: Sequence[str],
-) -> None:  # fmt: skip
+    model: onnx.ModelProto,
+    path: Path,
+    name: str,
+    batches: Sequence[Batch],
+    per_channel: bool,
+    symmetric: bool,
+    int32_bias: bool,
+    kept: Sequence[str],
+) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -110,12 +117,17 @@ def _run_quantizer(
             return None if batch is None else {name: batch}
 
     quantize_static(
-        model, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
+        model,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(LAYERS),
         nodes_to_exclude=list(kept),
-        per_channel=per_channel, activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        per_channel=per_channel,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": int32_bias},
-    )  # fmt: skip
+    )
 
 
 def _input_of(model: onnx.ModelProto) -> str:

@@ -151,11 +151,18 @@ def _export(
         buffer = io.BytesIO()
         mode = torch.onnx.TrainingMode.EVAL if optimise else torch.onnx.TrainingMode.PRESERVE
         torch.onnx.export(  # takes file objects, though its annotation names paths only
-            model, (example,), buffer,  # type: ignore[arg-type]
-            dynamo=False, opset_version=opset, training=mode, input_names=["input"], output_names=["output"],
+            model,
+            (example,),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=opset,
+            training=mode,
+            input_names=["input"],
+            output_names=["output"],
             dynamic_axes={"input": dict(open_axes), "output": {0: "batch"} if 0 in open_axes else {}}
-            if open_axes else None,
-        )  # fmt: skip
+            if open_axes
+            else None,
+        )
         return onnx.load_from_string(buffer.getvalue())
     if opset in _NOT_EXPORTED:
         return onnx.version_converter.convert_version(_export(model, example, opset - 1, open_axes, optimise), opset)
@@ -163,10 +170,16 @@ def _export(
     if 0 in open_axes and example.shape[0] == 1:
         example = example.expand(2, *example.shape[1:])
     program = torch.onnx.export(
-        model, (example,), dynamo=True, opset_version=opset, input_names=["input"], output_names=["output"],
+        model,
+        (example,),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["input"],
+        output_names=["output"],
         dynamic_shapes=({axis: _open(name) for axis, name in open_axes.items()},) if open_axes else None,
-        verbose=False, optimize=optimise,
-    )  # fmt: skip
+        verbose=False,
+        optimize=optimise,
+    )
     if program is None:
         raise RuntimeError("the exporter returned nothing")
     proto: onnx.ModelProto = program.model_proto

@@ -113,9 +113,13 @@ def _unpadded(node: onnx.NodeProto) -> bool:
 
 
 def _fold(
-    node: onnx.NodeProto, weights: dict[str, TensorProto], graph: onnx.GraphProto, scale: Array, shift: Array | None,
+    node: onnx.NodeProto,
+    weights: dict[str, TensorProto],
+    graph: onnx.GraphProto,
+    scale: Array,
+    shift: Array | None,
     order: slice,
-) -> None:  # fmt: skip
+) -> None:
     tensor = weights[node.input[1]]
     weight = numpy_helper.to_array(tensor).astype(np.float64)[:, order] * scale[:, None, None]
     tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), tensor.name))

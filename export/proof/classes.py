@@ -64,10 +64,13 @@ def _tail(count: int, of: int, share: float) -> float:
     if share <= 0:
         return 0.0 if count else 1.0
     logs = (
-        math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
-        + k * math.log(share) + (of - k) * math.log1p(-share)
+        math.lgamma(of + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(of - k + 1)
+        + k * math.log(share)
+        + (of - k) * math.log1p(-share)
         for k in range(count, of + 1)
-    )  # fmt: skip
+    )
     return math.fsum(math.exp(log) for log in logs)
 
 

@@ -136,18 +136,31 @@ class Evidence:
             "top1_agreement": self.top1_agreement, "accuracy": self.accuracy, "accuracy_before": self.accuracy_before,
         }  # fmt: skip
         return {
-            "passed": self.passed, "verdict": self.verdict, "runtime": self.runtime, "observed": self.observed,
-            "inputs": self.inputs, "images": self.images, "judged": self.judged, "labelled": self.labelled,
-            "tolerance": vars(self.tolerance), "finite": self.finite,
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "runtime": self.runtime,
+            "observed": self.observed,
+            "inputs": self.inputs,
+            "images": self.images,
+            "judged": self.judged,
+            "labelled": self.labelled,
+            "tolerance": vars(self.tolerance),
+            "finite": self.finite,
             "classes": None if self.classes is None else vars(self.classes),
             **{key: None if v is None or not math.isfinite(v) else v for key, v in numbers.items()},
             "calls": [
-                {"shape": c.shape, "output": c.path, "error": c.error.to_scale if c.error.finite else None,
-                 "own": c.own.to_scale if c.own else None, "tolerance": c.tolerance, "reason": c.reason,
-                 "mismatch": c.mismatch}
+                {
+                    "shape": c.shape,
+                    "output": c.path,
+                    "error": c.error.to_scale if c.error.finite else None,
+                    "own": c.own.to_scale if c.own else None,
+                    "tolerance": c.tolerance,
+                    "reason": c.reason,
+                    "mismatch": c.mismatch,
+                }
                 for c in self.comparisons
             ],
-        }  # fmt: skip
+        }
 
     def dump(self, path: Path) -> None:
         """Write the call that was furthest off: `given`, `expected`, `got`.

@@ -40,9 +40,10 @@ def tolerance_for(precision: str, asked: float | None = None) -> Tolerance:
         dtype = DTYPES[precision]
         name = str(dtype).removeprefix("torch.")
         found = Tolerance(
-            "max", FLOORS[dtype],
+            "max",
+            FLOORS[dtype],
             f"the floor for {name}, or {RUNTIME_FACTOR:g} x the unfused network's own error in {name}",
-        )  # fmt: skip
+        )
     return found if asked is None else Tolerance(found.measure, asked, "as asked for")
 
 

@@ -137,8 +137,13 @@ def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float, more: Sequ
     command = [sys.executable, "-P", "-m", "repconv.export.runtimes.engine_worker", str(folder), *more]
     try:
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=False, timeout=timeout_s, env=_environment(),
-        )  # fmt: skip
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            env=_environment(),
+        )
     except subprocess.TimeoutExpired:
         return {"error": "failed", "said": f"it took more than {timeout_s:.0f} s and was stopped"}
     if not result.is_file():

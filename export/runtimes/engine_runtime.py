@@ -193,11 +193,12 @@ class Engine:
         self.context.set_input_shape(self.given, tuple(x.shape))
         made = {
             name: torch.empty(
-                tuple(self.context.get_tensor_shape(name)), dtype=_TYPES[self.engine.get_tensor_dtype(name).name],
+                tuple(self.context.get_tensor_shape(name)),
+                dtype=_TYPES[self.engine.get_tensor_dtype(name).name],
                 device="cuda",
             )
             for name in self.outputs
-        }  # fmt: skip
+        }
         for name, tensor in {self.given: x, **made}.items():
             self.context.set_tensor_address(name, tensor.data_ptr())
 

@@ -177,11 +177,12 @@ def build(asked: dict[str, Any]) -> dict[str, object]:
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     return {
-        "version": trt.__version__, "inspected": inspected,
+        "version": trt.__version__,
+        "inspected": inspected,
         "layers": [line for line in logger.lines if line.startswith("Name: ") and "LayerType: " in line],
         "tensors": [{"name": t.name, "dtype": t.dtype.name, "shape": list(t.shape)} for t in tensors],
         "timing_cache": cache,
-    }  # fmt: skip
+    }
 
 
 def _timing_cache(config: Any, path: str | None) -> str | None:  # noqa: ANN401

@@ -41,9 +41,17 @@ def open_artefact(text: str, *, model: str | None = None, state_key: str | None 
     channels = source.checkpoint.input_shape[0] if source.checkpoint.input_shape else None
     shape = (None, channels, None, None) if own else None
     return Artefact(
-        text, PYTORCH, module_run(network), module_trace(network), (Input("input", dtype_of(network), shape),),
-        network, source.checkpoint.input_shape, source.path, source.sha256, source.notes,
-    )  # fmt: skip
+        text,
+        PYTORCH,
+        module_run(network),
+        module_trace(network),
+        (Input("input", dtype_of(network), shape),),
+        network,
+        source.checkpoint.input_shape,
+        source.path,
+        source.sha256,
+        source.notes,
+    )
 
 
 def _of_file(text: str, path: Path) -> Artefact:

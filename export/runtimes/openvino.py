@@ -172,9 +172,12 @@ def _quantise(network: Any, calibration: Sequence[Tensor], asked: Quantization, 
             names = {operation.get_friendly_name() for operation in network.get_ops()}
             known = [name for layer in kept for name in (layer, f"{layer}/WithoutBiases") if name in names]
             return nncf.quantize(
-                network, nncf.Dataset(batches), subset_size=len(batches), advanced_parameters=advanced,
+                network,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                advanced_parameters=advanced,
                 ignored_scope=nncf.IgnoredScope(names=known),
-            )  # fmt: skip
+            )
     finally:
         os.environ.pop("NNCF_CI")
         if before is not None:

@@ -256,9 +256,14 @@ class PoolBranch(NormedBranch):
 
 def _conv(target: Geometry, bias: bool, *, size: Pair, dilation: Pair = (1, 1)) -> NormedBranch:
     return ConvBranch(
-        target.in_channels, target.out_channels, size,
-        stride=target.stride, dilation=dilation, groups=target.groups, bias=bias,
-    )  # fmt: skip
+        target.in_channels,
+        target.out_channels,
+        size,
+        stride=target.stride,
+        dilation=dilation,
+        groups=target.groups,
+        bias=bias,
+    )
 
 
 def _series(target: Geometry, bias: bool) -> NormedBranch:

@@ -126,9 +126,14 @@ def to_conv2d(kernel: Kernel) -> nn.Conv2d:
     )
     shape = grown.geometry
     conv = nn.Conv2d(
-        shape.in_channels, shape.out_channels, shape.size, shape.stride, (rows, columns), groups=shape.groups,
+        shape.in_channels,
+        shape.out_channels,
+        shape.size,
+        shape.stride,
+        (rows, columns),
+        groups=shape.groups,
         device="meta",
-    )  # fmt: skip
+    )
     # The kernel may share memory with the model's own weights when there was nothing to compute.
     conv.weight = nn.Parameter(grown.weight.detach().clone(memory_format=torch.contiguous_format))
     conv.bias = nn.Parameter(grown.bias.detach().clone())

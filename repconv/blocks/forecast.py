@@ -143,10 +143,14 @@ def forecast(model: nn.Module, fused: nn.Module, report: FusionReport, inputs: S
         seen = peaks.get(layer.name)
         layers.append(
             LayerForecast(
-                layer.name, layer.geometry, weigh(conv.weight), None if own is None else weigh(own),
-                0.0 if conv.bias is None else _peak(conv.bias), *((None, None) if seen is None else seen),
+                layer.name,
+                layer.geometry,
+                weigh(conv.weight),
+                None if own is None else weigh(own),
+                0.0 if conv.bias is None else _peak(conv.bias),
+                *((None, None) if seen is None else seen),
             )
-        )  # fmt: skip
+        )
     return Forecast(tuple(layers))
 
 

@@ -54,8 +54,10 @@ def prove_block(branch: nn.Module, conv: nn.Conv2d, where: str) -> Comparison:
     return affine_agreement(
         largest_on_the_way(lambda sources: reference(sources[_SOURCE])),
         Written(lambda sources: written(sources[_SOURCE]), power, rows * columns),
-        {_SOURCE: (1, written.in_channels, *_sides(conv))}, dtype, where,
-    )  # fmt: skip
+        {_SOURCE: (1, written.in_channels, *_sides(conv))},
+        dtype,
+        where,
+    )
 
 
 def _sides(conv: nn.Conv2d) -> tuple[int, int]:

@@ -105,14 +105,31 @@ def command(
     if backends and not names:
         raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")
     settings = BenchSettings(
-        names or _usual(default_backends(device), sources), batch, tuple(p.strip() for p in precision.split(",")),
-        against, None if image is None else (image[0], image[1]), device, rounds, seconds, calls, warmup_s,
-        _sessions(rounds, sessions), threads, cpus, transfers, cuda_graphs, cuda_events,
-    )  # fmt: skip
+        names or _usual(default_backends(device), sources),
+        batch,
+        tuple(p.strip() for p in precision.split(",")),
+        against,
+        None if image is None else (image[0], image[1]),
+        device,
+        rounds,
+        seconds,
+        calls,
+        warmup_s,
+        _sessions(rounds, sessions),
+        threads,
+        cpus,
+        transfers,
+        cuda_graphs,
+        cuda_events,
+    )
     result = bench(
-        sources, settings, model=model_name, state_key=state_key,
-        say=lambda doing: click.echo(f"repconv: {doing}", err=True), progress=_progress(),
-    )  # fmt: skip
+        sources,
+        settings,
+        model=model_name,
+        state_key=state_key,
+        say=lambda doing: click.echo(f"repconv: {doing}", err=True),
+        progress=_progress(),
+    )
     for note in result.notes:
         click.echo(f"repconv: {note}", err=True)
     click.echo(tables(result))

@@ -22,9 +22,12 @@ _IMAGES = "cifar10_test_sheet.npz"
 
 @click.command(epilog="Example: repconv demo --output-dir demo")
 @click.option(
-    "--output-dir", type=click.Path(file_okay=False, path_type=Path), default="repconv-demo", show_default=True,
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="repconv-demo",
+    show_default=True,
     help="Folder for the files it writes.",
-)  # fmt: skip
+)
 @json_option
 def command(output_dir: Path, json_file: str | None) -> None:
     """Fuse the network that ships with repconv, prove that nothing changed, and show what was gained."""
@@ -85,8 +88,13 @@ def command(output_dir: Path, json_file: str | None) -> None:
         answers = {name: run(images).argmax(1) for name, run in forms.items()}
     rows = [["", "right", "as before"]]
     for name, answer in answers.items():
-        rows.append([name, f"{int((answer == labels).sum())}/{len(labels)}",
-                     f"{int((answer == answers['before']).sum())}/{len(labels)}"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{int((answer == labels).sum())}/{len(labels)}",
+                f"{int((answer == answers['before']).sum())}/{len(labels)}",
+            ]
+        )
     click.echo(table(rows, right=(1, 2)))
     astray = [i for i in range(len(images)) if len({int(a[i]) for a in answers.values()}) > 1]
     if astray:
@@ -95,7 +103,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     click.echo("\n4. Latency of one image, in turns, each backend in a process of its own.\n")
     bench_settings = BenchSettings(
         ("torch", "onnxruntime"), against=UNFUSED, rounds=12, sessions=3, seconds=0.4, calls=24, warmup_s=0.1
-    )  # fmt: skip
+    )
     result = bench([str(assets / _CHECKPOINT)], bench_settings)
     click.echo(tables(result))
     if result.differing or result.failed:
@@ -112,12 +120,19 @@ def command(output_dir: Path, json_file: str | None) -> None:
         "  fuse    repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch"
     )
     if json_file is not None:
-        write_json(json_file, "repconv.demo/1", {
-            "source": file_record(assets / _CHECKPOINT), "outputs": [file_record(p) for p in written.values()],
-            "report": report.to_dict(), "onnxruntime": in_runtime.to_dict(),
-            "right": {name: int((a == labels).sum()) for name, a in answers.items()}, "images": len(images),
-            "bench": result.to_dict(),
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.demo/1",
+            {
+                "source": file_record(assets / _CHECKPOINT),
+                "outputs": [file_record(p) for p in written.values()],
+                "report": report.to_dict(),
+                "onnxruntime": in_runtime.to_dict(),
+                "right": {name: int((a == labels).sum()) for name, a in answers.items()},
+                "images": len(images),
+                "bench": result.to_dict(),
+            },
+        )
 
 
 def _images(path: Path, normalization: object) -> tuple[Tensor, Tensor]:

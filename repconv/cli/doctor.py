@@ -21,9 +21,7 @@ def command(json_file: str | None) -> None:
 
     found = backends()
     rows = [["backend", "", "version", "for", ""]]
-    rows += [
-        [b.name, "works" if b.works else "no", b.version or "", ", ".join(b.devices), b.said] for b in found
-    ]  # fmt: skip
+    rows += [[b.name, "works" if b.works else "no", b.version or "", ", ".join(b.devices), b.said] for b in found]
     click.echo(table(rows))
     for backend in found:
         if backend.remedy is not None:

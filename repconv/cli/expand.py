@@ -23,9 +23,11 @@ _FORMATS = (".pt", ".safetensors")
 @click.option("--branches", help="Searchable branches instead, separated by commas: 1x1,1x3,skip.")
 @click.option("--fixed", help="Branches without a gate instead, separated by commas.")
 @click.option(
-    "--preserve/--fresh", default=True, show_default=True,
+    "--preserve/--fresh",
+    default=True,
+    show_default=True,
     help="Keep what the network computes, or let new branches start as PyTorch does.",
-)  # fmt: skip
+)
 @click.option("--input-shape", type=ImageShape(), help="Image shape, where SOURCE says none.")
 @source_options
 @json_option
@@ -75,19 +77,28 @@ def command(
     elif preserve:
         click.echo("  not run: no image shape is known; give --input-shape to have it compared")
     save(
-        model.eval(), out, class_names=known.class_names, normalization=known.normalization, input_shape=shape,
+        model.eval(),
+        out,
+        class_names=known.class_names,
+        normalization=known.normalization,
+        input_shape=shape,
         metrics=known.metrics if preserve else None,
-    )  # fmt: skip
+    )
     written = file_record(out)
     click.echo(f"\n  wrote {out}: {written['bytes']:,} bytes, sha256 {str(written['sha256'])[:16]}")
     if json_file is not None:
-        write_json(json_file, "repconv.expand/1", {
-            "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
-            "settings": {"fixed": wanted[0], "branches": wanted[1], "preserve": preserve, "input_shape": shape},
-            "blocks": {name: kinds for name, kinds, _ in _blocks(model)},
-            "refusals": [vars(refusal) for refusal in refusals],
-            "agreement": None if agreement is None else agreement.to_dict(), "output": written,
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.expand/1",
+            {
+                "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
+                "settings": {"fixed": wanted[0], "branches": wanted[1], "preserve": preserve, "input_shape": shape},
+                "blocks": {name: kinds for name, kinds, _ in _blocks(model)},
+                "refusals": [vars(refusal) for refusal in refusals],
+                "agreement": None if agreement is None else agreement.to_dict(),
+                "output": written,
+            },
+        )
 
 
 def _branch_set(set_name: str, branches: str | None, fixed: str | None) -> tuple[list[str], list[str]]:

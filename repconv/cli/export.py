@@ -128,19 +128,32 @@ def command(
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
     settings = BuildSettings(
-        precision=precision, batch=batch, image=image, opset=opset, fp32_io=fp32_io, fuse=not no_fuse,
+        precision=precision,
+        batch=batch,
+        image=image,
+        opset=opset,
+        fp32_io=fp32_io,
+        fuse=not no_fuse,
         preprocessing=_preprocessing(source, model_name, state_key, mean, std, uint8, bgr) if preprocess else None,
         quantization=Quantization(not per_tensor, equalise, _kept(keep_float)),
         capabilities=DEFAULT_CAPABILITIES if sm is None else check_capabilities(sm.split(",")),
-        timing_cache=timing_cache, tolerance=tolerance,
-        max_lost=max_lost / 100, max_changed=max_changed / 100,
-    )  # fmt: skip
+        timing_cache=timing_cache,
+        tolerance=tolerance,
+        max_lost=max_lost / 100,
+        max_changed=max_changed / 100,
+    )
     record = export(
-        source, target, out, settings,
+        source,
+        target,
+        out,
+        settings,
         Data(calibrate, evaluate, calibration_images, images, random_calibration),
-        model=model_name, state_key=state_key, dump_on_failure=dump_on_failure, require_verified=require_verified,
+        model=model_name,
+        state_key=state_key,
+        dump_on_failure=dump_on_failure,
+        require_verified=require_verified,
         say=lambda doing: click.echo(f"repconv: {doing}", err=True),
-    )  # fmt: skip
+    )
     for note in record.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
     click.echo(_summary(record))
@@ -173,9 +186,14 @@ def _refuse_idle(
 
 
 def _preprocessing(
-    source: str, model: str | None, state_key: str | None, mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None, uint8: bool, bgr: bool,
-) -> Preprocessing:  # fmt: skip
+    source: str,
+    model: str | None,
+    state_key: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    uint8: bool,
+    bgr: bool,
+) -> Preprocessing:
     """As asked for, or as the source records it."""
     from repconv.export.settings import Preprocessing
     from repconv.export.subject import recorded_normalization

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json")
 @click.argument("source")
 @click.option(
-    "-o", "--output",
+    "-o",
+    "--output",
     help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE NAME.*]",
-)  # fmt: skip
+)
 @click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset to write.  [default: 18]")
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size of an ONNX file or program open.")
@@ -133,9 +134,14 @@ def _foretold(fused: Fused[Model]) -> Forecast | None:
 
 
 def _finish(
-    source: str, loaded: Source | None, fused: Fused[Model], out: Path, settings: dict[str, object],
-    json_file: str | None, foretold: Forecast | None,
-) -> None:  # fmt: skip
+    source: str,
+    loaded: Source | None,
+    fused: Fused[Model],
+    out: Path,
+    settings: dict[str, object],
+    json_file: str | None,
+    foretold: Forecast | None,
+) -> None:
     from .shared.record import file_record, write_json
 
     path = Path(source) if loaded is None else loaded.path
@@ -147,9 +153,14 @@ def _finish(
     elif fused.modules is None:
         extra = {"unmeasured": [vars(refusal) for refusal in fused.report.unmeasured]}
     if json_file is not None:
-        write_json(json_file, "repconv.fuse/1", {
-            "source": {"name": source, **(file_record(path) if path else {})},
-            "settings": settings,
-            "output": {**written, "format": out.suffix.removeprefix("."), "verified": True, **extra},
-            "report": fused.report.to_dict(), **({"forecast": foretold.to_dict()} if foretold is not None else {}),
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.fuse/1",
+            {
+                "source": {"name": source, **(file_record(path) if path else {})},
+                "settings": settings,
+                "output": {**written, "format": out.suffix.removeprefix("."), "verified": True, **extra},
+                "report": fused.report.to_dict(),
+                **({"forecast": foretold.to_dict()} if foretold is not None else {}),
+            },
+        )

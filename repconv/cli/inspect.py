@@ -63,11 +63,16 @@ def command(
     else:
         click.echo(_picture(found) if foreign is None else foresight_tables(foreign))
     if json_file is not None:
-        write_json(json_file, "repconv.inspect/1", {
-            "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
-            "facts": facts, "inspection": found.to_dict(),
-            **({} if foreign is None else {"graph": foreign.to_dict()}),
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.inspect/1",
+            {
+                "source": {"name": source, **(file_record(loaded.path) if loaded.path else {})},
+                "facts": facts,
+                "inspection": found.to_dict(),
+                **({} if foreign is None else {"graph": foreign.to_dict()}),
+            },
+        )
 
 
 def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
@@ -101,9 +106,15 @@ def _inspect_graph(path: Path, json_file: str | None) -> None:
     found = foresee_onnx(path) if path.suffix == ".onnx" else foresee_program(read_program(path))
     click.echo(foresight_tables(found))
     if json_file is not None:
-        write_json(json_file, "repconv.inspect/1", {
-            "source": {"name": str(path), **file_record(path)}, **more, "graph": found.to_dict(),
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.inspect/1",
+            {
+                "source": {"name": str(path), **file_record(path)},
+                **more,
+                "graph": found.to_dict(),
+            },
+        )
 
 
 def _show_onnx(path: Path) -> dict[str, object]:

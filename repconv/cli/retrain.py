@@ -62,10 +62,16 @@ def command(
         f"fused {result['fused_accuracy']:.4f}\n  wrote {folder.path / RETRAINED} and {folder.path / FUSED}"
     )
     if json_file is not None:
-        write_json(json_file, "repconv.retrain/1", {
-            "run": str(folder.path), "source": file_record(Path(architecture)), "result": result,
-            "outputs": [file_record(folder.path / name) for name in (RETRAINED, FUSED)],
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.retrain/1",
+            {
+                "run": str(folder.path),
+                "source": file_record(Path(architecture)),
+                "result": result,
+                "outputs": [file_record(folder.path / name) for name in (RETRAINED, FUSED)],
+            },
+        )
 
 
 def _open(folder: RunFolder, wanted: Mapping[str, Any]) -> None:

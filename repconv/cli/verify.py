@@ -71,11 +71,18 @@ def command(
     if located is not None:
         click.echo("\n" + _located_table(located, agreement))
     if json_file is not None:
-        write_json(json_file, "repconv.verify/1", {
-            "a": _record(first), "b": _record(second), "settings": {"input_shape": input_shape, "locate": locate},
-            "reference": reference, "agreement": agreement.to_dict(),
-            **({} if located is None else {"located": _located_record(located)}),
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.verify/1",
+            {
+                "a": _record(first),
+                "b": _record(second),
+                "settings": {"input_shape": input_shape, "locate": locate},
+                "reference": reference,
+                "agreement": agreement.to_dict(),
+                **({} if located is None else {"located": _located_record(located)}),
+            },
+        )
     if not agreement.passed:
         raise click.exceptions.Exit(1)
 
@@ -107,12 +114,15 @@ def _agreement_table(agreement: Agreement, has_reference: bool) -> str:
     rows = [["input", *(["output"] if paths else []), "error", *(["own"] if has_reference else []), "allowed", ""]]
     rows += [
         [
-            c.where, *([c.path] if paths else []), _error(c),
+            c.where,
+            *([c.path] if paths else []),
+            _error(c),
             *([f"{c.own.to_scale:.1e}" if c.own else ""] if has_reference else []),
-            f"{c.tolerance:.1e}", "equal" if c.passed else f"DIFFERS{f': {c.mismatch}' if c.mismatch else ''}",
+            f"{c.tolerance:.1e}",
+            "equal" if c.passed else f"DIFFERS{f': {c.mismatch}' if c.mismatch else ''}",
         ]
         for c in agreement.comparisons
-    ]  # fmt: skip
+    ]
     numbers = range(2 if paths else 1, len(rows[0]) - 1)
     note = "  error: largest difference, relative to the output's scale"
     if has_reference:
@@ -138,10 +148,16 @@ def _located_table(located: Located, agreement: Agreement) -> str:
     for index in range(start, end):
         step = located.steps[index]
         said = "" if step.passed else "no counterpart" if index in located.excused else step.mismatch or "DIFFERS"
-        rows.append([
-            ">" if index == first else "", _short(step.where), "x".join(map(str, step.shape)), _error(step),
-            f"{step.tolerance:.1e}", said,
-        ])  # fmt: skip
+        rows.append(
+            [
+                ">" if index == first else "",
+                _short(step.where),
+                "x".join(map(str, step.shape)),
+                _error(step),
+                f"{step.tolerance:.1e}",
+                said,
+            ]
+        )
     said = f"  first difference at {located.steps[first].where}, number {first + 1} of them"
     return f"{head}\n{said}\n\n{table(rows, right=(3, 4))}"
 

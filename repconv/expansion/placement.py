@@ -56,10 +56,14 @@ def new_block(conv: nn.Conv2d, placement: Placement) -> RepBlock:
         GeometryError: a branch does not fit.
     """
     block = RepBlock(
-        conv.in_channels, conv.out_channels,
-        stride=(conv.stride[0], conv.stride[1]), groups=conv.groups, bias=placement.bias,
-        fixed=placement.branches.fixed, branches=placement.branches.searchable,
-    )  # fmt: skip
+        conv.in_channels,
+        conv.out_channels,
+        stride=(conv.stride[0], conv.stride[1]),
+        groups=conv.groups,
+        bias=placement.bias,
+        fixed=placement.branches.fixed,
+        branches=placement.branches.searchable,
+    )
     own = dict(block.branches).get("3x3")
     if isinstance(own, ConvBranch) and placement.own_bias != placement.bias:
         own.conv.bias = nn.Parameter(torch.zeros(conv.out_channels)) if placement.own_bias else None

@@ -194,8 +194,25 @@ def _entries(content: bytes) -> Iterator[Member]:
     while at < len(content):
         if len(content) - at < _CENTRAL_FORM.size:
             raise ArchiveError("its directory is cut short")
-        (mark, _, _, flags, method, _, _, crc, stored, size, name_length, extra_length, comment_length, disk, _, _,
-         offset) = _CENTRAL_FORM.unpack_from(content, at)  # fmt: skip
+        (
+            mark,
+            _,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            crc,
+            stored,
+            size,
+            name_length,
+            extra_length,
+            comment_length,
+            disk,
+            _,
+            _,
+            offset,
+        ) = _CENTRAL_FORM.unpack_from(content, at)
         at += _CENTRAL_FORM.size
         raw_name = content[at : at + name_length]
         extra = content[at + name_length : at + name_length + extra_length]
@@ -256,9 +273,11 @@ def _after_header(whole: bytes, member: Member) -> int:
         raise ArchiveError(f"{member.name} has another name in its own header")
     size, stored = _widened(whole[names:start], (size, stored), member.name)
     unsaid = ((0, 0, 0), (0, _FULL_32, _FULL_32)) if flags & _DESCRIBED else ()
-    if (flags ^ member.flags) & ~_SPEED or method != member.method or (
-        (crc, stored, size) not in ((member.crc, member.stored, member.size), *unsaid)
-    ):  # fmt: skip
+    if (
+        (flags ^ member.flags) & ~_SPEED
+        or method != member.method
+        or ((crc, stored, size) not in ((member.crc, member.stored, member.size), *unsaid))
+    ):
         raise ArchiveError(f"{member.name} is described otherwise by its own header than by the directory")
     return start
 

@@ -116,8 +116,9 @@ def distributions(lanes: Sequence[tuple[str, Sequence[float], float]], unit: str
         step = span / _BINS
         bars = "".join(
             f"M{_EDGE + i * step:.1f} {base}v{-24 * count / max(counts):.1f}h{step - 0.6:.1f}V{base}z"
-            for i, count in enumerate(counts) if count
-        )  # fmt: skip
+            for i, count in enumerate(counts)
+            if count
+        )
         middle = axis.x(mark)
         parts.append(f'<path d="{bars}" fill="{colour}" fill-opacity=".75"/>')
         parts.append(f'<path d="M{middle:.1f} {base - 27}V{base + 2}" stroke="{colour}" stroke-width="2"/>')

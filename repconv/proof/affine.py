@@ -169,9 +169,14 @@ def affine_agreement(
     if not math.isfinite(error):
         return Comparison(where, tuple(got.shape), named, _INFINITE, None, worst.tolerance, worst.reason)
     return Comparison(
-        where, tuple(got.shape), named, Difference(max(f.largest for f in found), error, error), None,
-        worst.tolerance, worst.reason,
-    )  # fmt: skip
+        where,
+        tuple(got.shape),
+        named,
+        Difference(max(f.largest for f in found), error, error),
+        None,
+        worst.tolerance,
+        worst.reason,
+    )
 
 
 _INFINITE = Difference(math.inf, math.inf, math.inf)
@@ -287,9 +292,7 @@ class Largest(TorchDispatchMode):
             self.seen = max(self.seen, float(value.detach().abs().amax()))
 
 
-def norm_parts(
-    scale: Tensor | None, shift: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float
-) -> Tensor:  # fmt: skip
+def norm_parts(scale: Tensor | None, shift: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
     """The addends of a batch normalisation's constant, [c] each, one behind the other."""
     factor = 1 if scale is None else scale
     centre = mean * factor / (variance + epsilon).sqrt()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RepconvError, VerificationError
-from .decisions import Flipped, Recorded, Replayed
+from .decisions import Decision, Flipped, Recorded, Replayed
 from .float64 import in_float64
 from .leaves import Function, call, cast, leaves
 
@@ -280,9 +280,7 @@ def compare(
         TypeError: an input or output is none of the above.
         ValueError: a floating-point type without a tolerance.
     """
-    found = comparisons(
-        reference, candidate, inputs, original=original, where=where, reference_dtype=reference_dtype
-    )  # fmt: skip
+    found = comparisons(reference, candidate, inputs, original=original, where=where, reference_dtype=reference_dtype)
     return Agreement(end_to_end=found)
 
 
@@ -302,7 +300,8 @@ def comparisons(
     `stored` is the candidate in float64 with its numbers as they are stored, run where an error needs explaining.
     """
     with torch.no_grad():
-        own = {} if original is None else dict(leaves(call(original, inputs)))
+        before = None if original is None else _Run.of(original, inputs)
+        own = {} if before is None else before.outputs
         said = ""
         seen = Recorded()
         exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
@@ -310,7 +309,7 @@ def comparisons(
         try:
             with seen:
                 wanted = dict(leaves(call(exactly, given)))
-            asked = {*asked, *getattr(exactly, "asked", ())}
+            asked = {*asked, *getattr(exactly, "asked", ()), *(before.types if before else ())}
         except Exception as error:
             if reference_dtype is None or original is None:
                 if reference_dtype is not None:
@@ -323,18 +322,19 @@ def comparisons(
             first = next(iter(str(error).splitlines()), "") or type(error).__name__
             said = f"; measured against the original, which cannot be run in {_plain(reference_dtype)} ({first[:200]})"
             wanted, own, reference_dtype = own, {}, None
-        got = dict(leaves(call(candidate, inputs)))
+        run = _Run.of(candidate, inputs)
+        got = run.outputs
         decided: list[Comparison] = []
         if seen.decisions and reference_dtype == torch.float64:
-            right = replayed(exactly, given, candidate, inputs)
+            right = _replayed(exactly, given, run)
             if right is not None:
-                got, wanted, decided = right.run, right.reference, right.decided
-                before = None if original is None else replayed(exactly, given, original, inputs)
-                if before is not None:  # the original's error is that against its own decisions
-                    own |= {
-                        path: right_one + (before.run[path] - before.reference[path])
+                wanted, decided = right.reference, right.decided
+                right = None if before is None else _replayed(exactly, given, before)
+                if right is not None:  # the original's error is that against its own decisions
+                    own = own | {
+                        path: right_one + (own[path] - right.reference[path])
                         for path, right_one in wanted.items()
-                        if right_one.is_floating_point() and before.run[path].shape == before.reference[path].shape
+                        if right_one.is_floating_point() and own[path].shape == right.reference[path].shape
                     }
     tensors = [t for _, t in leaves(inputs)]
     shape = tuple(tensors[0].shape) if tensors else ()
@@ -349,30 +349,40 @@ def comparisons(
             rounded = dict(leaves(call(stored, cast(inputs, torch.float64))))
         found = {path: explained(c, wanted.get(path), rounded.get(path)) for path, c in found.items()}
     found |= {c.path: c for c in decided}
-    return tuple(
-        replace(c, where=where, shape=shape, path=path, reason=c.reason + said) for path, c in found.items()
-    )  # fmt: skip
+    return tuple(replace(c, where=where, shape=shape, path=path, reason=c.reason + said) for path, c in found.items())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a call gave, what it decided on the way, and the types of floating point it computed in."""
+
+    outputs: dict[str, Tensor]
+    decisions: list[Decision]
+    types: set[torch.dtype]
+
+    @classmethod
+    def of(cls, function: Function, inputs: object) -> _Run:
+        with Recorded() as seen:
+            outputs = dict(leaves(call(function, inputs)))
+        return cls(outputs, seen.decisions, seen.types)
 
 
 @dataclass(frozen=True)
 class _Replay:
-    """A run, the reference with the decisions of that run, and those that differ or were made of something else."""
+    """The reference with the decisions of a run, and those that differ or were made of something else."""
 
-    run: dict[str, Tensor]
     reference: dict[str, Tensor]
     decided: list[Comparison]
 
 
-def replayed(exactly: Function, given: object, candidate: Function, inputs: object) -> _Replay | None:
-    """`candidate` beside the reference that decides as it does; None where the two do not make the same decisions."""
-    with Recorded() as made:
-        run = dict(leaves(call(candidate, inputs)))
-    with Replayed(made.decisions) as replay:
+def _replayed(exactly: Function, given: object, run: _Run) -> _Replay | None:
+    """The reference that decides as `run` did; None where the two do not make the same decisions."""
+    with Replayed(run.decisions) as replay:
         reference = dict(leaves(call(exactly, given)))
-    if not replay.complete or set(run) != set(reference):
+    if not replay.complete or set(run.outputs) != set(reference):
         return None
     decided = [(found, _decided(found, index)) for index, found in enumerate(replay.flipped)]
-    return _Replay(run, reference, [compared for found, compared in decided if found.differing or not compared.passed])
+    return _Replay(reference, [compared for found, compared in decided if found.differing or not compared.passed])
 
 
 _NAMES = {"_to_copy": "a cast to whole numbers"}
@@ -404,7 +414,7 @@ def compare_tensors(
         own: the original's output, if there is an original.
         dtype: of the inputs, which sets the tolerance; None: that of `got`.
         reference_dtype: what `wanted` was computed in; None: as `dtype`.
-        asked: types that the original's own code computes in besides.
+        asked: types that the original computes in besides.
     """
     said = _mismatch(wanted, got)
     if wanted is None or got is None or said is not None:
@@ -424,9 +434,16 @@ def compare_tensors(
     if error.finite and math.isinf(error.to_scale):
         undecided = f"the reference is 0 everywhere, so that an error of {error.max_absolute:.1e} has no scale"
     return Comparison(
-        "", (), _plain(dtype), error, before, min(tolerance, max(ceiling, FLOORS[dtype])), reason, undecided=undecided,
+        "",
+        (),
+        _plain(dtype),
+        error,
+        before,
+        min(tolerance, max(ceiling, FLOORS[dtype])),
+        reason,
+        undecided=undecided,
         ceiling=ceiling,
-    )  # fmt: skip
+    )
 
 
 def needs_explaining(found: Comparison) -> bool:
@@ -447,10 +464,12 @@ def explained(found: Comparison, wanted: Tensor | None, stored: Tensor | None) -
         return replace(found, stored=rounding)
     dtype = getattr(torch, found.dtype)
     return replace(
-        found, stored=rounding, tolerance=min(OWN_ERROR_FACTOR * own, found.ceiling),
+        found,
+        stored=rounding,
+        tolerance=min(OWN_ERROR_FACTOR * own, found.ceiling),
         undecided=excess(own, found.ceiling, dtype),
         reason=f"{OWN_ERROR_FACTOR:g} x the unfused model's own error and that of rounding the stored numbers",
-    )  # fmt: skip
+    )
 
 
 def ceiling_of(*dtypes: torch.dtype) -> float:

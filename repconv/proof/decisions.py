@@ -55,11 +55,12 @@ def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None: 
 
 
 class Recorded(TorchDispatchMode):
-    """Inside, decisions are noted, in order."""
+    """Inside, decisions are noted, in order, and the types of floating point that numbers are made in."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.decisions: list[Decision] = []
+        self.types: set[torch.dtype] = set()
 
     def __torch_dispatch__(
         self,
@@ -74,6 +75,8 @@ class Recorded(TorchDispatchMode):
         found = _decision(func, args, kwargs or {}, gave)
         if found is not None:
             self.decisions.append(found)
+        made = (t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
+        self.types |= {t.dtype for t in made if t.is_floating_point()}
         return gave
 
 
@@ -125,10 +128,16 @@ class Replayed(TorchDispatchMode):
         tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
         off = [(a.double() - b.double()).abs() for a, b in tensors]
         limit = None if theirs.step is None else 1.001 * theirs.step
-        self.flipped.append(Flipped(
-            mine.name, mine.given, theirs.given, sum(int((o > 0).sum()) for o in off), sum(o.numel() for o in off),
-            limit is None or all(bool((o <= limit).all()) for o in off),
-        ))  # fmt: skip
+        self.flipped.append(
+            Flipped(
+                mine.name,
+                mine.given,
+                theirs.given,
+                sum(int((o > 0).sum()) for o in off),
+                sum(o.numel() for o in off),
+                limit is None or all(bool((o <= limit).all()) for o in off),
+            )
+        )
         back = [b.to(a.dtype) if isinstance(a, Tensor) else b for a, b in pairs]
         return _pytree.tree_unflatten(back, _pytree.tree_structure(gave))
 

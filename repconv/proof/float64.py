@@ -177,9 +177,14 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
 
 
 def _grouped(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
     groups: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     o, i, kh, kw = weight.shape
     n = x.shape[0]
     height, width = (

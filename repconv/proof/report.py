@@ -136,9 +136,11 @@ def _fused(report: FusionReport) -> str:
 
 def _sizes(report: FusionReport) -> Iterator[tuple[str, str]]:
     for label, field in (
-        ("convolutions", "convolutions"), ("batch norms", "batch_norms"), ("parameters", "parameters"),
+        ("convolutions", "convolutions"),
+        ("batch norms", "batch_norms"),
+        ("parameters", "parameters"),
         ("FLOPs an image", "flops"),
-    ):  # fmt: skip
+    ):
         before, after = getattr(report.before, field), getattr(report.after, field)
         if before is not None and after is not None:
             yield label, f"{before:,} -> {after:,}"

@@ -47,9 +47,11 @@ class Found:
             for block, beta in zip(space.blocks, self.gates.beta, strict=True)
         }
         return {
-            **self.architecture.to_dict(), "network": dict(self.network), "gates": gates,
+            **self.architecture.to_dict(),
+            "network": dict(self.network),
+            "gates": gates,
             "validation_accuracy": self.accuracy,
-        }  # fmt: skip
+        }
 
 
 def read_found(path: str | Path) -> Found:

@@ -40,17 +40,43 @@ def report(folder: RunFolder) -> str:
     if not finished:
         parts.append(f"<p><b>Under way:</b> {len(epochs)} of {config.epochs} epochs.</p>")
     if epochs:
-        parts += ["<h2>Convergence</h2>", figure(chart("loss of the sub-networks trained", "epoch", [
-            ("training loss", [(r["epoch"], r["loss"]) for r in epochs]),
-        ]))]  # fmt: skip
+        parts += [
+            "<h2>Convergence</h2>",
+            figure(
+                chart(
+                    "loss of the sub-networks trained",
+                    "epoch",
+                    [
+                        ("training loss", [(r["epoch"], r["loss"]) for r in epochs]),
+                    ],
+                )
+            ),
+        ]
     if generations:
-        parts += ["<h2>Population</h2>", figure(chart("validation accuracy, fused", "generation", [
-            (name, [(r["generation"], r[f"{name}_accuracy"]) for r in generations])
-            for name in ("best", "mean", "worst")
-        ]))]  # fmt: skip
-        parts.append(figure(chart("age in generations", "generation", [
-            ("mean age", [(r["generation"], r["mean_age"]) for r in generations]),
-        ])))  # fmt: skip
+        parts += [
+            "<h2>Population</h2>",
+            figure(
+                chart(
+                    "validation accuracy, fused",
+                    "generation",
+                    [
+                        (name, [(r["generation"], r[f"{name}_accuracy"]) for r in generations])
+                        for name in ("best", "mean", "worst")
+                    ],
+                )
+            ),
+        ]
+        parts.append(
+            figure(
+                chart(
+                    "age in generations",
+                    "generation",
+                    [
+                        ("mean age", [(r["generation"], r["mean_age"]) for r in generations]),
+                    ],
+                )
+            )
+        )
     if finished:
         parts += _result(folder)
     else:
@@ -120,10 +146,12 @@ def _result(folder: RunFolder) -> list[str]:
     ]
     heading = f"best architecture, validation accuracy {best.accuracy:.4f}"
     return [
-        "<h2>Best architectures</h2>", figure(svg(best.architecture, heading)),
+        "<h2>Best architectures</h2>",
+        figure(svg(best.architecture, heading)),
         html_table(("rank", "validation accuracy", "age", "active branches"), rows),
-        *_gates(space, State(best.gates)), *_shares(space, result),
-    ]  # fmt: skip
+        *_gates(space, State(best.gates)),
+        *_shares(space, result),
+    ]
 
 
 def _under_way(folder: RunFolder) -> list[str]:
@@ -132,9 +160,7 @@ def _under_way(folder: RunFolder) -> list[str]:
     if not files:
         return []
     last = folder.read_json(f"{POPULATIONS}/{files[-1].name}")
-    space = SearchSpace(
-        tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in last["space"])
-    )  # fmt: skip
+    space = SearchSpace(tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in last["space"]))
     return _gates(space, state_from_dict(last, space))
 
 

@@ -27,9 +27,7 @@ class Des:
         if not state.members:
             return first_question(state, plan, generator)
         parents = architectures_of(state.members)
-        children = breed(
-            parents, plan.children, plan.budget, state.gates, plan.initial, generator, plan.breeding
-        )  # fmt: skip
+        children = breed(parents, plan.children, plan.budget, state.gates, plan.initial, generator, plan.breeding)
         older = [replace(member, age=member.age + 1) for member in state.members]
         return asked(state, [*older, *(Member(child) for child in children)])
 

@@ -45,7 +45,7 @@ def backward(
         (run,) = losses
         batch = accumulate_part(
             parameters, run, weighting, processes.group, number=duty.team, count=len(duty.first), part=duty.part
-        )  # fmt: skip
+        )
     else:
         batch = accumulate(parameters, losses, weighting, processes.group)
     merge_statistics(before, processes, duty)

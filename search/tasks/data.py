@@ -87,9 +87,11 @@ def _digits() -> Task:
     images = torch.from_numpy(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(found.target)
     return _small(
-        HeldImages(images[:-360], labels[:-360]), HeldImages(images[-360:], labels[-360:]),
-        tuple(map(str, range(10))), flip=False,
-    )  # fmt: skip
+        HeldImages(images[:-360], labels[:-360]),
+        HeldImages(images[-360:], labels[-360:]),
+        tuple(map(str, range(10))),
+        flip=False,
+    )
 
 
 def _cifar(kind: str, path: Path) -> Task:
@@ -123,10 +125,14 @@ def _folder(path: Path, image_size: int) -> Task:
         return _small(small, (held(test) if len(test) else None), classes, flip=True)
     v2 = _transforms()
     return Task(
-        train, test if len(test) else None, classes, (3, image_size, image_size), IMAGENET,
+        train,
+        test if len(test) else None,
+        classes,
+        (3, image_size, image_size),
+        IMAGENET,
         augment=v2.Compose([v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]),
         prepare=v2.Compose([v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]),
-    )  # fmt: skip
+    )
 
 
 def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...], *, flip: bool) -> Task:
@@ -134,11 +140,13 @@ def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...],
     v2 = _transforms()
     _, channels, height, width = train.images.shape
     # By the batch: all of CIFAR-10 in float64 would take 1.2 GB.
-    sums = torch.stack([
-        torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-        for part in train.images.split(4096)
-        for x in [part.double() / 255]
-    ]).sum(0)  # fmt: skip
+    sums = torch.stack(
+        [
+            torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+            for part in train.images.split(4096)
+            for x in [part.double() / 255]
+        ]
+    ).sum(0)
     mean, square = sums / (train.images.numel() / channels)
     std = (square - mean.square()).clamp(min=0).sqrt()
     steps = [v2.RandomCrop((height, width), padding=height // 8), *([v2.RandomHorizontalFlip()] if flip else [])]

@@ -51,10 +51,14 @@ def build_network(
     if name in list_models():
         usual = (FIXED, SEARCHABLE) if "_" not in name else (None, None)
         return create_model(
-            name, num_classes=len(task.class_names), in_channels=task.input_shape[0],
-            width=width or None, blocks=tuple(blocks) or None,
-            fixed=tuple(fixed) or usual[0], branches=tuple(branches) or usual[1],
-        )  # fmt: skip
+            name,
+            num_classes=len(task.class_names),
+            in_channels=task.input_shape[0],
+            width=width or None,
+            blocks=tuple(blocks) or None,
+            fixed=tuple(fixed) or usual[0],
+            branches=tuple(branches) or usual[1],
+        )
     if width or blocks:
         raise SearchError(f"width and blocks are for the networks of repconv.list_models(), not for {name}")
     model = open_source(name).checkpoint.model
@@ -64,9 +68,12 @@ def build_network(
         return model.train()
     example = example_images(task)
     return expand(
-        model, fixed=tuple(fixed) or FIXED, branches=tuple(branches) or SEARCHABLE, preserve=True,
+        model,
+        fixed=tuple(fixed) or FIXED,
+        branches=tuple(branches) or SEARCHABLE,
+        preserve=True,
         example_inputs=example,
-    ).train()  # fmt: skip
+    ).train()
 
 
 def is_own_network(name: str) -> bool:

@@ -127,9 +127,10 @@ def training_batches(
     keys = [[(epoch, order[start + i]) for i in here] for start in range(0, len(order) - batch + 1, batch)]
     loader: DataLoader[Any] = DataLoader(
         _Keyed(task, task.train, seed, also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
-        batch_sampler=keys[first:], num_workers=workers,
+        batch_sampler=keys[first:],
+        num_workers=workers,
         generator=torch.Generator(),  # else it would draw a seed from torch's own
-    )  # fmt: skip
+    )
     yield from ((x, y) for x, y in loader)
 
 

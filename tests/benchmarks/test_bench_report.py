@@ -47,17 +47,32 @@ def result_of(error: float = 1e-7, failure: str | None = None) -> BenchResult:
             samples = tuple(map(float, median * np.exp(generator.normal(0, 0.01, 60))))
             lost = failure if backend == "onnxruntime" else None
             key = Key("<a & b>.pt", form, backend, 1, "fp32")
-            rows.append(Row(
-                key, "cpu", None if lost else LatencyReport(key.name, samples, (10,) * 6), 1000, 2_000_000, 0.1,
-                None if form == "plain" or lost else evidence(error if form == "fused" else 1e-7),
-                {"threads": "2"}, (), lost,
-            ))  # fmt: skip
+            rows.append(
+                Row(
+                    key,
+                    "cpu",
+                    None if lost else LatencyReport(key.name, samples, (10,) * 6),
+                    1000,
+                    2_000_000,
+                    0.1,
+                    None if form == "plain" or lost else evidence(error if form == "fused" else 1e-7),
+                    {"threads": "2"},
+                    (),
+                    lost,
+                )
+            )
     source = Measured("<a & b>.pt", "x/<a & b>.pt", (3, 8, 8), 1000, "0" * 64, report, inspect(network))
     return BenchResult(
-        (source,), SETTINGS, tuple(rows), tuple(_compared(rows, SETTINGS)),
-        {"processor": "a <processor>", "cores": 2, "versions": {"torch": "1"}}, Others(0.2, 0.0, 0.0),
-        warnings=Others(0.2, 0.0, 0.0).warnings, notes=("a note",), seconds=3.0,
-    )  # fmt: skip
+        (source,),
+        SETTINGS,
+        tuple(rows),
+        tuple(_compared(rows, SETTINGS)),
+        {"processor": "a <processor>", "cores": 2, "versions": {"torch": "1"}},
+        Others(0.2, 0.0, 0.0),
+        warnings=Others(0.2, 0.0, 0.0).warnings,
+        notes=("a note",),
+        seconds=3.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +83,21 @@ def result() -> BenchResult:
 def test_the_page_holds_everything_and_asks_for_nothing(result) -> None:
     text = bench_report(result)
     for part in (
-        "What was fused", "Architecture", "Error by block", "Latency", "Compared", "Settings asked for", "Machine",
-        "Settings observed", "unfused / fused", "fused / plain", "other load", "a note", "same network", "1x1_3x3",
-    ):  # fmt: skip
+        "What was fused",
+        "Architecture",
+        "Error by block",
+        "Latency",
+        "Compared",
+        "Settings asked for",
+        "Machine",
+        "Settings observed",
+        "unfused / fused",
+        "fused / plain",
+        "other load",
+        "a note",
+        "same network",
+        "1x1_3x3",
+    ):
         assert part in text, part
     assert "&lt;a &amp; b&gt;" in text
     assert "<a & b>" not in text

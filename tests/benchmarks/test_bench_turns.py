@@ -185,9 +185,12 @@ def test_what_is_compared() -> None:
     keys = [Key(source, form, "torch", 1, "fp32") for source in "st" for form in ("unfused", "fused", "plain")]
     names = [(over.source, over.form, under.source, under.form) for over, under in pairs(keys, ["plain"])]
     assert names == [
-        ("s", "unfused", "s", "fused"), ("s", "fused", "s", "plain"), ("t", "unfused", "t", "fused"),
-        ("t", "fused", "t", "plain"), ("t", "fused", "s", "fused"),
-    ]  # fmt: skip
+        ("s", "unfused", "s", "fused"),
+        ("s", "fused", "s", "plain"),
+        ("t", "unfused", "t", "fused"),
+        ("t", "fused", "t", "plain"),
+        ("t", "fused", "s", "fused"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,10 @@ class TestGates:
     def test_only_searchable_branches_have_one(self) -> None:
         block = RepBlock(4, 4, fixed=("3x3", "skip"), branches=("1x1", "avg"))
         assert {n for n, _ in block.named_parameters() if "." not in n or n.startswith("alpha")} == {
-            "beta", "alpha.1x1", "alpha.avg"
-        }  # fmt: skip
+            "beta",
+            "alpha.1x1",
+            "alpha.avg",
+        }
 
 
 @pytest.mark.parametrize("active", MASKS, ids=str)

@@ -85,10 +85,17 @@ def cases(draw: Draw) -> Case:
         chosen["fixed"] = (draw(st.sampled_from(fits)),)
     side = st.integers(1, 9)
     return Case(
-        (i, o), groups, stride, draw(st.booleans()), chosen["fixed"], chosen["searchable"],
+        (i, o),
+        groups,
+        stride,
+        draw(st.booleans()),
+        chosen["fixed"],
+        chosen["searchable"],
         (draw(st.integers(1, 3)), draw(side), draw(side)),
-        draw(st.sampled_from(DTYPES)), draw(st.sampled_from([1e-12, 1e-5, 1e-3, 1e-1])), draw(st.integers(0, 2**20)),
-    )  # fmt: skip
+        draw(st.sampled_from(DTYPES)),
+        draw(st.sampled_from([1e-12, 1e-5, 1e-3, 1e-1])),
+        draw(st.integers(0, 2**20)),
+    )
 
 
 def law(case: Case, randomise: Randomise, apart: Apart) -> None:
@@ -127,7 +134,7 @@ common = {"derandomize": True, "deadline": None, "database": None, "suppress_hea
 
 CANCELLING = Case(
     (1, 1), 1, (2, 2), True, ("1x3", "3x1", "avg"), ("3x3", "1x2_d2", "2x2_d2"), (1, 2, 2), torch.float16, 1e-12, 113
-)  # fmt: skip
+)
 """Large terms, small output."""
 
 

@@ -191,8 +191,9 @@ class TestBordersInTraining:
         torch.testing.assert_close(
             torch.autograd.grad(actual, wanted, direction),
             torch.autograd.grad(expected, wanted, direction),
-            rtol=1e-10, atol=1e-10,
-        )  # fmt: skip
+            rtol=1e-10,
+            atol=1e-10,
+        )
 
     @pytest.mark.parametrize("momentum", [0.1, 1.0, None], ids=lambda m: f"momentum {m}")
     def test_running_statistics_move_as_batch_norm_moves_them(

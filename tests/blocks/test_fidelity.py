@@ -107,9 +107,11 @@ def conv_norm(branch: ConvBranch) -> onnx.ModelProto:
             helper.make_node("Conv", ["x", "w"], ["a"], "conv", pads=[1, 1, 1, 1]),
             helper.make_node("BatchNormalization", ["a", "g", "d", "m", "v"], ["y"], "norm"),
         ],
-        "g", [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, shape)],
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, shape)],
         [tensor(value, name) for name, value in held.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
@@ -137,11 +139,12 @@ def test_a_half_export_holds_what_torch_casts_the_float64_fold_to(precision: str
     single = repconv.fuse(branch)[0].float()
     shape = [1, CHANNELS, 4, 4]
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])], "g",
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])],
+        "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
         [tensor(single.weight, "w"), tensor(single.bias, "b")],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     for held, wanted in zip(to_half(model, precision).graph.initializer, (exact.weight, exact.bias), strict=True):

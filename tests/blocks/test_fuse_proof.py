@@ -186,10 +186,12 @@ def branches_onnx(shape: list[int | str]) -> onnx.ModelProto:
         helper.make_node("Relu", ["c"], ["y"], "relu"),
     ]
     graph = helper.make_graph(
-        nodes, "branches", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        nodes,
+        "branches",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], 4, *shape[2:]])],
         [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 

@@ -70,9 +70,13 @@ def test_a_full_disk_leaves_the_old_file(files, tmp_path):
     (tmp_path / "m.pt").write_bytes(files["m.pt"])
     (tmp_path / "out.pt").write_bytes(b"old")
     done = command(
-        "fuse", "m.pt", "-o", "out.pt", cwd=tmp_path,
+        "fuse",
+        "m.pt",
+        "-o",
+        "out.pt",
+        cwd=tmp_path,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot write out.pt: File too large; nothing was written" in done.stderr
     assert (tmp_path / "out.pt").read_bytes() == b"old"

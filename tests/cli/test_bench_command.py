@@ -46,9 +46,21 @@ def run(*arguments, cwd=None) -> tuple[int, str, str]:
 def test_everything_in_one_run(checkpoint, tmp_path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
     code, out, err = run(
-        checkpoint, "--backend", "torch,onnxruntime", "--backend", "openvino", "--threads", "1", *SHORT, "--json",
-        tmp_path / "b.json", "--html", tmp_path / "b.html", "-o", tmp_path / "b.md",
-    )  # fmt: skip
+        checkpoint,
+        "--backend",
+        "torch,onnxruntime",
+        "--backend",
+        "openvino",
+        "--threads",
+        "1",
+        *SHORT,
+        "--json",
+        tmp_path / "b.json",
+        "--html",
+        tmp_path / "b.html",
+        "-o",
+        tmp_path / "b.md",
+    )
     assert code == 0, err
     content = json.loads((tmp_path / "b.json").read_text())
     assert content["schema"] == "repconv.bench/1"
@@ -73,14 +85,29 @@ def test_graphs_halves_and_several_sources(checkpoint, tmp_path) -> None:
     """A foreign network, a graph of it, and a batch: what PyTorch cannot run is said, the rest is measured."""
     pytest.importorskip("timm", reason="timm is not installed: pip install timm")
     fused = tmp_path / "small.onnx"
-    assert subprocess.run(
-        [sys.executable, "-c", "from repconv.cli import main; main()", "fuse", str(checkpoint), "-o", str(fused)],
-        check=False, capture_output=True,
-    ).returncode == 0  # fmt: skip
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", "from repconv.cli import main; main()", "fuse", str(checkpoint), "-o", str(fused)],
+            check=False,
+            capture_output=True,
+        ).returncode
+        == 0
+    )
     code, out, err = run(
-        "timm:test_resnet.r160_in1k", checkpoint, "--backend", "onnxruntime", "--image", "32,32", "--batch", "2",
-        "--precision", "fp16,int8", *SHORT, "--json", tmp_path / "b.json",
-    )  # fmt: skip
+        "timm:test_resnet.r160_in1k",
+        checkpoint,
+        "--backend",
+        "onnxruntime",
+        "--image",
+        "32,32",
+        "--batch",
+        "2",
+        "--precision",
+        "fp16,int8",
+        *SHORT,
+        "--json",
+        tmp_path / "b.json",
+    )
     assert code == 0, out + err
     assert "no plain form of timm:test_resnet.r160_in1k is known" in err
     assert "int8 is calibrated on noise" in err
@@ -242,7 +269,7 @@ def test_a_gpu_is_measured(checkpoint, tmp_path, backend, options) -> None:
         pytest.skip(str(missing))
     code, out, err = run(
         checkpoint, "--backend", backend, "--device", "cuda", *options, *SHORT, "--json", tmp_path / "b.json"
-    )  # fmt: skip
+    )
     assert code == 0, out + err
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert all(row["device"] == "cuda" and row["latency"]["median_ms"] > 0 for row in rows)

@@ -40,7 +40,10 @@ def test_fuse_writes_a_verified_checkpoint(suffix, run, checkpoint, tmp_path):
     fused, source = load(tmp_path / f"f{suffix}"), load(checkpoint)
     assert fused.fused
     assert (fused.class_names, fused.input_shape, dict(fused.metrics)) == (
-        source.class_names, source.input_shape, dict(source.metrics))  # fmt: skip
+        source.class_names,
+        source.input_shape,
+        dict(source.metrics),
+    )
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(fused.model(x), source.model(x), rtol=1e-3, atol=1e-3)
     report = json.loads((tmp_path / "r.json").read_text())

@@ -43,9 +43,11 @@ def sources(tmp_path_factory) -> Path:
     (folder / "broken.zip").write_bytes(b"no zip")
     node = helper.make_node("Det", ["x"], ["y"], "det")
     graph = helper.make_graph(
-        [node], "g", [helper.make_tensor_value_info("x", 1, [1, 3, 4, 4])],
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 4, 4])],
         [helper.make_tensor_value_info("y", 1, [1, 3])],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "det.onnx")
     (folder / "hot_of_test.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -68,9 +70,23 @@ def run(command_line, tmp_path, sources):
 
 def test_one_command_from_checkpoint_to_a_verified_file(run, tmp_path, sources) -> None:
     code, out, err = run(
-        "export", "m.pt", "--to", "onnx", "-o", "m.onnx", "--precision", "int8", "--calibrate", "i.npz", "--preprocess",
-        "--uint8", "--batch", "1:2:4", "--json", "r.json",
-    )  # fmt: skip
+        "export",
+        "m.pt",
+        "--to",
+        "onnx",
+        "-o",
+        "m.onnx",
+        "--precision",
+        "int8",
+        "--calibrate",
+        "i.npz",
+        "--preprocess",
+        "--uint8",
+        "--batch",
+        "1:2:4",
+        "--json",
+        "r.json",
+    )
     assert code == 0, err
     for words in ("verified", "worst layers", "top-1 agreement", "wrote m.onnx"):
         assert words in out
@@ -205,9 +221,13 @@ def test_a_full_disk_leaves_the_old_file(sources, tmp_path) -> None:
     (tmp_path / "out.onnx").write_bytes(b"old")
     done = subprocess.run(
         [Path(sys.executable).with_name("repconv"), "export", "m.pt", "--to", "onnx", "-o", "out.onnx"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot write out.onnx: File too large; nothing was written" in done.stderr
     assert (tmp_path / "out.onnx").read_bytes() == b"old"

@@ -240,8 +240,10 @@ def test_export_finds_what_fx_cannot():
     model = Branching()
     targets, refusals = expandable(model, image())
     assert {name: target.norm for name, target in targets.items()} == {
-        "order.conv2": "order.bn1", "order.conv1": "order.bn2", "functional.conv": None,
-    }  # fmt: skip
+        "order.conv2": "order.bn1",
+        "order.conv1": "order.bn2",
+        "functional.conv": None,
+    }
     assert [(r.where, "called 2 times" in r.why) for r in refusals] == [("shared.0", True)]
     check_whole_life(model, image(), 3, branches=SEARCHABLE, example_inputs=image())
 

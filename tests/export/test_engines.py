@@ -175,12 +175,14 @@ def test_what_rtx_cannot_build_is_a_build_error_in_words(tmp_path) -> None:
         to_tensorrt(CHECKPOINT, tmp_path / "m.engine", BuildSettings(timing_cache=tmp_path / "t"), rtx=True)
     odd = onnx.helper.make_model(
         onnx.helper.make_graph(
-            [onnx.helper.make_node("Det", ["x"], ["y"], "det")], "g",
+            [onnx.helper.make_node("Det", ["x"], ["y"], "det")],
+            "g",
             [onnx.helper.make_tensor_value_info("x", 1, [1, 3, 4, 4])],
             [onnx.helper.make_tensor_value_info("y", 1, [1, 3])],
         ),
-        opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9,
-    )  # fmt: skip
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
     settings = BuildSettings(capabilities=FOR)
     with pytest.raises(BuildError, match=r"cannot build the model: .*Det"):
         builder.build_engine(odd, "tensorrt-rtx", settings, (Span.of(4), Span.of(4)))
@@ -234,10 +236,19 @@ def test_layers_are_read_from_the_log_and_from_the_inspector() -> None:
     )
     (from_log,) = parse_log(["noise", line])
     assert from_log == EngineLayer("conv_0_myl0_2", "correlation", ("conv_0", "relu_0"), ("Half",))
-    text = json.dumps({"Layers": [{
-        "Name": "conv_0", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: conv_0]\x1e[ONNX Layer: relu_0]",
-        "Inputs": [{"Name": "x", "Format/Datatype": "Channel major FP16 format"}], "Outputs": [],
-    }]})  # fmt: skip
+    text = json.dumps(
+        {
+            "Layers": [
+                {
+                    "Name": "conv_0",
+                    "LayerType": "CaskConvolution",
+                    "Metadata": "[ONNX Layer: conv_0]\x1e[ONNX Layer: relu_0]",
+                    "Inputs": [{"Name": "x", "Format/Datatype": "Channel major FP16 format"}],
+                    "Outputs": [],
+                }
+            ]
+        }
+    )
     newer = text.replace('"Format/Datatype": "Channel major FP16 format"', '"Format": "NCHW", "DataType": "Half"')
     for said in (text, newer):
         (inspected,) = parse_inspected(said)
@@ -267,9 +278,11 @@ def test_engines_build_load_run_agree_and_are_timed_on_a_gpu(
         pytest.skip(f"TensorRT-RTX builds nothing for {here['capability']}")
     data = Data(calibrate=str(SHEET)) if precision == "int8" else Data(evaluate=str(SHEET))
     settings = BuildSettings(
-        precision=precision, batch=Span(1, 4, 16), capabilities=(here["capability"],),
+        precision=precision,
+        batch=Span(1, 4, 16),
+        capabilities=(here["capability"],),
         timing_cache=None if rtx else tmp_path / "timing",
-    )  # fmt: skip
+    )
     record = to_tensorrt(CHECKPOINT, tmp_path / "m.engine", settings, data, rtx=rtx)
     assert record.verified
     assert record.observed["precision"] == precision

@@ -32,9 +32,12 @@ def checkpoint(tmp_path_factory, randomise) -> Path:
     path = tmp_path_factory.mktemp("source") / "m.pt"
     model = randomise(create_model("irep_resnet18", width=4, blocks=(1, 1))).eval()
     save(
-        model, path, class_names=CLASSES, input_shape=(3, 16, 16),
+        model,
+        path,
+        class_names=CLASSES,
+        input_shape=(3, 16, 16),
         normalization=Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),
-    )  # fmt: skip
+    )
     return path
 
 
@@ -164,9 +167,13 @@ def test_what_is_not_finite_never_passes(value: float, checkpoint) -> None:
     settings = BuildSettings(tolerance=1e9)
     subject = open_subject(checkpoint, settings)
     wrong = measure(
-        subject, lambda x: (torch.full((len(x), 10), value),), probes(subject, settings, None), settings,
-        runtime="none", origin="noise",
-    )  # fmt: skip
+        subject,
+        lambda x: (torch.full((len(x), 10), value),),
+        probes(subject, settings, None),
+        settings,
+        runtime="none",
+        origin="noise",
+    )
     assert not wrong.passed
     assert not wrong.finite
     assert json.loads(json.dumps(wrong.to_dict()))["max_error"] is None

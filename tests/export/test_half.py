@@ -33,10 +33,12 @@ def network(opset: int = 18, *, scale: float = 1.0) -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "fc"], ["y"], "head", transB=1),
     ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 8, 8])],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 5])],
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
@@ -81,11 +83,14 @@ def test_an_operation_without_the_type_keeps_float32_between_casts() -> None:
         to_half(model, "bf16")
     mixed = helper.make_model(
         helper.make_graph(
-            [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("HardSwish", ["a"], ["y"], "swish")], "g",
-            [helper.make_tensor_value_info("x", 1, [2])], [helper.make_tensor_value_info("y", 1, [2])],
+            [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("HardSwish", ["a"], ["y"], "swish")],
+            "g",
+            [helper.make_tensor_value_info("x", 1, [2])],
+            [helper.make_tensor_value_info("y", 1, [2])],
         ),
-        opset_imports=[helper.make_opsetid("", 21)], ir_version=9,
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=9,
+    )
     half = to_half(mixed, "bf16")
     assert [n.op_type for n in half.graph.node] == ["Relu", "Cast", "HardSwish", "Cast"]
     onnx.checker.check_model(half, full_check=True)
@@ -112,8 +117,10 @@ def test_subgraphs_are_refused() -> None:
     )
     node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
     graph = helper.make_graph(
-        [node], "g", [helper.make_tensor_value_info("x", 1, [2]), helper.make_tensor_value_info("c", 9, [])],
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2]), helper.make_tensor_value_info("c", 9, [])],
         [helper.make_tensor_value_info("y", 1, [2])],
-    )  # fmt: skip
+    )
     with pytest.raises(BuildError, match="subgraphs"):
         to_half(helper.make_model(graph), "fp16")

@@ -36,9 +36,14 @@ def rescued() -> nn.Module:
     """Two channels nearly dead before a layer that multiplies them by as much: one scale a tensor rounds them to 0."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+        nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-    ).eval()  # fmt: skip
+    ).eval()
     with torch.no_grad():
         model[0].weight[1:3] *= 1e-4
         model[0].bias[1:3] = 0
@@ -211,8 +216,12 @@ def damaged(kind: str, model: onnx.ModelProto) -> onnx.ModelProto:
 def plain() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+    ).eval()
 
 
 FAULTS = ("weights 5 % off", "bias off", "channels swapped", "border column wrong")
@@ -229,9 +238,7 @@ def test_a_faulty_artefact_of_every_form_is_refused(target, precision, fault, pl
     if target == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
     whole = pipeline.form_of
-    monkeypatch.setattr(
-        "repconv.export.trial.form_of", lambda network, *more: whole(damaged(fault, network), *more)
-    )  # fmt: skip
+    monkeypatch.setattr("repconv.export.trial.form_of", lambda network, *more: whole(damaged(fault, network), *more))
     monkeypatch.setattr(pipeline, "build_engine", never)
     with pytest.raises(VerificationError, match="NOT equal"):
         export(plain, target, tmp_path / f"m{SUFFIX[target]}", BuildSettings(precision=precision, image=SIZE))

@@ -195,10 +195,12 @@ def config(**entry: object) -> Callable[[Parts], bytes]:
             held.update(entry)
         return json.dumps(known).encode()
 
-    return lambda parts: zipped({
-        **changed(parts, "model_weights_config.json", change),
-        f"{folder(parts)}/data/weights/{entry.get('path_name', 'weight_0')}": planted(),
-    })  # fmt: skip
+    return lambda parts: zipped(
+        {
+            **changed(parts, "model_weights_config.json", change),
+            f"{folder(parts)}/data/weights/{entry.get('path_name', 'weight_0')}": planted(),
+        }
+    )
 
 
 def twice(first: bool) -> Callable[[Parts], bytes]:
@@ -508,10 +510,12 @@ def found(name: object) -> dict[str, object]:
     """An architecture of a small network, made by `name`."""
     kinds = {"fixed": ["3x3"], "searchable": ["1x1"], "active": ["1x1"]}
     return {
-        "schema": "repconv.arch/1", "blocks": {"stem": kinds}, "validation_accuracy": 0.5,
+        "schema": "repconv.arch/1",
+        "blocks": {"stem": kinds},
+        "validation_accuracy": 0.5,
         "network": {"name": name, "width": 0, "blocks": [], "fixed": [], "branches": []},
         "gates": {"stem": {"beta": 0.0, "alpha": {"1x1": 0.0}}},
-    }  # fmt: skip
+    }
 
 
 def test_an_architecture_runs_no_code(run, tmp_path: Path) -> None:

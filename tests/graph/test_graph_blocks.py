@@ -77,9 +77,11 @@ class RepMixer(nn.Module):
 def dbb(c: int, o: int) -> Sum:
     inner = conv_bn(c, o, 1)
     return Sum(
-        conv_bn(c, o, 3), conv_bn(c, o, 1), BorderedSeries(conv_bn(c, c, 1), conv_bn(c, o, 3, padding=0)),
+        conv_bn(c, o, 3),
+        conv_bn(c, o, 1),
+        BorderedSeries(conv_bn(c, c, 1), conv_bn(c, o, 3, padding=0)),
         BorderedSeries(inner, nn.Sequential(nn.AvgPool2d(3, 1), nn.BatchNorm2d(o))),
-    )  # fmt: skip
+    )
 
 
 def ecbsr(c: int, o: int) -> Sum:
@@ -126,10 +128,16 @@ def export(model: nn.Module, x: Tensor, *, opset: int = 17, open_size: bool = Fa
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, (x,), buffer, dynamo=False, opset_version=opset, input_names=["x"], output_names=["y"],
+            model,
+            (x,),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            output_names=["y"],
             training=torch.onnx.TrainingMode.PRESERVE,
             dynamic_axes={"x": [0, 2, 3], "y": [0, 2, 3]} if open_size else None,
-        )  # fmt: skip
+        )
     return onnx.load_from_string(buffer.getvalue())
 
 

@@ -153,8 +153,11 @@ class Bordered(nn.Module):
         self.a, self.n, self.b = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False)
         self.w, self.fill, self.shift = nn.Conv2d(4, 4, 3, padding=1), fill, shift
         for value, low, high in (
-            (self.n.running_mean, -1, 1), (self.n.running_var, 0.3, 3), (self.n.weight, 0.5, 2), (self.n.bias, -1, 1),
-        ):  # fmt: skip
+            (self.n.running_mean, -1, 1),
+            (self.n.running_var, 0.3, 3),
+            (self.n.weight, 0.5, 2),
+            (self.n.bias, -1, 1),
+        ):
             nn.init.uniform_(value, low, high)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,9 +184,15 @@ def test_a_border_of_what_the_norm_makes_of_zeros_folds_and_another_one_stays(fi
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # this exporter is deprecated, and what most files in the wild come from
             torch.onnx.export(
-                model, (x,), buffer, dynamo=False, opset_version=17, input_names=["x"], do_constant_folding=False,
+                model,
+                (x,),
+                buffer,
+                dynamo=False,
+                opset_version=17,
+                input_names=["x"],
+                do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
-            )  # fmt: skip
+            )
         graph, report = fuse_onnx(onnx.load_from_string(buffer.getvalue()))
         got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
         np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=2e-5)

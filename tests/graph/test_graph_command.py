@@ -86,9 +86,7 @@ SOURCE = ("branchy_of_test:network", "--input-shape", "3,20,24")
 
 @pytest.mark.parametrize("opset", [13, 18, 22])
 def test_a_users_network_becomes_a_single_path_onnx_file(opset: int, run, tmp_path, network):
-    code, out, err = run(
-        "fuse", *SOURCE, "-o", "f.onnx", "--opset", opset, "--dynamic-batch", "--json", "r.json"
-    )  # fmt: skip
+    code, out, err = run("fuse", *SOURCE, "-o", "f.onnx", "--opset", opset, "--dynamic-batch", "--json", "r.json")
     assert code == 0, err
     assert "equal: all" in out
     assert kinds(tmp_path / "f.onnx") == {"Conv": 3, "BatchNormalization": 0, "Add": 0}
@@ -110,9 +108,15 @@ def test_a_program_and_an_onnx_file_of_anybody_are_fused_by_file(run, tmp_path, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter is deprecated, and what most files in the wild come from
         torch.onnx.export(
-            network, (x,), tmp_path / "net.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE,
-            input_names=["image"], output_names=["logits"], dynamic_axes={"image": [0, 2, 3]},
-        )  # fmt: skip
+            network,
+            (x,),
+            tmp_path / "net.onnx",
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": [0, 2, 3]},
+        )
     assert kinds(tmp_path / "net.onnx")["BatchNormalization"] == 6
     code, _, err = run("fuse", "net.onnx")
     assert code == 2
@@ -140,9 +144,7 @@ def test_inspect_tells_beforehand_what_fuse_does(run, tmp_path, network):
     program = torch.export.export(network, (x,))
     torch.export.save(program, tmp_path / "net.pt2")
     torch.onnx.export(network, (x,), tmp_path / "net.onnx", dynamo=True, optimize=False, verbose=False)
-    for name, foreseen in (
-        ("net.onnx", foresee_onnx(tmp_path / "net.onnx")), ("net.pt2", foresee_program(program))
-    ):  # fmt: skip
+    for name, foreseen in (("net.onnx", foresee_onnx(tmp_path / "net.onnx")), ("net.pt2", foresee_program(program))):
         code, out, err = run("inspect", name, "--json", "i.json")
         assert code == 0, err
         assert "would become one" in out
@@ -180,10 +182,12 @@ MISUSES = {
 def test_misuse_is_answered_in_words(case: str, run, tmp_path):
     conv = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
     graph = helper.make_graph(
-        [conv], "g", [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
+        [conv],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
         [helper.make_tensor_value_info("y", 1, [1, 4, 8, 8])],
         [numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")],
-    )  # fmt: skip
+    )
     for name in ("net.onnx", "fused.onnx"):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         onnx.save(model, tmp_path / name)
@@ -205,10 +209,12 @@ def branches(width: int = 16) -> onnx.ModelProto:
         helper.make_node("Relu", ["s"], ["y"], "relu"),
     ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, width, 8, 8])],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, width, 8, 8])],
         [helper.make_tensor_value_info("y", 1, [1, width, 8, 8])],
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 

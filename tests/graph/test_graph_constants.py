@@ -67,9 +67,15 @@ def test_what_is_made_of_parameters_folds_in_a_program_and_in_onnx(make: object,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter is deprecated, and what most files in the wild come from
         torch.onnx.export(
-            model, (x,), path, dynamo=False, opset_version=17, input_names=["x"], do_constant_folding=False,
+            model,
+            (x,),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            do_constant_folding=False,
             training=torch.onnx.TrainingMode.PRESERVE,
-        )  # fmt: skip
+        )
     graph, _ = fuse_onnx(path)
     assert [n.op_type for n in graph.graph.node] == ["Conv", "Relu"]
     got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]

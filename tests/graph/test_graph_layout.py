@@ -262,8 +262,12 @@ class Draft:
         elif kind == "einsum" and rank < 6:
             letters = "abcdef"[:rank]
             out = letters.replace(letters[axis], "z")
-            self.add("Einsum", [source, self.constant(shape[axis], 3)], (*shape[:axis], 3, *shape[axis + 1 :]),
-                     equation=f"{letters},{letters[axis]}z->{out}")  # fmt: skip
+            self.add(
+                "Einsum",
+                [source, self.constant(shape[axis], 3)],
+                (*shape[:axis], 3, *shape[axis + 1 :]),
+                equation=f"{letters},{letters[axis]}z->{out}",
+            )
 
     def model(self) -> onnx.ModelProto:
         read = {name for node in self.nodes for name in node.input}

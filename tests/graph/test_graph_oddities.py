@@ -29,17 +29,22 @@ def build(
     read = {name for _, names, _ in calls for name in names.split()}
     weights = [
         numpy_helper.from_array(random.uniform(0.2, 1, shape).astype(np.float32), name)
-        for name, shape in SHAPES.items() if name in read
-    ]  # fmt: skip
+        for name, shape in SHAPES.items()
+        if name in read
+    ]
     nodes = [
-        helper.make_node(kind, names.split(), made.split(), made.split()[0],
-                         **({"pads": [1, 1, 1, 1]} if "w3" in names else {}))
+        helper.make_node(
+            kind, names.split(), made.split(), made.split()[0], **({"pads": [1, 1, 1, 1]} if "w3" in names else {})
+        )
         for kind, names, made in calls
-    ]  # fmt: skip
+    ]
     graph = helper.make_graph(
-        nodes, "odd", [helper.make_tensor_value_info(n, FLOAT, size) for n in inputs.split()],
-        [helper.make_tensor_value_info(n, FLOAT, size) for n in outputs.split()], weights,
-    )  # fmt: skip
+        nodes,
+        "odd",
+        [helper.make_tensor_value_info(n, FLOAT, size) for n in inputs.split()],
+        [helper.make_tensor_value_info(n, FLOAT, size) for n in outputs.split()],
+        weights,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -119,13 +124,17 @@ def test_a_loop_and_what_it_captures_stay() -> None:
     model = build(*BRANCHES[:2], ("Add", "q x", "y"), outputs="y")
     truth, count, size = TensorProto.BOOL, TensorProto.INT64, (1, 4, 8, 8)
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["sum", "p"], ["more"])], "body",
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["sum", "p"], ["more"])],
+        "body",
         [helper.make_tensor_value_info(n, t, s) for n, t, s in (("i", count, ()), ("go", truth, ()), ("sum", 1, size))],
         [helper.make_tensor_value_info(n, t, s) for n, t, s in (("on", truth, ()), ("more", 1, size))],
-    )  # fmt: skip
-    model.graph.initializer.extend([
-        numpy_helper.from_array(np.array(3, np.int64), "times"), numpy_helper.from_array(np.array(True), "yes"),
-    ])  # fmt: skip
+    )
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(3, np.int64), "times"),
+            numpy_helper.from_array(np.array(True), "yes"),
+        ]
+    )
     model.graph.node.append(helper.make_node("Loop", ["times", "yes", "q"], ["z"], "loop", body=body))
     model.graph.output.append(helper.make_tensor_value_info("z", FLOAT, size))
     fused, _ = fuse_onnx(model)
@@ -135,9 +144,14 @@ def test_a_loop_and_what_it_captures_stay() -> None:
 
 def test_several_inputs_and_outputs() -> None:
     model = build(
-        *BRANCHES, ("Conv", "x2 w3", "a"), ("Conv", "x2 w1", "b"), ("Add", "a b", "z"), ("Relu", "z", "u"),
-        inputs="x x2", outputs="y z u",
-    )  # fmt: skip
+        *BRANCHES,
+        ("Conv", "x2 w3", "a"),
+        ("Conv", "x2 w1", "b"),
+        ("Add", "a b", "z"),
+        ("Relu", "z", "u"),
+        inputs="x x2",
+        outputs="y z u",
+    )
     fused, _ = fuse_onnx(model)
     assert kinds(fused) == ["Conv", "Conv", "Relu"]
     assert_same(model, fused)
@@ -236,10 +250,13 @@ def test_a_model_above_two_gigabytes(tmp_path: Path) -> None:
             file.truncate(4 * side**2)
     model.graph.input.append(helper.make_tensor_value_info("u", FLOAT, [1, side]))
     model.graph.output.append(helper.make_tensor_value_info("z", FLOAT, [1, side]))
-    model.graph.node.extend([
-        helper.make_node("MatMul", ["u", "large"], ["a"], "first"), helper.make_node("Relu", ["a"], ["b"], "relu"),
-        helper.make_node("MatMul", ["b", "larger"], ["z"], "second"),
-    ])  # fmt: skip
+    model.graph.node.extend(
+        [
+            helper.make_node("MatMul", ["u", "large"], ["a"], "first"),
+            helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("MatMul", ["b", "larger"], ["z"], "second"),
+        ]
+    )
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     fused, _ = fuse_onnx(tmp_path / "model.onnx")
     assert kinds(fused) == ["Conv", "MatMul", "Relu", "MatMul"]

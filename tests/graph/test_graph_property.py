@@ -47,10 +47,31 @@ class Draft:
     def grow(self) -> None:
         source = self.pick(list(self.shapes)[-6:])
         c, h, w = self.shapes[source]
-        kind = self.pick([
-            "conv", "conv", "conv", "bn", "bn", "add", "add", "sub", "shift", "scale", "relu", "pool", "pad", "concat",
-            "split", "slice", "neg", "identity", "sum", "bordered", "div",
-        ])  # fmt: skip
+        kind = self.pick(
+            [
+                "conv",
+                "conv",
+                "conv",
+                "bn",
+                "bn",
+                "add",
+                "add",
+                "sub",
+                "shift",
+                "scale",
+                "relu",
+                "pool",
+                "pad",
+                "concat",
+                "split",
+                "slice",
+                "neg",
+                "identity",
+                "sum",
+                "bordered",
+                "div",
+            ]
+        )
         if kind == "conv":
             o = int(self.pick([2, 4, 6]))
             groups = int(self.pick([g for g in (1, 1, 2, c) if c % g == 0 and o % g == 0]))
@@ -97,8 +118,15 @@ class Draft:
             pads = [int(self.random.integers(2)) for _ in range(4)]
             stride = int(self.pick([1, 2]))
             out = [(n + pads[a] + pads[a + 2] - 2) // stride + 1 for a, n in enumerate((h, w))]
-            self.add("AveragePool", [source], (c, *out), kernel_shape=[2, 2], strides=[stride] * 2, pads=pads,
-                     count_include_pad=int(self.random.integers(2)))  # fmt: skip
+            self.add(
+                "AveragePool",
+                [source],
+                (c, *out),
+                kernel_shape=[2, 2],
+                strides=[stride] * 2,
+                pads=pads,
+                count_include_pad=int(self.random.integers(2)),
+            )
         elif kind == "pad":
             a = [int(v) for v in self.random.integers(-1, 2, 4)]
             out = (h + a[0] + a[2], w + a[1] + a[3])
@@ -111,8 +139,11 @@ class Draft:
             self.add("Concat", [source, other], (c + self.shapes[other][0], h, w), axis=1)
         elif kind == "split" and c % 2 == 0:
             first, second = f"t{len(self.shapes)}", f"t{len(self.shapes) + 1}"
-            self.nodes.append(helper.make_node("Split", [source, self.integers(c // 2, c // 2)], [first, second],
-                                               f"Split_{first}", axis=1))  # fmt: skip
+            self.nodes.append(
+                helper.make_node(
+                    "Split", [source, self.integers(c // 2, c // 2)], [first, second], f"Split_{first}", axis=1
+                )
+            )
             self.shapes[first] = self.shapes[second] = (c // 2, h, w)
         elif kind == "slice" and h > 4:
             start, end, step = self.integers(0, 1), self.integers(max(c // 2, 1), h), self.integers(1, 1)
@@ -126,13 +157,16 @@ class Draft:
         outputs += [n for n in list(self.shapes)[1:] if n in read and self.random.random() < 0.05]
         side = ["n", 4, "h", "w"] if open_size else [2, 4, 13, 12]
         graph = helper.make_graph(
-            self.nodes, "random", [helper.make_tensor_value_info("x", TensorProto.FLOAT, side)],
+            self.nodes,
+            "random",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, side)],
             [
-                helper.make_tensor_value_info(
-                    n, TensorProto.FLOAT, [None] * 4 if open_size else [2, *self.shapes[n]]
-                ) for n in outputs if n != "x"
-            ], self.weights,
-        )  # fmt: skip
+                helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * 4 if open_size else [2, *self.shapes[n]])
+                for n in outputs
+                if n != "x"
+            ],
+            self.weights,
+        )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 

@@ -49,18 +49,25 @@ class Text:
             kind, rest = call.split("(")
             arguments, options = rest.split(")")
             attributes = {k: eval(v) for k, v in (o.split("=") for o in options.split())}  # noqa: S307
-            nodes.append(helper.make_node(
-                kind, [a.strip() for a in arguments.split(",")], [o.strip() for o in output.split(",")], output,
-                **attributes,
-            ))  # fmt: skip
+            nodes.append(
+                helper.make_node(
+                    kind,
+                    [a.strip() for a in arguments.split(",")],
+                    [o.strip() for o in output.split(",")],
+                    output,
+                    **attributes,
+                )
+            )
         read = {name for node in nodes for name in node.input}
         inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.size)]
         inputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, held[n].shape) for n in self.inputs]
         graph = helper.make_graph(
-            nodes, "text", inputs,
+            nodes,
+            "text",
+            inputs,
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * 4) for n in self.outputs],
             [numpy_helper.from_array(v, n) for n, v in held.items() if n in read],
-        )  # fmt: skip
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
         helper.set_model_props(model, {"author": "someone"})
         return model
@@ -218,8 +225,9 @@ def test_branches_that_stay_for_their_price_say_so_once() -> None:
         weights = [numpy_helper.from_array(random.standard_normal(s).astype(np.float32), n) for n, s in held.items()]
         model = helper.make_model(
             helper.make_graph(nodes, "narrow", sides[:1], sides[1:], weights),
-            opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
-        )  # fmt: skip
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
+        )
         fused, report = fuse_onnx(model)
         assert_same(model, fused)
         assert ([n.op_type for n in fused.graph.node] == ["Conv"]) == is_fused, report.refusals
@@ -241,10 +249,14 @@ def test_sums_of_different_tensors_are_no_branches() -> None:
 def test_a_subgraph_and_what_it_captures_stay() -> None:
     model = Text([f"p = Conv(x,w3) {PAD}", "q = BatchNormalization(p,g,s,m,v)", "y = Add(q,x)"]).model()
     branch = [
-        helper.make_graph([helper.make_node(kind, ["p"], [f"out_{kind}"])], kind, [],
-                          [helper.make_tensor_value_info(f"out_{kind}", TensorProto.FLOAT, [1, C, 8, 8])])
+        helper.make_graph(
+            [helper.make_node(kind, ["p"], [f"out_{kind}"])],
+            kind,
+            [],
+            [helper.make_tensor_value_info(f"out_{kind}", TensorProto.FLOAT, [1, C, 8, 8])],
+        )
         for kind in ("Relu", "Neg")
-    ]  # fmt: skip
+    ]
     model.graph.node.append(helper.make_node("If", ["true"], ["z"], then_branch=branch[0], else_branch=branch[1]))
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "true"))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, C, 8, 8]))

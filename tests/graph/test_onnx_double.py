@@ -88,8 +88,15 @@ POSITIVE = np.abs(X) + np.float32(0.1)
 _NORM = (r(4), r(4), r(4), np.abs(r(4)) + np.float32(0.3))
 
 
-def _row(op: str, *given: Array | None, first: int = 7, last: int = LAST, fed: tuple[int, ...] = (0,), outputs: int = 1,
-         **attributes: Any) -> Row:  # fmt: skip
+def _row(
+    op: str,
+    *given: Array | None,
+    first: int = 7,
+    last: int = LAST,
+    fed: tuple[int, ...] = (0,),
+    outputs: int = 1,
+    **attributes: Any,
+) -> Row:
     return Row(op, given, first, last, fed, outputs, attributes)
 
 
@@ -509,9 +516,12 @@ def test_nothing_inside_is_rounded_to_float32(name: str) -> None:
 
 def _of(*nodes: onnx.NodeProto, opset: int, weights: dict[str, np.ndarray], domains: dict[str, int] | None = None):
     graph = helper.make_graph(
-        list(nodes), "g", [helper.make_tensor_value_info("x", 1, X.shape)], [onnx.ValueInfoProto(name="y")],
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", 1, X.shape)],
+        [onnx.ValueInfoProto(name="y")],
         [numpy_helper.from_array(a, name) for name, a in weights.items()],
-    )  # fmt: skip
+    )
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, v) for d, v in (domains or {}).items())]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
@@ -537,9 +547,7 @@ def test_a_norm_of_opset_6_that_says_it_is_tested_uses_what_is_stored() -> None:
 def test_operations_inside_functions_and_branches_are_of_the_same_opset(opset: int) -> None:
     """Softmax below opset 13 goes over all axes from its axis on, wherever it stands."""
     inner = helper.make_node("Softmax", ["t"], ["s"], axis=1)
-    function = helper.make_function(
-        "of.test", "Soft", ["t"], ["s"], [inner], [helper.make_opsetid("", opset)]
-    )  # fmt: skip
+    function = helper.make_function("of.test", "Soft", ["t"], ["s"], [inner], [helper.make_opsetid("", opset)])
     branch = helper.make_graph(
         [helper.make_node("Softmax", ["x"], ["z"], axis=1)], "then", [], [onnx.ValueInfoProto(name="z")]
     )

@@ -145,9 +145,7 @@ def test_several_sources_are_proven_one_by_one() -> None:
 
     def of(b: Tensor) -> Written:
         first, second = (square(t, torch.float32) for t in (large, b))
-        return Written(
-            lambda s: s["a"] * large + s["b"] * b, lambda s: s["a"] * first + s["b"] * second, 1
-        )  # fmt: skip
+        return Written(lambda s: s["a"] * large + s["b"] * b, lambda s: s["a"] * first + s["b"] * second, 1)
 
     reference = largest_on_the_way(lambda s: s["a"] * large + s["b"] * small)
     shapes = {"a": (1, 4, 5, 5), "b": (1, 4, 5, 5)}

@@ -166,9 +166,12 @@ SUFFIXES = {"checkpoint": ".pt", "program": ".pt2", "onnx 18": ".onnx"}
     ["float32", pytest.param("float16", marks=pytest.mark.slow), pytest.param("bfloat16", marks=pytest.mark.slow)],
 )
 def test_the_command_writes_what_is_right_and_nothing_else(
-    form: str, dtype: str, command_line: Callable[..., tuple[int, str, str]], tmp_path: Path,
+    form: str,
+    dtype: str,
+    command_line: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     if form.startswith("onnx") and dtype == "bfloat16":
         pytest.skip("onnxruntime computes no convolution in bfloat16")
     model, x = network(form, DTYPES[dtype])

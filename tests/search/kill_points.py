@@ -28,9 +28,21 @@ from repconv.search.session import Session
 from repconv.search.settings import settings_to_dict
 
 CONFIG = SearchConfig(
-    network="irep_resnet18", width=2, blocks=(1,), data="digits", train_images=120, validation_share=0.2, population=3,
-    epochs=3, warmup_epochs=1, generation_epochs=1, architectures=2, batch=32, positions=300, checkpoint_steps=2,
-)  # fmt: skip
+    network="irep_resnet18",
+    width=2,
+    blocks=(1,),
+    data="digits",
+    train_images=120,
+    validation_share=0.2,
+    population=3,
+    epochs=3,
+    warmup_epochs=1,
+    generation_epochs=1,
+    architectures=2,
+    batch=32,
+    positions=300,
+    checkpoint_steps=2,
+)
 
 
 class Events:
@@ -152,8 +164,11 @@ def main(base: Path, count: int) -> None:
             run(begin(folder))
 
         ended = in_a_process(doomed)
-        in_a_process(lambda folder=folder: run(RunFolder.open(folder)) if (folder / "config.json").exists()
-                     else run(begin(folder)))  # fmt: skip
+        in_a_process(
+            lambda folder=folder: (
+                run(RunFolder.open(folder)) if (folder / "config.json").exists() else run(begin(folder))
+            )
+        )
         after = left(folder)
         differs = [key for key, value in expected.items() if not equal(value, after[key])]
         found.append({"event": point, "at": names[point - 1], "signal": ended, "differs": differs})

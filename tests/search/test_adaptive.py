@@ -43,10 +43,12 @@ def test_streamed_equals_held(weighting: str, values: list[float], turned: bool)
     held(terms, weighting)
     batch = accumulate(
         [streamed, other],
-        [lambda j=j: streamed[j] * streamed.detach().cos().sum() + streamed.sum() - streamed.sum().detach()
-         for j in range(len(values))],
+        [
+            lambda j=j: streamed[j] * streamed.detach().cos().sum() + streamed.sum() - streamed.sum().detach()
+            for j in range(len(values))
+        ],
         weighting,
-    )  # fmt: skip
+    )
     scale = float(weight.grad.abs().max())
     assert torch.allclose(streamed.grad, weight.grad, rtol=1e-9, atol=1e-12 * max(scale, 1e-300))
     assert other.grad is None

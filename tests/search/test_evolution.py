@@ -212,9 +212,12 @@ class TestPopulations:
         parents = [Architecture(SPACE, (False, True, False, False, True))]
         alone = Breeding(crossover=0, mutation=0)
         chosen = Counter(
-            slot for s in range(500) for child in breed(parents, 1, 2, gates, ZERO, rng(s), alone)
-            for slot, on in enumerate(child.mask) if on
-        )  # fmt: skip
+            slot
+            for s in range(500)
+            for child in breed(parents, 1, 2, gates, ZERO, rng(s), alone)
+            for slot, on in enumerate(child.mask)
+            if on
+        )
         assert chosen[0] > 1.5 * chosen[2] > 2 * chosen[1]
 
 

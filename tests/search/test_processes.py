@@ -64,9 +64,20 @@ def torchrun(processes: int) -> list[str]:
 
 def accelerate(processes: int) -> list[str]:
     return [
-        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(processes),
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(),
-    ]  # fmt: skip
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--num_processes",
+        str(processes),
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        free_port(),
+    ]
 
 
 def launch(
@@ -77,9 +88,12 @@ def launch(
     log = folder / "log"
     with log.open("w") as stream:
         child = subprocess.Popen(
-            [*start, str(script), *map(str, arguments)], stdout=stream, stderr=stream,
-            start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [*start, str(script), *map(str, arguments)],
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         try:
             code = child.wait(timeout=300)
         except subprocess.TimeoutExpired:

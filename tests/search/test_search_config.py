@@ -41,9 +41,19 @@ def test_the_papers_settings_are_those_of_the_paper() -> None:
 
 
 def test_settings_are_read_in_their_types() -> None:
-    config = changed(SearchConfig(), ["ratio=1/2", "blocks=1,2", "branches=1x1, avg", "age=no",
-         "epochs=60", "clip=5", "weighting=uniform", "data=digits"]
-    )  # fmt: skip
+    config = changed(
+        SearchConfig(),
+        [
+            "ratio=1/2",
+            "blocks=1,2",
+            "branches=1x1, avg",
+            "age=no",
+            "epochs=60",
+            "clip=5",
+            "weighting=uniform",
+            "data=digits",
+        ],
+    )
     assert (config.ratio, config.blocks, config.branches, config.age) == (0.5, (1, 2), ("1x1", "avg"), False)
     assert (config.epochs, config.clip, config.weighting, config.data) == (60, 5.0, "uniform", "digits")
 

@@ -167,9 +167,7 @@ def test_what_a_sample_looks_like_depends_on_seed_epoch_and_position_alone(digit
     positions = list(range(50))
 
     def epoch(number: int, first: int = 0, workers: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(training_batches(
-            digits, positions, batch=16, seed=5, epoch=number, first=first, workers=workers
-        ))  # fmt: skip
+        return list(training_batches(digits, positions, batch=16, seed=5, epoch=number, first=first, workers=workers))
 
     state = torch.get_rng_state()
     whole = epoch(1)

@@ -21,9 +21,18 @@ def finished(tmp_path_factory) -> RunFolder:
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     config = SearchConfig(
-        width=2, blocks=(1,), data="digits", train_images=120, validation_share=0.2, population=3, epochs=4,
-        warmup_epochs=1, generation_epochs=1, architectures=1, batch=32,
-    )  # fmt: skip
+        width=2,
+        blocks=(1,),
+        data="digits",
+        train_images=120,
+        validation_share=0.2,
+        population=3,
+        epochs=4,
+        warmup_epochs=1,
+        generation_epochs=1,
+        architectures=1,
+        batch=32,
+    )
     folder = RunFolder.create(
         tmp_path_factory.mktemp("runs") / "a", settings_to_dict(config, SCHEMA), {"machine": "<a test>"}
     )

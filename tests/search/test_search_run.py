@@ -27,9 +27,20 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
 TINY = SearchConfig(
-    network="irep_resnet18", width=2, blocks=(1,), data="digits", train_images=120, validation_share=0.2, population=4,
-    epochs=4, warmup_epochs=1, generation_epochs=1, architectures=2, batch=32, checkpoint_steps=2,
-)  # fmt: skip
+    network="irep_resnet18",
+    width=2,
+    blocks=(1,),
+    data="digits",
+    train_images=120,
+    validation_share=0.2,
+    population=4,
+    epochs=4,
+    warmup_epochs=1,
+    generation_epochs=1,
+    architectures=2,
+    batch=32,
+    checkpoint_steps=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -239,8 +250,12 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(tmp_path) -> None:
     script = Path(__file__).with_name("kill_points.py")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(tmp_path), "1000"],
-        capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found) >= 30

@@ -140,8 +140,12 @@ def test_the_drawn_pictures_are_svg_with_a_cell_a_branch() -> None:
         root = ElementTree.fromstring(text)  # noqa: S314  # our own output
         cells = root.findall(".//{http://www.w3.org/2000/svg}rect[@rx]")
         assert len(cells) == len(SMALL.slots) + 3
-    says = [cell.findtext("{http://www.w3.org/2000/svg}title") for cell in
-            ElementTree.fromstring(svg(architecture)).iter("{http://www.w3.org/2000/svg}rect") if len(cell)]  # noqa: S314  # fmt: skip
+    root = ElementTree.fromstring(svg(architecture))  # noqa: S314
+    says = [
+        cell.findtext("{http://www.w3.org/2000/svg}title")
+        for cell in root.iter("{http://www.w3.org/2000/svg}rect")
+        if len(cell)
+    ]
     assert says.count("stem 1x1: active") == 1
     assert sum(text.endswith(": active") for text in says if text) == 3
 

@@ -79,8 +79,11 @@ def test_branches_left_out_are_not_run_and_learn_nothing(resnet) -> None:
             assert all((p.grad is not None) == used for p in branch.parameters())
             if kind in block.alpha:
                 assert (block.alpha[kind].grad is not None) == used
-            moved = [key for key in before if key.startswith(f"{name}.branches.{kind}.") and
-                     not torch.equal(before[key], resnet.state_dict()[key])]  # fmt: skip
+            moved = [
+                key
+                for key in before
+                if key.startswith(f"{name}.branches.{kind}.") and not torch.equal(before[key], resnet.state_dict()[key])
+            ]
             assert bool(moved) == used, "only branches that ran move their running statistics"
         assert block.beta is None or (block.beta.grad is not None) == bool(architecture.active[name])
 

@@ -61,10 +61,22 @@ def main(folder: Path, architectures: int, weighting: str, of: int) -> None:
     """Three updates with given architectures, one evaluation; then a run."""
     torch.set_num_threads(1)
     config = SearchConfig(
-        network="irep_resnet18", width=2, blocks=(1,), data="digits", train_images=150, validation_share=0.2,
-        population=4, epochs=3, warmup_epochs=1, generation_epochs=1, batch=31, architectures=architectures,
-        weighting=weighting, ratio=0.3, device="cpu",
-    )  # fmt: skip
+        network="irep_resnet18",
+        width=2,
+        blocks=(1,),
+        data="digits",
+        train_images=150,
+        validation_share=0.2,
+        population=4,
+        epochs=3,
+        warmup_epochs=1,
+        generation_epochs=1,
+        batch=31,
+        architectures=architectures,
+        weighting=weighting,
+        ratio=0.3,
+        device="cpu",
+    )
     with joined("cpu") as (processes, device):
         session = Session(config, processes, device)
         session.supernet.model.double()

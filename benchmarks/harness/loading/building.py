@@ -83,9 +83,12 @@ class Workshop:
         keep = backend.target == "onnx" and precision == "bf16"
         gpu = gpu_here()
         settings = BuildSettings(
-            precision, Span.of(batch), spans, fp32_io=keep,
+            precision,
+            Span.of(batch),
+            spans,
+            fp32_io=keep,
             capabilities=DEFAULT_CAPABILITIES if gpu is None else (gpu["capability"],),
-        )  # fmt: skip
+        )
         calibration = calibration_of(form.given, batch) if precision == "int8" else None
         observed: dict[str, str] = {}
         if backend.target == "openvino":

@@ -68,10 +68,12 @@ def _on_gpu(
     call()
     tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return Loaded(
-        with_transfers if how.transfers else call, torch.cuda.synchronize, lambda: as_arrays(tensors(call())),
+        with_transfers if how.transfers else call,
+        torch.cuda.synchronize,
+        lambda: as_arrays(tensors(call())),
         {**observed, "gpu": torch.cuda.get_device_name(), "tf32": str(tf32).lower()},
         event_clock() if how.cuda_events else None,
-    )  # fmt: skip
+    )
 
 
 def without_tf32() -> None:

@@ -84,9 +84,10 @@ def others(before: Usage | None, after: Usage | None, wall_s: float, own_s: floa
     whole = wall_s * after.cores
     busy = after.busy_s - before.busy_s - own_s
     return Others(
-        max(0.0, busy / whole), max(0.0, (after.stolen_s - before.stolen_s) / whole),
+        max(0.0, busy / whole),
+        max(0.0, (after.stolen_s - before.stolen_s) / whole),
         max(0.0, after.throttled_s - before.throttled_s),
-    )  # fmt: skip
+    )
 
 
 def governor_warnings(cpus: Sequence[int], root: Path = Path("/")) -> list[str]:

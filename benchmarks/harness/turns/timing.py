@@ -85,10 +85,16 @@ class LatencyReport:
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return {
-            "name": self.name, "median_ms": self.median_ms, "mean_ms": self.mean_ms, "p90_ms": self.p90_ms,
-            "p95_ms": self.p95_ms, "p99_ms": self.p99_ms, "cv": self.cv, "rounds": list(self.rounds),
+            "name": self.name,
+            "median_ms": self.median_ms,
+            "mean_ms": self.mean_ms,
+            "p90_ms": self.p90_ms,
+            "p95_ms": self.p95_ms,
+            "p99_ms": self.p99_ms,
+            "cv": self.cv,
+            "rounds": list(self.rounds),
             "samples_s": list(self.samples_s),
-        }  # fmt: skip
+        }
 
 
 def measure(

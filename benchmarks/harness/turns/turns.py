@@ -77,7 +77,8 @@ def play(places: Sequence[Place], settings: BenchSettings, between: Callable[[fl
     return Played(
         {
             name: LatencyReport(name, tuple(s for round_ in taken for s in round_), tuple(map(len, taken)))
-            for name, taken in samples.items() if name not in failures
+            for name, taken in samples.items()
+            if name not in failures
         },
         failures,
-    )  # fmt: skip
+    )

@@ -39,9 +39,7 @@ class FactorizedReduction(nn.Module):
 
 def _pointwise(in_channels: int, out_channels: int) -> nn.Module:
     """ReLU, 1x1 convolution, batch normalisation."""
-    return nn.Sequential(
-        nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
-    )  # fmt: skip
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def _depthwise(channels: int, size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
@@ -146,9 +144,14 @@ class CellNetwork(nn.Module):
             )
         large = stem == "imagenet"
         start = width if large else 3 * width
-        self.stem = nn.Sequential(*(_conv(3, width // 2), nn.ReLU(), _conv(width // 2, width)) if large else (
-            nn.Conv2d(3, start, 3, padding=1, bias=False), nn.BatchNorm2d(start),
-        ))  # fmt: skip
+        self.stem = nn.Sequential(
+            *(_conv(3, width // 2), nn.ReLU(), _conv(width // 2, width))
+            if large
+            else (
+                nn.Conv2d(3, start, 3, padding=1, bias=False),
+                nn.BatchNorm2d(start),
+            )
+        )
         self.stem_end = nn.Sequential(nn.ReLU(), _conv(width, width)) if large else nn.Identity()
         channels, built, after_reduction = (start, start), list[Cell](), large
         for i in range(cells):
@@ -171,9 +174,7 @@ class CellNetwork(nn.Module):
 
 def _conv(in_channels: int, out_channels: int) -> nn.Module:
     """3x3 convolution of stride 2 and batch normalisation."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, 2, 1, bias=False), nn.BatchNorm2d(out_channels)
-    )  # fmt: skip
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, 2, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def cifar_network(genotype: Genotype) -> CellNetwork:

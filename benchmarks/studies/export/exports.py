@@ -108,8 +108,11 @@ def run(arguments: list[str], suffix: str) -> dict[str, object]:
         started = time.perf_counter()
         done = subprocess.run(  # noqa: S603  # our own command
             [command, "export", *arguments, "-o", out, "--json", record],
-            capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
         seconds = time.perf_counter() - started
         told = f"repconv export {' '.join(arguments)} -o model{suffix}"
         if done.returncode:

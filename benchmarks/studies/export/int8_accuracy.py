@@ -50,11 +50,13 @@ def row(got: Tensor, wanted: Tensor, labels: Tensor) -> dict[str, object]:
     """Images met, agreement with the reference, and the rms error relative to it."""
     right, before = (int((t.argmax(1) == labels).sum()) for t in (got, wanted))
     return {
-        "right": right, "images": len(labels), "accuracy": right / len(labels),
+        "right": right,
+        "images": len(labels),
+        "accuracy": right / len(labels),
         "points_lost": 100 * (before - right) / len(labels),
         "top1_agreement": float((got.argmax(1) == wanted.argmax(1)).float().mean()),
         "rms_error": float((got - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

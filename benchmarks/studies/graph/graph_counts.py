@@ -109,11 +109,16 @@ def program_row(one: Subject, reference: nn.Module, wanted: Tensor) -> dict[str,
         regions = program_regions(exact, (one.x.double(),))
     after = rewritten.report.after
     return {
-        "convolutions": after.convolutions, "batch_norms": after.batch_norms, "adds": program_adds(module),
+        "convolutions": after.convolutions,
+        "batch_norms": after.batch_norms,
+        "adds": program_adds(module),
         "conv_flops": after.flops,
-        "flops": flops(module, one.x), "error": in_float32, "float64_error": in_float64,
-        "float64_worst_region": max((c.error.to_scale for c in regions), default=0.0), "regions": len(regions),
-    }  # fmt: skip
+        "flops": flops(module, one.x),
+        "error": in_float32,
+        "float64_error": in_float64,
+        "float64_worst_region": max((c.error.to_scale for c in regions), default=0.0),
+        "regions": len(regions),
+    }
 
 
 def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: int) -> dict[str, object]:
@@ -124,10 +129,15 @@ def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: i
     timed = paired({name: partial(runner, model, feed) for name, model in models.items()}, rounds, calls)
     found = ratio(timed["fused"], timed["other"])
     return {
-        "fused_ms": timed["fused"].median_ms, "other_ms": timed["other"].median_ms, "ratio": found.value,
-        "interval_95": [found.low, found.high], "rounds": len(timed["fused"].samples_s), "sessions": SESSIONS,
-        "calls_a_sample": calls, "samples_s": {name: list(report.samples_s) for name, report in timed.items()},
-    }  # fmt: skip
+        "fused_ms": timed["fused"].median_ms,
+        "other_ms": timed["other"].median_ms,
+        "ratio": found.value,
+        "interval_95": [found.low, found.high],
+        "rounds": len(timed["fused"].samples_s),
+        "sessions": SESSIONS,
+        "calls_a_sample": calls,
+        "samples_s": {name: list(report.samples_s) for name, report in timed.items()},
+    }
 
 
 def runner(model: onnx.ModelProto, feed: Mapping[str, object]) -> Callable[[], object]:
@@ -159,9 +169,10 @@ def row(name: str, rounds: int) -> dict[str, object]:
     author = None if one.author is None else to_onnx(one.author, one.x)
     if author is not None and one.author is not None:
         found["author"] = count(author) | {
-            "error": error(author, one.x, wanted), "flops": flops(one.author, one.x),
+            "error": error(author, one.x, wanted),
+            "flops": flops(one.author, one.x),
             "program_adds": program_adds(exported(one.author, one.x).module()),
-        }  # fmt: skip
+        }
     if rounds:
         found["graph_seconds"] = sorted(round(graph_seconds(original), 3) for _ in range(3))
         found["environment"] = environment()
@@ -177,13 +188,15 @@ def verdict(found: dict[str, Any]) -> list[str]:
     fused, program, original = found["fused"], found["fused_program"], found["original"]
     other = found.get("author", original)
     short = [
-        f"{key} {fused[key]} > {other[key]}" for key in ("convolutions", "batch_norms", "adds", "conv_flops")
+        f"{key} {fused[key]} > {other[key]}"
+        for key in ("convolutions", "batch_norms", "adds", "conv_flops")
         if fused[key] > other[key]
-    ]  # fmt: skip
+    ]
     short += [
-        f"program {key} {program[key]} > {other[key]}" for key in ("convolutions", "batch_norms", "conv_flops")
+        f"program {key} {program[key]} > {other[key]}"
+        for key in ("convolutions", "batch_norms", "conv_flops")
         if program[key] > other[key]
-    ]  # fmt: skip
+    ]
     if program["adds"] > other.get("program_adds", program["adds"]):
         short.append(f"program adds {program['adds']} > {other['program_adds']}")
     if fused["error"] > 2 * original["error"]:

@@ -95,7 +95,13 @@ def to_onnx(model: nn.Module, x: Tensor) -> onnx.ModelProto:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, (x,), buffer, dynamo=False, opset_version=18,  # type: ignore[arg-type]  # file objects, too
-            training=torch.onnx.TrainingMode.PRESERVE, input_names=["x"], output_names=["y"],
-        )  # fmt: skip
+            model,
+            (x,),
+            buffer,  # type: ignore[arg-type]  # file objects, too
+            dynamo=False,
+            opset_version=18,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            input_names=["x"],
+            output_names=["y"],
+        )
     return onnx.load_from_string(buffer.getvalue())

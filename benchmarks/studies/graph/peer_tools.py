@@ -119,13 +119,20 @@ def openvino_compiled(model: onnx.ModelProto) -> Any:  # noqa: ANN401  # a type 
     openvino = importlib.import_module("openvino")
     core = openvino.Core()
     read = core.read_model(model.SerializeToString(), b"")
-    return core.compile_model(read, "CPU", {
-        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-    })  # fmt: skip
+    return core.compile_model(
+        read,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
 
 
 def openvino_convolutions(compiled: Any) -> int:  # noqa: ANN401  # of `openvino_compiled`
     """Convolutions of the graph that runs, after OpenVINO's own transformations."""
-    return sum("Convolution" in node.get_rt_info()["layerType"].astype(str)
-               for node in compiled.get_runtime_model().get_ops())  # fmt: skip
+    return sum(
+        "Convolution" in node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()
+    )

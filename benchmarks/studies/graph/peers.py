@@ -83,9 +83,10 @@ def counts(model: onnx.ModelProto) -> dict[str, int | None]:
     """Convolutions (those of onnxruntime's own dialect, too), batch normalisations and additions."""
     found = Counter(node.op_type for node in model.graph.node)
     return {
-        "convolutions": found["Conv"] + found["FusedConv"], "batch_norms": found["BatchNormalization"],
+        "convolutions": found["Conv"] + found["FusedConv"],
+        "batch_norms": found["BatchNormalization"],
         "adds": found["Add"],
-    }  # fmt: skip
+    }
 
 
 def latency(
@@ -96,10 +97,13 @@ def latency(
     timed = paired({"repconv": make_ours, "peer": make_theirs}, rounds, calls)
     found = ratio(timed["peer"], timed["repconv"])
     return {
-        "repconv_ms": timed["repconv"].median_ms, "peer_ms": timed["peer"].median_ms, "over_repconv": found.value,
-        "interval_95": [found.low, found.high], "calls_a_sample": calls,
+        "repconv_ms": timed["repconv"].median_ms,
+        "peer_ms": timed["peer"].median_ms,
+        "over_repconv": found.value,
+        "interval_95": [found.low, found.high],
+        "calls_a_sample": calls,
         "samples_s": {name: list(report.samples_s) for name, report in timed.items()},
-    }  # fmt: skip
+    }
 
 
 def result_row(
@@ -145,11 +149,14 @@ def openvino_row(
     compiled = openvino_compiled(original)
     got = np.array(next(iter(compiled(image).values())))
     return found | {
-        "seconds": seconds, "convolutions": openvino_convolutions(compiled),
+        "seconds": seconds,
+        "convolutions": openvino_convolutions(compiled),
         "repconv_convolutions": openvino_convolutions(openvino_compiled(fused)),
-        "batch_norms": None, "adds": None, "error": relative(torch.from_numpy(got), wanted),
+        "batch_norms": None,
+        "adds": None,
+        "error": relative(torch.from_numpy(got), wanted),
         "latency": latency(partial(opened, fused), partial(opened, original), rounds),
-    }  # fmt: skip
+    }
 
 
 def rows(name: str, rounds: int, known: Mapping[str, dict[str, object]]) -> Iterator[dict[str, object]]:
@@ -192,11 +199,16 @@ def main() -> None:
             for row in rows(name, arguments.rounds, known):
                 print(name, {key: value for key, value in row.items() if key != "latency"}, flush=True)
                 found.append(row)
-                write_json(arguments.output, {
-                    "schema": SCHEMA, "command": "python benchmarks/studies/graph/peers.py",
-                    "threads": torch.get_num_threads(),
-                    "rounds": arguments.rounds, "networks": [networks[key] for key in MODELS if key in networks],
-                })  # fmt: skip
+                write_json(
+                    arguments.output,
+                    {
+                        "schema": SCHEMA,
+                        "command": "python benchmarks/studies/graph/peers.py",
+                        "threads": torch.get_num_threads(),
+                        "rounds": arguments.rounds,
+                        "networks": [networks[key] for key in MODELS if key in networks],
+                    },
+                )
         except ModuleNotFoundError as missing:
             del networks[name]
             print(f"{name}: skipped, {missing.name} is not installed")

@@ -66,9 +66,14 @@ def _plain() -> nn.Module:
 
 def _separable() -> nn.Module:
     return _Ended(
-        _normed(3, 16, 3, 2), nn.ReLU6(), _normed(16, 16, 5, groups=16), nn.ReLU6(), _normed(16, 24, 1), nn.Hardswish(),
+        _normed(3, 16, 3, 2),
+        nn.ReLU6(),
+        _normed(16, 16, 5, groups=16),
+        nn.ReLU6(),
+        _normed(16, 24, 1),
+        nn.Hardswish(),
         channels=24,
-    )  # fmt: skip
+    )
 
 
 def _chaotic() -> nn.Module:

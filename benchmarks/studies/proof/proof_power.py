@@ -173,9 +173,13 @@ def to_onnx(model: nn.Module, x: Tensor, opset: int) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, (x,), buffer, dynamo=False, opset_version=opset,  # type: ignore[arg-type]  # file objects, too
+            model,
+            (x,),
+            buffer,  # type: ignore[arg-type]  # file objects, too
+            dynamo=False,
+            opset_version=opset,
             training=torch.onnx.TrainingMode.PRESERVE,
-        )  # fmt: skip
+        )
     return onnx.load_from_string(buffer.getvalue())
 
 
@@ -215,10 +219,14 @@ def measured(name: str, dtype: torch.dtype, form: str) -> dict[str, object]:
         if not proof.agreement.passed:
             refused.append(proof.agreement.verdict)
     return {
-        "right": SEEDS, "refused": refused, "regions": compared, "refused_regions": wrong,
-        "unmeasured": sorted(unmeasured), "wrong": dict(_wrong(one, dtype)),
+        "right": SEEDS,
+        "refused": refused,
+        "regions": compared,
+        "refused_regions": wrong,
+        "unmeasured": sorted(unmeasured),
+        "wrong": dict(_wrong(one, dtype)),
         "seconds": round(time.perf_counter() - started, 1),
-    }  # fmt: skip
+    }
 
 
 def _wrong(one: Case, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, list[int]]]]:

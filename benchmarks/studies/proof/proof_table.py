@@ -22,16 +22,29 @@ def power_table(content: Mapping[str, Any]) -> str:
     pieces = {tuple(key.split(", ")): piece for key, piece in content["pieces"].items() if "right" in piece}
     of = {d: [piece for key, piece in pieces.items() if key[1] == d] for d in DTYPES}
     names = {d: {key[0] for key in pieces if key[1] == d} for d in DTYPES}
-    right = _table(("type", "networks", "right folds", "refused", "regions", "regions refused"), [
-        (d, f"{len(names[d])}", f"{sum(p['right'] for p in of[d]):,}", f"{sum(len(p['refused']) for p in of[d]):,}",
-         f"{sum(p['regions'] for p in of[d]):,}", f"{sum(p['refused_regions'] for p in of[d]):,}")
-        for d in DTYPES
-    ])  # fmt: skip
+    right = _table(
+        ("type", "networks", "right folds", "refused", "regions", "regions refused"),
+        [
+            (
+                d,
+                f"{len(names[d])}",
+                f"{sum(p['right'] for p in of[d]):,}",
+                f"{sum(len(p['refused']) for p in of[d]):,}",
+                f"{sum(p['regions'] for p in of[d]):,}",
+                f"{sum(p['refused_regions'] for p in of[d]):,}",
+            )
+            for d in DTYPES
+        ],
+    )
     deltas = sorted({float(d) for p in pieces.values() for d in p["wrong"]["weights scaled"]})
-    wrong = _table(("wrong by d", "type", *(f"{d:g}" for d in deltas), "all found from"), [
-        (kind, d, *(_found(of[d], kind, f"{delta:g}") for delta in deltas), _from(of[d], kind, deltas))
-        for kind in KINDS for d in DTYPES
-    ])  # fmt: skip
+    wrong = _table(
+        ("wrong by d", "type", *(f"{d:g}" for d in deltas), "all found from"),
+        [
+            (kind, d, *(_found(of[d], kind, f"{delta:g}") for delta in deltas), _from(of[d], kind, deltas))
+            for kind in KINDS
+            for d in DTYPES
+        ],
+    )
     swapped = ", ".join(f"{_found(of[d], 'channels swapped', '1')} in {d}" for d in DTYPES)
     return f"{right}\n{wrong}\nTwo channels swapped: found {swapped}.\n"
 

@@ -62,8 +62,10 @@ def fit(
     rest = [p for p in model.parameters() if p.dim() <= 1]
     optimiser = torch.optim.SGD(
         [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=recipe.lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
+        lr=recipe.lr,
+        momentum=0.9,
+        nesterov=True,
+    )
     per_epoch = len(images) // recipe.batch
     steps = recipe.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=steps, pct_start=0.25)
@@ -96,9 +98,17 @@ def fit(
             seconds = (time.monotonic() - started) / (done - first)
             record = {"step": done, "steps": steps, "loss": round(losses[-1], 4)}
             say(json.dumps({**record, "seconds_per_step": round(seconds, 3)}))
-            write(state_file, {
-                "model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-                "generator": generator.get_state(), "rng": torch.get_rng_state(), "step": done, "order": order,
-                "losses": losses,
-            })  # fmt: skip
+            write(
+                state_file,
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "generator": generator.get_state(),
+                    "rng": torch.get_rng_state(),
+                    "step": done,
+                    "order": order,
+                    "losses": losses,
+                },
+            )
     return losses

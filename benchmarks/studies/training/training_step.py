@@ -75,8 +75,11 @@ def peak_mib(case: str, name: str, statistics: str) -> float:
     """How much a process grows by in three steps at most, its start and the network's own memory left out."""
     done = subprocess.run(  # noqa: S603  # itself
         [sys.executable, __file__, "--peak", f"{case}:{name}:{statistics}"],
-        capture_output=True, text=True, check=True, env=os.environ | MALLOC,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | MALLOC,
+    )
     return float(done.stdout)
 
 

@@ -59,9 +59,15 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
         f"  wrote {folder.path / BEST}; train it with: repconv retrain {folder.path / BEST}{again}"
     )
     if json_file is not None:
-        write_json(json_file, "repconv.search-run/1", {
-            "run": str(folder.path), "best": file_record(folder.path / BEST), "result": result,
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.search-run/1",
+            {
+                "run": str(folder.path),
+                "best": file_record(folder.path / BEST),
+                "result": result,
+            },
+        )
 
 
 def _show(record: Mapping[str, Any]) -> None:

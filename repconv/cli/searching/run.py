@@ -98,10 +98,16 @@ def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: 
     found = estimate(session)
     click.echo(_estimate(found, session.device.type))
     if json_file is not None:
-        write_json(json_file, "repconv.search-estimate/1", {
-            "preset": preset_name, "config": settings_to_dict(config, SCHEMA),
-            "estimate": {**dataclasses.asdict(found), "seconds": found.seconds}, "device": session.device.type,
-        })  # fmt: skip
+        write_json(
+            json_file,
+            "repconv.search-estimate/1",
+            {
+                "preset": preset_name,
+                "config": settings_to_dict(config, SCHEMA),
+                "estimate": {**dataclasses.asdict(found), "seconds": found.seconds},
+                "device": session.device.type,
+            },
+        )
 
 
 def _estimate(found: Estimate, device: str) -> str:

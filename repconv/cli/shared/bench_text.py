@@ -117,8 +117,13 @@ def _ratios(result: BenchResult) -> Rows:
     for c in result.compared:
         where = f", {c.under.source}, batch {c.over.batch}, {c.over.precision}" if several else ""
         digits = 3 if c.ratio.value < 3 else 2
-        rows.append([
-            c.name, c.over.backend + where, f"{c.ratio.value:.{digits}f}",
-            f"{c.ratio.low:.{digits}f} to {c.ratio.high:.{digits}f}", "too noisy to tell" if c.warning else "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                c.name,
+                c.over.backend + where,
+                f"{c.ratio.value:.{digits}f}",
+                f"{c.ratio.low:.{digits}f} to {c.ratio.high:.{digits}f}",
+                "too noisy to tell" if c.warning else "",
+            ]
+        )
     return rows

@@ -43,13 +43,15 @@ def fusion_tables(report: FusionReport, foretold: Forecast | None = None) -> str
         rows = [["layer", "branches", "becomes", "error", "allowed", *(["range", "int8"] if weights else [])]]
         for layer in report.layers:
             found = errors.get(layer.name)
-            rows.append([
-                layer.name or "(the model)",
-                f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else "conv + BN",
-                layer.geometry,
-                f"{found.error.to_scale:.1e}" if found else "",
-                f"{found.tolerance:.1e}" if found else "",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    layer.name or "(the model)",
+                    f"{len(layer.branches)}: {' '.join(layer.branches)}" if layer.branches else "conv + BN",
+                    layer.geometry,
+                    f"{found.error.to_scale:.1e}" if found else "",
+                    f"{found.tolerance:.1e}" if found else "",
+                ]
+            )
             if layer.name in weights:
                 growth, cost = weights[layer.name].range_growth, weights[layer.name].fused
                 rows[-1] += [
@@ -84,11 +86,15 @@ def graph_tables(report: FusionReport) -> str:
         rows = [["convolution", "made of", "becomes", "error", "allowed"]]
         for layer in report.layers:
             found = errors.get(layer.name)
-            rows.append([
-                _short(layer.name), _made_of(layer.branches), layer.geometry,
-                f"{found.error.to_scale:.1e}" if found else "",
-                f"{found.tolerance:.1e}" if found else "",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    _short(layer.name),
+                    _made_of(layer.branches),
+                    layer.geometry,
+                    f"{found.error.to_scale:.1e}" if found else "",
+                    f"{found.tolerance:.1e}" if found else "",
+                ]
+            )
         parts.append(table(rows, right=(3, 4)))
         parts.append(_ERRORS)
     if report.refusals:

@@ -46,9 +46,14 @@ def average_term(
     """Average pooling that counts padded pixels."""
     shape = (channels, 1, *taps)
     return convolution_term(
-        source, lambda: torch.full(shape, 1 / (taps[0] * taps[1]), dtype=torch.float64), shape,
-        stride=stride, padding=padding, dilation=dilation, groups=channels,
-    )  # fmt: skip
+        source,
+        lambda: torch.full(shape, 1 / (taps[0] * taps[1]), dtype=torch.float64),
+        shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=channels,
+    )
 
 
 def scale_term(source: str, factors: Tensor) -> Term:

@@ -77,8 +77,11 @@ def of_constant(value: Tensor, like: Carried, *, broadcasts: bool) -> Canvas:
     if value.dim() > rank or any(len(axis) > 1 for axis in layout.axes):
         raise GeometryError("its constant has more axes than the tensor, or several parts share an axis")
     value = value.detach().cpu().double().reshape((1,) * (rank - value.dim()) + tuple(value.shape))
-    order = {(axis[0].kind, axis[0].number if axis[0].kind == "pixel" else 0): i
-             for i, axis in enumerate(layout.axes) if axis}  # fmt: skip
+    order = {
+        (axis[0].kind, axis[0].number if axis[0].kind == "pixel" else 0): i
+        for i, axis in enumerate(layout.axes)
+        if axis
+    }
     places = [order.get(key) for key in (("batch", 0), ("channels", 0), ("pixel", 0), ("pixel", 1))]
     known = [place for place in places if place is not None]
     rest = [i for i in range(rank) if i not in known]
@@ -128,9 +131,12 @@ def _cut(canvas: Canvas, axis: int, place: int, *, from_end: bool = False) -> Ca
             found, doubled = (parts[::-1], repeats[::-1]) if from_end else (parts, repeats)
             counts = torch.tensor(doubled)
             return _with(
-                canvas, axis, found, canvas.shown.repeat_interleave(counts, axis),
+                canvas,
+                axis,
+                found,
+                canvas.shown.repeat_interleave(counts, axis),
                 canvas.value.repeat_interleave(counts, axis + 1),
-            )  # fmt: skip
+            )
         done += run
     if done == place:
         return canvas
@@ -181,8 +187,10 @@ def _only_source(first: Canvas, second: Canvas, shown: Tensor, of_second: Tensor
     Raises:
         GeometryError: both are.
     """
-    sees = [each.source is not None and bool((shown & mine).any())
-            for each, mine in ((first, ~of_second), (second, of_second))]  # fmt: skip
+    sees = [
+        each.source is not None and bool((shown & mine).any())
+        for each, mine in ((first, ~of_second), (second, of_second))
+    ]
     if all(sees):
         raise GeometryError("it shows a part of one tensor beside a part of another")
     return second if sees[1] else first
@@ -308,9 +316,14 @@ def pad(canvas: Canvas, amounts: Sides, number: float) -> Canvas:
                 dims: list[Dim] = list(canvas.dims)
                 dims[2 + axis] = amount
                 strip = Canvas(
-                    canvas.layout, (dims[0], dims[1], dims[2], dims[3]), None, (0, 0, 0, 0), (runs[0], runs[1]),
-                    torch.zeros(grid, dtype=torch.bool), value,
-                )  # fmt: skip
+                    canvas.layout,
+                    (dims[0], dims[1], dims[2], dims[3]),
+                    None,
+                    (0, 0, 0, 0),
+                    (runs[0], runs[1]),
+                    torch.zeros(grid, dtype=torch.bool),
+                    value,
+                )
                 canvas = join([canvas, strip] if at else [strip, canvas], axis)
     return canvas
 
@@ -395,9 +408,12 @@ def crop(canvas: Canvas, axis: int, start: int, end: int) -> Canvas:
     sides[axis] -= start
     sides[2 + axis] -= after
     part = _with(
-        canvas, axis, canvas.runs[axis][low:high], canvas.shown.narrow(axis, low, high - low),
+        canvas,
+        axis,
+        canvas.runs[axis][low:high],
+        canvas.shown.narrow(axis, low, high - low),
         canvas.value.narrow(axis + 1, low, high - low),
-    )  # fmt: skip
+    )
     return replace(part, padding=(sides[0], sides[1], sides[2], sides[3]))
 
 
@@ -420,6 +436,11 @@ def line(canvas: Canvas, axis: int, value: Tensor) -> Canvas:
     grid[1 - axis] = canvas.shown.shape[1 - axis]
     shown = torch.zeros(grid, dtype=torch.bool)
     return Canvas(
-        canvas.layout, (dims[0], dims[1], dims[2], dims[3]), None, (0, 0, 0, 0), (runs[0], runs[1]), shown,
+        canvas.layout,
+        (dims[0], dims[1], dims[2], dims[3]),
+        None,
+        (0, 0, 0, 0),
+        (runs[0], runs[1]),
+        shown,
         value.reshape(-1, 1, 1).expand(-1, *grid),
-    )  # fmt: skip
+    )

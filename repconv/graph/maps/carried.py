@@ -191,9 +191,9 @@ def join(tensors: Sequence[Carried], axis: int) -> Made:
     for each, width in zip(tensors, widths, strict=True):
         rows = places.narrow(axis, start, width[axis]).flatten()
         start += width[axis]
-        terms.append(Term.leaf(
-            each.name, Form(Geometry(each.layout.channels, layout.channels)), _placed(rows, layout.channels)
-        ))  # fmt: skip
+        terms.append(
+            Term.leaf(each.name, Form(Geometry(each.layout.channels, layout.channels)), _placed(rows, layout.channels))
+        )
     return Made(layout, tuple(terms))
 
 
@@ -277,9 +277,10 @@ def einsum(tensor: Carried, equation: str, position: int, operands: Sequence[Ten
     values = [None if v is None else v.detach().cpu().to(torch.float64) for v in operands]
     sides = {
         letter: side
-        for word, value in zip(letters, values, strict=True) if value is not None
+        for word, value in zip(letters, values, strict=True)
+        if value is not None
         for letter, side in zip(word, value.shape, strict=True)
-    }  # fmt: skip
+    }
     for axis, letter in enumerate(mine):
         if not tensor.layout.holds_only_channels(axis) and (letter in others or letter not in output):
             raise GeometryError(f"einsum {equation!r} sums over pixels or images, or weighs them")

@@ -38,9 +38,14 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     if i * groups != source.layout.channels:
         raise NotAffineError(f"it takes {i * groups} channels, its input has another number")
     term = convolution_term(
-        source.name, lambda: double(weight).reshape(o, i, kh, kw), (o, i, kh, kw),
-        stride=stride, padding=padding, dilation=(rows, columns), groups=groups,
-    )  # fmt: skip
+        source.name,
+        lambda: double(weight).reshape(o, i, kh, kw),
+        (o, i, kh, kw),
+        stride=stride,
+        padding=padding,
+        dilation=(rows, columns),
+        groups=groups,
+    )
     offset = None
     if len(node.input) > 2 and node.input[2]:
         bias = double(constant_of(facts, node.input[2], "bias"))
@@ -148,8 +153,12 @@ def _ends_activation(facts: Facts, name: str) -> bool:
     """True for x * (1 + erf(x / sqrt 2)) and its like, whose last factor a runtime needs to recognise the GELU."""
     near = [name]
     for _ in range(3):
-        near = [i for n in near if (maker := facts.makers.get(n)) is not None and maker.op_type in ("Mul", "Add")
-                for i in maker.input]  # fmt: skip
+        near = [
+            i
+            for n in near
+            if (maker := facts.makers.get(n)) is not None and maker.op_type in ("Mul", "Add")
+            for i in maker.input
+        ]
         if any((maker := facts.makers.get(n)) is not None and maker.op_type in ("Erf", "Tanh") for n in near):
             return True
     return False

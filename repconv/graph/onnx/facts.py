@@ -264,8 +264,11 @@ class Facts:
     def _is_small(self, node: onnx.NodeProto) -> bool:
         """True if what a node of constants gives is known beforehand to be within `LARGEST_CONSTANT`."""
         shapes = [self.sides.get(name) for name in node.output if name]
-        known = [prod(d for d in shape if isinstance(d, int)) for shape in shapes if shape is not None
-                 and all(isinstance(side, int) for side in shape)]  # fmt: skip
+        known = [
+            prod(d for d in shape if isinstance(d, int))
+            for shape in shapes
+            if shape is not None and all(isinstance(side, int) for side in shape)
+        ]
         if len(known) == len(shapes):
             return max(known, default=0) <= LARGEST_CONSTANT
         values = [value for n in node.input if n and (value := self.as_run(n)) is not None]
@@ -390,9 +393,11 @@ class Facts:
             if node.op_type == "BatchNormalization":
                 return {node.output[0]: _normalised(node, [feeds[n] for n in node.input])}
             graph = helper.make_graph(
-                [node], "constant", [_untyped(n, v) for n, v in feeds.items()],
+                [node],
+                "constant",
+                [_untyped(n, v) for n, v in feeds.items()],
                 [onnx.ValueInfoProto(name=n) for n in outputs],
-            )  # fmt: skip
+            )
             small = helper.make_model(graph, opset_imports=self.model.opset_import)
             with np.errstate(all="ignore"):
                 found = onnx.reference.ReferenceEvaluator(small).run(None, feeds)

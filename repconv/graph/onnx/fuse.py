@@ -99,8 +99,9 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     found, refusals = read_steps(facts)
     nodes = [
         Node(tuple(node.output), tuple(node.input), follows=any(name in facts.canvases for name in node.output))
-        for node in source.graph.node if not (node.output and facts.is_constant(node.output[0]))
-    ]  # fmt: skip
+        for node in source.graph.node
+        if not (node.output and facts.is_constant(node.output[0]))
+    ]
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
@@ -218,9 +219,10 @@ def _taken(model: onnx.ModelProto) -> set[str]:
 def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, facts: Facts) -> FusedLayer:
     nodes = [node for origin in origins for node in facts.named.get(origin, ())]
     before = Size(
-        sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
+        sum(n.op_type == "Conv" for n in nodes),
+        sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(_elements(facts, i) for n in nodes for i in n.input),
-    )  # fmt: skip
+    )
     after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
     return FusedLayer(name, shape, origins, before, after)
 
@@ -256,6 +258,8 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
         pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
         flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
-        sum(n.op_type == "Conv" for n in nodes), sum(n.op_type == "BatchNormalization" for n in nodes),
-        sum(int(np.prod(t.dims)) for t in model.graph.initializer), flops,
-    )  # fmt: skip
+        sum(n.op_type == "Conv" for n in nodes),
+        sum(n.op_type == "BatchNormalization" for n in nodes),
+        sum(int(np.prod(t.dims)) for t in model.graph.initializer),
+        flops,
+    )

@@ -117,8 +117,12 @@ def reshape(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     sides = facts.sides.get(node.output[0])
     if sides is None:
         raise NotAffineError("the shape it makes is computed by the graph")
-    open_sides = [d for axis in source.layout.axes for a in axis if a.kind != "channels"
-                  and not isinstance(d := source.size_of(a), int)]  # fmt: skip
+    open_sides = [
+        d
+        for axis in source.layout.axes
+        for a in axis
+        if a.kind != "channels" and not isinstance(d := source.size_of(a), int)
+    ]
     places = [axis for axis, side in enumerate(sides) if not isinstance(side, int)]
     wanted: list[object] = list(sides)
     if len(open_sides) == len(places) == 1:  # as many numbers as before: the one side that is open is the same

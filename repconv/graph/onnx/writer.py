@@ -156,9 +156,15 @@ def _convolution(pen: _Pen, source: str, term: Term, bias: Tensor | None, target
         inputs.append(pen.weight(f"{target}.bias", bias))
     pads = [*kernel.padding[:2][:pixels], *kernel.padding[2:][:pixels]]
     pen.node(
-        "Conv", inputs, target, group=kernel.groups, strides=list(kernel.stride)[:pixels], pads=pads,
-        dilations=[rows, columns][:pixels], kernel_shape=list(taps.shape[2:])[:pixels],
-    )  # fmt: skip
+        "Conv",
+        inputs,
+        target,
+        group=kernel.groups,
+        strides=list(kernel.stride)[:pixels],
+        pads=pads,
+        dilations=[rows, columns][:pixels],
+        kernel_shape=list(taps.shape[2:])[:pixels],
+    )
     pen.result.convolutions.append((pen.result.nodes[-1].name, term.form.without_cropping().label))
 
 

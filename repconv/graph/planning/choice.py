@@ -150,9 +150,10 @@ class Choice:
         if not inner.bias.minus(border).is_zero:
             what = self.by_output[term.source].where
             raise InexactError(
-                step.where, term.source,
+                step.where,
+                term.source,
                 f"its border would have to hold what {what} makes of zeros, and holds other numbers",
-            )  # fmt: skip
+            )
         try:
             terms = [term.after(each) for each in inner.terms]
         except GeometryError as error:

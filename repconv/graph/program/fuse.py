@@ -96,7 +96,7 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     after = _measure(module, ProgramFacts(module))
     report = FusionReport(
         tuple(layer for name in pairs for layer in layers[name]), (*refusals, *chosen.refusals), before, after
-    )  # fmt: skip
+    )
     return Rewritten(original, module, pairs, report, facts.labels, exact or {})
 
 
@@ -119,10 +119,13 @@ def _planned(
     steps, refusals = read_program(facts)
     nodes = [
         Node(
-            (node.name,), tuple(n.name for n in node.all_input_nodes),
+            (node.name,),
+            tuple(n.name for n in node.all_input_nodes),
             follows=node.name in facts.canvases or gives_several(node),
-        ) for node in module.graph.nodes if node.op != "output" and not facts.is_constant(node)
-    ]  # fmt: skip
+        )
+        for node in module.graph.nodes
+        if node.op != "output" and not facts.is_constant(node)
+    ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
     return facts, steps, plan(steps, needed, facts.placed), refusals
@@ -259,9 +262,9 @@ def _emit(
                 part.meta.setdefault("val", like)
                 part = _compute(module, part, term, bias, way.pixels, name)
                 bias = None
-                layers.append(FusedLayer(
-                    facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights)
-                ))  # fmt: skip
+                layers.append(
+                    FusedLayer(facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights))
+                )
             parts.append(_changed(part, way.after))
         for part in parts:
             part.meta.setdefault("val", like)
@@ -333,9 +336,10 @@ def _size_of(nodes: Sequence[fx.Node], module: fx.GraphModule) -> Size:
     held = {str(n.target) for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
     tensors = [operator.attrgetter(name)(module) for name in held]
     return Size(
-        sum(k.startswith("aten.conv2d.") for k in kinds), sum(k in NORMS for k in kinds),
+        sum(k.startswith("aten.conv2d.") for k in kinds),
+        sum(k in NORMS for k in kinds),
         sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)),
-    )  # fmt: skip
+    )
 
 
 def _drop_unread(module: fx.GraphModule) -> None:
@@ -350,9 +354,11 @@ def _drop_unread(module: fx.GraphModule) -> None:
 def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
     names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     return Size(
-        sum(n.startswith("aten.conv2d.") for n in names), sum(n in NORMS for n in names),
-        sum(p.numel() for p in module.parameters()), _flops(module, facts),
-    )  # fmt: skip
+        sum(n.startswith("aten.conv2d.") for n in names),
+        sum(n in NORMS for n in names),
+        sum(p.numel() for p in module.parameters()),
+        _flops(module, facts),
+    )
 
 
 def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:

@@ -74,10 +74,15 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     for name in rewritten.pairs:
         others = {n: nodes for n, nodes in shared.items() if n != name and n in shapes}
         before, after = ({nodes[side]: n for n, nodes in others.items()} for side in (0, 1))
-        found.append(prove_region(
-            *shared[name], (_held(rewritten.before, rewritten.exact), _held(rewritten.after)), (before, after), shapes,
-            rewritten.labels[name],
-        ))  # fmt: skip
+        found.append(
+            prove_region(
+                *shared[name],
+                (_held(rewritten.before, rewritten.exact), _held(rewritten.after)),
+                (before, after),
+                shapes,
+                rewritten.labels[name],
+            )
+        )
     return tuple(found)
 
 

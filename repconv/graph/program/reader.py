@@ -166,10 +166,14 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
         top, left = bottom, right = _pair(padding, pixels, 0)
     groups = _argument(node, 6, "groups", 1)
     term = convolution_term(
-        source.name, lambda: _double(weight).reshape(o, i, kh, kw), (o, i, kh, kw),
-        stride=_pair(_argument(node, 3, "stride", 1), pixels), padding=(top, left, bottom, right),
-        dilation=dilation, groups=groups if isinstance(groups, int) else 1,
-    )  # fmt: skip
+        source.name,
+        lambda: _double(weight).reshape(o, i, kh, kw),
+        (o, i, kh, kw),
+        stride=_pair(_argument(node, 3, "stride", 1), pixels),
+        padding=(top, left, bottom, right),
+        dilation=dilation,
+        groups=groups if isinstance(groups, int) else 1,
+    )
     bias = _argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return Made(plain(o, pixels), (term,), offset)

@@ -34,9 +34,7 @@ def transposed_convolution(call: Call) -> tuple[Array, ...]:
     strides, dilations = call.get("strides", [1] * axes), call.get("dilations", [1] * axes)
     more = call.get("output_padding", [0] * axes)
     with torch.no_grad():
-        y = _TRANSPOSED[axes](
-            _tensor(x), _tensor(weight), None, strides, 0, 0, call.get("group", 1), dilations
-        ).numpy()  # fmt: skip
+        y = _TRANSPOSED[axes](_tensor(x), _tensor(weight), None, strides, 0, 0, call.get("group", 1), dilations).numpy()
     whole = [side + m for side, m in zip(y.shape[2:], more, strict=True)]
     automatic, wanted = call.get("auto_pad", "NOTSET"), call.get("output_shape")
     if wanted is None and automatic.startswith("SAME"):

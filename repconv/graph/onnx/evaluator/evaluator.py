@@ -61,9 +61,13 @@ class _Own(OpRun):
     op_schema = None  # no defaults of an opset that is not the model's
 
     def __init__(
-        self, operation: Operation, opset: int, load: Callable[[onnx.NodeProto], Any], node: onnx.NodeProto,
+        self,
+        operation: Operation,
+        opset: int,
+        load: Callable[[onnx.NodeProto], Any],
+        node: onnx.NodeProto,
         parameters: Any,  # noqa: ANN401  # onnx's own
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(node, parameters)
         self.operation, self.opset, self.load = operation, opset, load
 

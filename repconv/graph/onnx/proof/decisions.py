@@ -61,9 +61,12 @@ def _is_whole(node: onnx.NodeProto) -> bool:
 
 
 def replayed(
-    model: onnx.ModelProto, feeds: Mapping[str, Array], decided: Sequence[Decision], run: Mapping[str, Array],
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    decided: Sequence[Decision],
+    run: Mapping[str, Array],
     names: Sequence[str],
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[str, Array]:
     """The named tensors of `model` in float64, with what is `decided` taken from `run`.
 
     Raises:
@@ -82,9 +85,13 @@ def replayed(
 
 
 def judged(
-    model: onnx.ModelProto, decided: Sequence[Decision], exact: Mapping[str, Array], run: Mapping[str, Array],
-    own: Mapping[str, Array], where: str,
-) -> list[Comparison]:  # fmt: skip
+    model: onnx.ModelProto,
+    decided: Sequence[Decision],
+    exact: Mapping[str, Array],
+    run: Mapping[str, Array],
+    own: Mapping[str, Array],
+    where: str,
+) -> list[Comparison]:
     """What was decided by, compared, and how many decisions differ from those that `exact` numbers give.
 
     Args:

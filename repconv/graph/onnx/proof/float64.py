@@ -110,9 +110,12 @@ def region(model: onnx.ModelProto, output: str, known: set[str]) -> tuple[onnx.M
             pending.extend(n for n in (*node.input, *captured) if n)
     inside = {id(node) for node in needed.values()}
     graph = helper.make_graph(
-        [node for node in model.graph.node if id(node) in inside], "region",
-        [onnx.ValueInfoProto(name=name) for name in read], [onnx.ValueInfoProto(name=output)], list(weights.values()),
-    )  # fmt: skip
+        [node for node in model.graph.node if id(node) in inside],
+        "region",
+        [onnx.ValueInfoProto(name=name) for name in read],
+        [onnx.ValueInfoProto(name=output)],
+        list(weights.values()),
+    )
     result: onnx.ModelProto = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     return result, list(read)
