@@ -20,9 +20,9 @@ _AROUND = 3
 
 
 @click.command(cls=Command, epilog="Example: repconv verify checkpoint.pt fused.onnx --locate")
-@click.argument("a", type=Reads())
-@click.argument("b", type=Reads())
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.argument("a", type=Reads(source=True))
+@click.argument("b", type=Reads(source=True))
+@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if neither records one.")
 @click.option("--locate", is_flag=True, help="Compare layer by layer, and show where the two first differ.")
 @source_options
 @json_option
