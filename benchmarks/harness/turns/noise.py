@@ -17,10 +17,10 @@ DRIFT = 0.03
 TAIL = 2.0
 """The 99th percentile over the median from which single calls are said to have been held up."""
 HALF_WIDTH = 0.03
+"""Half of a ratio's interval, relative, from which more than the ratio is told: which side of 1 it is on, if that."""
 TOO_NOISY, ABOVE, BELOW = "too noisy to tell", "surely above 1", "surely below 1"
 KINDS = ("unsteady", "drift", "held up", TOO_NOISY, ABOVE, BELOW)
 """How warnings begin."""
-"""Half of a ratio's interval, relative, from which the ratio is called undecided."""
 
 
 def series_warnings(report: LatencyReport) -> list[str]:
@@ -77,6 +77,7 @@ def gathered(warnings: Sequence[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for said in warnings:
         kind = next((k for k in KINDS if f": {k}" in said), said)
+        kinds.setdefault(kind, []).append(said)
     found = []
     for alike in kinds.values():
         worst = max(alike, key=_size)
