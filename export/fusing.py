@@ -21,7 +21,7 @@ from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.onnx import is_large, save_large
 from repconv.files.programs import read_program
-from repconv.files.whole import sha256, whole_file
+from repconv.files.whole import followed, sha256, whole_file
 from repconv.fusing import fuse_modules, fuse_network
 from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.onnx.fuse import load
@@ -318,6 +318,7 @@ def write(fused: Fused[Model], out: Path) -> None:
 
 
 def _write_large(model: onnx.ModelProto, out: Path) -> None:
+    out = followed(out)
     try:
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:

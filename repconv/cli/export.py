@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .shared.command import Command, Reads, Writes
 from .shared.options import BatchRange, ImageRange, Numbers, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
@@ -20,19 +21,22 @@ _WORST_SHOWN = 5
 
 
 @click.command(
+    cls=Command,
     epilog="Example: repconv export checkpoint.pt --to onnx -o model.onnx --precision int8 "
-    "--calibrate imagefolder:images.zip --json model.json"
+    "--calibrate imagefolder:images.zip --json model.json",
 )
-@click.argument("source")
+@click.argument("source", type=Reads())
 @click.option("--to", "target", type=click.Choice(_TARGETS), required=True, help="Runtime to build for.")
-@click.option("-o", "--output", required=True, help="File to write: .onnx, .xml (OpenVINO) or .engine.")
+@click.option("-o", "--output", type=Writes(), required=True, help="File to write: .onnx, .xml (OpenVINO) or .engine.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=BatchRange(), default="1", show_default=True, help="Images a call, or a range.")
 @click.option("--image", type=ImageRange(), help="Height and width, each a number or a range.  [default: the source's]")
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset.  [default: 18; 22 for bf16]")
 @click.option("--fp32-io", is_flag=True, help="fp16, bf16: keep inputs and outputs float32.")
 @click.option("--no-fuse", is_flag=True, help="Export SOURCE as it is, branches and all.")
-@click.option("--calibrate", help="int8: images, as imagefolder:FOLDER, imagefolder:FILE.zip or FILE.npz.")
+@click.option(
+    "--calibrate", type=Reads(), help="int8: images, as imagefolder:FOLDER, imagefolder:FILE.zip or FILE.npz."
+)
 @click.option("--calibration-images", type=click.IntRange(1), default=256, show_default=True, help="At most so many.")
 @click.option("--random-calibration", is_flag=True, help="int8: calibrate on noise, for a file that is only timed.")
 @click.option("--per-tensor", is_flag=True, help="int8: one scale a weight instead of one a channel.")
@@ -53,7 +57,9 @@ _WORST_SHOWN = 5
     help="int8: % of images that may change class.",
 )
 @click.option(
-    "--evaluate", help="Images to compare on, as --calibrate.  [default: calibration images kept back, or noise]"
+    "--evaluate",
+    type=Reads(),
+    help="Images to compare on, as --calibrate.  [default: calibration images kept back, or noise]",
 )
 @click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most so many to compare on.")
 @click.option(
@@ -64,11 +70,9 @@ _WORST_SHOWN = 5
 @click.option("--uint8", is_flag=True, help="With --preprocess: the artefact takes bytes.")
 @click.option("--bgr", is_flag=True, help="With --preprocess: the artefact takes channels in reverse order.")
 @click.option("--sm", help="tensorrt-rtx: compute capabilities, such as SM86,SM89.  [default: SM80,SM86,SM89,SM120]")
-@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="tensorrt: read and written.")
+@click.option("--timing-cache", type=Writes(path_type=Path), help="tensorrt: read and written.")
 @click.option("--tolerance", type=float, help="Error accepted.  [default: by precision]")
-@click.option(
-    "--dump-on-failure", type=click.Path(dir_okay=False, path_type=Path), help="Where the worst call goes, .npz."
-)
+@click.option("--dump-on-failure", type=Writes(path_type=Path), help="Where the worst call goes, .npz.")
 @click.option("--require-verified", is_flag=True, help="Exit 1 if it cannot be run here.")
 @source_options
 @json_option
@@ -117,13 +121,11 @@ def command(
     from repconv.export.record import SCHEMA
     from repconv.export.settings import DEFAULT_CAPABILITIES, SUFFIXES, BuildSettings, Quantization, check_capabilities
 
-    from ..errors import OutputError, SourceError
+    from ..errors import SourceError
     from .shared.record import write_json
     from .shared.text import paragraph
 
-    out = checked_output(output, source, [SUFFIXES[target]], json_file)
-    if target.startswith("tensorrt") and json_file is not None and Path(json_file) == Path(f"{out}.json"):
-        raise OutputError(f"{json_file} is where the engine's own JSON goes; name another file")
+    out = checked_output(output, [SUFFIXES[target]])
     _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise, keep_float=keep_float)
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .shared.command import Command, Reads, Writes
 from .shared.options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
@@ -17,11 +18,21 @@ if TYPE_CHECKING:
     from ..sources.source import Source
 
 
-@click.command(epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json")
-@click.argument("source")
+def _defaults(given: Mapping[str, Any]) -> list[Path]:
+    """What may be written where no output is named."""
+    path = Path(given["source"])
+    suffixes = (".pt", ".safetensors", ".onnx", ".pt2")
+    return [path.with_name(f"{path.stem}.fused{suffix}") for suffix in suffixes] if path.is_file() else []
+
+
+@click.command(
+    cls=Command, epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json"
+)
+@click.argument("source", type=Reads())
 @click.option(
     "-o",
     "--output",
+    type=Writes(_defaults),
     help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE NAME.*]",
 )
 @click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
@@ -55,7 +66,7 @@ def command(
     from .shared.text import fused_tables, paragraph
 
     suffix = Path(source).suffix
-    out = checked_output(output or _beside(source, FORMATS), source, GRAPHS.get(suffix, FORMATS), json_file)
+    out = checked_output(output or _beside(source, FORMATS), GRAPHS.get(suffix, FORMATS))
     loaded = None
     if suffix in GRAPHS:
         _refuse_settings(suffix, opset, out, dynamic_batch=dynamic_batch, model_name=model_name)

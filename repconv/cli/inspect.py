@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ _METADATA_SHOWN = 80
 """Characters of an ONNX metadata value; the JSON has all of it."""
 
 
-@click.command(epilog="Example: repconv inspect checkpoint.pt")
-@click.argument("source")
+@click.command(cls=Command, epilog="Example: repconv inspect checkpoint.pt")
+@click.argument("source", type=Reads())
 @click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
 @source_options
 @json_option

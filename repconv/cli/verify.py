@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ _AROUND = 3
 """How many steps before and after the first difference are shown."""
 
 
-@click.command(epilog="Example: repconv verify checkpoint.pt fused.onnx --locate")
-@click.argument("a")
-@click.argument("b")
+@click.command(cls=Command, epilog="Example: repconv verify checkpoint.pt fused.onnx --locate")
+@click.argument("a", type=Reads())
+@click.argument("b", type=Reads())
 @click.option("--input-shape", type=ImageShape(), help="Image shape, if neither records one.")
 @click.option("--locate", is_flag=True, help="Compare layer by layer, and show where the two first differ.")
 @source_options

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..shared.command import Command, Reads
 from ..shared.options import json_option
 
 if TYPE_CHECKING:
@@ -15,10 +16,21 @@ if TYPE_CHECKING:
     from repconv.search.processes import Processes
 
 
-@click.command(epilog="Example: repconv search resume runs/small")
-@click.argument("folder")
-@click.option("--data", help="The run's data again, where they are package.module:factory: your own code.")
-@click.option("--network", help="The run's network again, where it is package.module:factory: your own code.")
+def files_of_a_run() -> tuple[str, ...]:
+    """What a run's folder holds, by name; imported late, since torch is slow."""
+    from repconv.search.folder import FILES
+
+    return FILES
+
+
+@click.command(cls=Command, epilog="Example: repconv search resume runs/small")
+@click.argument("folder", type=Reads(files_of_a_run))
+@click.option(
+    "--data", type=Reads(), help="The run's data again, where they are package.module:factory: your own code."
+)
+@click.option(
+    "--network", type=Reads(), help="The run's network again, where it is package.module:factory: your own code."
+)
 @json_option
 def command(folder: str, data: str | None, network: str | None, json_file: str | None) -> None:
     """Go on with the run in FOLDER from its last checkpoint; on a CPU it ends as if nothing had happened."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .command import Reads, Writes
+
 if TYPE_CHECKING:
     from repconv.export.settings import Span
 
@@ -116,18 +118,13 @@ class Numbers(_Numbers):
             self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
 
 
-def checked_output(output: str, source: str, formats: Sequence[str], json_file: str | None) -> Path:
-    """Refuse, before anything is computed, an output that could not be written or would eat its source."""
+def checked_output(output: str, formats: Sequence[str]) -> Path:
+    """Refuse, before anything is computed, an output of another format."""
     from ...errors import OutputError
 
-    path, out = Path(source), Path(output)
+    out = Path(output)
     if out.suffix not in formats:
         raise OutputError(f"{out}: the output ends in {', '.join(formats)}, got {out.suffix or 'no suffix'!r}")
-    for file in (out, *([Path(json_file)] if json_file else [])):
-        if not file.parent.is_dir():
-            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
-        if path.exists() and file.exists() and file.samefile(path):
-            raise OutputError(f"{file} is the source itself; name another output")
     return out
 
 
@@ -138,12 +135,15 @@ def source_options(command: F) -> F:
     """How to read a SOURCE that does not describe itself."""
     for option in (
         click.option("--state-key", help="Key in the file under which the weights are, if there are several."),
-        click.option("--model", "model_name", help="Network of a bare state dict: a name, or package.module:factory."),
+        click.option(
+            "--model",
+            "model_name",
+            type=Reads(),
+            help="Network of a bare state dict: a name, or package.module:factory.",
+        ),
     ):
         command = option(command)
     return command
 
 
-json_option = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False), help="Write everything measured to this JSON file."
-)
+json_option = click.option("--json", "json_file", type=Writes(), help="Write everything measured to this JSON file.")
