@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -57,18 +58,24 @@ def test_the_public_names_are_these() -> None:
     assert set(PUBLIC) <= set(dir(repconv))
 
 
-def test_the_three_lists_of_names_agree() -> None:
-    """`__all__`, the table of homes, and the imports only type checkers run."""
-    tree = ast.parse(Path(repconv.__file__).read_text(encoding="utf-8"))
+PACKAGES = ("repconv", "repconv.export", "repconv.graph")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_lists_of_names_agree(package: str) -> None:
+    """The table of homes, and the imports only type checkers run."""
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     guarded = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
-    typed = {
-        alias.name: "." + str(node.module)
-        for node in guarded.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+    typed: dict[str, list[str]] = {}
+    for node in guarded.body:
+        assert isinstance(node, ast.ImportFrom)
+        assert all(alias.asname == alias.name for alias in node.names), "or it is not exported for type checkers"
+        typed.setdefault(f".{node.module}", []).extend(alias.name for alias in node.names)
+    assert {home: sorted(names) for home, names in typed.items()} == {
+        home: sorted(names.split()) for home, names in module._HOMES.items()
     }
-    assert typed == repconv._HOMES
-    assert sorted(typed) == repconv.__all__
+    assert sorted(name for names in typed.values() for name in names) == module.__all__
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -127,13 +134,12 @@ def test_everything_public_is_documented() -> None:
     assert not missing, f"no docstring: {', '.join(missing)}"
 
 
-def test_the_names_of_the_export_package_resolve_and_are_documented() -> None:
-    from repconv import export
-
-    assert sorted(export._HOMES) == sorted(export.__all__)
-    for name in export.__all__:
-        value = getattr(export, name)
+@pytest.mark.parametrize("package", PACKAGES[1:])
+def test_the_names_of_other_packages_resolve_and_are_documented(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        value = getattr(module, name)
         assert not inspect.ismodule(value), f"{name} is hidden by a module of its name"
         assert inspect.getdoc(value)
-    with pytest.raises(AttributeError, match=r"'repconv.export' has no attribute 'to_tflite'"):
-        _ = export.to_tflite
+    with pytest.raises(AttributeError, match=rf"'{package}' has no attribute 'to_tflite'"):
+        _ = module.to_tflite
