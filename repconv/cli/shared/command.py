@@ -153,9 +153,10 @@ class Command(click.Command):
         from ...files.whole import require_writable
 
         for parameter in self.params:
-            if isinstance(parameter.type, Reads) and parameter.type.source:
+            kind = parameter.type
+            if isinstance(kind, Reads):
                 for value in self._values(ctx, parameter):
-                    _require_there(value)
+                    _require_readable(value, source_only=kind.source)
         written = list(self._places(ctx, (Writes, WritesFolder)))
         require_apart(self._places(ctx, (Reads,)) if written else (), written)
         folders = [
@@ -185,11 +186,16 @@ class Command(click.Command):
         return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
-def _require_there(source: str) -> None:
-    """Insist that a source that can only be a file is there."""
-    if ":" in source or Path(source).exists():
-        return
+def _require_readable(source: str, *, source_only: bool) -> None:
+    """Insist that no pipe or device is named, and that a SOURCE that can only be a file is there."""
     from ...errors import SourceError
+    from ...files.apart import irregular
+
+    endless = irregular(source)
+    if endless is not None:
+        raise SourceError(f"{endless} is no regular file, but a pipe or a device; name a file")
+    if not source_only or ":" in source or Path(source).exists():
+        return
     from ...sources.source import FORMS
 
     raise SourceError(f"{source}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
