@@ -60,8 +60,8 @@ def command(
     than --atol + --rtol allow where one is given; 3 where one of them cannot run here.
     """
     from repconv.export.comparing.compare import Allowed, inputs_for, verify_artefacts
-    from repconv.export.comparing.given import read_inputs
     from repconv.export.comparing.locate import locate as find
+    from repconv.export.inputs.given import read_inputs
     from repconv.export.runtimes.artefact import PYTORCH
     from repconv.export.runtimes.open import open_artefact
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from repconv.errors import SourceError
 from repconv.sources.checkpoint import Normalization
 
-from ..inputs.images import FOLDER, read_arrays, read_images
+from ..comparing.compare import Inputs, common_dtypes, common_shapes
 from ..runtimes.artefact import Artefact
-from .compare import Inputs, common_dtypes, common_shapes
+from .images import FOLDER, read_arrays, read_images
 
 _CALL = 8
 """Images a call, where the batch is open."""
