@@ -130,7 +130,7 @@ def _show_onnx(path: Path) -> dict[str, object]:
     facts = {
         "form": "ONNX", "written by": found.producer,
         "opset": ", ".join(f"{v}" if k == "ai.onnx" else f"{k} {v}" for k, v in found.opsets.items()),
-        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "weights": f"{found.parameters:,}",
+        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "parameters": f"{found.parameters:,}",
         **{key: value if len(value) <= _METADATA_SHOWN else f"{value[:_METADATA_SHOWN]} ..."
            for key, value in found.metadata.items()},
     }  # fmt: skip
