@@ -154,6 +154,13 @@ def in_graph(network: nn.Module, suffix: str) -> bool:
     return suffix == ".pt2" or (suffix == ".onnx" and is_foreign(network))
 
 
+def natural_suffix(network: nn.Module, suffix: str) -> str:
+    """Of a file that `network` can be written to fused, `suffix` if that can hold it."""
+    if is_foreign(network) and not _has_blocks(network):
+        return ".onnx"
+    return suffix if suffix in CHECKPOINTS else ".pt"
+
+
 def _modules(network: nn.Module, shape: Shape, *, prove: bool) -> Fused[nn.Module]:
     fused, report = fuse_modules(network, probes(shape, dtype=dtype_of(network)), prove=prove)
     if prove:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from .names import public
@@ -51,4 +52,5 @@ _HOMES = {
     ".sources.checkpoint": "load save",
 }
 
+__version__ = version("repconv")
 __all__, __getattr__, __dir__ = public(__name__, _HOMES)

@@ -57,13 +57,13 @@ class Given:
 
 
 def open_given(
-    text: str, image: tuple[int, int] | None, *, model: str | None = None, state_key: str | None = None, seed: int = 0
+    text: str, image: tuple[int, ...] | None, *, model: str | None = None, state_key: str | None = None, seed: int = 0
 ) -> Given:
     """Open what `text` names.
 
     Args:
         text: a source as every command takes it, an .onnx file or a .pt2 program.
-        image: height and width; None: what the source records.
+        image: height and width, or channels, height and width; None: what the source records.
         model: for a state dict, its network's name.
         state_key: the key in the file under which the weights are.
         seed: of weights where the source has none.
@@ -113,7 +113,7 @@ def remembered(reference: Reference) -> Reference:
     return run
 
 
-def _onnx(path: Path, image: tuple[int, int] | None) -> Given:
+def _onnx(path: Path, image: tuple[int, ...] | None) -> Given:
     artefact = onnx_artefact(str(path), path)
     declared = artefact.inputs[0].shape if len(artefact.inputs) == 1 else None
     if declared is None or len(declared) != 4 or artefact.inputs[0].dtype != torch.float32:
@@ -123,7 +123,7 @@ def _onnx(path: Path, image: tuple[int, int] | None) -> Given:
     return Given(path.name, None, size, remembered(lambda x: artefact.run((x,))), path, artefact.sha256)
 
 
-def _program(path: Path, image: tuple[int, int] | None) -> Given:
+def _program(path: Path, image: tuple[int, ...] | None) -> Given:
     artefact = program_artefact(str(path), path)
     if len(artefact.inputs) != 1:
         raise SourceError(f"{path} takes {len(artefact.inputs)} inputs; only programs of one image are measured")
@@ -133,9 +133,13 @@ def _program(path: Path, image: tuple[int, int] | None) -> Given:
     return Given(path.name, module, size, remembered(in_float64(module)), path, sha256(path), program=True)
 
 
-def _sized(name: str, known: Shape | None, image: tuple[int, int] | None, channels: int | None = None) -> Shape:
+def _sized(name: str, known: Shape | None, image: tuple[int, ...] | None, channels: int | None = None) -> Shape:
     if image is not None:
-        return (known[0] if known else channels or 3, *image)
+        *asked, height, width = image
+        has = known[0] if known else channels
+        if asked and has not in (None, asked[0]):
+            raise SourceError(f"{name} takes {has} channels; --input-shape {','.join(map(str, image))} has {asked[0]}")
+        return (has or (asked[0] if asked else 3), height, width)
     if known is None:
         raise SourceError(f"{name} records no image size; give one: --image 224,224")
     return known

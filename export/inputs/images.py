@@ -208,19 +208,28 @@ def _fitted(image, height: int, width: int):  # type: ignore[no-untyped-def]  # 
     return image.crop((left, top, left + width, top + height))
 
 
-def _read_arrays(
-    path: Path, size: tuple[int, int, int], normalization: Normalization | None, limit: int, seed: int
-) -> Images:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file, by name.
+
+    Raises:
+        SourceError: it is no readable file of plain arrays.
+    """
     try:
         with path.open("rb") as stream:
             archive = Archive(stream)
-            arrays = {
+            return {
                 name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.members
                 if name.endswith(".npy")
             }
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise SourceError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+
+
+def _read_arrays(
+    path: Path, size: tuple[int, int, int], normalization: Normalization | None, limit: int, seed: int
+) -> Images:
+    arrays = read_arrays(path)
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None or not len(images):
         raise SourceError(f"{path}: expected an array `images`, found {', '.join(arrays) or 'nothing'}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from repconv.files.onnx import read_onnx
+from repconv.files.onnx import parameters, read_onnx
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,13 @@ def summarise_onnx(path: Path) -> OnnxSummary:
     """
     proto = read_onnx(path)
     weights = {tensor.name for tensor in proto.graph.initializer}
-    parameters = 0
-    for tensor in proto.graph.initializer:
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        parameters += count
     return OnnxSummary(
         f"{proto.producer_name} {proto.producer_version}".strip(),
         {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         tuple(_said(value) for value in proto.graph.input if value.name not in weights),
         tuple(_said(value) for value in proto.graph.output),
         dict(Counter(node.op_type for node in proto.graph.node).most_common()),
-        parameters,
+        parameters(proto),
         {entry.key: entry.value for entry in proto.metadata_props},
     )
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     epilog="Example: repconv bench checkpoint.pt --backend torch,onnxruntime --batch 1,8 --json bench.json "
     "--html bench.html",
 )
-@click.argument("sources", type=Reads(), nargs=-1, metavar="SOURCE...")
+@click.argument("sources", type=Reads(source=True), nargs=-1, metavar="SOURCE...")
 @click.option(
     "--backend",
     "backends",
@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     help="What fused networks are compared with: plain, unfused or a FILE.  [default: unfused, and the "
     "plain network of the same shape where it is known]",
 )
-@click.option("--image", type=WholeNumbers(1, "224,224"), help="Height and width, if SOURCE does not say.")
+@click.option(
+    "--image",
+    "--input-shape",
+    "image",
+    type=WholeNumbers(1, "224,224"),
+    help="Height and width, if SOURCE does not say; or channels, height and width.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Turns of every subject.")
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed at least, each subject.")
@@ -101,8 +107,10 @@ def command(
 
     if not sources:
         raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
-    if image is not None and len(image) != 2:
-        raise SourceError(f"--image {','.join(map(str, image))}: expected height and width, such as 224,224")
+    if image is not None and len(image) not in (2, 3):
+        raise SourceError(
+            f"--image {','.join(map(str, image))}: expected height and width such as 224,224, or channels, too"
+        )
     names = tuple(name.strip() for text in backends for name in text.split(",") if name.strip())
     if backends and not names:
         raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")
@@ -111,7 +119,7 @@ def command(
         batch,
         tuple(p.strip() for p in precision.split(",")),
         against,
-        None if image is None else (image[0], image[1]),
+        image,
         device,
         rounds,
         seconds,

@@ -18,7 +18,7 @@ _FORMATS = (".pt", ".safetensors")
 
 
 @click.command(cls=Command, epilog="Example: repconv expand timm:resnet18@pretrained -o multi.pt --set irep")
-@click.argument("source", type=Reads())
+@click.argument("source", type=Reads(source=True))
 @click.option("-o", "--output", type=Writes(), required=True, help="Checkpoint to write: .pt or .safetensors.")
 @click.option("--set", "set_name", default="irep", show_default=True, help="Branches: irep, repvgg, acnet or dbb.")
 @click.option("--branches", help="Searchable branches instead, separated by commas: 1x1,1x3,skip.")
@@ -29,7 +29,7 @@ _FORMATS = (".pt", ".safetensors")
     show_default=True,
     help="Keep what the network computes, or let new branches start as PyTorch does.",
 )
-@click.option("--input-shape", type=ImageShape(), help="Image shape, where SOURCE says none.")
+@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, where SOURCE says none.")
 @source_options
 @json_option
 def command(

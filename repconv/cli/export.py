@@ -25,12 +25,18 @@ _WORST_SHOWN = 5
     epilog="Example: repconv export checkpoint.pt --to onnx -o model.onnx --precision int8 "
     "--calibrate imagefolder:images.zip --json model.json",
 )
-@click.argument("source", type=Reads())
+@click.argument("source", type=Reads(source=True))
 @click.option("--to", "target", type=click.Choice(_TARGETS), required=True, help="Runtime to build for.")
 @click.option("-o", "--output", type=Writes(), required=True, help="File to write: .onnx, .xml (OpenVINO) or .engine.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=BatchRange(), default="1", show_default=True, help="Images a call, or a range.")
-@click.option("--image", type=ImageRange(), help="Height and width, each a number or a range.  [default: the source's]")
+@click.option(
+    "--image",
+    "--input-shape",
+    "image",
+    type=ImageRange(),
+    help="Height and width, each a number or a range, or channels before them.  [default: the source's]",
+)
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset.  [default: 18; 22 for bf16]")
 @click.option("--fp32-io", is_flag=True, help="fp16, bf16: keep inputs and outputs float32.")
 @click.option("--no-fuse", is_flag=True, help="Export SOURCE as it is, branches and all.")
@@ -82,7 +88,7 @@ def command(
     output: str,
     precision: str,
     batch: Span,
-    image: tuple[Span, Span] | None,
+    image: tuple[Span, ...] | None,
     opset: int | None,
     fp32_io: bool,
     no_fuse: bool,
@@ -132,7 +138,8 @@ def command(
     settings = BuildSettings(
         precision=precision,
         batch=batch,
-        image=image,
+        image=None if image is None else (image[-2], image[-1]),
+        channels=None if image is None or len(image) == 2 else image[0].usual,
         opset=opset,
         fp32_io=fp32_io,
         fuse=not no_fuse,

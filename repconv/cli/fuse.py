@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +20,26 @@ if TYPE_CHECKING:
 
 def _defaults(given: Mapping[str, Any]) -> list[Path]:
     """What may be written where no output is named."""
-    path = Path(given["source"])
+    from ..files.apart import named
+
     suffixes = (".pt", ".safetensors", ".onnx", ".pt2")
-    return [path.with_name(f"{path.stem}.fused{suffix}") for suffix in suffixes] if path.is_file() else []
+    files = [path for path in named(given["source"]) if path.suffix != ".py"]
+    return [path.with_name(f"{path.stem}.fused{suffix}") for path in files for suffix in suffixes]
 
 
 @click.command(
     cls=Command, epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json"
 )
-@click.argument("source", type=Reads())
+@click.argument("source", type=Reads(source=True))
 @click.option(
     "-o",
     "--output",
     type=Writes(_defaults),
-    help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE NAME.*]",
+    help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE's file]",
 )
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
+@click.option(
+    "--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if SOURCE does not say one."
+)
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset to write.  [default: 18]")
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size of an ONNX file or program open.")
 @click.option("--strict", is_flag=True, help="Exit 2 if there is nothing to fuse.")
@@ -66,12 +70,13 @@ def command(
     from .shared.text import fused_tables, paragraph
 
     suffix = Path(source).suffix
-    out = checked_output(output or _beside(source, FORMATS), GRAPHS.get(suffix, FORMATS))
+    out = None if output is None else checked_output(output, GRAPHS.get(suffix, FORMATS))
     loaded = None
     if suffix in GRAPHS:
         _refuse_settings(suffix, opset, out, dynamic_batch=dynamic_batch, model_name=model_name)
     else:
         loaded = _opened(source, model_name, state_key)
+    out = out or _beside(source, loaded)
     as_graph = loaded is None or in_graph(loaded.checkpoint.model, out.suffix)
     settings = FuseSettings(input_shape, opset or 18, dynamic_batch)
     try:
@@ -103,23 +108,28 @@ def _opened(source: str, model_name: str | None, state_key: str | None) -> Sourc
     return loaded
 
 
-def _beside(source: str, formats: Sequence[str]) -> str:
-    """The default output, in the folder of the source."""
+def _beside(source: str, loaded: Source | None) -> Path:
+    """The default output, in the folder of the source's file."""
+    from repconv.export.fusing import natural_suffix
+
     from ..errors import OutputError
 
-    path = Path(source)
-    if not path.is_file():
+    path = Path(source) if loaded is None else loaded.path
+    if path is None or not path.is_file():
         raise OutputError(f"{source} is no file to write the result beside; name an output with -o")
-    return str(path.with_name(f"{path.stem}.fused{path.suffix if path.suffix in formats else '.pt'}"))
+    suffix = path.suffix if loaded is None else natural_suffix(loaded.checkpoint.model, path.suffix)
+    return path.with_name(f"{path.stem}.fused{suffix}")
 
 
-def _refuse_settings(suffix: str, opset: int | None, out: Path, *, dynamic_batch: bool, model_name: str | None) -> None:
+def _refuse_settings(
+    suffix: str, opset: int | None, out: Path | None, *, dynamic_batch: bool, model_name: str | None
+) -> None:
     """What a graph keeps as it is cannot be asked for."""
     from ..errors import SourceError
 
     if model_name is not None:
         raise SourceError(f"--model is for weights without their network; a {suffix} file holds its own")
-    if suffix == out.suffix and (opset is not None or dynamic_batch):
+    if (out is None or suffix == out.suffix) and (opset is not None or dynamic_batch):
         asked = "--opset" if opset is not None else "--dynamic-batch"
         raise SourceError(f"{asked}: a fused {suffix} file keeps the opset and the open sizes of its source")
 

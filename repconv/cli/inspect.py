@@ -22,8 +22,10 @@ _METADATA_SHOWN = 80
 
 
 @click.command(cls=Command, epilog="Example: repconv inspect checkpoint.pt")
-@click.argument("source", type=Reads())
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
+@click.argument("source", type=Reads(source=True))
+@click.option(
+    "--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if SOURCE does not say one."
+)
 @source_options
 @json_option
 def command(
@@ -102,7 +104,7 @@ def _inspect_graph(path: Path, json_file: str | None) -> None:
     from .shared.text import foresight_tables
 
     if not path.is_file():
-        raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
+        raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no regular file'}")
     more = _show_onnx(path) if path.suffix == ".onnx" else {}
     found = foresee_onnx(path) if path.suffix == ".onnx" else foresee_program(read_program(path))
     click.echo(foresight_tables(found))
@@ -128,7 +130,7 @@ def _show_onnx(path: Path) -> dict[str, object]:
     facts = {
         "form": "ONNX", "written by": found.producer,
         "opset": ", ".join(f"{v}" if k == "ai.onnx" else f"{k} {v}" for k, v in found.opsets.items()),
-        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "weights": f"{found.parameters:,}",
+        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "parameters": f"{found.parameters:,}",
         **{key: value if len(value) <= _METADATA_SHOWN else f"{value[:_METADATA_SHOWN]} ..."
            for key, value in found.metadata.items()},
     }  # fmt: skip

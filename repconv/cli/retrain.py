@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .shared.command import Command, Reads, WritesFolder
+from .shared.ending import going_on_is_said
 from .shared.options import json_option
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def command(
         if processes.first:
             _open(folder, {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()})
         processes.gathered([output])  # until then the others have no folder to read
-        retrain(folder, found, config, _show, own_code=network)
+        with going_on_is_said("the same line again"):
+            retrain(folder, found, config, _show, own_code=network)
     if not processes.first:
         return
     result = folder.read_json(RESULT)

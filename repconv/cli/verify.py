@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,15 +15,25 @@ if TYPE_CHECKING:
     from repconv.export.runtimes.artefact import Artefact
 
     from ..proof.agreement import Agreement, Comparison
+    from ..sources.checkpoint import Normalization
 
 _AROUND = 3
 """How many steps before and after the first difference are shown."""
 
 
 @click.command(cls=Command, epilog="Example: repconv verify checkpoint.pt fused.onnx --locate")
-@click.argument("a", type=Reads())
-@click.argument("b", type=Reads())
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.argument("a", type=Reads(source=True))
+@click.argument("b", type=Reads(source=True))
+@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.option(
+    "--inputs",
+    "inputs_text",
+    type=Reads(),
+    help="Compare on these: a FILE.npz of one array [n, ...] an input, or a folder or zip of images.  [default: noise]",
+)
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most so many of --inputs.")
+@click.option("--atol", type=click.FloatRange(0), help="Absolute error that passes, whatever rounding explains.")
+@click.option("--rtol", type=click.FloatRange(0), help="Error that passes, relative to the output's largest number.")
 @click.option("--locate", is_flag=True, help="Compare layer by layer, and show where the two first differ.")
 @source_options
 @json_option
@@ -30,6 +41,10 @@ def command(
     a: str,
     b: str,
     input_shape: tuple[int, int, int] | None,
+    inputs_text: str | None,
+    images: int,
+    atol: float | None,
+    rtol: float | None,
     locate: bool,
     model_name: str | None,
     state_key: str | None,
@@ -41,11 +56,12 @@ def command(
     (TensorRT, on a GPU), or whatever `repconv fuse` takes (PyTorch): checkpoints, state dicts of a network named by
     --model, models by name.
 
-    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does; 3 where one
-    of them cannot run here.
+    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does, or by more
+    than --atol + --rtol allow where one is given; 3 where one of them cannot run here.
     """
-    from repconv.export.comparing.compare import inputs_for, verify_artefacts
+    from repconv.export.comparing.compare import Allowed, inputs_for, verify_artefacts
     from repconv.export.comparing.locate import locate as find
+    from repconv.export.inputs.given import read_inputs
     from repconv.export.runtimes.artefact import PYTORCH
     from repconv.export.runtimes.open import open_artefact
 
@@ -61,8 +77,13 @@ def command(
         for note in opened[-1].notes:
             click.echo(f"repconv: {text}: {note}", err=True)
     first, second = opened
-    inputs = inputs_for(first, second, input_shape)
-    agreement, reference = verify_artefacts(first, second, inputs)
+    if inputs_text is None:
+        inputs = inputs_for(first, second, input_shape)
+    else:
+        norm = _normalization(a, b, model_name, state_key) if Path(inputs_text).suffix != ".npz" else None
+        inputs = read_inputs(inputs_text, first, second, input_shape, norm, limit=images)
+    allowed = None if atol is None and rtol is None else Allowed(atol or 0.0, rtol or 0.0)
+    agreement, reference = verify_artefacts(first, second, inputs, allowed)
     for label, artefact in zip("AB", opened, strict=True):
         click.echo(f"  {label}  {artefact.name}, run by {artefact.kind}")
     click.echo(f"  measured against {reference}\n")
@@ -78,7 +99,13 @@ def command(
             {
                 "a": _record(first),
                 "b": _record(second),
-                "settings": {"input_shape": input_shape, "locate": locate},
+                "settings": {
+                    "input_shape": input_shape,
+                    "locate": locate,
+                    "inputs": inputs_text,
+                    "atol": atol,
+                    "rtol": rtol,
+                },
                 "reference": reference,
                 "agreement": agreement.to_dict(),
                 **({} if located is None else {"located": _located_record(located)}),
@@ -88,10 +115,22 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+def _normalization(a: str, b: str, model: str | None, state_key: str | None) -> Normalization | None:
+    """What either says images go through before the network; a note where neither says."""
+    from repconv.export.runtimes.open import FILES
+    from repconv.export.subject import recorded_normalization
+
+    for text in (a, b):
+        if Path(text).suffix not in FILES or Path(text).suffix == ".onnx":
+            found = recorded_normalization(text, model=None if _describes_itself(text) else model, state_key=state_key)
+            if found is not None:
+                return found
+    click.echo("repconv: neither records how images are normalised; they are given as numbers from 0 to 1", err=True)
+    return None
+
+
 def _describes_itself(text: str) -> bool:
     """Whether a source needs no --model, so that one --model can serve the other."""
-    from pathlib import Path
-
     from ..errors import CheckpointError
     from ..sources.source import SUFFIXES
     from ..sources.state_dicts import read_content

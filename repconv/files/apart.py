@@ -71,13 +71,22 @@ def named(text: str) -> list[Path]:
     `text` is whatever a command line takes for input: a file, `NAME@FILE`, `imagefolder:FOLDER`, `KEY=FILE`, or
     `package.module:factory`, which is code. Folders count only behind the name of a data set; `timm:NAME` is no folder.
     """
-    starts = [0, *(i + 1 for i, letter in enumerate(text) if letter in ":@=")]
-    found = [Path(text[start:]) for start in starts]
-    kept = [path for path in found if path.is_file()]
+    kept = [path for path in _parts(text) if path.is_file()]
     kept += [path for path in map(Path, _after_data_set(text)) if path.is_dir()]
     module = text.partition(":")[0].rpartition("=")[2].replace(".", os.sep)
     code = [Path(f"{module}.py"), Path(module, "__init__.py")] if ":" in text and module else []
     return [*(file for path in kept for file in read_with(path)), *(path for path in code if path.is_file())]
+
+
+def irregular(text: str) -> Path | None:
+    """What `text` may name that is neither a file nor a folder: a pipe, a device or a socket, which may never end."""
+    return next((path for path in _parts(text) if path.exists() and not (path.is_file() or path.is_dir())), None)
+
+
+def _parts(text: str) -> list[Path]:
+    """The whole text, and what stands behind a `:`, `@` or `=`, as paths."""
+    starts = [0, *(i + 1 for i, letter in enumerate(text) if letter in ":@=")]
+    return [Path(text[start:]) for start in starts if text[start:]]
 
 
 def _after_data_set(text: str) -> list[str]:

@@ -74,7 +74,7 @@ def line(words, values):
 @pytest.mark.parametrize(("words", "first", "second"), PAIRS)
 def test_no_pair_of_files_of_a_command_may_be_one(words, first, second, command_line, tmp_path):
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "kept.bin", tmp_path / "other.source"):
+    for path in (tmp_path / "kept.bin", *(tmp_path / f"other.{name}" for name in ("source", "a", "b"))):
         path.write_bytes(b"kept")
     (tmp_path / "link").symlink_to("kept.bin")
     os.link(tmp_path / "kept.bin", tmp_path / "hard")
@@ -157,6 +157,8 @@ def test_a_link_is_followed(tmp_path):
     assert (tmp_path / "old").read_bytes() == b"new"
 
 
-def test_what_cannot_be_written_is_said_before_any_work(command_line):
+def test_what_cannot_be_written_is_said_before_any_work(command_line, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.onnx").touch()
     code, _, err = command_line("verify", "a.onnx", "b.onnx", "--json", "none/r.json")
     assert (code, "there is no folder none" in err) == (2, True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..shared.command import Command, Reads
+from ..shared.ending import going_on_is_said
 from ..shared.options import json_option
 
 if TYPE_CHECKING:
@@ -51,15 +52,20 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
     own_code: what the user named on the command line, which may be run.
     """
-    from repconv.search.folder import BEST, RESULT
+    from repconv.search.folder import BEST, CONFIG, RESULT
     from repconv.search.reports.found import read_found
     from repconv.search.reports.picture import terminal
     from repconv.search.run import run
+    from repconv.search.tasks.data import is_own_data
     from repconv.search.tasks.network import is_own_network
 
     from ..shared.record import file_record, write_json
 
-    run(folder, _show, own_code=own_code)
+    config = folder.read_json(CONFIG)
+    own = {"data": is_own_data, "network": is_own_network}
+    named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(config[option])]
+    with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
+        run(folder, _show, own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)

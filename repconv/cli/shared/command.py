@@ -1,12 +1,18 @@
-"""What every command does before its work: its files are told apart."""
+"""What every command does before its work, telling its files apart, and how loud it is."""
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from .terminal import shown_on, unsaid
 
 if TYPE_CHECKING:
     from ...files.apart import Place
@@ -16,6 +22,10 @@ else:  # click before 8.4 has no types to name
     _Text = click.ParamType
 
 T = TypeVar("T", str, Path)
+DASH = "-"
+
+_QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but why it failed.")
+_VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Where it fails, show the traceback, too.")
 
 
 class Reads(_Text):
@@ -23,12 +33,24 @@ class Reads(_Text):
 
     Args:
         inside: the names of the files in it that count, where it names a run's folder.
+        source: whether it must name something that is there.
     """
 
     name = "text"
 
-    def __init__(self, inside: Callable[[], Sequence[str]] | None = None) -> None:
+    def __init__(self, inside: Callable[[], Sequence[str]] | None = None, *, source: bool = False) -> None:
         self.inside = inside
+        self.source = source
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401  # click's signature
+        """Return it as it is."""
+        if value == DASH:
+            self.fail("standard input is not read; name a file", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002  # click's signature
+        """Files."""
+        return [CompletionItem(incomplete, type="file")]
 
     def files(self, value: str) -> list[Path]:
         """What it reads of the value."""
@@ -42,6 +64,7 @@ class Writes(click.Path):
 
     Args:
         unnamed: the files that may be written where the option is not given, of all parameters by name.
+        dash: whether `-` is standard output.
         path_type: `str` or `Path`.
     """
 
@@ -49,17 +72,25 @@ class Writes(click.Path):
         self,
         unnamed: Callable[[Mapping[str, Any]], Iterable[Path]] | None = None,
         *,
+        dash: bool = False,
         path_type: type[T] = str,  # type: ignore[assignment]  # the default of a type variable
     ) -> None:
         super().__init__(readable=False, path_type=path_type)
         self.name = "file"  # a folder is refused with the others that cannot be written
         self.unnamed = unnamed
+        self.dash = dash
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  # click's signature
+        """Return it as its type."""
+        if value == DASH and not self.dash:
+            self.fail("it is written whole or not at all, so not to standard output; name a file", param, ctx)
+        return super().convert(value, param, ctx)
 
     def files(self, value: str | Path) -> list[Path]:
         """What it writes of the value."""
         from ...files.apart import written_with
 
-        return written_with(Path(value))
+        return [] if value == DASH else written_with(Path(value))
 
 
 class WritesFolder(click.Path):
@@ -85,17 +116,47 @@ class WritesFolder(click.Path):
 
 
 class Command(click.Command):
-    """A command whose parameters of the types above are files apart, or it does nothing."""
+    """A command whose parameters of the types above are files apart, or it does nothing; `-q` and `-v` are its own."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # click's signature
+        super().__init__(*arguments, **named)
+        taken = {p.name for p in self.params}
+        self.params += [option for option in (_QUIET, _VERBOSE) if option.name not in taken]
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  # click's signature
         """Run it.
 
         Raises:
+            SourceError: a source is not there.
             OutputError: an output is an input or another output, or cannot be written.
         """
+        from ...errors import RepconvError
+
+        quiet, verbose = (ctx.params.pop(option.name or "", False) for option in (_QUIET, _VERBOSE))
+        with ExitStack() as stack:
+            if quiet:
+                stack.enter_context(shown_on(None))
+                stack.enter_context(unsaid())
+            elif any(value == DASH for p in self.params for value in self._values(ctx, p)):
+                stack.enter_context(shown_on(sys.stderr))
+            try:
+                self._check(ctx)
+                return super().invoke(ctx)
+            except RepconvError:
+                if verbose:
+                    traceback.print_exc()
+                raise
+
+    def _check(self, ctx: click.Context) -> None:
+        """Refuse what cannot be read or written, before any work."""
         from ...files.apart import require_apart
         from ...files.whole import require_writable
 
+        for parameter in self.params:
+            kind = parameter.type
+            if isinstance(kind, Reads):
+                for value in self._values(ctx, parameter):
+                    _require_readable(value, source_only=kind.source)
         written = list(self._places(ctx, (Writes, WritesFolder)))
         require_apart(self._places(ctx, (Reads,)) if written else (), written)
         folders = [
@@ -103,9 +164,8 @@ class Command(click.Command):
         ]
         for parameter in self.params:
             for value in self._values(ctx, parameter) if isinstance(parameter.type, Writes) else ():
-                if Path(value).parent not in folders:
+                if value != DASH and Path(value).parent not in folders:
                     require_writable(value)
-        return super().invoke(ctx)
 
     def _places(self, ctx: click.Context, kinds: tuple[type[Reads | Writes | WritesFolder], ...]) -> Iterator[Place]:
         from ...files.apart import Place
@@ -124,6 +184,21 @@ class Command(click.Command):
     def _values(ctx: click.Context, parameter: click.Parameter) -> tuple[Any, ...]:
         value = ctx.params.get(str(parameter.name))
         return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
+def _require_readable(source: str, *, source_only: bool) -> None:
+    """Insist that no pipe or device is named, and that a SOURCE that can only be a file is there."""
+    from ...errors import SourceError
+    from ...files.apart import irregular
+
+    endless = irregular(source)
+    if endless is not None:
+        raise SourceError(f"{endless} is no regular file, but a pipe or a device; name a file")
+    if not source_only or ":" in source or Path(source).exists():
+        return
+    from ...sources.source import FORMS
+
+    raise SourceError(f"{source}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
 
 
 def _spelled(parameter: click.Parameter) -> str:

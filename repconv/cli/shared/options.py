@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     _Shape = click.ParamType[tuple[int, int, int]]
     _Batch = click.ParamType["Span"]
-    _Image = click.ParamType[tuple["Span", "Span"]]
+    _Image = click.ParamType[tuple["Span", ...]]
     _WholeNumbers = click.ParamType[tuple[int, ...]]
     _Numbers = click.ParamType[tuple[float, ...]]
 else:  # click before 8.4 has no types to name
@@ -24,7 +24,7 @@ else:  # click before 8.4 has no types to name
 
 
 class ImageShape(_Shape):
-    """`3,224,224` or `3x224x224`, with or without a leading batch of 1."""
+    """`3,224,224` or `3x224x224`, with or without a leading batch of 1; `224,224` is of three channels."""
 
     name = "C,H,W"
 
@@ -35,6 +35,7 @@ class ImageShape(_Shape):
         parts = re.split(r"[,x]", str(value))
         if len(parts) == 4 and parts[0] == "1":
             parts = parts[1:]
+        parts = ["3", *parts] if len(parts) == 2 else parts
         if len(parts) != 3 or not all(p.isdecimal() and int(p) for p in parts):
             self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
         channels, height, width = map(int, parts)
@@ -61,12 +62,12 @@ class BatchRange(_Batch):
 
 
 class ImageRange(_Image):
-    """`H,W`, each a number or `MIN:OPT:MAX`."""
+    """`H,W`, each a number or `MIN:OPT:MAX`, or `C,H,W`."""
 
     name = "H,W"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Span, Span]:  # noqa: ANN401  # click's signature
-        """Return height and width."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Span, ...]:  # noqa: ANN401  # click's signature
+        """Return height and width, or channels and both."""
         from repconv.export.settings import parse_image
 
         from ...errors import SourceError
@@ -146,4 +147,9 @@ def source_options(command: F) -> F:
     return command
 
 
-json_option = click.option("--json", "json_file", type=Writes(), help="Write everything measured to this JSON file.")
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=Writes(dash=True),
+    help="Write everything measured to this JSON file; -: to standard output.",
+)
