@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv.errors import FusionError, SourceError
+from repconv.files.edited import copied, inputs_of
 from repconv.files.onnx import read_onnx
 from repconv.files.programs import read_program
 from repconv.files.whole import sha256
@@ -304,19 +305,17 @@ def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
 
 def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:
     """A copy whose one input has these sizes where they are given; what is derived of them is open until inferred."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    weights = {tensor.name for tensor in copied.graph.initializer}
-    value = next(v for v in copied.graph.input if v.name not in weights)
+    sized = copied(model)
+    value = inputs_of(sized)[0]
     changed = False
     for size, dim in zip(sizes, value.type.tensor_type.shape.dim, strict=True):
         if size is not None and not dim.HasField("dim_value"):
             dim.dim_value = size
             changed = True
     if changed:
-        del copied.graph.value_info[:]
-        for output in copied.graph.output:
+        del sized.graph.value_info[:]
+        for output in sized.graph.output:
             output.type.tensor_type.ClearField("shape")
-        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(copied)
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(sized)
         return inferred
-    return copied
+    return sized

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from repconv.files.edited import inputs_of
 from repconv.files.onnx import parameters, read_onnx
 
 
@@ -36,11 +37,10 @@ def summarise_onnx(path: Path) -> OnnxSummary:
         SourceError: not a readable, valid ONNX model.
     """
     proto = read_onnx(path)
-    weights = {tensor.name for tensor in proto.graph.initializer}
     return OnnxSummary(
         f"{proto.producer_name} {proto.producer_version}".strip(),
         {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        tuple(_said(value) for value in proto.graph.input if value.name not in weights),
+        tuple(map(_said, inputs_of(proto))),
         tuple(_said(value) for value in proto.graph.output),
         dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         parameters(proto),
