@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import RepconvError, VerificationError
 from .decisions import Decision, Flipped, Recorded, Replayed
-from .float64 import in_float64
+from .float64 import Reference, in_float64
 from .leaves import Function, call, cast, leaves
 
 FLOORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
@@ -310,7 +310,11 @@ def comparisons(
             with seen:
                 wanted = dict(leaves(call(exactly, given)))
             seen.read(wanted)
-            asked = {*asked, *getattr(exactly, "asked", ()), *(before.types if before else ())}
+            asked = {
+                *asked,
+                *(exactly.asked if isinstance(exactly, Reference) else ()),
+                *(before.types if before else ()),
+            }
         except Exception as error:
             if reference_dtype is None or original is None:
                 if reference_dtype is not None:
@@ -337,7 +341,7 @@ def comparisons(
                     if right_one.is_floating_point() and own[path].shape == theirs.reference[path].shape
                 }
             decided = _decided(right, theirs, asked)
-        if getattr(exactly, "rounded", ()):
+        if isinstance(exactly, Reference) and exactly.rounded:
             said += f"; PyTorch has no float64 for {', '.join(sorted(exactly.rounded))}: the reference rounds there"
     tensors = [t for _, t in leaves(inputs)]
     shape = tuple(tensors[0].shape) if tensors else ()
@@ -408,16 +412,19 @@ def _one_decided(found: Flipped, before: Flipped | None, index: int, asked: Coll
         own = None
         if before is not None and before.run[position].shape == a.shape == before.reference[position].shape:
             own = a + (before.run[position] - before.reference[position])
-        # Masks are minus infinity on purpose.
-        same = (a == b) & ~torch.isfinite(a) if a.shape == b.shape else None
-        if same is not None and bool(same.any()):
-            a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)
-            own = None if own is None else own.masked_fill(same, 0)
-        compared.append(compare_tensors(a, b, own, asked=asked))
+        compared.append(compare_tensors(*_without_masks(a, b, own), asked=asked))
     worst = _worst(compared)
     assert worst is not None  # noqa: S101  # a decision reads something
     steps = None if found.by_one_step else f"{name} is off by more than one step"
     return replace(worst, path=f"before {name} {index + 1}", mismatch=steps, reason=f"{worst.reason}; {said}")
+
+
+def _without_masks(a: Tensor, b: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same tensors, 0 where `a` and `b` are the same infinity: masks are, on purpose."""
+    if a.shape != b.shape:
+        return a, b, own
+    masked = (a == b) & torch.isinf(a)
+    return a.masked_fill(masked, 0), b.masked_fill(masked, 0), None if own is None else own.masked_fill(masked, 0)
 
 
 def compare_tensors(
