@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import RepconvError, VerificationError
 from .decisions import Decision, Flipped, Recorded, Replayed
-from .float64 import Reference, in_float64
+from .float64 import Reference, full_precision, in_float64
 from .leaves import Function, call, cast, leaves
 
 FLOORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
@@ -299,7 +299,7 @@ def comparisons(
 
     `stored` is the candidate in float64 with its numbers as they are stored, run where an error needs explaining.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         before = None if original is None else _Run.of(original, inputs)
         own = {} if before is None else before.outputs
         said = ""
