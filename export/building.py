@@ -14,12 +14,12 @@ from torch import Tensor
 from repconv.errors import BackendError, BuildError
 from repconv.files.record import versions
 
+from .artefacts.built import Built, Run
+from .engines.builder import build_engine
 from .int8.quantize import Quantized, quantize_onnx
 from .onnx.exporter import onnx_function
 from .onnx.half import in_float32, to_half
 from .record import ENGINE_SCHEMA
-from .runtimes.built import Built, Run
-from .runtimes.engine_builder import build_engine
 from .runtimes.engine_runtime import engine_function, gpu_here, why_not_run
 from .runtimes.openvino import build_openvino, compile_openvino
 from .settings import BuildSettings, Span

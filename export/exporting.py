@@ -14,12 +14,12 @@ from repconv.files.record import file_record
 from repconv.files.whole import write_whole
 
 from .building import artefact_of, sidecar
+from .engines.builder import with_names
 from .inputs.data import Data, batches, check_calibration, origin_of, read_data
 from .measuring import probes
 from .onnx.overflow import peaks, require_fp16
 from .onnx.preprocess import preprocess
 from .record import ExportRecord
-from .runtimes.engine_builder import with_names
 from .runtimes.engine_runtime import sidecar_of
 from .settings import SUFFIXES, TARGETS, BuildSettings, Span
 from .subject import Subject, open_subject

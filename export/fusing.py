@@ -33,9 +33,9 @@ from repconv.proof.report import FusionReport, Proof
 from repconv.sources.checkpoint import Checkpoint, save
 from repconv.sources.source import Source, open_source
 
+from .artefacts.artefact import onnx_artefact, program_artefact
 from .comparing.compare import inputs_for
 from .onnx.exporter import described, exported, finished, verify_onnx
-from .runtimes.artefact import onnx_artefact, program_artefact
 from .settings import DEFAULT_OPSET
 
 Shape = tuple[int, int, int]

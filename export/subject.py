@@ -23,9 +23,9 @@ from repconv.proof.report import FusionReport
 from repconv.sources.checkpoint import Normalization
 from repconv.sources.source import Source, open_source
 
+from .artefacts.artefact import onnx_artefact, program_artefact
 from .fusing import FuseSettings, network_to_onnx
 from .onnx.exporter import described, exported, finished
-from .runtimes.artefact import onnx_artefact, program_artefact
 from .settings import BuildSettings, Span
 
 Shape = tuple[int, int, int]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from repconv.errors import VerificationError
 
+from .artefacts.built import Built
 from .building import Form, form_of
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
 from .measuring import measure
 from .proof.evidence import Evidence, Probe
-from .runtimes.built import Built
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
 from .ways_out import ways_out

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from repconv.errors import BackendError, SourceError
-from repconv.export.runtimes.doctor import PYTORCH_GPU
-from repconv.export.runtimes.engine_builder import INSTALL, probe_engines
+from repconv.export.doctor import PYTORCH_GPU
+from repconv.export.engines.builder import INSTALL, probe_engines
 from repconv.export.runtimes.engine_runtime import why_not_run
 from repconv.files.record import installed
 

@@ -14,7 +14,7 @@ from repconv.blocks.block import RepBlock
 from repconv.blocks.fold import fuse_blocks
 from repconv.errors import SourceError
 from repconv.expansion.placement import replaced
-from repconv.export.runtimes.artefact import onnx_artefact, program_artefact
+from repconv.export.artefacts.artefact import onnx_artefact, program_artefact
 from repconv.export.settings import BuildSettings, Span
 from repconv.export.subject import Reference, Shape, Subject, in_float64, known_size, open_subject
 from repconv.files.programs import read_program

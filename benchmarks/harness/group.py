@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from repconv.errors import BuildError
+from repconv.export.artefacts.loaded import How
 from repconv.export.measuring import measure as compare_with_source
 from repconv.export.proof.evidence import Evidence, Probe
 from repconv.export.settings import BuildSettings
@@ -23,7 +24,6 @@ from repconv.export.subject import Subject
 from .backends import Backend
 from .forms import Form, Given
 from .loading.building import Artefact, Workshop
-from .loading.loaded import How
 from .machine.gpu import GpuState, gpu_state, visible_gpu
 from .machine.machine import Others, others, process_seconds, usage
 from .player import PlayerLost, Process

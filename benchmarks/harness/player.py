@@ -15,8 +15,7 @@ from dataclasses import asdict
 from typing import IO, Any, Protocol
 
 from repconv.errors import BackendError, BuildError
-
-from .loading.loaded import How, Job
+from repconv.export.artefacts.loaded import How, Job
 
 LOADING_S = 1800.0
 """Seconds after which a backend that is loading, compiling or recording is given up."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from repconv.benchmarks.harness.loading.loaded import How, Job, Loaded, host_clock
 from repconv.benchmarks.harness.loading.turn import take_turn
+from repconv.export.artefacts.loaded import How, Job, Loaded, host_clock
 
 MEMORY_CALLS = 3
 

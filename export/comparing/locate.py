@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repconv.proof.agreement import Comparison, compare_tensors
 
-from ..runtimes.artefact import Artefact, Step, in_float64
+from ..artefacts.artefact import Artefact, Step, in_float64
 
 BY_NAME = "by name"
 BY_SHAPE = "by shape and nearest values, best effort: the names differ"

@@ -12,8 +12,8 @@ from torch import Tensor
 from repconv.errors import BuildError, SourceError
 from repconv.files.whole import sha256
 
-from .artefact import Artefact, Input, Step
-from .built import Run
+from ..artefacts.artefact import Artefact, Input, Step
+from ..artefacts.built import Run
 from .engine_runtime import open_engine, read_sidecar
 from .openvino import compile_openvino, import_openvino
 

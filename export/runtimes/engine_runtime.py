@@ -17,9 +17,9 @@ from torch import Tensor
 from repconv.errors import BackendError, SourceError
 from repconv.files.whole import sha256
 
+from ..artefacts.built import Run
+from ..engines.builder import INSTALL, MODULES
 from ..record import ENGINE_SCHEMA
-from .built import Run
-from .engine_builder import INSTALL, MODULES
 
 
 def sidecar_of(engine: Path) -> Path:

@@ -23,11 +23,11 @@ from torch import Tensor
 from repconv.errors import BackendError, BuildError
 from repconv.graph.onnx.facts import first_line
 
+from ..artefacts.built import Built, Run
 from ..int8.equalise import equalise
 from ..int8.quantize import kept_float
 from ..onnx.quiet import quiet
 from ..settings import BuildSettings, Quantization, Span
-from .built import Built, Run
 
 HINT = "INFERENCE_PRECISION_HINT"
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}

@@ -9,8 +9,8 @@ import click
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
+    from repconv.export.artefacts.artefact import Artefact
     from repconv.export.comparing.locate import Located
-    from repconv.export.runtimes.artefact import Artefact
 
     from ..proof.agreement import Agreement, Comparison
 
@@ -43,10 +43,10 @@ def command(
     Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does; 3 where one
     of them cannot run here.
     """
+    from repconv.export.artefacts.artefact import PYTORCH
+    from repconv.export.artefacts.open import open_artefact
     from repconv.export.comparing.compare import inputs_for, verify_artefacts
     from repconv.export.comparing.locate import locate as find
-    from repconv.export.runtimes.artefact import PYTORCH
-    from repconv.export.runtimes.open import open_artefact
 
     from ..errors import SourceError
     from .shared.record import write_json

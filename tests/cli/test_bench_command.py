@@ -18,10 +18,10 @@ from repconv.benchmarks.harness.backends import choose
 from repconv.benchmarks.harness.bench import bench
 from repconv.benchmarks.harness.forms import forms_of, open_given
 from repconv.benchmarks.harness.group import judge
-from repconv.benchmarks.harness.loading.loaded import How, Job
 from repconv.benchmarks.harness.player import PlayerLost, Process
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.errors import BackendError, BuildError, OutputError, SourceError
+from repconv.export.artefacts.loaded import How, Job
 from repconv.files.whole import sha256
 
 SHORT = ("--rounds", "2", "--seconds", "0.02", "--calls", "4", "--warmup", "0")

@@ -18,9 +18,9 @@ from repconv import create_model, save
 from repconv.benchmarks.harness.turns.timing import measure
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Span, export, to_tensorrt
-from repconv.export.runtimes import engine_builder as builder
+from repconv.export.engines import builder
+from repconv.export.engines.layers import EngineLayer, convolutions, observed, parse_inspected, parse_log
 from repconv.export.runtimes import engine_runtime as runtime
-from repconv.export.runtimes.engine_layers import EngineLayer, convolutions, observed, parse_inspected, parse_log
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 CHECKPOINT = Path(__file__).resolve().parents[2] / "repconv" / "assets" / "irep_resnet_cifar10.pt"

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from repconv.errors import OutputError
+from repconv.export.artefacts.loaded import Job
 from repconv.export.building import build, lower
+from repconv.export.engines.builder import build_engine
 from repconv.export.inputs.images import random_images
 from repconv.export.proof.tolerances import DTYPES
-from repconv.export.runtimes.engine_builder import build_engine
 from repconv.export.runtimes.engine_runtime import gpu_here
 from repconv.export.settings import DEFAULT_CAPABILITIES, BuildSettings, Span
 from repconv.export.subject import Subject
 
 from ..backends import Backend
 from ..forms import Form, Given
-from .loaded import Job
 
 CALIBRATION_IMAGES = 32
 """Noise, for int8: its times are those of any int8 file of the network."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from repconv.export.artefacts.cuda import cuda_graph, event_clock
+from repconv.export.artefacts.loaded import Array, How, Job, Loaded
 from repconv.export.proof.tolerances import DTYPES
 from repconv.export.runtimes.engine_runtime import load_engine as read_engine
 
-from ..machine.cuda import cuda_graph, event_clock
-from .loaded import Array, How, Job, Loaded
 from .torch_loading import as_arrays
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .loaded import How, Job, Loaded
+from repconv.export.artefacts.loaded import How, Job, Loaded
 
 
 def load(loader: str, job: Job, how: How) -> Loaded:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from .loaded import Array, How, Job, Loaded, nothing
+from repconv.export.artefacts.loaded import Array, How, Job, Loaded, nothing
 
 
 def load_onnxruntime(job: Job, how: How, *, tensorrt: bool) -> Loaded:

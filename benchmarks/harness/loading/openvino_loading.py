@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from repconv.export.artefacts.loaded import Array, How, Job, Loaded, nothing
 from repconv.export.runtimes.openvino import HINTS, compiled_network, import_openvino
-
-from .loaded import Array, How, Job, Loaded, nothing
 
 
 def load_openvino(job: Job, how: How) -> Loaded:

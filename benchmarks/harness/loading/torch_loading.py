@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repconv.export.artefacts.cuda import cuda_graph, event_clock
+from repconv.export.artefacts.loaded import Array, How, Job, Loaded, nothing
 from repconv.export.proof.tolerances import DTYPES
 from repconv.files.programs import read_program
 from repconv.proof.leaves import leaves
 from repconv.sources.checkpoint import load
-
-from ..machine.cuda import cuda_graph, event_clock
-from .loaded import Array, How, Job, Loaded, nothing
 
 
 def load_torch(job: Job, how: How, *, compiled: bool) -> Loaded:

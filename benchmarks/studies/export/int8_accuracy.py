@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from repconv.benchmarks.environment import environment
+from repconv.export.artefacts.built import Run
 from repconv.export.building import build
 from repconv.export.inputs.images import Images, read_images
-from repconv.export.runtimes.built import Run
 from repconv.export.settings import BuildSettings, Quantization, Span
 from repconv.export.subject import open_subject
 

@@ -8,8 +8,8 @@ from repconv.errors import SourceError
 from repconv.models.spec import ModelSpec
 from repconv.sources.source import FORMS, open_source
 
+from ..runtimes.compiled import engine_artefact, openvino_artefact
 from .artefact import PYTORCH, Artefact, Input, dtype_of, module_run, module_trace, onnx_artefact, program_artefact
-from .compiled import engine_artefact, openvino_artefact
 
 FILES = (".onnx", ".pt2", ".xml", ".engine")
 """Suffixes of files that runtimes run."""

@@ -19,10 +19,10 @@ import onnx
 
 from repconv.errors import BackendError, BuildError, SourceError
 
+from ..artefacts.built import Built
 from ..settings import BuildSettings, Span, check_capabilities
-from .built import Built
-from .engine_layers import observed, parse_inspected, parse_log
-from .engine_worker import AS_THEY_ARE, ENGINE, MODEL, REQUEST, RESULT, TIMING
+from .layers import observed, parse_inspected, parse_log
+from .worker import AS_THEY_ARE, ENGINE, MODEL, REQUEST, RESULT, TIMING
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt-rtx": "pip install tensorrt-rtx"}
@@ -134,7 +134,7 @@ def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float, more: Sequ
     """The worker's answer; a crash is one, too."""
     (folder / REQUEST).write_text(json.dumps(asked))
     result = folder / RESULT
-    command = [sys.executable, "-P", "-m", "repconv.export.runtimes.engine_worker", str(folder), *more]
+    command = [sys.executable, "-P", "-m", "repconv.export.engines.worker", str(folder), *more]
     try:
         done = subprocess.run(  # noqa: S603
             command,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from repconv.files.record import installed
 
-from .engine_builder import INSTALL, probe_engines
+from .engines.builder import INSTALL, probe_engines
 
 PYTORCH_GPU = "pip install torch with CUDA (https://pytorch.org/get-started), on a machine with an NVIDIA GPU"
 
