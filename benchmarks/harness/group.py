@@ -125,7 +125,7 @@ def measure_group(
                 settings.cuda_events,
             )
             jobs = {entry.key.name: entry.artefact.job for entry in mine}
-            processes[name] = stack.enter_context(Process(name, mine[0].backend.loader, how, jobs, settings.cpus))
+            processes[name] = stack.enter_context(Process(name, how, jobs, settings.cpus))
             say(f"loading into {name}")
             _load(processes[name], mine, known, folder, inputs)
         ready = [entry for entry in entries if known[entry.key].failure is None]

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from repconv.errors import SourceError
-from repconv.models.spec import ModelSpec
-from repconv.sources.source import FORMS, open_source
+from repconv.sources.networks import describes_itself
+from repconv.sources.source import FORMS, READERS, open_source
 
-from ..runtimes.compiled import engine_artefact, openvino_artefact
-from .artefact import PYTORCH, Artefact, Input, dtype_of, module_run, module_trace, onnx_artefact, program_artefact
-
-FILES = (".onnx", ".pt2", ".xml", ".engine")
-"""Suffixes of files that runtimes run."""
+from ..targets import TARGETS, of_suffix
+from .artefact import Artefact, artefact_of
+from .runtime import runtime_of
 
 
 def open_artefact(text: str, *, model: str | None = None, state_key: str | None = None) -> Artefact:
-    """What `text` names: a file of a runtime (one of `FILES`), or anything `open_source` takes.
+    """What `text` names: anything `open_source` takes, or a file that a target's runtime runs.
 
     Args:
         text: a file or a name.
@@ -29,34 +27,21 @@ def open_artefact(text: str, *, model: str | None = None, state_key: str | None 
         BackendError: it needs a package that is not installed, or a GPU.
     """
     path = Path(text)
-    if path.suffix in FILES:
-        if path.is_dir():
-            raise SourceError(f"{text} is a directory; name a file")
-        if not path.exists():
-            raise SourceError(f"{text}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
-        return _of_file(text, path)
-    source = open_source(text, model=model, state_key=state_key)
-    network = source.checkpoint.model
-    own = isinstance(getattr(network, "spec", None), ModelSpec)
-    channels = source.checkpoint.input_shape[0] if source.checkpoint.input_shape else None
-    shape = (None, channels, None, None) if own else None
-    return Artefact(
-        text,
-        PYTORCH,
-        module_run(network),
-        module_trace(network),
-        (Input("input", dtype_of(network), shape),),
-        network,
-        source.checkpoint.input_shape,
-        source.path,
-        source.sha256,
-        source.notes,
-    )
+    target = None if path.suffix in READERS else of_suffix(path.suffix)
+    if target is None:
+        return artefact_of(open_source(text, model=model, state_key=state_key))
+    if path.is_dir() and not target.folder:
+        raise SourceError(f"{text} is a directory; name a file")
+    if not path.exists():
+        files = " ".join(dict.fromkeys(row.suffix for row in TARGETS.values() if row.suffix not in READERS))
+        raise SourceError(f"{text}: no such file; SOURCE is a file of a runtime ({files}), {FORMS}")
+    return runtime_of(target).open(text, path)
 
 
-def _of_file(text: str, path: Path) -> Artefact:
-    if path.suffix == ".onnx":
-        return onnx_artefact(text, path)
-    if path.suffix == ".pt2":
-        return program_artefact(text, path)
-    return openvino_artefact(text, path) if path.suffix == ".xml" else engine_artefact(text, path)
+def open_both(a: str, b: str, *, model: str | None = None, state_key: str | None = None) -> tuple[Artefact, Artefact]:
+    """Two artefacts; `model` is for whichever of them does not bring its own network; errors as `open_artefact`."""
+    alone = {text: describes_itself(text) for text in (a, b)}
+    if model is not None and all(alone.values()):
+        raise SourceError("--model names code that neither A nor B needs: both bring their own network")
+    first, second = (open_artefact(text, model=None if alone[text] else model, state_key=state_key) for text in (a, b))
+    return first, second

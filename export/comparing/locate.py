@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from repconv.proof.agreement import Comparison, compare_tensors
+from repconv.proof.agreement import Agreement, Comparison, compare_tensors
 
 from ..artefacts.artefact import Artefact, Step, in_float64
 
@@ -32,6 +32,11 @@ class Located:
     def first(self) -> int | None:
         """The index of the first step that differs, None if there is none."""
         return next((i for i, step in enumerate(self.steps) if not step.passed and i not in self.excused), None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON."""
+        steps = Agreement(end_to_end=self.steps).to_dict()["end_to_end"]
+        return {"method": self.method, "first": self.first, "no_counterpart": sorted(self.excused), "steps": steps}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
-"""What an `.onnx` file holds, without running it."""
+"""What an ONNX model holds, without running it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import onnx
-
-from repconv.files.onnx import read_onnx
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,8 @@ class OnnxSummary:
         return asdict(self)
 
 
-def summarise_onnx(path: Path) -> OnnxSummary:
-    """What is in an `.onnx` file.
-
-    Raises:
-        SourceError: not a readable, valid ONNX model.
-    """
-    proto = read_onnx(path)
+def summarise_onnx(proto: onnx.ModelProto) -> OnnxSummary:
+    """What is in an ONNX model."""
     weights = {tensor.name for tensor in proto.graph.initializer}
     parameters = 0
     for tensor in proto.graph.initializer:
