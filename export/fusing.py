@@ -21,7 +21,7 @@ from repconv.blocks.forecast import Forecast, forecast
 from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.onnx import is_large, save_large
-from repconv.files.whole import whole_file
+from repconv.files.whole import followed, whole_file
 from repconv.fusing import exported_program, fuse_modules, fuse_network
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx, fuse_program
 from repconv.graph.onnx.proof.prove import labels_of, region_comparisons
@@ -164,6 +164,13 @@ def _has_blocks(model: nn.Module) -> bool:
 def in_graph(network: nn.Module, suffix: str) -> bool:
     """Whether `network` folds in its graph and not as modules, to become what `suffix` says."""
     return suffix == ".pt2" or (suffix == ".onnx" and is_foreign(network))
+
+
+def natural_suffix(network: nn.Module, suffix: str) -> str:
+    """Of a file that `network` can be written to fused, `suffix` if that can hold it."""
+    if is_foreign(network) and not _has_blocks(network):
+        return ".onnx"
+    return suffix if suffix in CHECKPOINTS else ".pt"
 
 
 def _modules(network: nn.Module, shape: Shape, *, prove: bool) -> Fused[nn.Module]:
@@ -353,6 +360,7 @@ def write(fused: Fused[Model], out: Path) -> None:
 
 
 def _write_large(model: onnx.ModelProto, out: Path) -> None:
+    out = followed(out)
     try:
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:

@@ -128,11 +128,18 @@ def preprocessing_of(
 
 def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int) -> Shape:
     """(c, h, w) that is usual."""
+    _check_channels(known[0] if known else None, settings, name)
+    channels = settings.channels or channels
     if settings.image is None and known is None:
         raise SourceError(f"{name} records no image size; give one: --image 224,224")
     if settings.image is None:
         return known or (channels, 0, 0)
     return (known[0] if known else channels, settings.image[0].usual, settings.image[1].usual)
+
+
+def _check_channels(known: int | None, settings: BuildSettings, name: str) -> None:
+    if known is not None and settings.channels not in (None, known):
+        raise SourceError(f"{name} takes {known} channels, got images of {settings.channels}")
 
 
 def _from_network(given: Source, network: nn.Module, settings: BuildSettings, channels: int) -> Subject:
@@ -215,6 +222,7 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
     channels = shape[1]
     if channels is None:
         raise SourceError(f"{path} leaves the number of channels open; only fixed ones are exported")
+    _check_channels(channels, settings, str(path))
     asked: list[Span | None] = [settings.batch, None, *(settings.image or (None, None))]
     for axis, span in enumerate(asked):
         if span is not None and shape[axis] is not None and shape[axis] != span.usual:

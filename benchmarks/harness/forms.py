@@ -65,13 +65,13 @@ class Given:
 
 
 def open_given(
-    text: str, image: tuple[int, int] | None, *, model: str | None = None, state_key: str | None = None, seed: int = 0
+    text: str, image: tuple[int, ...] | None, *, model: str | None = None, state_key: str | None = None, seed: int = 0
 ) -> Given:
     """Open what `text` names.
 
     Args:
         text: a source as every command takes it.
-        image: height and width; None: what the source records.
+        image: height and width, or channels, height and width; None: what the source records.
         model: for a state dict, its network's name.
         state_key: the key in the file under which the weights are.
         seed: of weights where the source has none.
@@ -116,9 +116,14 @@ def remembered(reference: Reference) -> Reference:
     return run
 
 
-def _sized(source: Source, image: tuple[int, int] | None) -> Shape:
+def _sized(source: Source, image: tuple[int, ...] | None) -> Shape:
     if image is not None:
-        return (source.channels or 3, *image)
+        *asked, height, width = image
+        has = source.channels
+        if asked and has not in (None, asked[0]):
+            given = ",".join(map(str, image))
+            raise SourceError(f"{source.name} takes {has} channels; --input-shape {given} has {asked[0]}")
+        return (has or (asked[0] if asked else 3), height, width)
     if source.size is None:
         raise SourceError(f"{source.name} records no image size; give one: --image 224,224")
     return source.size

@@ -21,6 +21,7 @@ from repconv.files.record import file_record
 from repconv.files.whole import sha256
 from repconv.proof.float64 import everything_in_float64
 from repconv.proof.leaves import leaves
+from repconv.sources.checkpoint import Normalization
 from repconv.sources.source import Input, Source
 
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
@@ -53,7 +54,7 @@ class Artefact:
     run: from input tensors, of any floating-point type, to output tensors; trace: the same to intermediate ones.
     model: the PyTorch module, where it is one.
     input_size: (c, h, w) of an image it is known to take, beside what `inputs` declares.
-    notes: what the user should know of how it was read.
+    notes: what the user should know of how it was read. normalization: of images, where its source says it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Artefact:
     path: Path | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = field(default=())
+    normalization: Normalization | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON: what it is, what it takes, its file."""
@@ -157,7 +159,19 @@ def artefact_of(source: Source) -> Artefact:
         kind, run, trace = PYTORCH, module_run(source.held.model), module_trace(source.held.model)
     model = None if source.is_graph else source.checkpoint.model
     size = None if source.is_graph else source.size
-    return Artefact(source.name, kind, run, trace, source.inputs, model, size, source.path, source.sha256, source.notes)
+    return Artefact(
+        source.name,
+        kind,
+        run,
+        trace,
+        source.inputs,
+        model,
+        size,
+        source.path,
+        source.sha256,
+        source.notes,
+        source.normalization,
+    )
 
 
 def opaque_artefact(

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 import onnx
 
+from repconv.files.onnx import parameters
+
 
 @dataclass(frozen=True)
 class OnnxSummary:
@@ -29,19 +31,13 @@ class OnnxSummary:
 def summarise_onnx(proto: onnx.ModelProto) -> OnnxSummary:
     """What is in an ONNX model."""
     weights = {tensor.name for tensor in proto.graph.initializer}
-    parameters = 0
-    for tensor in proto.graph.initializer:
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        parameters += count
     return OnnxSummary(
         f"{proto.producer_name} {proto.producer_version}".strip(),
         {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         tuple(_said(value) for value in proto.graph.input if value.name not in weights),
         tuple(_said(value) for value in proto.graph.output),
         dict(Counter(node.op_type for node in proto.graph.node).most_common()),
-        parameters,
+        parameters(proto),
         {entry.key: entry.value for entry in proto.metadata_props},
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from .shared.command import Command
 from .shared.options import json_option
 
 
-@click.command(epilog="Example: repconv doctor")
+@click.command(cls=Command, epilog="Example: repconv doctor")
 @json_option
 def command(json_file: str | None) -> None:
     """Show which backends work on this machine, and the line that would make each of the others work.

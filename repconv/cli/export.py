@@ -10,6 +10,7 @@ import click
 from repconv.export.settings import DEFAULT_CAPABILITIES, PRECISIONS
 from repconv.export.targets import TARGETS, having
 
+from .shared.command import Command, Reads, Writes
 from .shared.options import BatchRange, ImageRange, Numbers, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
@@ -24,19 +25,28 @@ _WORST_SHOWN = 5
 
 
 @click.command(
+    cls=Command,
     epilog="Example: repconv export checkpoint.pt --to onnx -o model.onnx --precision int8 "
-    "--calibrate imagefolder:images.zip --json model.json"
+    "--calibrate imagefolder:images.zip --json model.json",
 )
-@click.argument("source")
+@click.argument("source", type=Reads(source=True))
 @click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="Runtime to build for.")
-@click.option("-o", "--output", required=True, help=f"To write: {_SUFFIXES}.")
+@click.option("-o", "--output", type=Writes(), required=True, help=f"To write: {_SUFFIXES}.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=BatchRange(), default="1", show_default=True, help="Images a call, or a range.")
-@click.option("--image", type=ImageRange(), help="Height and width, each a number or a range.  [default: the source's]")
+@click.option(
+    "--image",
+    "--input-shape",
+    "image",
+    type=ImageRange(),
+    help="Height and width, each a number or a range, or channels before them.  [default: the source's]",
+)
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset.  [default: 18; 22 for bf16]")
 @click.option("--fp32-io", is_flag=True, help="fp16, bf16: keep inputs and outputs float32.")
 @click.option("--no-fuse", is_flag=True, help="Export SOURCE as it is, branches and all.")
-@click.option("--calibrate", help="int8: images, as imagefolder:FOLDER, imagefolder:FILE.zip or FILE.npz.")
+@click.option(
+    "--calibrate", type=Reads(), help="int8: images, as imagefolder:FOLDER, imagefolder:FILE.zip or FILE.npz."
+)
 @click.option("--calibration-images", type=click.IntRange(1), default=256, show_default=True, help="At most so many.")
 @click.option("--random-calibration", is_flag=True, help="int8: calibrate on noise, for a file that is only timed.")
 @click.option("--per-tensor", is_flag=True, help="int8: one scale a weight instead of one a channel.")
@@ -57,7 +67,9 @@ _WORST_SHOWN = 5
     help="int8: % of images that may change class.",
 )
 @click.option(
-    "--evaluate", help="Images to compare on, as --calibrate.  [default: calibration images kept back, or noise]"
+    "--evaluate",
+    type=Reads(),
+    help="Images to compare on, as --calibrate.  [default: calibration images kept back, or noise]",
 )
 @click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most so many to compare on.")
 @click.option(
@@ -72,15 +84,9 @@ _WORST_SHOWN = 5
     help=f"{having('capabilities')}: compute capabilities, such as SM86,SM89.  "
     f"[default: {','.join(DEFAULT_CAPABILITIES)}]",
 )
-@click.option(
-    "--timing-cache",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help=f"{having('timing_cache')}: read and written.",
-)
+@click.option("--timing-cache", type=Writes(path_type=Path), help=f"{having('timing_cache')}: read and written.")
 @click.option("--tolerance", type=float, help="Error accepted.  [default: by precision]")
-@click.option(
-    "--dump-on-failure", type=click.Path(dir_okay=False, path_type=Path), help="Where the worst call goes, .npz."
-)
+@click.option("--dump-on-failure", type=Writes(path_type=Path), help="Where the worst call goes, .npz.")
 @click.option("--require-verified", is_flag=True, help="Exit 1 if it cannot be run here.")
 @source_options
 @json_option
@@ -90,7 +96,7 @@ def command(
     output: str,
     precision: str,
     batch: Span,
-    image: tuple[Span, Span] | None,
+    image: tuple[Span, ...] | None,
     opset: int | None,
     fp32_io: bool,
     no_fuse: bool,
@@ -130,14 +136,12 @@ def command(
     from repconv.export.settings import BuildSettings, Quantization, check_capabilities
     from repconv.export.subject import preprocessing_of
 
-    from ..errors import OutputError, SourceError
+    from ..errors import SourceError
     from ..sources.source import open_source
     from .shared.record import write_json
     from .shared.text import paragraph
 
-    out = checked_output(output, source, [TARGETS[target].suffix], json_file)
-    if json_file is not None and Path(json_file) in TARGETS[target].files(out):
-        raise OutputError(f"{json_file} is where a part of the {target} artefact goes; name another file")
+    out = checked_output(output, [TARGETS[target].suffix])
     _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise, keep_float=keep_float)
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
@@ -149,7 +153,8 @@ def command(
     settings = BuildSettings(
         precision=precision,
         batch=batch,
-        image=image,
+        image=None if image is None else (image[-2], image[-1]),
+        channels=None if image is None or len(image) == 2 else image[0].usual,
         opset=opset,
         fp32_io=fp32_io,
         fuse=not no_fuse,

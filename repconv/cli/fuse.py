@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .shared.command import Command, Reads, Writes
 from .shared.options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
@@ -17,14 +18,28 @@ if TYPE_CHECKING:
     from ..sources.source import Source
 
 
-@click.command(epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json")
-@click.argument("source")
+def _defaults(given: Mapping[str, Any]) -> list[Path]:
+    """What may be written where no output is named."""
+    from ..files.apart import named
+
+    suffixes = (".pt", ".safetensors", ".onnx", ".pt2")
+    files = [path for path in named(given["source"], {}) if path.suffix != ".py"]
+    return [path.with_name(f"{path.stem}.fused{suffix}") for path in files for suffix in suffixes]
+
+
+@click.command(
+    cls=Command, epilog="Example: repconv fuse checkpoint.pt -o fused.onnx --dynamic-batch --json report.json"
+)
+@click.argument("source", type=Reads(source=True))
 @click.option(
     "-o",
     "--output",
-    help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE NAME.*]",
+    type=Writes(_defaults),
+    help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE's file]",
 )
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
+@click.option(
+    "--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if SOURCE does not say one."
+)
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset to write.  [default: 18]")
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size of an ONNX file or program open.")
 @click.option("--strict", is_flag=True, help="Exit 2 if there is nothing to fuse.")
@@ -55,12 +70,12 @@ def command(
     from ..sources.source import open_source
     from .shared.text import fused_tables, paragraph
 
-    formats = writable(source)
-    out = checked_output(output or _beside(source, formats), source, formats, json_file)
+    out = None if output is None else checked_output(output, writable(source))
     _refuse_settings(source, out, opset, dynamic_batch=dynamic_batch)
     opened = open_source(source, model=model_name, state_key=state_key)
     for note in opened.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
+    out = out or _beside(opened)
     as_graph = opened.is_graph or in_graph(opened.checkpoint.model, out.suffix)
     settings = FuseSettings(input_shape, opset or 18, dynamic_batch)
     try:
@@ -83,23 +98,26 @@ def command(
     _finish(opened, fused, out, {**vars(settings), "strict": strict}, json_file, foretold)
 
 
-def _beside(source: str, formats: Sequence[str]) -> str:
-    """The default output, in the folder of the source."""
+def _beside(source: Source) -> Path:
+    """The default output, in the folder of the source's file."""
+    from repconv.export.fusing import natural_suffix
+
     from ..errors import OutputError
 
-    path = Path(source)
-    if not path.is_file():
-        raise OutputError(f"{source} is no file to write the result beside; name an output with -o")
-    return str(path.with_name(f"{path.stem}.fused{path.suffix if path.suffix in formats else '.pt'}"))
+    path = source.path
+    if path is None:
+        raise OutputError(f"{source.name} is no file to write the result beside; name an output with -o")
+    suffix = path.suffix if source.is_graph else natural_suffix(source.checkpoint.model, path.suffix)
+    return path.with_name(f"{path.stem}.fused{suffix}")
 
 
-def _refuse_settings(source: str, out: Path, opset: int | None, *, dynamic_batch: bool) -> None:
+def _refuse_settings(source: str, out: Path | None, opset: int | None, *, dynamic_batch: bool) -> None:
     """What a graph keeps as it is cannot be asked for."""
     from ..errors import SourceError
     from ..sources.source import is_graph
 
     suffix = Path(source).suffix
-    if is_graph(source) and suffix == out.suffix and (opset is not None or dynamic_batch):
+    if is_graph(source) and (out is None or suffix == out.suffix) and (opset is not None or dynamic_batch):
         asked = "--opset" if opset is not None else "--dynamic-batch"
         raise SourceError(f"{asked}: a fused {suffix} file keeps the opset and the open sizes of its source")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ _METADATA_SHOWN = 80
 """Characters of an ONNX metadata value; the JSON has all of it."""
 
 
-@click.command(epilog="Example: repconv inspect checkpoint.pt")
-@click.argument("source")
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if SOURCE does not say one.")
+@click.command(cls=Command, epilog="Example: repconv inspect checkpoint.pt")
+@click.argument("source", type=Reads(source=True))
+@click.option(
+    "--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if SOURCE does not say one."
+)
 @source_options
 @json_option
 def command(
@@ -120,7 +123,7 @@ def _show_onnx(loaded: Source) -> dict[str, object]:
     facts = {
         "form": "ONNX", "written by": found.producer,
         "opset": ", ".join(f"{v}" if k == "ai.onnx" else f"{k} {v}" for k, v in found.opsets.items()),
-        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "weights": f"{found.parameters:,}",
+        "inputs": "; ".join(found.inputs), "outputs": "; ".join(found.outputs), "parameters": f"{found.parameters:,}",
         **{key: value if len(value) <= _METADATA_SHOWN else f"{value[:_METADATA_SHOWN]} ..."
            for key, value in found.metadata.items()},
     }  # fmt: skip

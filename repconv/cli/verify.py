@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from repconv.export.targets import TARGETS
 
+from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
@@ -19,23 +21,33 @@ _AROUND = 3
 """How many steps before and after the first difference are shown."""
 
 
-_FILES = ", ".join(f"{target.suffix} ({target.title})" for target in TARGETS.values())
+_FILES = ", ".join(dict.fromkeys(f"{target.suffix} ({target.title})" for target in TARGETS.values()))
 
 
 @click.command(
+    cls=Command,
     epilog="Example: repconv verify checkpoint.pt fused.onnx --locate",
     help=f"""Compare A and B, each run in its own runtime, and say whether they are the same network.
 
     A and B are what `repconv export` writes, {_FILES}, .pt2 programs (torch.export), or whatever `repconv fuse` takes
     (PyTorch): checkpoints, state dicts of a network named by --model, models by name.
 
-    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does; 3 where one
-    of them cannot run here.
+    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does, or by more
+    than --atol + --rtol allow where one is given; 3 where one of them cannot run here.
     """,
 )
-@click.argument("a")
-@click.argument("b")
-@click.option("--input-shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.argument("a", type=Reads(source=True))
+@click.argument("b", type=Reads(source=True))
+@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.option(
+    "--inputs",
+    "inputs_text",
+    type=Reads(),
+    help="Compare on these: a FILE.npz of one array [n, ...] an input, or a folder or zip of images.  [default: noise]",
+)
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most so many of --inputs.")
+@click.option("--atol", type=click.FloatRange(0), help="Absolute error that passes, whatever rounding explains.")
+@click.option("--rtol", type=click.FloatRange(0), help="Error that passes, relative to the output's largest number.")
 @click.option("--locate", is_flag=True, help="Compare layer by layer, and show where the two first differ.")
 @source_options
 @json_option
@@ -43,6 +55,10 @@ def command(
     a: str,
     b: str,
     input_shape: tuple[int, int, int] | None,
+    inputs_text: str | None,
+    images: int,
+    atol: float | None,
+    rtol: float | None,
     locate: bool,
     model_name: str | None,
     state_key: str | None,
@@ -51,8 +67,9 @@ def command(
     """Open both, compare, print."""
     from repconv.export.artefacts.artefact import PYTORCH
     from repconv.export.artefacts.open import open_both
-    from repconv.export.comparing.compare import inputs_for, verify_artefacts
+    from repconv.export.comparing.compare import Allowed, inputs_for, verify_artefacts
     from repconv.export.comparing.locate import locate as find
+    from repconv.export.inputs.given import read_inputs
 
     from .shared.record import write_json
 
@@ -60,8 +77,16 @@ def command(
     for artefact in (first, second):
         for note in artefact.notes:
             click.echo(f"repconv: {artefact.name}: {note}", err=True)
-    inputs = inputs_for(first, second, input_shape)
-    agreement, reference = verify_artefacts(first, second, inputs)
+    if inputs_text is None:
+        inputs = inputs_for(first, second, input_shape)
+    else:
+        norm = first.normalization or second.normalization
+        if norm is None and Path(inputs_text).suffix != ".npz":
+            said = "neither records how images are normalised; they are given as numbers from 0 to 1"
+            click.echo(f"repconv: {said}", err=True)
+        inputs = read_inputs(inputs_text, first, second, input_shape, norm, limit=images)
+    allowed = None if atol is None and rtol is None else Allowed(atol or 0.0, rtol or 0.0)
+    agreement, reference = verify_artefacts(first, second, inputs, allowed)
     for label, artefact in zip("AB", (first, second), strict=True):
         click.echo(f"  {label}  {artefact.name}, run by {artefact.kind}")
     click.echo(f"  measured against {reference}\n")
@@ -77,7 +102,13 @@ def command(
             {
                 "a": first.to_dict(),
                 "b": second.to_dict(),
-                "settings": {"input_shape": input_shape, "locate": locate},
+                "settings": {
+                    "input_shape": input_shape,
+                    "locate": locate,
+                    "inputs": inputs_text,
+                    "atol": atol,
+                    "rtol": rtol,
+                },
                 "reference": reference,
                 "agreement": agreement.to_dict(),
                 **({} if located is None else {"located": located.to_dict()}),

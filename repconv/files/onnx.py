@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 
 from ..errors import SourceError
 
+_NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 _LARGEST_MESSAGE = 2**31 - 2**24
 """Bytes of weights that fit one message, with room for the rest of it."""
 
@@ -60,6 +62,21 @@ def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False
         path = Path(folder) / "model.onnx"
         save_large(model, path)
         return session_of(path, text, as_written=as_written)
+
+
+def statistics_of(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The inputs of a batch normalisation that are statistics: nobody trains those, and PyTorch does not count them."""
+    return tuple(node.input[3:5]) if node.op_type == "BatchNormalization" else ()
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Numbers in initialisers that PyTorch calls parameters: no running statistics, no shapes and indices."""
+    statistics = {name for node in model.graph.node for name in statistics_of(node)}
+    return sum(
+        prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.name not in statistics and tensor.data_type not in _NO_WEIGHTS
+    )
 
 
 def is_large(model: onnx.ModelProto) -> bool:

@@ -17,10 +17,12 @@ from ..errors import OutputError
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Write beside `path` and rename into place at the end; an interruption leaves the old file or none.
 
+    A link is followed: what it points to is replaced, and it stays a link.
+
     Raises:
         OutputError: the file cannot be written, and what stood there before still does.
     """
-    target = Path(path)
+    target = followed(path)
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a directory; name a file")
     temporary: Path | None = None
@@ -89,7 +91,7 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: it cannot.
     """
-    target = Path(path)
+    target = followed(path)
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a directory; name a file")
     if not target.parent.is_dir():
@@ -99,6 +101,12 @@ def require_writable(path: str | os.PathLike[str]) -> None:
             stream.write(b"1")
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def followed(path: str | os.PathLike[str]) -> Path:
+    """Where writing `path` writes: the end of the links, if it is one."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
 
 
 def _umask() -> int:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .dispatch import EveryCall
 
 _STEPS = frozenset(("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "fix"))
 _CHOICES = frozenset(
@@ -54,25 +55,18 @@ def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None: 
     return Decision(name, given, gave, str(told), None) if name in _CHOICES else None
 
 
-class Recorded(TorchDispatchMode):
+class Recorded(EveryCall):
     """Inside, decisions are noted, in order, and the types of floating point that numbers are made in."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.decisions: list[Decision] = []
         self.types: set[torch.dtype] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401  # whatever torch dispatches
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func`, and note it if it decides."""
-        del types
-        gave = func(*args, **(kwargs or {}))
-        found = _decision(func, args, kwargs or {}, gave)
+        gave = func(*args, **kwargs)
+        found = _decision(func, args, kwargs, gave)
         if found is not None:
             self.decisions.append(found)
         made = (t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
@@ -92,11 +86,11 @@ class Flipped:
     by_one_step: bool
 
 
-class Replayed(TorchDispatchMode):
+class Replayed(EveryCall):
     """Inside, operations give what they gave in another run, as long as the same ones come in the same order."""
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._left = list(decisions)
         self._alike = True
         self.flipped: list[Flipped] = []
@@ -106,17 +100,10 @@ class Replayed(TorchDispatchMode):
         """Whether both runs made the same decisions, each of the same shapes and settings."""
         return self._alike and not self._left
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401  # whatever torch dispatches
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func`, or give what it gave."""
-        del types
-        gave = func(*args, **(kwargs or {}))
-        mine = _decision(func, args, kwargs or {}, gave)
+        gave = func(*args, **kwargs)
+        mine = _decision(func, args, kwargs, gave)
         if mine is None or not self._alike:
             return gave
         theirs = self._left.pop(0) if self._left else None

@@ -125,7 +125,7 @@ def test_graphs_halves_and_several_sources(checkpoint, tmp_path) -> None:
         ((), 2, "no SOURCE to measure"),
         (("",), 2, "an empty SOURCE"),
         (("gone.pt",), 2, "gone.pt"),
-        (("gone.onnx",), 2, "no such file"),
+        (("gone.onnx",), 2, "gone.onnx: no such file"),
         (("small.pt", "--backend", "onnxrt"), 2, "did you mean 'onnxruntime'"),
         (("small.pt", "--backend", " , "), 2, "--backend names none"),
         (("small.pt", "--backend", "onnxruntime-tensorrt"), 3, "onnxruntime-gpu"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from repconv.benchmarks.harness.results import BenchResult, Row
-from repconv.benchmarks.harness.turns.noise import gathered
+from repconv.benchmarks.harness.turns.noise import gathered, ratio_verdict
 from repconv.export.targets import TARGETS
 
 from .text import table
@@ -124,7 +124,7 @@ def _ratios(result: BenchResult) -> Rows:
                 c.over.backend + where,
                 f"{c.ratio.value:.{digits}f}",
                 f"{c.ratio.low:.{digits}f} to {c.ratio.high:.{digits}f}",
-                "too noisy to tell" if c.warning else "",
+                ratio_verdict(c.ratio),
             ]
         )
     return rows

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import numpy_helper
 
 from ...errors import FusionError
+from ...files.onnx import parameters, statistics_of
 from ...proof.agreement import Agreement
 from ...proof.refusal import Refusal
 from ...proof.report import FusedLayer, FusionReport, Proof, Size
@@ -221,7 +222,7 @@ def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, 
     before = Size(
         sum(n.op_type == "Conv" for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
-        sum(_elements(facts, i) for n in nodes for i in n.input),
+        sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
     )
     after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
     return FusedLayer(name, shape, origins, before, after)
@@ -239,7 +240,7 @@ def _stem(name: str, facts: Facts) -> str:
 
 
 def measure(model: onnx.ModelProto, facts: Facts) -> Size:
-    """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
+    """Convolutions, batch normalisations, parameters as PyTorch counts them, and one image's flops in convolutions.
 
     Open sides count as `sizes.NOMINAL`; flops are None where a size is not known at all.
     """
@@ -260,6 +261,6 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     return Size(
         sum(n.op_type == "Conv" for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
-        sum(int(np.prod(t.dims)) for t in model.graph.initializer),
+        parameters(model),
         flops,
     )
