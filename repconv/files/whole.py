@@ -85,14 +85,14 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; nothing was written") from error
 
 
-def require_writable(path: str | os.PathLike[str]) -> None:
-    """Make sure, before long work, that a file can be written there; nothing is left behind.
+def require_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Make sure, before long work, that a file, or else a folder, can be written there; nothing is left behind.
 
     Raises:
         OutputError: it cannot.
     """
     target = followed(path)
-    if target.is_dir():
+    if target.is_dir() and not folder:
         raise OutputError(f"cannot write {target}: it is a directory; name a file")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: there is no folder {target.parent}; make it first")

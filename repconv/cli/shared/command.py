@@ -35,6 +35,14 @@ def parts() -> dict[str, tuple[str, ...]]:
     return {target.suffix: target.beside for target in TARGETS.values()}
 
 
+def is_folder(value: str | Path) -> bool:
+    """Whether an artefact of this name is a folder."""
+    from repconv.export.targets import of_suffix
+
+    target = of_suffix(Path(value).suffix)
+    return target is not None and target.folder
+
+
 class Reads(_Text):
     """Text that may name files to read: a SOURCE, images, code, `KEY=VALUE`.
 
@@ -172,7 +180,7 @@ class Command(click.Command):
         for parameter in self.params:
             for value in self._values(ctx, parameter) if isinstance(parameter.type, Writes) else ():
                 if value != DASH and Path(value).parent not in folders:
-                    require_writable(value)
+                    require_writable(value, folder=is_folder(value))
 
     def _places(self, ctx: click.Context, kinds: tuple[type[Reads | Writes | WritesFolder], ...]) -> Iterator[Place]:
         from ...files.apart import Place
