@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from repconv.blocks.verify import dtype_of
 from repconv.errors import FusionError, SourceError
+from repconv.files.edited import copied, inputs_of
 from repconv.graph import fuse_onnx
 from repconv.proof.float64 import in_float64 as everything_in_float64
 from repconv.proof.leaves import leaves
@@ -248,19 +249,17 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
 
 def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:
     """A copy whose one input has these sizes where they are given; what is derived of them is open until inferred."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    weights = {tensor.name for tensor in copied.graph.initializer}
-    value = next(v for v in copied.graph.input if v.name not in weights)
+    sized = copied(model)
+    value = inputs_of(sized)[0]
     changed = False
     for size, dim in zip(sizes, value.type.tensor_type.shape.dim, strict=True):
         if size is not None and not dim.HasField("dim_value"):
             dim.dim_value = size
             changed = True
     if changed:
-        del copied.graph.value_info[:]
-        for output in copied.graph.output:
+        del sized.graph.value_info[:]
+        for output in sized.graph.output:
             output.type.tensor_type.ClearField("shape")
-        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(copied)
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(sized)
         return inferred
-    return copied
+    return sized

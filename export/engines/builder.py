@@ -18,6 +18,7 @@ from pathlib import Path
 import onnx
 
 from repconv.errors import BackendError, BuildError
+from repconv.files.edited import copied, inputs_of
 
 from ..artefacts.built import Built
 from ..settings import BuildSettings, Span, check_capabilities
@@ -98,8 +99,7 @@ def build_engine(
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every node with a name of its own, by which engine layers refer to it."""
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = copied(model)
     taken: set[str] = set()
     for index, node in enumerate(named.graph.node):
         name = node.name or f"{node.op_type}_{index}"
@@ -110,8 +110,7 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _profile(model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, Span]) -> dict[str, list[list[int]]]:
     """Least, usual and largest shape of the input, if any of it is open."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    value = next(v for v in model.graph.input if v.name not in weights)
+    value = inputs_of(model)[0]
     dims = value.type.tensor_type.shape.dim
     if all(dim.HasField("dim_value") for dim in dims):
         return {}

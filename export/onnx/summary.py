@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import onnx
 
+from repconv.files.edited import inputs_of
 from repconv.files.onnx import parameters
 
 
@@ -30,11 +31,10 @@ class OnnxSummary:
 
 def summarise_onnx(proto: onnx.ModelProto) -> OnnxSummary:
     """What is in an ONNX model."""
-    weights = {tensor.name for tensor in proto.graph.initializer}
     return OnnxSummary(
         f"{proto.producer_name} {proto.producer_version}".strip(),
         {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        tuple(_said(value) for value in proto.graph.input if value.name not in weights),
+        tuple(map(_said, inputs_of(proto))),
         tuple(_said(value) for value in proto.graph.output),
         dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         parameters(proto),

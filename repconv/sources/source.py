@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from ..blocks.verify import dtype_of
 from ..errors import SourceError
+from ..files.edited import inputs_of
 from ..files.onnx import read_onnx
 from ..files.programs import read_program
 from ..files.whole import sha256
@@ -196,10 +197,7 @@ def _of_program(program: ExportedProgram, name: str) -> Iterator[Input]:
 
 
 def _of_onnx(model: onnx.ModelProto, name: str) -> Iterator[Input]:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
+    for value in inputs_of(model):
         tensor = value.type.tensor_type
         if not tensor.elem_type:
             raise SourceError(f"{name}: its input {value.name} is no tensor; only models of tensors are run")
