@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repconv.export.settings import PRECISIONS
+from repconv.export.targets import TARGETS
+
 from .shared.command import Command, Reads, Writes
 from .shared.options import WholeNumbers, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.benchmarks.harness.results import BenchResult
+
+_TIMED = [timed for target in TARGETS.values() for timed in target.timed]
 
 
 @click.command(
@@ -25,11 +30,11 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    help="What runs it: torch, torch.compile, onnxruntime, onnxruntime-tensorrt, openvino, tensorrt, tensorrt-rtx; "
-    "several separated by commas.  [default: torch, onnxruntime and openvino, where they are installed]",
+    help=f"What runs it: torch, torch.compile, {', '.join(timed.name for timed in _TIMED)}; several separated by "
+    f"commas.  [default: torch{''.join(f', {timed.name}' for timed in _TIMED if timed.usual)}, where installed]",
 )
 @click.option("--batch", type=WholeNumbers(1, "1,8"), default="1", show_default=True, help="Images a call.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16, int8; several by commas.")
+@click.option("--precision", default="fp32", show_default=True, help=f"{', '.join(PRECISIONS)}; several by commas.")
 @click.option(
     "--against",
     type=Reads(),
