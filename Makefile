@@ -4,10 +4,14 @@
 #   make test         install, then the fast tests and the slow ones whose run time is bounded
 #   make test-slow    every test (those that need a GPU skip themselves where there is none)
 #   make check        lint, types and `make test`: what CI runs
+#   make lint         ruff's checks and format, nothing rewritten
+#   make types        mypy, on the tree as the package installs
 #   make paper        measure what of the paper's tables and figures this machine can, and write docs/paper.md (half an
 #                     hour; `make paper KEEP=--keep` measures only what benchmarks/results/ does not hold)
 #   make format       rewrite the code in the project's format
-#   make clean        delete what the others made, but for the environment; `make distclean` deletes that, too
+#   make clean        delete what the others made, but for the environment
+#   make distclean    delete that, too
+#   make help         this text
 
 # The first interpreter that is new enough; `make demo PYTHON=/path/to/python3.12` chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -57,7 +61,7 @@ types: $(BIN)/.installed-dev
 
 # Figure 3 shows a plain network that train_cifar10.py --network resnet18 trained; training needs CIFAR-10.
 paper: $(BIN)/.installed-dev
-	$(BIN)/python benchmarks/paper/table1.py benchmarks/results/table1.json $(KEEP)
+	$(BIN)/python benchmarks/paper/table1.py $(KEEP)
 	$(BIN)/python benchmarks/paper/inference.py $(KEEP)
 	$(BIN)/python benchmarks/paper/architectures.py
 	$(BIN)/python benchmarks/paper/figure2.py

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repconv.names import public
+
 if TYPE_CHECKING:
     from .exporting import export as export
     from .exporting import to_onnx as to_onnx
@@ -17,27 +19,10 @@ if TYPE_CHECKING:
     from .settings import Span as Span
 
 _HOMES = {
-    "BuildSettings": ".settings",
-    "Data": ".inputs.data",
-    "ExportRecord": ".record",
-    "Preprocessing": ".settings",
-    "Quantization": ".settings",
-    "Span": ".settings",
-    "export": ".exporting",
-    "to_onnx": ".exporting",
-    "to_openvino": ".exporting",
-    "to_tensorrt": ".exporting",
+    ".exporting": "export to_onnx to_openvino to_tensorrt",
+    ".inputs.data": "Data",
+    ".record": "ExportRecord",
+    ".settings": "BuildSettings Preprocessing Quantization Span",
 }
 
-__all__ = [
-    "BuildSettings", "Data", "ExportRecord", "Preprocessing", "Quantization", "Span", "export", "to_onnx",
-    "to_openvino", "to_tensorrt",
-]  # fmt: skip
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+__all__, __getattr__, __dir__ = public(__name__, _HOMES)

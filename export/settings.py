@@ -1,4 +1,4 @@
-"""What an artefact is asked to be: target, precision, sizes, and what stands in front of the network."""
+"""What an artefact is asked to be: precision, sizes, and what stands in front of the network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from repconv.errors import SourceError
 
 from .proof.classes import MAX_CHANGED, MAX_LOST
 
-TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "tensorrt-rtx": ".engine"}
 
 BF16_OPSET = 22
 """The first opset whose convolutions and poolings take bfloat16."""
@@ -70,16 +68,22 @@ class Span:
         return str(self.usual) if self.fixed else f"{self.least}:{self.usual}:{self.most}"
 
 
-def parse_image(text: str) -> tuple[Span, Span]:
-    """Read `H,W`, each a number or a range.
+def parse_image(text: str) -> tuple[Span, ...]:
+    """Read `H,W`, each a number or a range, or `C,H,W`, or that with a batch of 1 before it.
 
     Raises:
         SourceError: anything else.
     """
     parts = text.split(",") if "," in text else text.split("x")
-    if len(parts) != 2:
-        raise SourceError(f"{text!r} is no image size: expected H,W such as 224,224 or 128:224:512,128:224:512")
-    return Span.parse(parts[0]), Span.parse(parts[1])
+    parts = parts[1:] if len(parts) == 4 and parts[0] == "1" else parts
+    if len(parts) not in (2, 3):
+        raise SourceError(
+            f"{text!r} is no image size: expected H,W such as 224,224 or 128:224:512,128:224:512, or C,H,W"
+        )
+    spans = tuple(map(Span.parse, parts))
+    if len(spans) == 3 and not spans[0].fixed:
+        raise SourceError(f"{text!r}: the number of channels is one number, not a range")
+    return spans
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Quantization:
 class BuildSettings:
     """What was asked for.
 
-    batch: images a call. image: height and width; None: what the source records.
+    batch: images a call. image: height and width; None: what the source records. channels: of the images, where the
+    source does not say; where it does, they must be the same.
     opset: of the ONNX form every artefact is made of; None: 18, for bf16 22, of an ONNX source its own.
     fp32_io: inputs and outputs of a half-precision artefact stay float32.
     fuse: fold branches first.
@@ -142,6 +147,7 @@ class BuildSettings:
     precision: str = "fp32"
     batch: Span = field(default_factory=lambda: Span.of(1))
     image: tuple[Span, Span] | None = None
+    channels: int | None = None
     opset: int | None = None
     fp32_io: bool = False
     fuse: bool = True

@@ -2,101 +2,55 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from .names import public
 
 if TYPE_CHECKING:
-    from .algebra.kernels import Kernel
-    from .blocks.block import RepBlock, set_statistics
-    from .blocks.branches import BRANCHES
-    from .blocks.forecast import forecast
-    from .blocks.statistics.sampling import Sampling
-    from .errors import (
-        BackendError,
-        BuildError,
-        CheckpointError,
-        FusionError,
-        GeometryError,
-        OutputError,
-        RepconvError,
-        SearchError,
-        SourceError,
-        VerificationError,
-    )
-    from .expansion.expand import expand, expandable
-    from .fusing import fuse
-    from .models import create_model, list_models
-    from .proof.agreement import compare
-    from .proof.refusal import Refusal
-    from .proof.report import FusionReport
-    from .sources.checkpoint import load, save
-
-__all__ = [
-    "BRANCHES",
-    "BackendError",
-    "BuildError",
-    "CheckpointError",
-    "FusionError",
-    "FusionReport",
-    "GeometryError",
-    "Kernel",
-    "OutputError",
-    "Refusal",
-    "RepBlock",
-    "RepconvError",
-    "Sampling",
-    "SearchError",
-    "SourceError",
-    "VerificationError",
-    "compare",
-    "create_model",
-    "expand",
-    "expandable",
-    "forecast",
-    "fuse",
-    "list_models",
-    "load",
-    "save",
-    "set_statistics",
-]
+    from .algebra.kernels import Kernel as Kernel
+    from .blocks.block import RepBlock as RepBlock
+    from .blocks.block import set_statistics as set_statistics
+    from .blocks.branches import BRANCHES as BRANCHES
+    from .blocks.forecast import forecast as forecast
+    from .blocks.statistics.sampling import Sampling as Sampling
+    from .errors import BackendError as BackendError
+    from .errors import BuildError as BuildError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import FusionError as FusionError
+    from .errors import GeometryError as GeometryError
+    from .errors import OutputError as OutputError
+    from .errors import RepconvError as RepconvError
+    from .errors import SearchError as SearchError
+    from .errors import SourceError as SourceError
+    from .errors import VerificationError as VerificationError
+    from .expansion.expand import expand as expand
+    from .expansion.expand import expandable as expandable
+    from .fusing import fuse as fuse
+    from .models import create_model as create_model
+    from .models import list_models as list_models
+    from .proof.agreement import compare as compare
+    from .proof.refusal import Refusal as Refusal
+    from .proof.report import FusionReport as FusionReport
+    from .sources.checkpoint import load as load
+    from .sources.checkpoint import save as save
 
 _HOMES = {
-    "BRANCHES": ".blocks.branches",
-    "BackendError": ".errors",
-    "BuildError": ".errors",
-    "CheckpointError": ".errors",
-    "FusionError": ".errors",
-    "FusionReport": ".proof.report",
-    "GeometryError": ".errors",
-    "Kernel": ".algebra.kernels",
-    "OutputError": ".errors",
-    "Refusal": ".proof.refusal",
-    "RepBlock": ".blocks.block",
-    "RepconvError": ".errors",
-    "Sampling": ".blocks.statistics.sampling",
-    "SearchError": ".errors",
-    "SourceError": ".errors",
-    "VerificationError": ".errors",
-    "compare": ".proof.agreement",
-    "create_model": ".models",
-    "expand": ".expansion.expand",
-    "expandable": ".expansion.expand",
-    "forecast": ".blocks.forecast",
-    "fuse": ".fusing",
-    "list_models": ".models",
-    "load": ".sources.checkpoint",
-    "save": ".sources.checkpoint",
-    "set_statistics": ".blocks.block",
+    ".algebra.kernels": "Kernel",
+    ".blocks.block": "RepBlock set_statistics",
+    ".blocks.branches": "BRANCHES",
+    ".blocks.forecast": "forecast",
+    ".blocks.statistics.sampling": "Sampling",
+    ".errors": "BackendError BuildError CheckpointError FusionError GeometryError OutputError RepconvError SearchError "
+    "SourceError VerificationError",
+    ".expansion.expand": "expand expandable",
+    ".fusing": "fuse",
+    ".models": "create_model list_models",
+    ".proof.agreement": "compare",
+    ".proof.refusal": "Refusal",
+    ".proof.report": "FusionReport",
+    ".sources.checkpoint": "load save",
 }
-"""Where each public name lives; resolved when first used, so that the command line starts without torch."""
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401  # the module protocol
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_HOMES[name], __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__version__ = version("repconv")
+__all__, __getattr__, __dir__ = public(__name__, _HOMES)

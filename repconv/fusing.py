@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import overload
 
 import torch
@@ -42,13 +43,13 @@ def fuse(
 
     Without example inputs every `RepBlock`, and every other `Branch` (the convolutions of this package's plain
     networks), is replaced by one `Conv2d` with bias, folded in float64 and cast once to the block's own dtype. The
-    result is an ordinary trainable module in evaluation mode, on the same device, in the same memory format. What else
-    the network holds is not looked at; where there may be more to fold, a refusal of the report says so, and if nothing
-    was folded a warning.
+    result is an ordinary trainable module, called as any is, in evaluation mode, on the same device, in the same memory
+    format. What else the network holds is not looked at; where there may be more to fold, a refusal of the report says
+    so, and if nothing was folded a warning.
 
-    With example inputs the network, whoever wrote it, is exported by torch.export and everything affine in its graph
-    is folded, exactly at every pixel or not at all. The result is an exported program: call `.module()`, compile it,
-    save it to `.pt2`, or export it to ONNX. Its sizes are those of the example.
+    With example inputs the network, whoever wrote it, is exported by torch.export and everything affine in its graph is
+    folded, exactly at every pixel or not at all. The result is an exported program, which is not called itself: call
+    what `.module()` returns, compile it, save it to `.pt2`, or export it to ONNX. Its sizes are those of the example.
 
     The proof: each folded layer is compared with what it was made of in float64, and so is the whole network, on the
     example inputs. Without them networks of this package, timm and torchvision are compared on random images of a size
@@ -64,6 +65,8 @@ def fuse(
             is not finite in the model's dtype, or torch.export cannot follow the model's code.
         VerificationError: the result differs by more than rounding; `error.report` has every comparison.
     """
+    if not isinstance(model, nn.Module):
+        raise FusionError(_no_module(model))
     if example_inputs is None:
         fused, report = fuse_modules(model, prove=prove)
         unseen = _unseen(model, fused)
@@ -71,6 +74,26 @@ def fuse(
             warnings.warn(f"nothing was fused: {unseen.why}", stacklevel=2)
         return fused, report if unseen is None else replace(report, refusals=(*report.refusals, unseen))
     return fuse_network(model, [example_inputs], prove=prove)
+
+
+def _no_module(given: object) -> str:
+    """What `fuse` takes, and the way to it from what it was given."""
+    if isinstance(given, str | Path):
+        way = (
+            f"repconv.fuse(repconv.load({str(given)!r}).model) for a checkpoint of this package; load weights of your "
+            f"own network into it first; on the command line, repconv fuse {given}"
+        )
+    elif isinstance(given, type):
+        way = f"make it first: {given.__name__}(...)"
+    elif isinstance(given, ExportedProgram):
+        way = "repconv.graph.fuse_program takes programs"
+    elif isinstance(given, Mapping):
+        way = "load these weights into their network first: network.load_state_dict(weights)"
+    elif type(given).__name__ == "ModelProto":
+        way = "repconv.graph.fuse_onnx takes ONNX models"
+    else:
+        way = "such as the model that was trained"
+    return f"fuse takes a torch.nn.Module in evaluation mode, got a {type(given).__name__}; {way}"
 
 
 def fuse_modules(

@@ -20,6 +20,8 @@ from .supernet.architecture import read_json
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"
+FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS)
+"""What a run's folder may hold, by name."""
 
 _UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.\w{8}")
 """What `whole_file` calls a file before it is whole."""

@@ -95,7 +95,8 @@ def exit_codes() -> dict[str, int]:
             raise kind("words")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "_repconv", fail)
+            patch.setattr(cli._repconv, "invoke", fail)
+            patch.setattr("sys.argv", ["repconv", "doctor"])
             with pytest.raises(SystemExit) as ended:
                 cli.main()
         found[kind.__name__] = ended.value.code

@@ -11,7 +11,7 @@ from repconv.pages.page import bullets, facts, figure, html_table, page
 from repconv.proof.report import FusionReport
 
 from .results import BenchResult, Compared, Measured, Row
-from .turns.noise import gathered
+from .turns.noise import gathered, ratio_verdict
 
 
 def bench_report(result: BenchResult) -> str:
@@ -125,7 +125,7 @@ def _ratios(result: BenchResult) -> str:
             c.over.precision,
             f"{c.ratio.value:.3f}",
             f"{c.ratio.low:.3f} to {c.ratio.high:.3f}",
-            "too noisy to tell" if c.warning else "",
+            ratio_verdict(c.ratio),
         )
         for c in result.compared
     ]

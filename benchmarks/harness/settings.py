@@ -19,7 +19,7 @@ class BenchSettings:
 
     backends: names of `BACKENDS`; batches: images a call; precisions: of weights and activations.
     against: `plain`, `unfused` or a file, what a fused network is compared with; None: unfused, and plain where known.
-    image: height and width; None: what the source records.
+    image: height and width, or channels, height and width; None: what the source records.
     device: where backends that can choose run.
     rounds: turns of every subject; seconds, calls: timed at least, each subject over all its rounds.
     warmup_s: seconds a subject runs untimed after it was loaded.
@@ -37,7 +37,7 @@ class BenchSettings:
     batches: tuple[int, ...] = (1,)
     precisions: tuple[str, ...] = ("fp32",)
     against: str | None = None
-    image: tuple[int, int] | None = None
+    image: tuple[int, ...] | None = None
     device: str = "cpu"
     rounds: int = 30
     seconds: float = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from repconv.errors import SourceError
 from repconv.proof.agreement import Agreement, Comparison, Difference, comparisons
 from repconv.proof.pooling import compare_calls
+from repconv.sources.source import Input
 
-from ..runtimes.artefact import Artefact, Input, Run, in_float64
+from ..artefacts.artefact import Artefact, Run, in_float64
 
 Inputs = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -35,18 +37,34 @@ def inputs_for(a: Artefact, b: Artefact, size: Shape | None = None, *, seed: int
     Raises:
         SourceError: they take no common inputs, or a size is open or unknown and not given.
     """
-    if len(a.inputs) != len(b.inputs):
-        counts = " and ".join(f"{x.name} takes {len(x.inputs)} inputs" for x in (a, b))
-        raise SourceError(f"{counts}; only artefacts of the same inputs are compared")
-    if size is None:
-        size = a.input_size or b.input_size
-    declared = [_common(a, b, i, size) for i in range(len(a.inputs))]
-    dtypes = [_dtype(one, other) for one, other in zip(a.inputs, b.inputs, strict=True)]
+    declared, dtypes = common_shapes(a, b, size), common_dtypes(a, b)
+    size = size or a.input_size or b.input_size
     generator = torch.Generator().manual_seed(seed)
     return [
         tuple(_draw(shape, dtype, generator) for shape, dtype in zip(shapes, dtypes, strict=True))
         for shapes in _shapes(declared, size)
     ]
+
+
+def common_shapes(a: Artefact, b: Artefact, size: Shape | None = None) -> list[OpenShape]:
+    """The shape of every input that suits both; sizes open in both are None.
+
+    Raises:
+        SourceError: they take no common inputs.
+    """
+    if len(a.inputs) != len(b.inputs):
+        counts = " and ".join(f"{x.name} takes {len(x.inputs)} inputs" for x in (a, b))
+        raise SourceError(f"{counts}; only artefacts of the same inputs are compared")
+    return [_common(a, b, i, size or a.input_size or b.input_size) for i in range(len(a.inputs))]
+
+
+def common_dtypes(a: Artefact, b: Artefact) -> list[torch.dtype]:
+    """The less precise dtype of the two, of every input.
+
+    Raises:
+        SourceError: they take other kinds of numbers.
+    """
+    return [_dtype(one, other) for one, other in zip(a.inputs, b.inputs, strict=True)]
 
 
 def _common(a: Artefact, b: Artefact, index: int, size: Shape | None) -> OpenShape:
@@ -112,12 +130,30 @@ def _draw(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tenso
     return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
-def verify_artefacts(a: Artefact, b: Artefact, inputs: Sequence[Inputs]) -> tuple[Agreement, str]:
+@dataclass(frozen=True)
+class Allowed:
+    """Tolerances of the user's: an error of up to `atol` + `rtol` * the output's largest number passes."""
+
+    atol: float = 0.0
+    rtol: float = 0.0
+
+    def judged(self, found: Comparison) -> Comparison:
+        """The same comparison by these tolerances."""
+        error = found.error
+        scale = error.max_absolute / error.to_scale if error.finite and error.to_scale > 0 else math.inf
+        reason = f"asked for: {self.atol:g} + {self.rtol:g} of the output's scale"
+        limit = self.rtol + self.atol / scale
+        return replace(found, tolerance=limit, reason=reason, undecided=None, pooled=None)
+
+
+def verify_artefacts(
+    a: Artefact, b: Artefact, inputs: Sequence[Inputs], allowed: Allowed | None = None
+) -> tuple[Agreement, str]:
     """How far `a` and `b` are apart, and what they were measured against, in words.
 
     Where one is a PyTorch network, its float64 form is the reference, and its own error in its own dtype stands beside
     the other's; where neither is, `a` is the reference as it is. A shape that both declare and one cannot run is a
-    failure.
+    failure. With `allowed`, its tolerances and these calls alone decide.
 
     Raises:
         SourceError: one of them cannot run the first of the inputs.
@@ -147,6 +183,8 @@ def verify_artefacts(a: Artefact, b: Artefact, inputs: Sequence[Inputs]) -> tupl
             original=None if original is None else _function(original),
         )
 
+    if allowed is not None:
+        return Agreement(end_to_end=tuple(allowed.judged(c) for given in inputs for c in compare(given))), told
     return Agreement(end_to_end=compare_calls(compare, inputs)), told
 
 

@@ -6,6 +6,7 @@ Padding is per side, in the order top, left, bottom, right, and may be negative,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -60,19 +61,26 @@ class Geometry:
         return (self.out_channels, self.in_channels // self.groups, *self.size)
 
     @property
-    def is_pointwise(self) -> bool:
-        """True for one tap that never looks outside the image."""
-        return self.size == (1, 1) and min(self.padding) >= 0
+    def closed(self) -> tuple[bool, bool, bool, bool]:
+        """Of each side, whether windows past the outermost ones would see nothing of the image, whatever its size.
+
+        A window before the first begins `stride` pixels earlier. The one after the last begins where its stride takes
+        it, which is outside for every size only if the last one may reach `size - 1` pixels into the padding.
+        """
+        top, left, bottom, right = self.padding
+        before = [k <= s + p for k, s, p in zip(self.size, self.stride, (top, left), strict=True)]
+        after = [p >= k - 1 for k, p in zip(self.size, (bottom, right), strict=True)]
+        return (before[0], before[1], after[0], after[1])
 
     @property
-    def _excess(self) -> Pair:
+    def excess(self) -> Pair:
         """Padding minus kernel size by axis; with the stride it fixes the output size for every input size."""
         top, left, bottom, right = self.padding
         return (top + bottom - self.size[0], left + right - self.size[1])
 
     def output_size(self, height: int, width: int) -> Pair:
         """Height and width of the output for an input of `height` x `width` pixels."""
-        rows, columns = ((n + e) // s + 1 for n, e, s in zip((height, width), self._excess, self.stride, strict=True))
+        rows, columns = ((n + e) // s + 1 for n, e, s in zip((height, width), self.excess, self.stride, strict=True))
         return rows, columns
 
     def multiply_adds(self, height: int, width: int) -> int:
@@ -99,32 +107,37 @@ class Geometry:
         ):
             if mine != theirs:
                 raise GeometryError(f"cannot add convolutions whose {what} differ: {self} + {other}")
-        if self._excess != other._excess:
+        if self.excess != other.excess:
             raise GeometryError(f"cannot add convolutions whose outputs differ in size: {self} + {other}")
         top, left = (max(pair) for pair in zip(self.padding[:2], other.padding[:2], strict=True))
         reach = [
             max(g.size[axis] - g.padding[axis] for g in (self, other)) for axis in (0, 1)
         ]  # one past the last pixel read by output (0, 0)
         size = (reach[0] + top, reach[1] + left)
-        bottom, right = (e + k - p for e, k, p in zip(self._excess, size, (top, left), strict=True))
+        bottom, right = (e + k - p for e, k, p in zip(self.excess, size, (top, left), strict=True))
         return replace(self, size=size, padding=(top, left, bottom, right), groups=gcd(self.groups, other.groups))
 
-    def series(self, inner: Geometry) -> Geometry:
+    def series(self, inner: Geometry, closed: Sequence[bool] | None = None) -> Geometry:
         """The geometry of this convolution after `inner`.
 
         Where this one pads, it reads pixels `inner` never made. Those are what `inner` would have made of zero
-        pixels only if `inner` is a single tap; what they must hold is the caller's business
-        (`repconv.algebra.kernels.compose`).
+        pixels only if `inner` is `closed` on that side, as a single tap is on every one; what they must hold is the
+        caller's business (`repconv.algebra.kernels.compose`).
+
+        Args:
+            inner: the convolution before.
+            closed: where `inner` is, of a size that the caller knows; None: where it is for every size.
 
         Raises:
-            GeometryError: channels differ, or a padded convolution follows a larger or cropping one.
+            GeometryError: channels differ, or a padded convolution follows one that is not closed where it pads.
         """
         if self.in_channels != inner.out_channels:
             raise GeometryError(
                 f"cannot chain: the outer convolution takes {self.in_channels} channels, "
                 f"the inner one gives {inner.out_channels} ({self} after {inner})"
             )
-        if max(self.padding) > 0 and not inner.is_pointwise:
+        sides = inner.closed if closed is None else closed
+        if any(pad > 0 and not shut for pad, shut in zip(self.padding, sides, strict=True)):
             raise GeometryError(
                 f"a padded convolution after one larger than 1x1 is not one convolution at the border: "
                 f"{self} after {inner}"

@@ -278,16 +278,23 @@ class _WeightedSum(torch.autograd.Function):
         return (None, None, of_factors, *of_weights)
 
 
-def compose(outer: Kernel, inner: Kernel, *, border: Literal["zero", "inner"] = "zero") -> Kernel:
+def compose(
+    outer: Kernel,
+    inner: Kernel,
+    *,
+    border: Literal["zero", "inner"] = "zero",
+    closed: Sequence[bool] | None = None,
+) -> Kernel:
     """`outer` after `inner` as one kernel.
 
     `border` says what the outer convolution's padding holds: "zero", or "inner": what `inner` makes of a zero pixel,
-    which is its bias. Only the second is exact where `outer` pads and `inner` has a bias.
+    which is its bias. Only the second is exact where `outer` pads and `inner` has a bias. `closed`: see
+    `Geometry.series`.
 
     Raises:
         GeometryError: the result is not one convolution at every pixel (see `Geometry.series`).
     """
-    target = outer.geometry.series(inner.geometry)
+    target = outer.geometry.series(inner.geometry, closed)
     if border == "zero" and max(outer.padding) > 0 and bool(torch.any(inner.bias != 0)):
         raise GeometryError(
             "a convolution with bias followed by one padded with zeros is not one convolution at the border: "

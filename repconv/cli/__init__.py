@@ -6,19 +6,23 @@ for torch.
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from importlib.metadata import version
 
 import click
 
+from .shared.ending import FAULT, INTERRUPTED, Ended, ended_by_signals
 from .shared.lazy import lazy_group
+from .shared.terminal import spared_streams
 
 _COMMANDS = {
     "bench": ("bench", "Measure latency, fused against unfused and plain, on several backends."),
     "demo": ("demo", "Fuse the checkpoint that ships with repconv and prove that nothing changed."),
     "doctor": ("doctor", "Show which backends work here, and what would make the others work."),
     "expand": ("expand", "Make the 3x3 convolutions of a network blocks of branches, to train."),
-    "export": ("export", "Build the file that ships, ONNX, OpenVINO or an engine, and prove it."),
+    "export": ("export", "Build the file that ships, for a runtime, and prove it."),
     "fuse": ("fuse", "Fold a multi-branch network into single convolutions, verified."),
     "inspect": ("inspect", "Show what is inside a network, and what fusing would make of it."),
     "retrain": ("retrain", "Train a searched architecture and fuse it."),
@@ -27,19 +31,50 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=lazy_group(_COMMANDS), epilog="Example: repconv fuse checkpoint.pt -o fused.onnx")
-@click.version_option(version("repconv"), prog_name="repconv")
+@click.group(
+    cls=lazy_group(_COMMANDS),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: repconv fuse checkpoint.pt -o fused.onnx",
+)
+@click.version_option(version("repconv"), "-V", "--version", prog_name="repconv")
 def _repconv() -> None:
     """Fold trained multi-branch convolution blocks, exactly, into the single convolutions that deploy."""
 
 
 def main() -> None:
-    """Run the command line; errors of this package become one message and an exit code."""
+    """Run the command line; it ends in an exit code, and where that is not 0 with a message."""
+    with spared_streams(), ended_by_signals():
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
     from ..errors import BackendError, BuildError, RepconvError, VerificationError
 
+    if "_REPCONV_COMPLETE" in os.environ:
+        _repconv.main(prog_name="repconv")  # a shell asks what may follow; does not return
     codes = ((VerificationError, 1), (BackendError, 3), (BuildError, 4))
     try:
-        _repconv()
+        with _repconv.make_context("repconv", sys.argv[1:]) as context:
+            _repconv.invoke(context)
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except RepconvError as error:
         click.echo(f"repconv: {error}", err=True)
-        sys.exit(next((code for kind, code in codes if isinstance(error, kind)), 2))
+        return next((code for kind, code in codes if isinstance(error, kind)), 2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nrepconv: interrupted", err=True)
+        return INTERRUPTED
+    except Ended as ended:
+        click.echo(f"repconv: {ended}", err=True)
+        return ended.exit_code
+    except Exception as error:  # noqa: BLE001  # it must not look like a result that differs, which is 1
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # PyTorch's is a RuntimeError
+            click.echo(f"repconv: there is not enough memory for this: {str(error) or 'none was left'}", err=True)
+            return 2
+        traceback.print_exc()
+        click.echo("repconv: that is a fault of repconv; please report it with the lines above", err=True)
+        return FAULT
+    return 0

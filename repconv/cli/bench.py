@@ -8,32 +8,46 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repconv.export.settings import PRECISIONS
+from repconv.export.targets import TARGETS
+
+from .shared.command import Command, Reads, Writes
 from .shared.options import WholeNumbers, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.benchmarks.harness.results import BenchResult
 
+_TIMED = [timed for target in TARGETS.values() for timed in target.timed]
+
 
 @click.command(
+    cls=Command,
     epilog="Example: repconv bench checkpoint.pt --backend torch,onnxruntime --batch 1,8 --json bench.json "
-    "--html bench.html"
+    "--html bench.html",
 )
-@click.argument("sources", nargs=-1, metavar="SOURCE...")
+@click.argument("sources", type=Reads(source=True), nargs=-1, metavar="SOURCE...")
 @click.option(
     "--backend",
     "backends",
     multiple=True,
-    help="What runs it: torch, torch.compile, onnxruntime, onnxruntime-tensorrt, openvino, tensorrt, tensorrt-rtx; "
-    "several separated by commas.  [default: torch, onnxruntime and openvino, where they are installed]",
+    help=f"What runs it: torch, torch.compile, {', '.join(timed.name for timed in _TIMED)}; several separated by "
+    f"commas.  [default: torch{''.join(f', {timed.name}' for timed in _TIMED if timed.usual)}, where installed]",
 )
 @click.option("--batch", type=WholeNumbers(1, "1,8"), default="1", show_default=True, help="Images a call.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16, int8; several by commas.")
+@click.option("--precision", default="fp32", show_default=True, help=f"{', '.join(PRECISIONS)}; several by commas.")
 @click.option(
     "--against",
+    type=Reads(),
     help="What fused networks are compared with: plain, unfused or a FILE.  [default: unfused, and the "
     "plain network of the same shape where it is known]",
 )
-@click.option("--image", type=WholeNumbers(1, "224,224"), help="Height and width, if SOURCE does not say.")
+@click.option(
+    "--image",
+    "--input-shape",
+    "image",
+    type=WholeNumbers(1, "224,224"),
+    help="Height and width, if SOURCE does not say; or channels, height and width.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Turns of every subject.")
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed at least, each subject.")
@@ -51,8 +65,8 @@ if TYPE_CHECKING:
 @click.option("--transfers", is_flag=True, help="On a GPU: time copying images in and results out, too.")
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the calls once and replay them.")
 @click.option("--cuda-events", is_flag=True, help="On a GPU: PyTorch and engines are timed by the GPU's own clock.")
-@click.option("-o", "--output", type=click.Path(), help="Write the tables to this Markdown file.")
-@click.option("--html", "html_file", type=click.Path(), help="Write a report to this HTML file.")
+@click.option("-o", "--output", type=Writes(), help="Write the tables to this Markdown file.")
+@click.option("--html", "html_file", type=Writes(), help="Write a report to this HTML file.")
 @source_options
 @json_option
 def command(
@@ -98,9 +112,10 @@ def command(
 
     if not sources:
         raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
-    if image is not None and len(image) != 2:
-        raise SourceError(f"--image {','.join(map(str, image))}: expected height and width, such as 224,224")
-    _check_outputs(sources, [file for file in (output, html_file, json_file) if file is not None])
+    if image is not None and len(image) not in (2, 3):
+        raise SourceError(
+            f"--image {','.join(map(str, image))}: expected height and width such as 224,224, or channels, too"
+        )
     names = tuple(name.strip() for text in backends for name in text.split(",") if name.strip())
     if backends and not names:
         raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")
@@ -109,7 +124,7 @@ def command(
         batch,
         tuple(p.strip() for p in precision.split(",")),
         against,
-        None if image is None else (image[0], image[1]),
+        image,
         device,
         rounds,
         seconds,
@@ -143,20 +158,6 @@ def command(
     if json_file is not None:
         write_json(json_file, SCHEMA, {"command": _command(), **result.to_dict()})
     _leave(result, differing(result))
-
-
-def _check_outputs(sources: tuple[str, ...], files: list[str]) -> None:
-    """Refuse, before minutes of measuring, what could not be written or would eat a source."""
-    from ..errors import OutputError
-    from ..files.whole import require_writable
-
-    for file in files:
-        require_writable(file)
-        if any(Path(s).exists() and Path(file).exists() and Path(file).samefile(s) for s in sources):
-            raise OutputError(f"{file} is the source itself; name another output")
-    twice = next((file for i, file in enumerate(files) if Path(file) in map(Path, files[:i])), None)
-    if twice is not None:
-        raise OutputError(f"{twice} is named for two outputs; give each a file of its own")
 
 
 def _usual(backends: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:

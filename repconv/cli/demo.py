@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .shared.command import Command, WritesFolder
 from .shared.options import json_option
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = "irep_resnet_cifar10.pt"
 _IMAGES = "cifar10_test_sheet.npz"
+_WRITTEN = ("fused.pt", "fused.onnx", "report.html")
 
 
-@click.command(epilog="Example: repconv demo --output-dir demo")
+@click.command(cls=Command, epilog="Example: repconv demo --output-dir demo")
 @click.option(
     "--output-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=WritesFolder(lambda: _WRITTEN, path_type=Path),
     default="repconv-demo",
     show_default=True,
     help="Folder for the files it writes.",
@@ -74,7 +76,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     click.echo(f"\n  {report.agreement.verdict}")
 
     click.echo("\n2. Write it, and run the ONNX file in onnxruntime.\n")
-    written = {name: output_dir / name for name in ("fused.pt", "fused.onnx")}
+    written = {name: output_dir / name for name in _WRITTEN[:2]}
     write(replace(fused, model=fused.modules), written["fused.pt"])
     write(fused, written["fused.onnx"])
     for path in written.values():
@@ -108,7 +110,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     click.echo(tables(result))
     if result.differing or result.failed:
         raise VerificationError("; ".join(differing(result)))
-    written["report.html"] = output_dir / "report.html"
+    written["report.html"] = output_dir / _WRITTEN[2]
     with whole_file(written["report.html"]) as stream:
         stream.write(bench_report(result).encode())
     click.echo(f"\n  wrote {written['report.html']}: open it in a browser; repconv bench measures longer")

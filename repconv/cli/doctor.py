@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import click
 
+from .shared.command import Command
 from .shared.options import json_option
 
 
-@click.command(epilog="Example: repconv doctor")
+@click.command(cls=Command, epilog="Example: repconv doctor")
 @json_option
 def command(json_file: str | None) -> None:
     """Show which backends work on this machine, and the line that would make each of the others work.
 
     Each is tried: loaded, asked for its devices, or told to make a builder.
     """
-    from repconv.export.runtimes.doctor import backends
+    from repconv.export.doctor import backends
 
     from .shared.record import write_json
     from .shared.text import table

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .shared.command import Command, Reads, Writes
 from .shared.options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 _FORMATS = (".pt", ".safetensors")
 
 
-@click.command(epilog="Example: repconv expand timm:resnet18@pretrained -o multi.pt --set irep")
-@click.argument("source")
-@click.option("-o", "--output", required=True, help="Checkpoint to write: .pt or .safetensors.")
+@click.command(cls=Command, epilog="Example: repconv expand timm:resnet18@pretrained -o multi.pt --set irep")
+@click.argument("source", type=Reads(source=True))
+@click.option("-o", "--output", type=Writes(), required=True, help="Checkpoint to write: .pt or .safetensors.")
 @click.option("--set", "set_name", default="irep", show_default=True, help="Branches: irep, repvgg, acnet or dbb.")
 @click.option("--branches", help="Searchable branches instead, separated by commas: 1x1,1x3,skip.")
 @click.option("--fixed", help="Branches without a gate instead, separated by commas.")
@@ -28,7 +29,7 @@ _FORMATS = (".pt", ".safetensors")
     show_default=True,
     help="Keep what the network computes, or let new branches start as PyTorch does.",
 )
-@click.option("--input-shape", type=ImageShape(), help="Image shape, where SOURCE says none.")
+@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, where SOURCE says none.")
 @source_options
 @json_option
 def command(
@@ -57,7 +58,7 @@ def command(
     from .shared.record import file_record, write_json
     from .shared.text import paragraph
 
-    out = checked_output(output, source, _FORMATS, json_file)
+    out = checked_output(output, _FORMATS)
     wanted = _branch_set(set_name, branches, fixed)
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:

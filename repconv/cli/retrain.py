@@ -8,19 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .shared.command import Command, Reads, WritesFolder
+from .shared.ending import going_on_is_said
 from .shared.options import json_option
 
 if TYPE_CHECKING:
     from repconv.search.folder import RunFolder
 
 
-@click.command(epilog="Example: repconv retrain runs/a/best.arch.json --preset cifar10 --data cifar10:PATH -o runs/b")
-@click.argument("architecture")
+def _written() -> list[str]:
+    """The files of a retraining's folder."""
+    from repconv.search.folder import CHECKPOINT, CONFIG, ENVIRONMENT, METRICS, RESULT
+    from repconv.search.retrain import FUSED, RETRAINED
+
+    return [CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, RETRAINED, FUSED]
+
+
+@click.command(
+    cls=Command, epilog="Example: repconv retrain runs/a/best.arch.json --preset cifar10 --data cifar10:PATH -o runs/b"
+)
+@click.argument("architecture", type=Reads())
 @click.option("--preset", "preset_name", default="smoke", show_default=True, help="Settings to start from; see below.")
-@click.option("--data", help="Training images, as of repconv search run.")
-@click.option("--network", help="The architecture's network again, where it is package.module:factory: your own code.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-@click.option("-o", "--output", required=True, help="Folder of the run: new, or one of this very line to go on with.")
+@click.option("--data", type=Reads(), help="Training images, as of repconv search run.")
+@click.option(
+    "--network",
+    type=Reads(),
+    help="The architecture's network again, where it is package.module:factory: your own code.",
+)
+@click.option(
+    "--set", "settings", type=Reads(), multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=WritesFolder(_written),
+    required=True,
+    help="Folder of the run: new, or one of this very line to go on with.",
+)
 @json_option
 def command(
     architecture: str,
@@ -53,7 +77,8 @@ def command(
         if processes.first:
             _open(folder, {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()})
         processes.gathered([output])  # until then the others have no folder to read
-        retrain(folder, found, config, _show, own_code=network)
+        with going_on_is_said("the same line again"):
+            retrain(folder, found, config, _show, own_code=network)
     if not processes.first:
         return
     result = folder.read_json(RESULT)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from ..errors import SourceError
+from .edited import copied
 
+_NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 _LARGEST_MESSAGE = 2**31 - 2**24
 """Bytes of weights that fit one message, with room for the rest of it."""
 
@@ -62,6 +65,21 @@ def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False
         return session_of(path, text, as_written=as_written)
 
 
+def statistics_of(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The inputs of a batch normalisation that are statistics: nobody trains those, and PyTorch does not count them."""
+    return tuple(node.input[3:5]) if node.op_type == "BatchNormalization" else ()
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Numbers in initialisers that PyTorch calls parameters: no running statistics, no shapes and indices."""
+    statistics = {name for node in model.graph.node for name in statistics_of(node)}
+    return sum(
+        prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.name not in statistics and tensor.data_type not in _NO_WEIGHTS
+    )
+
+
 def is_large(model: onnx.ModelProto) -> bool:
     """Whether a model is too large for one protobuf message, so that its weights need a file of their own."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_MESSAGE
@@ -69,6 +87,5 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 def save_large(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to `path` and its weights to `path` with `.data` behind it."""
-    copy_of = onnx.ModelProto()
-    copy_of.CopyFrom(model)  # saving so moves the weights out of the message
+    copy_of = copied(model)  # saving so moves the weights out of the message
     onnx.save(copy_of, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .agreement import Comparison, Difference
+from .dispatch import EveryCall
 from .float64 import FastGroupedDouble
 
 SIGMAS = 7.0
@@ -260,23 +260,16 @@ def _largest(t: Tensor) -> float:
     return math.inf if math.isnan(peak) else peak
 
 
-class Largest(TorchDispatchMode):
+class Largest(EveryCall):
     """Inside, the largest magnitude of all floating-point tensors that PyTorch computes is kept in `seen`."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen = 0.0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401  # whatever torch dispatches
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func` and look at what it gives."""
-        del types
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if "batch_norm" in str(func):
             scale, shift, mean, variance = args[1:5]
             epsilon = next(a for a in reversed(args) if isinstance(a, float))

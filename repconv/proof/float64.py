@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .dispatch import EveryCall
 from .leaves import cast
 
 _WIDE = {
@@ -29,25 +29,15 @@ _WIDE = {
 }  # fmt: skip
 
 
-class FastGroupedDouble(TorchDispatchMode):
+class FastGroupedDouble(EveryCall):
     """Inside, 2-D convolutions of float64 tensors in groups are matrix products of unfolded images."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401  # whatever torch dispatches
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func`, or what stands for it."""
-        del types
-        return _run(func, args, kwargs or {})
+        return _run(func, args, kwargs)
 
 
-class InFloat64(TorchDispatchMode):
+class InFloat64(EveryCall):
     """Inside, every floating-point number is computed in float64, and every complex one of two such.
 
     Tensors of less precision that an operation reads are promoted, types that it is asked to make are widened. Only
@@ -59,20 +49,12 @@ class InFloat64(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.rounded: set[str] = set()
         self.asked: set[torch.dtype] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401  # whatever torch dispatches
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func` in float64."""
-        del types
-        kwargs = kwargs or {}
         kept = next((t.dtype for t in _written(func, args, kwargs) if t.dtype in _WIDE), None)
         if kept is not None:
             return _run(func, *_pytree.tree_map_only(Tensor, lambda t: _as(t, kept), (args, kwargs)))
@@ -153,6 +135,24 @@ def everything_in_float64() -> Iterator[InFloat64]:
             yield mode
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, float32 is computed in float32: no TF32 on GPUs and no bf16 on processors, whatever the user allowed."""
+    backends: Any = torch.backends  # whose types do not know of parts
+    parts: tuple[Any, ...] = (
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    )
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:  # noqa: ANN401

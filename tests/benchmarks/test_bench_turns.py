@@ -80,6 +80,8 @@ def test_other_noise_is_told() -> None:
     assert drift([1.0, 1.0]) is None, "too few to tell"
     assert ratio_warning("a / b", Ratio(1.0, 0.99, 1.02)) is None
     assert "too noisy to tell" in str(ratio_warning("a / b", Ratio(1.0, 0.9, 1.1)))
+    assert "surely above 1" in str(ratio_warning("a / b", Ratio(7.99, 7.1, 9.54)))
+    assert "surely below 1" in str(ratio_warning("a / b", Ratio(0.5, 0.4, 0.6)))
 
 
 def test_processor_time_of_others_is_what_is_left_of_all(tmp_path) -> None:

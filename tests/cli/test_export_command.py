@@ -133,7 +133,7 @@ REFUSED = {
     "no size": (("hot_of_test:network", "--to", "onnx", "-o", "out.onnx"), 2, "give one: --image 224,224"),
     "sm of onnx": ((*M, "--sm", "SM86"), 2, "--sm is for tensorrt-rtx"),
     "no capability": (("m.pt", *RTX, "--sm", "ampere"), 2, "'ampere' is no compute capability"),
-    "json of the engine": (("m.pt", *RTX, "--json", "out.engine.json"), 2, "is where the engine's own JSON goes"),
+    "json of the engine": (("m.pt", *RTX, "--json", "out.engine.json"), 2, "named for two outputs"),
     "idle option": ((*M, "--equalise"), 2, "--equalise is for int8, not fp32"),
     "idle layers": ((*M, "--keep-float", "1"), 2, "--keep-float is for int8, not fp32"),
     "layer gone": ((*INT8, "--calibrate", "i.npz", "--keep-float", "gone"), 2, "no layer 'gone' to keep in float"),

@@ -1,24 +1,27 @@
 """`repconv verify`: two artefacts in their own runtimes, and where they first differ."""
 
 import json
+import os
 import re
 import sys
 import zipfile
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
-from repconv import SourceError, create_model, fuse, save
+from repconv import SourceError, create_model, fuse, load, save
 from repconv.export import BuildSettings, Span, to_openvino
+from repconv.export.artefacts import artefact as artefacts
+from repconv.export.artefacts.open import open_artefact
 from repconv.export.comparing.compare import inputs_for, verify_artefacts
 from repconv.export.comparing.locate import locate
 from repconv.export.onnx.exporter import to_onnx
-from repconv.export.runtimes import artefact as artefacts
 from repconv.export.runtimes import engine_runtime
-from repconv.export.runtimes.open import open_artefact
 from repconv.files.whole import sha256
+from repconv.sources.checkpoint import Normalization
 
 BROKEN = "stages.1.0.conv1"
 
@@ -299,3 +302,64 @@ def test_an_engine_without_a_gpu_is_exit_3_and_one_without_its_json_exit_2(run, 
     code, _, err = run("m.pt", engine)
     assert code == 3
     assert "cannot run here: no GPU" in err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "code", "words"),
+    [
+        ({"input": (5, 3, 16, 16)}, 0, "equal: all"),
+        ({"x": (2, 3, 16, 16), "labels": (2,)}, 0, "equal: all"),
+        ({"images": (3, 3, 16, 16)}, 0, "equal: all"),
+        ({"a": (2, 3, 16, 16), "b": (2, 3, 16, 16)}, 2, "expected one array an input (input), found a, b"),
+        ({"x": (2, 4, 16, 16)}, 2, "an array of 2x4x16x16, the artefacts take nx3x16x16"),
+        ({}, 2, "expected one array an input"),
+    ],
+)
+def test_the_users_own_arrays_are_what_is_compared(arrays, code, words, run, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "given.npz", **{name: rng.normal(size=shape).astype("f4") for name, shape in arrays.items()})
+    got, out, err = run("m.pt", "f.onnx", "--inputs", tmp_path / "given.npz")
+    assert (got, words in out + err) == (code, True), out + err
+    if got == 0:
+        rows = next(shape[0] for name, shape in arrays.items() if name != "labels")
+        assert f"{rows}x3x16x16" in out
+        assert "1x3x16x16" not in out  # no random ones
+
+
+def test_a_difference_that_only_the_users_inputs_show(files, run, tmp_path):
+    """A network that differs where its input is above 100, which noise never is."""
+
+    class Hot(nn.Module):
+        def forward(self, x):
+            return torch.where(x > 100, x + 1, x)
+
+    x = torch.zeros(1, 3, 16, 16)
+    onnx.save(to_onnx(nn.Identity(), x, opset=17), files / "plain.onnx")
+    onnx.save(to_onnx(Hot(), x, opset=17), files / "hot.onnx")
+    np.savez(tmp_path / "given.npz", input=np.full((2, 3, 16, 16), 101, "f4"))
+    assert run("plain.onnx", "hot.onnx")[0] == 0
+    assert run("plain.onnx", "hot.onnx", "--inputs", tmp_path / "given.npz")[0] == 1
+    for tolerance, code in (("--rtol=0.02", 0), ("--rtol=0.001", 1), ("--atol=1.5", 0), ("--atol=0.5", 1)):
+        assert run("plain.onnx", "hot.onnx", "--inputs", tmp_path / "given.npz", tolerance)[0] == code
+
+
+def test_images_are_normalised_as_the_source_says(files, run, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for index in range(3):
+        image.new("RGB", (20, 16), (index * 40, 90, 200)).save(tmp_path / "images" / "a" / f"{index}.png")
+    code, out, err = run("m.pt", "f.onnx", "--inputs", tmp_path / "images", "--images", "2")
+    assert (code, "2x3x16x16" in out) == (0, True)
+    assert "numbers from 0 to 1" in err
+    normal = Normalization((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
+    save(load(files / "m.pt").model, files / "normal.pt", input_shape=(3, 16, 16), normalization=normal)
+    assert "numbers from 0 to 1" not in run("f.onnx", "normal.pt", "--inputs", f"imagefolder:{tmp_path / 'images'}")[2]
+
+
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero", "nets:net@pipe"])
+@pytest.mark.parametrize("option", [(), ("--inputs",)])
+def test_nothing_that_may_never_end_is_read(what, option, run, files):
+    if not (files / "pipe").exists():
+        os.mkfifo(files / "pipe")
+    code, _, err = run("m.pt", "f.onnx", *option, what) if option else run("m.pt", what)
+    assert (code, "is no regular file, but a pipe or a device" in err) == (2, True)

@@ -170,7 +170,7 @@ MISUSES = {
     "batch of a file": (("net.onnx", "--dynamic-batch"), "--dynamic-batch: a fused .onnx file keeps"),
     "other output": (("net.onnx", "-o", "f.pt"), "the output ends in .onnx, got '.pt'"),
     "model": (("net.onnx", "--model", "resnet18"), "--model is for weights without their network"),
-    "missing": (("none.onnx", "-o", "f.onnx"), "none.onnx is no file"),
+    "missing": (("none.onnx", "-o", "f.onnx"), "none.onnx: no such file"),
     "itself": (("net.onnx", "-o", "net.onnx"), "is the source itself"),
     "checkpoint": (("branchy_of_test:network", "-o", "f.pt", "--input-shape", "3,20,24"), "write a graph instead"),
     "no shape": (("branchy_of_test:network", "-o", "f.onnx"), "records no image shape"),

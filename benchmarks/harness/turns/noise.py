@@ -17,7 +17,10 @@ DRIFT = 0.03
 TAIL = 2.0
 """The 99th percentile over the median from which single calls are said to have been held up."""
 HALF_WIDTH = 0.03
-"""Half of a ratio's interval, relative, from which the ratio is called undecided."""
+"""Half of a ratio's interval, relative, from which more than the ratio is told: which side of 1 it is on, if that."""
+TOO_NOISY, ABOVE, BELOW = "too noisy to tell", "surely above 1", "surely below 1"
+KINDS = ("unsteady", "drift", "held up", TOO_NOISY, ABOVE, BELOW)
+"""How warnings begin."""
 
 
 def series_warnings(report: LatencyReport) -> list[str]:
@@ -53,20 +56,27 @@ def drift(values: Sequence[float]) -> float | None:
 
 
 def ratio_warning(name: str, found: Ratio) -> str | None:
-    """Whether a ratio can be told to a few percent."""
+    """Whether a ratio can be told to a few percent; one whose interval is wide may yet be surely not 1."""
     if found.half_width <= HALF_WIDTH:
         return None
     return (
-        f"{name}: too noisy to tell to {HALF_WIDTH:.0%}: {found.low:.3f} to {found.high:.3f}; measure longer "
+        f"{name}: {ratio_verdict(found)}, not to {HALF_WIDTH:.0%}: {found.low:.3f} to {found.high:.3f}; measure longer "
         "(--seconds, --rounds) or on a quieter machine"
     )
+
+
+def ratio_verdict(found: Ratio) -> str:
+    """What a ratio tells in words: nothing to add where its interval is narrow."""
+    if found.half_width <= HALF_WIDTH:
+        return ""
+    return ABOVE if found.low > 1 else BELOW if found.high < 1 else TOO_NOISY
 
 
 def gathered(warnings: Sequence[str]) -> list[str]:
     """Warnings of a kind as one: the worst of them, and how many there are."""
     kinds: dict[str, list[str]] = {}
     for said in warnings:
-        kind = next((k for k in ("unsteady", "drift", "held up", "too noisy to tell") if f": {k}" in said), said)
+        kind = next((k for k in KINDS if f": {k}" in said), said)
         kinds.setdefault(kind, []).append(said)
     found = []
     for alike in kinds.values():

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
+from ..shared.command import Command, Reads, Writes
+from .resume import files_of_a_run
 
-@click.command(epilog="Example: repconv search report runs/small")
-@click.argument("folder")
-@click.option("-o", "--output", help="The HTML file; FOLDER/report.html unless named.")
+
+@click.command(cls=Command, epilog="Example: repconv search report runs/small")
+@click.argument("folder", type=Reads(files_of_a_run))
+@click.option("-o", "--output", type=Writes(), help="The HTML file; FOLDER/report.html unless named.")
 def command(folder: str, output: str | None) -> None:
     """Write the report of the run in FOLDER, finished or under way, as one HTML file without outside parts."""
     from repconv.search.folder import RunFolder

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..shared.command import Command, Reads
+from ..shared.ending import going_on_is_said
 from ..shared.options import json_option
 
 if TYPE_CHECKING:
@@ -15,10 +17,21 @@ if TYPE_CHECKING:
     from repconv.search.processes import Processes
 
 
-@click.command(epilog="Example: repconv search resume runs/small")
-@click.argument("folder")
-@click.option("--data", help="The run's data again, where they are package.module:factory: your own code.")
-@click.option("--network", help="The run's network again, where it is package.module:factory: your own code.")
+def files_of_a_run() -> tuple[str, ...]:
+    """What a run's folder holds, by name; imported late, since torch is slow."""
+    from repconv.search.folder import FILES
+
+    return FILES
+
+
+@click.command(cls=Command, epilog="Example: repconv search resume runs/small")
+@click.argument("folder", type=Reads(files_of_a_run))
+@click.option(
+    "--data", type=Reads(), help="The run's data again, where they are package.module:factory: your own code."
+)
+@click.option(
+    "--network", type=Reads(), help="The run's network again, where it is package.module:factory: your own code."
+)
 @json_option
 def command(folder: str, data: str | None, network: str | None, json_file: str | None) -> None:
     """Go on with the run in FOLDER from its last checkpoint; on a CPU it ends as if nothing had happened."""
@@ -39,15 +52,20 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
     own_code: what the user named on the command line, which may be run.
     """
-    from repconv.search.folder import BEST, RESULT
+    from repconv.search.folder import BEST, CONFIG, RESULT
     from repconv.search.reports.found import read_found
     from repconv.search.reports.picture import terminal
     from repconv.search.run import run
+    from repconv.search.tasks.data import is_own_data
     from repconv.search.tasks.network import is_own_network
 
     from ..shared.record import file_record, write_json
 
-    run(folder, _show, own_code=own_code)
+    config = folder.read_json(CONFIG)
+    own = {"data": is_own_data, "network": is_own_network}
+    named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(config[option])]
+    with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
+        run(folder, _show, own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)

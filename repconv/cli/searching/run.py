@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..shared.command import Command, Reads, WritesFolder
 from ..shared.options import json_option
+from .resume import files_of_a_run, run_to_its_end
 
 if TYPE_CHECKING:
     from repconv.search.config import SearchConfig
@@ -17,14 +19,20 @@ if TYPE_CHECKING:
 _EPILOG = "Example: repconv search run --preset cifar10-small --data imagefolder:cifar10.zip -o runs/a --set ratio=1/2"
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=Command, epilog=_EPILOG)
 @click.option("--preset", "preset_name", default="smoke", show_default=True, help="Settings to start from; see below.")
 @click.option(
-    "--data", help="Training images: cifar10:PATH, cifar100:PATH, imagefolder:PATH, digits or package.module:factory."
+    "--data",
+    type=Reads(),
+    help="Training images: cifar10:PATH, cifar100:PATH, imagefolder:PATH, digits or package.module:factory.",
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@click.option(
+    "--set", "settings", type=Reads(), multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."
+)
 @click.option("--no-age", is_flag=True, help="Scores without the age term, the paper's ablation.")
-@click.option("-o", "--output", help="Folder of the run, new. Needed but for a dry run.")
+@click.option(
+    "-o", "--output", type=WritesFolder(files_of_a_run), help="Folder of the run, new. Needed but for a dry run."
+)
 @click.option("--dry-run", is_flag=True, help="Show settings, space, and an estimate measured on two updates.")
 @json_option
 def command(
@@ -49,7 +57,6 @@ def command(
     from repconv.search.settings import changed, settings_to_dict
 
     from ...errors import OutputError, SearchError
-    from .resume import run_to_its_end
 
     chosen = preset(preset_name)
     given = [*([f"data={data}"] if data else []), *settings, *(["age=false"] if no_age else [])]

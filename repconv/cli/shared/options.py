@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .command import Reads, Writes
+
 if TYPE_CHECKING:
     from repconv.export.settings import Span
 
     _Shape = click.ParamType[tuple[int, int, int]]
     _Batch = click.ParamType["Span"]
-    _Image = click.ParamType[tuple["Span", "Span"]]
+    _Image = click.ParamType[tuple["Span", ...]]
     _WholeNumbers = click.ParamType[tuple[int, ...]]
     _Numbers = click.ParamType[tuple[float, ...]]
 else:  # click before 8.4 has no types to name
@@ -22,7 +24,7 @@ else:  # click before 8.4 has no types to name
 
 
 class ImageShape(_Shape):
-    """`3,224,224` or `3x224x224`, with or without a leading batch of 1."""
+    """`3,224,224` or `3x224x224`, with or without a leading batch of 1; `224,224` is of three channels."""
 
     name = "C,H,W"
 
@@ -33,6 +35,7 @@ class ImageShape(_Shape):
         parts = re.split(r"[,x]", str(value))
         if len(parts) == 4 and parts[0] == "1":
             parts = parts[1:]
+        parts = ["3", *parts] if len(parts) == 2 else parts
         if len(parts) != 3 or not all(p.isdecimal() and int(p) for p in parts):
             self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
         channels, height, width = map(int, parts)
@@ -59,12 +62,12 @@ class BatchRange(_Batch):
 
 
 class ImageRange(_Image):
-    """`H,W`, each a number or `MIN:OPT:MAX`."""
+    """`H,W`, each a number or `MIN:OPT:MAX`, or `C,H,W`."""
 
     name = "H,W"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Span, Span]:  # noqa: ANN401  # click's signature
-        """Return height and width."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Span, ...]:  # noqa: ANN401  # click's signature
+        """Return height and width, or channels and both."""
         from repconv.export.settings import parse_image
 
         from ...errors import SourceError
@@ -116,18 +119,13 @@ class Numbers(_Numbers):
             self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
 
 
-def checked_output(output: str, source: str, formats: Sequence[str], json_file: str | None) -> Path:
-    """Refuse, before anything is computed, an output that could not be written or would eat its source."""
+def checked_output(output: str, formats: Sequence[str]) -> Path:
+    """Refuse, before anything is computed, an output of another format."""
     from ...errors import OutputError
 
-    path, out = Path(source), Path(output)
+    out = Path(output)
     if out.suffix not in formats:
         raise OutputError(f"{out}: the output ends in {', '.join(formats)}, got {out.suffix or 'no suffix'!r}")
-    for file in (out, *([Path(json_file)] if json_file else [])):
-        if not file.parent.is_dir():
-            raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
-        if path.exists() and file.exists() and file.samefile(path):
-            raise OutputError(f"{file} is the source itself; name another output")
     return out
 
 
@@ -138,12 +136,20 @@ def source_options(command: F) -> F:
     """How to read a SOURCE that does not describe itself."""
     for option in (
         click.option("--state-key", help="Key in the file under which the weights are, if there are several."),
-        click.option("--model", "model_name", help="Network of a bare state dict: a name, or package.module:factory."),
+        click.option(
+            "--model",
+            "model_name",
+            type=Reads(),
+            help="Network of a bare state dict: a name, or package.module:factory.",
+        ),
     ):
         command = option(command)
     return command
 
 
 json_option = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False), help="Write everything measured to this JSON file."
+    "--json",
+    "json_file",
+    type=Writes(dash=True),
+    help="Write everything measured to this JSON file; -: to standard output.",
 )

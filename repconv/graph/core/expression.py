@@ -17,7 +17,7 @@ from ...algebra.geometry import Geometry
 from ...algebra.kernels import Kernel, combine, compose, identity
 from ...errors import GeometryError
 from .constant import Constant
-from .form import Form, identity_form
+from .form import Form, aligned, identity_form, padded_after
 from .ordering import dependencies_first
 
 Weight = Callable[[], Tensor]
@@ -45,6 +45,12 @@ class Addend:
         """The same with one more scale, a diagonal term."""
         scales = (*self.scales, lambda: scale.kernel.weight.reshape(-1))
         return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale))
+
+    def padded(self, change: Sequence[int]) -> Addend:
+        """The same with so much more padding, which no window reads."""
+        if not any(change):
+            return self
+        return replace(self, form=replace(self.form, geometry=padded_after(self.form.geometry, change)))
 
     def factor(self) -> Tensor | None:
         """The product of the scales, [o]; None for 1."""
@@ -96,9 +102,28 @@ class Term:
         Raises:
             GeometryError: they are not one convolution together.
         """
-        return Term(self.source, self.form.parallel(other.form), self._few() + other._few())
+        mine, theirs = aligned(self.form, other.form)
+        return Term(self.source, mine.parallel(theirs), self.like(mine).few() + other.like(theirs).few())
 
-    def _few(self) -> tuple[Addend, ...]:
+    def of_sides(self, sides: Sequence[object]) -> Term:
+        """The same term, of an image of these sides; see `Form.of_sides`."""
+        return self.like(self.form.of_sides(sides))
+
+    def like(self, form: Form) -> Term:
+        """The same numbers under another padding after the image, or with more known of it."""
+        if form == self.form:
+            return self
+        old, new = self.form.geometry.padding[2:], form.geometry.padding[2:]
+        change = [mine - theirs for mine, theirs in zip(new, old, strict=True)]
+        return Term(self.source, form, [addend.padded(change) for addend in self._addends])
+
+    def uncropped(self) -> Kernel:
+        """The numbers as `form.without_cropping()` has them."""
+        settled, target = self.form.symmetric().geometry, self.form.without_cropping().geometry
+        kernel = replace(self.kernel, padding=settled.padding)
+        return kernel if settled == target else kernel.enlarge(target.size, target.padding)
+
+    def few(self) -> tuple[Addend, ...]:
         """What to add, the sum if that is many."""
         if len(self._addends) <= MOST_ADDENDS:
             return self._addends
@@ -116,7 +141,7 @@ class Term:
             return inner
         form = self.form.series(inner.form)
         if self.form.is_diagonal:
-            return Term(inner.source, form, [addend.scaled(self) for addend in inner._few()])
+            return Term(inner.source, form, [addend.scaled(self) for addend in inner.few()])
         return Term(inner.source, form, [Addend(form, lambda: _series(self, inner, form).weight, (), (self, inner))])
 
 
@@ -138,7 +163,7 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
         scale = inner.kernel.weight.reshape(g, 1, m, 1, 1)
         weight = (outer.kernel.weight.reshape(g, o // g, m, kh, kw) * scale).reshape(o, m, kh, kw)
         return _kernel(target, _kernel(target, weight).dilate(inner.form.geometry.stride).weight)
-    return compose(outer.kernel, inner.kernel)
+    return compose(outer.kernel, inner.kernel, closed=inner.form.closed)
 
 
 class Bias:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
+from typing import TypeVar
 
 from ...algebra.geometry import Geometry, Pair
+
+T = TypeVar("T")
 
 REMEMBERED = 4096
 """Results kept of combining forms: searches ask the same few questions thousands of times."""
@@ -21,12 +25,60 @@ class Form:
         dilated.
     ones: channel c of the output reads 1 times channel c of the input, through one tap; stride and padding may be any.
     zeros: every number is 0, as after the factor of a gate that is shut.
+    spare: by axis, how many rows or columns at the end of the image and its padding no window reads; None where that
+        depends on a size that is not known. So much of the padding may be left out, and some be added.
     """
 
     geometry: Geometry
     lattice: Pair = (0, 0)
     ones: bool = False
     zeros: bool = False
+    spare: tuple[int | None, ...] = (None, None)
+
+    def of_sides(self, sides: Sequence[object]) -> Form:
+        """The same, of an image whose sides are these; text or anything else for one that is open."""
+        g = self.geometry
+        spare = [
+            0 if stride == 1 else ((n + before + after - k) % stride if isinstance(n, int) else None)
+            for n, before, after, k, stride in zip(sides, *_halves(g.padding), g.size, g.stride, strict=True)
+        ]
+        return replace(self, spare=tuple(spare))
+
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """See `Geometry.closed`: here of images of the size that `spare` knows."""
+        g = self.geometry
+        before, after = _halves(g.closed)
+        known = [
+            shut or (spare is not None and pad + stride >= k + spare)
+            for shut, spare, pad, k, stride in zip(
+                after, self.spare, _halves(g.padding)[1], g.size, g.stride, strict=True
+            )
+        ]
+        return (*before, *known)
+
+    def flush(self) -> Form:
+        """The same map without padding, or with cropping, that no window reads."""
+        return self._padded_after([-(spare or 0) for spare in self.spare])
+
+    def symmetric(self) -> Form:
+        """The same map padded alike before and after where that is possible, and not cropped where that is needless."""
+        changes = []
+        for before, after, stride, spare in zip(
+            *_halves(self.geometry.padding), self.geometry.stride, self.spare, strict=True
+        ):
+            least = after - (spare or 0)
+            most = after if spare is None else least + stride - 1
+            wanted = before if least <= before <= most else max(after, min(0, most))
+            changes.append(wanted - after)
+        return self._padded_after(changes)
+
+    def _padded_after(self, changes: Sequence[int]) -> Form:
+        """With so much more padding at the end of each axis, which no window reads."""
+        if not any(changes):
+            return self
+        spare = [None if s is None else s + change for s, change in zip(self.spare, changes, strict=True)]
+        return replace(self, geometry=padded_after(self.geometry, changes), spare=tuple(spare))
 
     @property
     def dilation(self) -> Pair:
@@ -80,7 +132,7 @@ class Form:
             return self
         if self.is_identity:
             return inner
-        geometry = self.geometry.series(inner.geometry)
+        geometry = self.geometry.series(inner.geometry, inner.closed)
         if inner.ones:
             geometry = replace(geometry, groups=self.geometry.groups)
         if self.ones:
@@ -89,11 +141,15 @@ class Form:
             gcd(mine * s, theirs)
             for mine, s, theirs in zip(self.lattice, inner.geometry.stride, inner.lattice, strict=True)
         )
-        return Form(geometry, (lattice[0], lattice[1]), self.ones and inner.ones, self.zeros or inner.zeros)
+        spare = tuple(
+            None if mine is None or theirs is None else mine * s + theirs
+            for mine, s, theirs in zip(self.spare, inner.geometry.stride, inner.spare, strict=True)
+        )
+        return Form(geometry, (lattice[0], lattice[1]), self.ones and inner.ones, self.zeros or inner.zeros, spare)
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def parallel(self, other: Form) -> Form:
-        """The form of the sum of two convolutions of one input.
+        """The form of the sum of two convolutions of one input, which are as large; `aligned` makes them so.
 
         Raises:
             GeometryError: see `Geometry.parallel`.
@@ -103,18 +159,39 @@ class Form:
             gcd(mine, theirs, self.geometry.padding[axis] - other.geometry.padding[axis])
             for axis, (mine, theirs) in enumerate(zip(self.lattice, other.lattice, strict=True))
         )
-        return Form(geometry, (lattice[0], lattice[1]))
+        spare = tuple(theirs if mine is None else mine for mine, theirs in zip(self.spare, other.spare, strict=True))
+        return Form(geometry, (lattice[0], lattice[1]), spare=spare)
 
     def without_cropping(self) -> Form:
-        """The same map with padding of at least 0: a cropped pixel becomes a zero tap."""
-        top, left, bottom, right = self.geometry.padding
-        if min(self.geometry.padding) >= 0:
-            return self
-        (kh, kw), (rows, columns) = self.geometry.size, self.lattice
+        """The same map `symmetric` and with padding of at least 0: a cropped pixel becomes a zero tap."""
+        form = self.symmetric()
+        top, left, bottom, right = form.geometry.padding
+        if min(top, left, bottom, right) >= 0:
+            return form
+        (kh, kw), (rows, columns) = form.geometry.size, form.lattice
         size = (kh + max(-top, 0) + max(-bottom, 0), kw + max(-left, 0) + max(-right, 0))
         padding = (max(top, 0), max(left, 0), max(bottom, 0), max(right, 0))
         lattice = (gcd(rows, min(top, 0), min(bottom, 0)), gcd(columns, min(left, 0), min(right, 0)))
-        return Form(replace(self.geometry, size=size, padding=padding), lattice)
+        return Form(replace(form.geometry, size=size, padding=padding), lattice, spare=form.spare)
+
+
+def padded_after(geometry: Geometry, changes: Sequence[int]) -> Geometry:
+    """A geometry with so much more padding at the end of each axis."""
+    top, left, bottom, right = geometry.padding
+    return replace(geometry, padding=(top, left, bottom + changes[0], right + changes[1]))
+
+
+def aligned(first: Form, second: Form) -> tuple[Form, Form]:
+    """Two forms of one input, so padded that outputs of equal size are known to be."""
+    if first.geometry.excess == second.geometry.excess:
+        return first, second
+    return first.flush(), second.flush()
+
+
+def _halves(sides: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """What comes before, and what comes after the pixels, by axis."""
+    middle = len(sides) // 2
+    return sides[:middle], sides[middle:]
 
 
 def identity_form(channels: int) -> Form:

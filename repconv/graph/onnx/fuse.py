@@ -13,6 +13,8 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import numpy_helper
 
 from ...errors import FusionError
+from ...files.edited import copied
+from ...files.onnx import parameters, statistics_of
 from ...proof.agreement import Agreement
 from ...proof.refusal import Refusal
 from ...proof.report import FusedLayer, FusionReport, Proof, Size
@@ -150,16 +152,12 @@ def _write(
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
             why = f"{error}; the whole graph was left as it is, fuse it in float32"
-            copy = onnx.ModelProto()
-            copy.CopyFrom(source)
-            return copy, (), [Refusal(where[name], why)]
+            return copied(source), (), [Refusal(where[name], why)]
         emissions[name] = emission
         for label, shape in emission.convolutions:
             layers.append(_layer(label, shape, chosen.origins[name], emission, facts))
     if not emissions and not chosen.virtual:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(source)
-        return copy, (), []
+        return copied(source), (), []
     result = onnx.ModelProto()
     for field, value in source.ListFields():
         if field.name != "graph":
@@ -221,7 +219,7 @@ def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, 
     before = Size(
         sum(n.op_type == "Conv" for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
-        sum(_elements(facts, i) for n in nodes for i in n.input),
+        sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
     )
     after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
     return FusedLayer(name, shape, origins, before, after)
@@ -239,7 +237,7 @@ def _stem(name: str, facts: Facts) -> str:
 
 
 def measure(model: onnx.ModelProto, facts: Facts) -> Size:
-    """Convolutions, batch normalisations, numbers in initialisers, and flops of the convolutions of one image.
+    """Convolutions, batch normalisations, parameters as PyTorch counts them, and one image's flops in convolutions.
 
     Open sides count as `sizes.NOMINAL`; flops are None where a size is not known at all.
     """
@@ -260,6 +258,6 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     return Size(
         sum(n.op_type == "Conv" for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
-        sum(int(np.prod(t.dims)) for t in model.graph.initializer),
+        parameters(model),
         flops,
     )

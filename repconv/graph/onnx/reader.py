@@ -115,7 +115,8 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
     """Check types and sizes of a node's parts and note the layouts and sizes of its outputs."""
     steps = []
     for part in parts:
-        made = part.made
+        terms = tuple(term.of_sides(facts.tensor(term.source).dims[2:]) for term in part.made.terms)
+        made = replace(part.made, terms=terms)
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
             raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")

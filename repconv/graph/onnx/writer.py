@@ -170,11 +170,8 @@ def _convolution(pen: _Pen, source: str, term: Term, bias: Tensor | None, target
 
 def written(term: Term) -> tuple[Kernel, int, int]:
     """A term's numbers with padding of at least 0, and the dilation its zeros allow; the weight still holds them."""
-    form, kernel = term.form.without_cropping(), term.kernel
-    if form != term.form:
-        kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
-    rows, columns = form.dilation
-    return kernel, rows, columns
+    rows, columns = term.form.without_cropping().dilation
+    return term.uncropped(), rows, columns
 
 
 def _tensor(name: str, value: Tensor, element_type: int) -> onnx.TensorProto:

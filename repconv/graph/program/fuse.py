@@ -292,13 +292,11 @@ def _compute(
     module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, pixels: int | None, name: str
 ) -> fx.Node:
     """A convolution of so many pixel axes, or a matrix times the last axis."""
-    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.kernel, source.meta["val"]
+    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.uncropped(), source.meta["val"]
     shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
     if pixels is None:
         weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
         return graph.call_function(_aten.linear.default, (source, weight, shift))
-    if form != term.form:
-        kernel = kernel.enlarge(form.geometry.size, form.geometry.padding)
     rows, columns = form.dilation
     taps = kernel.weight[:, :, ::rows, ::columns]
     weight = _held(module, f"{name}_weight", taps if pixels == 2 else taps[..., 0], like)

@@ -95,6 +95,9 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     if dtype not in _ROUNDING or any(s.meta["val"].dtype != dtype for s in sources):
         raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
     kind = kind_of(node).split(".")[1]
+    made = replace(
+        made, terms=tuple(term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]) for term in made.terms)
+    )
     facts.place(node, made.layout, facts.tensor(sources[0]).dims)
     size = facts.nominal(node)
     if kind in _CONVOLUTIONS:
