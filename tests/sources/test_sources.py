@@ -232,7 +232,7 @@ def test_a_source_without_a_description_fuses(model, tmp_path):
 def test_a_format_is_one_reader_for_every_command(tmp_path, monkeypatch, command_line) -> None:
     """`.seed` files hold a number that makes the network; nothing but the table of readers knows of them."""
 
-    def read(path, model, state_key):
+    def read(path, *_):
         torch.manual_seed(int(path.read_text()))
         network = create_model("irep_resnet18", width=2, blocks=(1,)).eval()
         return Checkpoint(network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
