@@ -102,7 +102,7 @@ def bench(
 
 def _forms(given: Sequence[Given], settings: BenchSettings) -> tuple[list[Form], list[str]]:
     """The forms of all sources, and notes."""
-    notes = [f"{one.label}: {note}" for one in given for note in one.notes]
+    notes = [f"{one.label}: {note}" for one in given for note in one.source.notes]
     opened: dict[str, Given] = {}
 
     def other(text: str) -> Given:
@@ -166,7 +166,7 @@ def _check_cpus(settings: BenchSettings) -> None:
 def _measured(text: str, given: Given) -> Measured:
     report, inspection = explain(given)
     size = None if given.path is None else given.path.stat().st_size
-    return Measured(given.label, text, given.size, size, given.sha256, report, inspection, given.notes)
+    return Measured(given.label, text, given.size, size, given.source.sha256, report, inspection, given.source.notes)
 
 
 def _compared(rows: Sequence[Row], settings: BenchSettings) -> list[Compared]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from repconv.errors import BuildError
+from repconv.export.artefacts.loaded import How
 from repconv.export.measuring import measure as compare_with_source
 from repconv.export.proof.evidence import Evidence, Probe
 from repconv.export.settings import BuildSettings
@@ -23,7 +24,6 @@ from repconv.export.subject import Subject
 from .backends import Backend
 from .forms import Form, Given
 from .loading.building import Artefact, Workshop
-from .loading.loaded import How
 from .machine.gpu import GpuState, gpu_state, visible_gpu
 from .machine.machine import Others, others, process_seconds, usage
 from .player import PlayerLost, Process
@@ -125,7 +125,7 @@ def measure_group(
                 settings.cuda_events,
             )
             jobs = {entry.key.name: entry.artefact.job for entry in mine}
-            processes[name] = stack.enter_context(Process(name, mine[0].backend.loader, how, jobs, settings.cpus))
+            processes[name] = stack.enter_context(Process(name, how, jobs, settings.cpus))
             say(f"loading into {name}")
             _load(processes[name], mine, known, folder, inputs)
         ready = [entry for entry in entries if known[entry.key].failure is None]

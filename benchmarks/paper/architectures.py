@@ -9,14 +9,13 @@ branch but one, which the eighth lacks, and the last eight keep one, in the nint
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 
 from repconv import create_model, load
 from repconv.benchmarks.paper.published.tables import FAITHFUL, IMPOSSIBLE, SCALED
-from repconv.benchmarks.studies.common import PICTURES, RESULTS, write_json
+from repconv.benchmarks.studies.common import PICTURES, asking, head, write_json
 from repconv.files.whole import write_whole
 from repconv.search.reports.picture import space_grid, svg
 from repconv.search.strategies.evolution import random_architecture
@@ -69,9 +68,8 @@ def picture_of_the_text(space: SearchSpace) -> str:
 
 def main() -> None:
     """Draw, write pictures and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = asking(__doc__, "paper_architectures")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder (%(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "paper_architectures.json")
     arguments = parser.parse_args()
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     space = imagenet_space()
@@ -86,8 +84,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "schema": SCHEMA,
-            "command": "python benchmarks/paper/architectures.py",
+            **head(__file__, SCHEMA),
             "irep_resnet50": {
                 "verdict": FAITHFUL,
                 "blocks": len(space.blocks),

@@ -5,7 +5,6 @@ python benchmarks/paper/document.py [--check]
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -13,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repconv.benchmarks.paper.inference_tables import inference_tables, table
+from repconv.benchmarks.paper.inference_tables import inference_tables
 from repconv.benchmarks.paper.published.tables import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
-from repconv.benchmarks.studies.common import RESULTS, ROOT, command_of
+from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, command_of, table
 from repconv.files.whole import write_whole
 
 PAGE = ROOT / "docs" / "paper.md"
@@ -211,7 +210,7 @@ def read_results(folder: Path = RESULTS) -> dict[str, Any]:
 
 def main() -> None:
     """Write the page, or with `--check` only say whether it is what the JSON gives."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = asking(__doc__)
     parser.add_argument("--output", type=Path, default=PAGE, help="file to write (%(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is not up to date")
     arguments = parser.parse_args()

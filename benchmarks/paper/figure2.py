@@ -9,11 +9,10 @@ is what it regularises with).
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from repconv.benchmarks.paper.published.tables import FAITHFUL
-from repconv.benchmarks.studies.common import PICTURES, RESULTS, write_json
+from repconv.benchmarks.studies.common import PICTURES, asking, head, write_json
 from repconv.files.whole import write_whole
 from repconv.search.reports.report import chart
 from repconv.search.strategies.evolution import age_term
@@ -30,9 +29,8 @@ def points() -> list[tuple[float, float]]:
 
 def main() -> None:
     """Draw, write the picture and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = asking(__doc__, "paper_figure2")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder (%(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "paper_figure2.json")
     arguments = parser.parse_args()
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     drawn = points()
@@ -41,8 +39,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "schema": SCHEMA,
-            "command": "python benchmarks/paper/figure2.py",
+            **head(__file__, SCHEMA),
             "settings": SETTINGS,
             "verdict": FAITHFUL,
             "picture": "figure2.svg",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from repconv import fuse, load
 from repconv.benchmarks.paper.architectures import SHIPPED
 from repconv.benchmarks.paper.published.tables import SCALED
-from repconv.benchmarks.studies.common import PICTURES, RESULTS, existing, write_json
+from repconv.benchmarks.studies.common import PICTURES, RESULTS, asking, existing, head, write_json
 from repconv.benchmarks.studies.training.cifar10 import CLASSES, normalize
 from repconv.files.whole import sha256, write_whole
 
@@ -100,13 +100,12 @@ def chosen_images(arguments: argparse.Namespace, parser: argparse.ArgumentParser
 
 def main() -> None:
     """Run both networks, write the picture and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = asking(__doc__, "paper_figure3")
     parser.add_argument("--images", default="3,25,107,146", help="places in the sheet that ships (%(default)s)")
     parser.add_argument("--picture", type=existing, help="an image of your own instead")
     parser.add_argument("--plain", type=existing, default=str(PLAIN), help="checkpoint of the plain network")
     parser.add_argument("--irep", type=existing, default=str(SHIPPED), help="checkpoint of the multi-branch network")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder (%(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "paper_figure3.json")
     arguments = parser.parse_args()
     images, names = chosen_images(arguments, parser)
     files = {"plain": arguments.plain, "irep": arguments.irep}
@@ -116,8 +115,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "schema": SCHEMA,
-            "command": "python benchmarks/paper/figure3.py",
+            **head(__file__, SCHEMA),
             "verdict": SCALED,
             "picture": "figure3.png",
             "why": "networks of width 16 and six units trained on CIFAR-10 for ten epochs; no ImageNet here",

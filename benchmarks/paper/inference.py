@@ -10,11 +10,9 @@ does not depend on them, and none are published for the others.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import onnx
 import torch
@@ -27,7 +25,7 @@ from repconv.benchmarks.paper.architectures import IMAGENET_KINDS, cifar_archite
 from repconv.benchmarks.paper.published.cells import cifar_network, imagenet_network
 from repconv.benchmarks.paper.published.genotypes import GENOTYPES
 from repconv.benchmarks.paper.published.tables import PARAMETERS, REFERENCES
-from repconv.benchmarks.studies.common import RESULTS, positive, read_json, write_json
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_json
 from repconv.benchmarks.studies.graph.graph_counts import count, flops, session
 from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.graph import fuse_onnx
@@ -158,24 +156,19 @@ def parameter_counts() -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = names()
-    parser.add_argument("--networks", default=",".join(known), help="some of them, with commas between (all)")
+    parser = asking(__doc__, "paper_inference")
+    parser.add_argument("--networks", type=some_of(tuple(known)), default=tuple(known), help="with commas (all)")
     parser.add_argument("--rounds", type=positive, default=25)
-    parser.add_argument("--output", type=Path, default=RESULTS / "paper_inference.json")
     parser.add_argument("--keep", action="store_true", help="measure nothing if the output holds these networks")
     arguments = parser.parse_args()
-    chosen = arguments.networks.split(",")
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        parser.error(f"no network {', '.join(unknown)}; they are {', '.join(known)}")
-    old = read_json(arguments.output, SCHEMA)
-    if arguments.keep and old is not None and {row["network"] for row in old["rows"]} >= set(chosen):
+    chosen = arguments.networks
+    if arguments.keep and set(kept_rows(arguments.output, SCHEMA, "network")) >= set(chosen):
         print(f"{arguments.output} is kept")
         return
     content: dict[str, object] = {
-        "schema": SCHEMA, "command": "python benchmarks/paper/inference.py", "environment": environment(),
-        "threads": torch.get_num_threads(), "rounds": arguments.rounds, "references": REFERENCES,
+        **head(__file__, SCHEMA), "environment": environment(), "threads": torch.get_num_threads(),
+        "rounds": arguments.rounds, "references": REFERENCES,
         "parameters": parameter_counts(),
     }  # fmt: skip
     rows: list[dict[str, object]] = []

@@ -6,18 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..harness.turns.timing import LatencyReport, Ratio, ratio
-from ..studies.common import command_of
+from ..studies.common import command_of, table
 from .published.tables import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, Row
 
 RUNTIMES = ("torch", "onnxruntime")
 MULTI_BRANCH = ("repvgg_", "acnet_", "dbb_", "irep_")
 """How the names of networks that are fused before they are deployed begin."""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
 def inference_tables(content: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Table 1 of the paper: what evaluating a population costs, multi-branch and as single-path networks.
 
-    python benchmarks/paper/table1.py benchmarks/results/table1.json
+    python benchmarks/paper/table1.py
 
 VGG-16 and ResNet-18 for CIFAR-10, two thirds of the branches active, float32, channels last, and the same images, batch
 and candidates on both sides; the multi-branch side skips branches outside the mask. Measured, in turns: a batch through
@@ -15,18 +15,17 @@ waiting for all of them: the paper's 256 multi-branch VGGs took it an hour and a
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable
 from itertools import cycle
-from pathlib import Path
 
 import torch
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import measure, ratio
+from repconv.benchmarks.studies.common import asking, head, positive, write_json
 from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.evaluate import EvaluationSettings, KernelBank
 from repconv.search.supernet.supernet import Supernet
@@ -95,15 +94,14 @@ def case(base: str, width: int, batch: int, rounds: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, nargs="?", help="JSON file to write")
+    parser = asking(__doc__, "table1")
     parser.add_argument("--networks", nargs="+", default=sorted(PAPER), choices=sorted(PAPER))
-    parser.add_argument("--widths", nargs="+", type=int, default=[16, 64])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--widths", nargs="+", type=positive, default=[16, 64])
+    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--keep", action="store_true", help="measure nothing if the output is there")
     arguments = parser.parse_args()
-    if arguments.keep and arguments.output is not None and arguments.output.exists():
+    if arguments.keep and arguments.output.exists():
         print(f"{arguments.output} is kept")
         return
     results = []
@@ -112,12 +110,8 @@ def main() -> None:
             found = case(base, width, arguments.batch, arguments.rounds)
             results.append(found)
             print(json.dumps({key: value for key, value in found.items() if key != "samples"}), flush=True)
-    content = {
-        "command": "python benchmarks/paper/table1.py", "images": IMAGES, "threads": torch.get_num_threads(),
-        "environment": environment(), "results": results,
-    }  # fmt: skip
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(content) + "\n")
+    about = {"images": IMAGES, "threads": torch.get_num_threads(), "environment": environment()}
+    write_json(arguments.output, {**head(__file__), **about, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What the scripts of this folder share: where results lie, how they are written, what a script asks for."""
+"""What measuring scripts share: what each is asked, what its result begins with, and how that is kept and written."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,20 @@ from repconv.files.whole import write_whole
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
+
+
+def asking(doc: str | None, output: str = "") -> argparse.ArgumentParser:
+    """The parser of a script: its docstring is its help; with `output`, a result's name, it asks for the file."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if output:
+        parser.add_argument("--output", type=Path, default=RESULTS / f"{output}.json", help="JSON file (%(default)s)")
+    return parser
+
+
+def head(script: str, schema: str = "", asked: str = "") -> dict[str, object]:
+    """What a result begins with: its schema, if it has one, and the command, of a script's `__file__` and options."""
+    command = f"python {Path(script).resolve().relative_to(ROOT).as_posix()} {asked}".rstrip()
+    return {**({"schema": schema} if schema else {}), "command": command}
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -24,12 +38,23 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     write_whole({path: (json.dumps(content) + "\n").encode()})
 
 
+def kept_rows(path: Path, schema: str, key: str, rows: str = "rows") -> dict[str, Any]:
+    """The rows a result holds from before, by what each says under `key`; none where there is no such result."""
+    return {row[key]: row for row in (read_json(path, schema) or {rows: []})[rows]}
+
+
 def read_json(path: Path, schema: str) -> Any:  # noqa: ANN401  # of a file
     """The content of a result, None where there is no such file or it is of another schema."""
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     return content if content.get("schema") == schema else None
+
+
+def table(heading: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown, without its last line break."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (heading, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])
 
 
 def command_of(content: Mapping[str, Any]) -> str:
@@ -43,6 +68,19 @@ def command_of(content: Mapping[str, Any]) -> str:
     if found is None:
         raise FileNotFoundError(f"no {Path(script).name} under benchmarks/, which a result names as its script")
     return " ".join([program, found.relative_to(ROOT).as_posix(), *options])
+
+
+def some_of(known: Sequence[str], what: str = "network") -> Callable[[str], list[str]]:
+    """Names with commas between, each a known one, for argparse."""
+
+    def chosen(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no {what} {', '.join(unknown)}; they are {', '.join(known)}")
+        return names
+
+    return chosen
 
 
 def positive(text: str) -> int:

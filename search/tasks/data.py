@@ -65,7 +65,7 @@ def _test_images(name: str, task: Task) -> Images:
         unknown = sorted(set(classes) - set(task.class_names))
         raise SearchError(f"{rest} has the class {unknown[0]!r}, which the training data does not have")
     numbers = [task.class_names.index(c) for c in classes]
-    renumbered = StoredImages(images.root, [(n, numbers[label]) for n, label in images.files])
+    renumbered = StoredImages(images.source, tuple((n, numbers[label]) for n, label in images.files))
     return held(renumbered) or renumbered
 
 

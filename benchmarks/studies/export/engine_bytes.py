@@ -3,14 +3,12 @@
     python benchmarks/studies/export/engine_bytes.py [--builds 12] [--output FILE]
 
 The shipped network in fp16 with a batch of 1 to 16, for SM86 and SM89. Once at addresses as the system draws them, once
-as `repconv export` builds: at fixed ones (`export/runtimes/engine_worker.py`), in surroundings that vary.
+as `repconv export` builds: at fixed ones (`export/engines/worker.py`), in surroundings that vary.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -19,8 +17,9 @@ from unittest import mock
 import onnx
 
 from repconv.benchmarks.environment import environment
+from repconv.benchmarks.studies.common import asking, head, positive, write_json
 from repconv.export import BuildSettings, Span, to_onnx
-from repconv.export.runtimes.engine_builder import build_engine
+from repconv.export.engines.builder import build_engine
 
 CHECKPOINT = Path("repconv/assets/irep_resnet_cifar10.pt")
 SETTINGS = BuildSettings(precision="fp16", batch=Span(1, 4, 16), capabilities=("SM86", "SM89"))
@@ -41,9 +40,8 @@ def digest(model: onnx.ModelProto, *, fixed: bool) -> str:
 
 def main() -> None:
     """Build, count, print, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--builds", type=int, default=12)
-    parser.add_argument("--output", default="benchmarks/results/engine_bytes.json")
+    parser = asking(__doc__, "engine_bytes")
+    parser.add_argument("--builds", type=positive, default=12)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         to_onnx(CHECKPOINT, Path(folder) / "model.onnx", SETTINGS)
@@ -59,12 +57,8 @@ def main() -> None:
         name = "addresses fixed" if fixed else "addresses as the system draws them"
         rows[name] = dict(found)
         print(f"{name}: {arguments.builds} builds, {len(found)} different: {sorted(found.values())}", flush=True)
-    content = {
-        "schema": "repconv.engine-bytes/1",
-        "command": f"python benchmarks/studies/export/engine_bytes.py --builds {arguments.builds}",
-        "sha256_of_engines": rows, "environment": environment(),
-    }  # fmt: skip
-    Path(arguments.output).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    content = head(__file__, "repconv.engine-bytes/1", f"--builds {arguments.builds}")
+    write_json(arguments.output, {**content, "sha256_of_engines": rows, "environment": environment()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ statistics of timm's networks are those of noise: with random ones the activatio
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -24,8 +23,10 @@ from torch import nn
 
 from repconv import create_model
 from repconv.benchmarks.environment import environment
+from repconv.benchmarks.studies.common import asking, head, read_json, some_of, write_json
 from repconv.benchmarks.studies.graph.networks import Subject, randomise, subject
 
+SCHEMA = "repconv.exports/1"
 MODELS = ("shipped", "irep_resnet18", "irep_resnet50", "repvgg_a0", "mobileone_s0", "fastvit_t8")
 ARTEFACTS = (
     ("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "fp16"),
@@ -141,26 +142,19 @@ def told(row: dict[str, object]) -> str:
 
 def main() -> None:
     """Make what is missing, print, and write JSON after each row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--output", default="benchmarks/results/exports.json")
+    parser = asking(__doc__, "exports")
+    parser.add_argument("--models", type=some_of(MODELS), default=MODELS)
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
     arguments = parser.parse_args()
-    path = Path(arguments.output)
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    rows = (read_json(arguments.output, SCHEMA) or {"rows": {}})["rows"]
     wanted: dict[str, tuple[list[str], str]] = {}
-    for model in arguments.models.split(","):
+    for model in arguments.models:
         for target, precision in ARTEFACTS:
             wanted[f"{model}/{target}/{precision}"] = arguments_of(model, target, precision), SUFFIX[target]
     for key, (made, suffix) in wanted.items():
         if arguments.again or rows.get(key, {}).get("exit_code") != 0:
             rows[key] = run(made, suffix) | {"environment": environment()}
-            content = {
-                "schema": "repconv.exports/1",
-                "command": "python benchmarks/studies/export/exports.py",
-                "rows": rows,
-            }
-            path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            write_json(arguments.output, {**head(__file__, SCHEMA), "rows": rows})
         print(f"{key}: {told(rows[key])}", flush=True)
 
 

@@ -1,7 +1,6 @@
 """What int8 costs the shipped network on CIFAR-10 test images: scales a channel or a tensor, equalised or not.
 
-    python benchmarks/studies/export/int8_accuracy.py cifar10-train.zip cifar10-test.zip \
-        benchmarks/results/int8_accuracy.json
+    python benchmarks/studies/export/int8_accuracy.py cifar10-train.zip cifar10-test.zip
 
 Calibrated on 256 training images, measured on all test images of the zip, in onnxruntime and OpenVINO. The reference is
 the unfused network in PyTorch, in float32.
@@ -10,16 +9,15 @@ the unfused network in PyTorch, in float32.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from repconv.benchmarks.environment import environment
-from repconv.export.building import build
+from repconv.benchmarks.studies.common import asking, existing, head, write_json
+from repconv.export.artefacts.built import Run
+from repconv.export.artefacts.runtime import build
 from repconv.export.inputs.images import Images, read_images
-from repconv.export.runtimes.built import Run
 from repconv.export.settings import BuildSettings, Quantization, Span
 from repconv.export.subject import open_subject
 
@@ -61,16 +59,19 @@ def row(got: Tensor, wanted: Tensor, labels: Tensor) -> dict[str, object]:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    train, test, path = sys.argv[1:4]
+    parser = asking(__doc__, "int8_accuracy")
+    parser.add_argument("train", type=existing, help="zip of training images in folders by class")
+    parser.add_argument("test", type=existing, help="zip of test images in folders by class")
+    arguments = parser.parse_args()
     subject = open_subject(CHECKPOINT, settings_of(None))
     calibration, images = (
         read_images(
             f"imagefolder:{source}", subject.size, subject.normalization, limit=limit, class_names=subject.class_names
         )
-        for source, limit in ((train, CALIBRATION_IMAGES), (test, 10**6))
+        for source, limit in ((arguments.train, CALIBRATION_IMAGES), (arguments.test, 10**6))
     )
     if images.labels is None:
-        raise SystemExit(f"{test} holds folders that are no classes of the network")
+        raise SystemExit(f"{arguments.test} holds folders that are no classes of the network")
     wanted = outputs(subject.in_float32, images)
     batches = list(calibration.inputs.split(BATCH))
     rows: dict[str, object] = {"unfused, PyTorch": row(wanted, wanted, images.labels)}
@@ -79,18 +80,15 @@ def main() -> None:
             settings = settings_of(form)
             spans = Span.of(subject.size[1]), Span.of(subject.size[2])
             given = batches if settings.precision == "int8" else None
-            built = build(subject.model, target, settings, spans, given).built
+            built = build(subject.model, target, settings, spans, given).load()
             if built.run is None:
                 raise SystemExit(f"{target} cannot run here: {built.not_run}")
             found = row(outputs(built.run, images), wanted, images.labels) | {"runtime": built.runtime}
             rows[f"{target}, {name}"] = found
             print(f"{target}, {name}:", json.dumps(found), flush=True)
-    content = {
-        "schema": "repconv.int8_accuracy/1",
-        "command": "python benchmarks/studies/export/int8_accuracy.py cifar10-train.zip cifar10-test.zip",
-        "environment": environment(), "calibration_images": CALIBRATION_IMAGES, "checkpoint": CHECKPOINT, "rows": rows,
-    }  # fmt: skip
-    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    told = {"calibration_images": CALIBRATION_IMAGES, "checkpoint": CHECKPOINT, "rows": rows}
+    content = head(__file__, "repconv.int8_accuracy/1", "cifar10-train.zip cifar10-test.zip")
+    write_json(arguments.output, {**content, "environment": environment(), **told})
 
 
 if __name__ == "__main__":

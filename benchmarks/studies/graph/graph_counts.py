@@ -10,7 +10,6 @@ conversion, or the network as exported where there is none.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
@@ -18,7 +17,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
+from repconv.benchmarks.studies.common import asking, head, kept_rows, table, write_json
 from repconv.benchmarks.studies.graph.networks import ORDINARY, RE_PARAMETERISED, Subject, subject, to_onnx
 from repconv.benchmarks.studies.speed.pairs import SAMPLE_S, SESSIONS, paired
+from repconv.files.whole import write_whole
 from repconv.graph import fuse_onnx
 from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.fuse import measure as size_of
@@ -39,6 +39,7 @@ from repconv.graph.program.fuse import export_again, rewrite
 from repconv.graph.program.proof import Rewritten, program_regions
 from repconv.proof.float64 import FastGroupedDouble
 
+SCHEMA = "repconv.graph_counts/3"
 KINDS = {"batch_norms": "BatchNormalization", "adds": "Add"}
 
 
@@ -211,8 +212,8 @@ def verdict(found: dict[str, Any]) -> list[str]:
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of rows: counts as "original, author's, fused" and the same network through torch.export."""
-    head = ("network", "convolutions", "BN", "adds", "GFLOPs", "torch.export", "error", "latency")
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    heading = ("network", "convolutions", "BN", "adds", "GFLOPs", "torch.export", "error", "latency")
+    lines = []
     for row in rows:
         forms = [row[form] for form in ("original", "author", "fused") if form in row]
         program, timed = row["fused_program"], row["latency"]
@@ -224,32 +225,33 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['fused']['error'] / row['original']['error']:.2f}",
             f"{timed['ratio']:.3f} [{timed['interval_95'][0]:.3f}, {timed['interval_95'][1]:.3f}]",
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, found))} |")
+        lines.append(found)
     legend = (
         "Convolutions, batch normalisations, additions and flops: as exported, the author's own conversion (if there "
         "is one), fused. torch.export: convolutions, batch normalisations and additions of the fused program; its "
         "error in float64. error: of the fused file in onnxruntime over that of the original. latency: of one image "
         "against the author's conversion, or the original where there is none, with a 95 % interval."
     )
-    return "\n".join((*lines, "", legend, "", "Written by `python benchmarks/studies/graph/graph_counts.py`.")) + "\n"
+    return (
+        "\n".join(
+            (table(heading, lines), "", legend, "", "Written by `python benchmarks/studies/graph/graph_counts.py`.")
+        )
+        + "\n"
+    )
 
 
 def main() -> None:
     """Measure, print, and write JSON and a table after each row."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = asking(__doc__, "graph_counts")
     parser.add_argument("--models", default=",".join((*RE_PARAMETERISED, *ORDINARY)))
     parser.add_argument("--rounds", type=int, default=60, help="of timing; 0: times measured before are kept")
-    parser.add_argument("--output", default="benchmarks/results/graph_counts.json")
     arguments = parser.parse_args()
-    path = Path(arguments.output)
-    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    rows = {found["model"]: found for found in known}
+    rows = kept_rows(arguments.output, SCHEMA, "model")
     order = [*RE_PARAMETERISED, *ORDINARY]
     for name in arguments.models.split(","):
         try:
-            timed = {
-                key: rows[name][key] for key in ("graph_seconds", "latency", "environment") if key in rows.get(name, {})
-            }
+            before = rows.get(name, {})
+            timed = {key: before[key] for key in ("graph_seconds", "latency", "environment") if key in before}
             rows[name] = timed | row(name, arguments.rounds)
         except ModuleNotFoundError as missing:
             print(f"{name}: skipped, {missing.name} is not installed")
@@ -259,13 +261,8 @@ def main() -> None:
                 print(f"{name} {form:14}", json.dumps(rows[name][form]))
         print(name, "; ".join(verdict(rows[name])) or "all within", flush=True)
         kept = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
-        content = {
-            "schema": "repconv.graph_counts/3",
-            "command": "python benchmarks/studies/graph/graph_counts.py", "rows": kept,
-            "seed": 0, "numpy": np.__version__,
-        }  # fmt: skip
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(as_markdown(kept), encoding="utf-8")
+        write_json(arguments.output, {**head(__file__, SCHEMA), "rows": kept, "seed": 0, "numpy": np.__version__})
+        write_whole({arguments.output.with_suffix(".md"): as_markdown(kept).encode()})
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def to_onnx(model: nn.Module, x: Tensor) -> onnx.ModelProto:
+def to_onnx(model: nn.Module, x: Tensor, opset: int = 18) -> onnx.ModelProto:
     """The network as exported, batch normalisation unfolded."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -99,7 +99,7 @@ def to_onnx(model: nn.Module, x: Tensor) -> onnx.ModelProto:
             (x,),
             buffer,  # type: ignore[arg-type]  # file objects, too
             dynamo=False,
-            opset_version=18,
+            opset_version=opset,
             training=torch.onnx.TrainingMode.PRESERVE,
             input_names=["x"],
             output_names=["y"],

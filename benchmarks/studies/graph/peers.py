@@ -10,7 +10,6 @@ turns; onnxruntime optimises every file it opens. A tool that is not installed, 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
-from repconv.benchmarks.studies.common import RESULTS, ROOT, positive, read_json, write_json
+from repconv.benchmarks.studies.common import ROOT, asking, head, kept_rows, positive, read_json, some_of, write_json
 from repconv.benchmarks.studies.graph.graph_counts import relative, runner, session
 from repconv.benchmarks.studies.graph.networks import Subject, subject, to_onnx
 from repconv.benchmarks.studies.graph.peer_tools import (
@@ -177,20 +176,15 @@ def rows(name: str, rounds: int, known: Mapping[str, dict[str, object]]) -> Iter
 
 def main() -> None:
     """Measure, print, write JSON after each row and a table at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS), help="some of them, with commas between (all)")
+    parser = asking(__doc__, "peers")
+    parser.add_argument("--models", type=some_of(MODELS), default=MODELS, help="with commas between (all)")
     parser.add_argument("--rounds", type=positive, default=24)
-    parser.add_argument("--output", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "peers.md")
     parser.add_argument("--keep", action="store_true", help="do not measure again what the output holds")
     arguments = parser.parse_args()
-    chosen = arguments.models.split(",")
-    unknown = sorted(set(chosen) - set(MODELS))
-    if unknown:
-        parser.error(f"no network {', '.join(unknown)}; they are {', '.join(MODELS)}")
-    old = read_json(arguments.output, SCHEMA)
-    networks = {} if old is None else {entry["model"]: entry for entry in old["networks"]}
-    for name in chosen:
+    networks = kept_rows(arguments.output, SCHEMA, "model", "networks")
+    told = {**head(__file__, SCHEMA), "threads": torch.get_num_threads(), "rounds": arguments.rounds}
+    for name in arguments.models:
         before = networks.get(name, {"rows": []})["rows"] if arguments.keep else []
         known = {row["tool"]: row for row in before}
         found: list[dict[str, object]] = []
@@ -199,16 +193,8 @@ def main() -> None:
             for row in rows(name, arguments.rounds, known):
                 print(name, {key: value for key, value in row.items() if key != "latency"}, flush=True)
                 found.append(row)
-                write_json(
-                    arguments.output,
-                    {
-                        "schema": SCHEMA,
-                        "command": "python benchmarks/studies/graph/peers.py",
-                        "threads": torch.get_num_threads(),
-                        "rounds": arguments.rounds,
-                        "networks": [networks[key] for key in MODELS if key in networks],
-                    },
-                )
+                there = [networks[key] for key in MODELS if key in networks]
+                write_json(arguments.output, {**told, "networks": there})
         except ModuleNotFoundError as missing:
             del networks[name]
             print(f"{name}: skipped, {missing.name} is not installed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..common import command_of
+from ..common import command_of, table
 
 HEAD = ("tool", "convolutions", "BN", "additions", "error", "one image, over repconv's", "seconds taken")
 """Columns of every network's table."""
@@ -37,11 +37,7 @@ and seconds taken are upper bounds.
 
 def as_markdown(content: Mapping[str, Any]) -> str:
     """A table a network."""
-    parts = []
-    for network in content["networks"]:
-        lines = [f"## {network['model']}", "", f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
-        lines += [f"| {' | '.join(_cells(row))} |" for row in network["rows"]]
-        parts.append("\n".join(lines))
+    parts = (f"## {n['model']}\n\n{table(HEAD, map(_cells, n['rows']))}" for n in content["networks"])
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,10 +14,7 @@ change places. What rounds to the same stored numbers is no mistake and is count
 
 from __future__ import annotations
 
-import argparse
-import io
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,8 +26,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import RESULTS, ROOT, positive, read_json, write_json
+from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, positive, read_json, write_json
 from repconv.benchmarks.studies.graph.networks import randomise
+from repconv.benchmarks.studies.graph.networks import to_onnx as exported_by_tracing
 from repconv.benchmarks.studies.proof.proof_networks import NETWORKS, is_own, network
 from repconv.benchmarks.studies.proof.proof_table import between, power_table
 from repconv.blocks.fold import fuse_blocks, outermost_branches
@@ -169,18 +167,7 @@ def to_onnx(model: nn.Module, x: Tensor, opset: int) -> onnx.ModelProto:
     """The network as torch exports it at any opset, batch normalisation unfolded."""
     if opset >= _FIRST_OF_OURS:
         return exported(model, x, opset=opset, optimise=False)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (x,),
-            buffer,  # type: ignore[arg-type]  # file objects, too
-            dynamo=False,
-            opset_version=opset,
-            training=torch.onnx.TrainingMode.PRESERVE,
-        )
-    return onnx.load_from_string(buffer.getvalue())
+    return exported_by_tracing(model, x, opset)
 
 
 def _follow(model: onnx.ModelProto, source: nn.Module) -> None:
@@ -320,7 +307,7 @@ def write_page(content: Mapping[str, object]) -> None:
 
 def main() -> None:
     """Measure what is missing, piece by piece."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = asking(__doc__)
     parser.add_argument("--minutes", type=positive, default=24 * 60, help="start no piece after so many")
     parser.add_argument("--only", default="", help="pieces whose name holds this")
     parser.add_argument("--table", action="store_true", help="measure nothing")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from ..common import table
 
 DTYPES = ("float32", "float16", "bfloat16")
 KINDS = ("weights scaled", "border column of taps", "one bias shifted")
@@ -22,7 +24,7 @@ def power_table(content: Mapping[str, Any]) -> str:
     pieces = {tuple(key.split(", ")): piece for key, piece in content["pieces"].items() if "right" in piece}
     of = {d: [piece for key, piece in pieces.items() if key[1] == d] for d in DTYPES}
     names = {d: {key[0] for key in pieces if key[1] == d} for d in DTYPES}
-    right = _table(
+    right = table(
         ("type", "networks", "right folds", "refused", "regions", "regions refused"),
         [
             (
@@ -37,7 +39,7 @@ def power_table(content: Mapping[str, Any]) -> str:
         ],
     )
     deltas = sorted({float(d) for p in pieces.values() for d in p["wrong"]["weights scaled"]})
-    wrong = _table(
+    wrong = table(
         ("wrong by d", "type", *(f"{d:g}" for d in deltas), "all found from"),
         [
             (kind, d, *(_found(of[d], kind, f"{delta:g}") for delta in deltas), _from(of[d], kind, deltas))
@@ -46,11 +48,7 @@ def power_table(content: Mapping[str, Any]) -> str:
         ],
     )
     swapped = ", ".join(f"{_found(of[d], 'channels swapped', '1')} in {d}" for d in DTYPES)
-    return f"{right}\n{wrong}\nTwo channels swapped: found {swapped}.\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+    return f"{right}\n\n{wrong}\n\nTwo channels swapped: found {swapped}.\n"
 
 
 def _sums(pieces: list[Any], kind: str, delta: str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """How long and how much memory folding IRep-ResNet-50 with all ten branches takes, and how fast the help starts.
 
-python benchmarks/studies/speed/fold.py benchmarks/results/fold.json
+python benchmarks/studies/speed/fold.py
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
+from repconv.benchmarks.studies.common import asking, head, write_json
 
 
 def resident(key: str) -> int:
@@ -37,6 +38,7 @@ def help_seconds(runs: int = 9) -> list[float]:
 
 def main() -> None:
     """Measure, print, write JSON."""
+    arguments = asking(__doc__, "fold").parse_args()
     torch.manual_seed(0)
     model = create_model("irep_resnet50").eval()
     stored = sum(t.numel() * t.element_size() for t in model.state_dict().values())
@@ -51,7 +53,7 @@ def main() -> None:
         samples.append(time.perf_counter() - start)
     helps = help_seconds()
     result = {
-        "command": "python benchmarks/studies/speed/fold.py",
+        **head(__file__),
         "environment": {**environment(), "torch_threads": torch.get_num_threads()},
         "model": "irep_resnet50, 16 blocks of nine or ten branches",
         "convolutions": [report.before.convolutions, report.after.convolutions],
@@ -62,10 +64,8 @@ def main() -> None:
         "help_s": helps,
         "help_median_s": statistics.median(helps),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text + "\n")
+    print(json.dumps(result, indent=1))
+    write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

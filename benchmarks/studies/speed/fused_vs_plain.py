@@ -3,15 +3,13 @@
 The plain network's batch normalisations are folded, too, so both are single-path; in onnxruntime their graphs must be
 identical. Subjects take turns in one process.
 
-    python benchmarks/studies/speed/fused_vs_plain.py benchmarks/results/fused_vs_plain.json
+    python benchmarks/studies/speed/fused_vs_plain.py
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import onnx
 import torch
@@ -19,6 +17,7 @@ import torch
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import measure, ratio
+from repconv.benchmarks.studies.common import asking, head, write_json
 from repconv.export.onnx.exporter import onnx_function, to_onnx
 
 CASES = {
@@ -43,6 +42,7 @@ def structure(model: onnx.ModelProto) -> list[tuple[object, ...]]:
 
 def main() -> None:
     """Measure, print, write JSON."""
+    arguments = asking(__doc__, "fused_vs_plain").parse_args()
     torch.manual_seed(0)
     results = []
     for base, (shape, rounds) in CASES.items():
@@ -68,13 +68,7 @@ def main() -> None:
             }
             print(json.dumps(row), flush=True)
             results.append({**row, "samples": [report.to_dict() for report in timed.values()]})
-    content = {
-        "command": "python benchmarks/studies/speed/fused_vs_plain.py",
-        "environment": environment(),
-        "results": results,
-    }
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(content) + "\n")
+    write_json(arguments.output, {**head(__file__), "environment": environment(), "results": results})
 
 
 if __name__ == "__main__":

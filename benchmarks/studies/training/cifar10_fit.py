@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..common import asking, existing
 from .cifar10 import augment, normalize
 
 
@@ -25,6 +27,15 @@ class Recipe:
     seed: int
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05
+
+
+def training(doc: str | None, run: str, output: str = "") -> argparse.ArgumentParser:
+    """The parser of a script that trains: zips of images, and a folder of states."""
+    parser = asking(doc, output)
+    parser.add_argument("--train", type=existing, required=True, help="zip of training images in folders by class")
+    parser.add_argument("--test", type=existing, required=True, help="zip of test images in folders by class")
+    parser.add_argument("--run", type=Path, default=Path(run), help="folder of the run (%(default)s)")
+    return parser
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

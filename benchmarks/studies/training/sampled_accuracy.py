@@ -9,7 +9,6 @@ settings that are in the output already are not repeated.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import asdict
@@ -20,8 +19,9 @@ from torch import nn
 
 from repconv import Sampling, create_model, set_statistics
 from repconv.benchmarks.environment import environment
+from repconv.benchmarks.studies.common import head, read_json, some_of, write_json
 from repconv.benchmarks.studies.training.cifar10 import read_zip
-from repconv.benchmarks.studies.training.cifar10_fit import Recipe, accuracy, fit
+from repconv.benchmarks.studies.training.cifar10_fit import Recipe, accuracy, fit, training
 
 VARIANTS: dict[str, Sampling | None] = {
     "plain": None, "full": None, "sampled": Sampling(),
@@ -29,6 +29,7 @@ VARIANTS: dict[str, Sampling | None] = {
 }  # fmt: skip
 """The plain network, branch by branch, one convolution as by default, and with so many samples a channel."""
 
+SCHEMA = "repconv.sampled_accuracy/1"
 BLOCKS, WIDTH, IMAGES = (1, 1, 1), 8, 20000
 
 
@@ -44,17 +45,13 @@ def network(variant: str, seed: int) -> nn.Module:
 
 def known(output: Path) -> list[dict[str, object]]:
     """The runs an output holds; another process may have added to it."""
-    return json.loads(output.read_text())["runs"] if output.exists() else []
+    return (read_json(output, SCHEMA) or {"runs": []})["runs"]  # type: ignore[no-any-return]  # of a file
 
 
 def main() -> None:
     """Train, measure, write JSON after each run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="zip of training images in folders by class")
-    parser.add_argument("--test", type=Path, required=True, help="zip of test images in folders by class")
-    parser.add_argument("--run", type=Path, default=Path("runs/sampled"), help="folder of states (%(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sampled_accuracy.json"))
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser = training(__doc__, "runs/sampled", "sampled_accuracy")
+    parser.add_argument("--variants", type=some_of(tuple(VARIANTS), "variant"), default=tuple(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
@@ -66,7 +63,7 @@ def main() -> None:
     images, labels = images[kept], labels[kept]
     test_images, test_labels = read_zip(arguments.test)
     for seed in range(arguments.seeds):
-        for variant in arguments.variants.split(","):
+        for variant in arguments.variants:
             recipe = Recipe(epochs=arguments.epochs, batch=128, lr=0.2, seed=seed)
             settings = {
                 "variant": variant, "recipe": asdict(recipe), "images": IMAGES, "width": WIDTH, "blocks": list(BLOCKS),
@@ -85,13 +82,7 @@ def main() -> None:
                 "seconds": round(time.monotonic() - started), "environment": environment(),
             }  # fmt: skip
             print(json.dumps({k: row[k] for k in ("test_top1", "train_loss_last_epoch", "seconds")}), flush=True)
-            content = {
-                "schema": "repconv.sampled_accuracy/1",
-                "command": "python benchmarks/studies/training/sampled_accuracy.py",
-            }
-            arguments.output.write_text(
-                json.dumps({**content, "runs": [*known(arguments.output), row]}, indent=1) + "\n"
-            )
+            write_json(arguments.output, {**head(__file__, SCHEMA), "runs": [*known(arguments.output), row]})
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from repconv import Sampling, create_model, set_statistics
 from repconv.benchmarks.environment import environment
+from repconv.benchmarks.studies.common import head, write_json
 from repconv.benchmarks.studies.training.cifar10 import CLASSES, MEAN, STD, normalize, read_zip
-from repconv.benchmarks.studies.training.cifar10_fit import Recipe, accuracy, fit, write
+from repconv.benchmarks.studies.training.cifar10_fit import Recipe, accuracy, fit, training, write
 from repconv.files.whole import sha256
 
 MODEL = {"num_classes": 10, "width": 16, "blocks": (2, 2, 2)}
@@ -57,10 +57,7 @@ def train(arguments: argparse.Namespace) -> nn.Module:
 
 def main() -> None:
     """Train, measure on the test images, write the checkpoint in float16."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="zip of training images in folders by class")
-    parser.add_argument("--test", type=Path, required=True, help="zip of test images in folders by class")
-    parser.add_argument("--run", type=Path, default=Path("runs/shipped"), help="folder of the run (%(default)s)")
+    parser = training(__doc__, "runs/shipped")
     parser.add_argument("--network", default=NETWORKS[0], choices=NETWORKS)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)
@@ -88,8 +85,7 @@ def main() -> None:
     save(model, out, metrics=metrics, **described)  # type: ignore[arg-type]
     settings = {key: getattr(arguments, key) for key in ("epochs", "batch", "lr", "positions", "seed")}
     result = {
-        "command": "python benchmarks/studies/training/train_cifar10.py "
-        f"--train cifar10-train.zip --test cifar10-test.zip --network {arguments.network}",
+        **head(__file__, "", f"--train cifar10-train.zip --test cifar10-test.zip --network {arguments.network}"),
         "environment": environment(),
         "model": {"name": arguments.network, **MODEL},
         "settings": settings,
@@ -98,9 +94,8 @@ def main() -> None:
         "bytes": out.stat().st_size,
         "sha256": sha256(out),
     }
-    text = json.dumps(result, indent=1)
-    (arguments.run / "result.json").write_text(text + "\n")
-    print(text)
+    write_json(arguments.run / "result.json", result)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ are set for every process here, as a 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -29,7 +28,9 @@ from torch.nn import functional
 from repconv import create_model, set_statistics
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import measure, ratio
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_json
 
+SCHEMA = "repconv.training_step/1"
 MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432",
 }  # fmt: skip
@@ -124,10 +125,9 @@ def measured(case: str, rounds: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure, print, and write JSON after each case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = asking(__doc__, "training_step")
     parser.add_argument("--cases", default=",".join(CASES), help="base:width:batch:dtype, separated by commas")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,13 +137,11 @@ def main() -> None:
     if any(os.environ.get(key) != value for key, value in MALLOC.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # noqa: S606  # itself again
     for case in arguments.cases.split(","):
-        rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
-        rows = [row for row in rows if row["case"] != case] + [measured(case, arguments.rounds)]
-        content = {
-            "schema": "repconv.training_step/1", "command": "python benchmarks/studies/training/training_step.py",
-            "settings": {"rounds": arguments.rounds, "threads": 1, "clock": "process_time", "malloc": MALLOC},
-        }  # fmt: skip
-        arguments.output.write_text(json.dumps(content | {"rows": rows}) + "\n")
+        rows = kept_rows(arguments.output, SCHEMA, "case")
+        rows.pop(case, None)
+        rows[case] = measured(case, arguments.rounds)
+        settings = {"rounds": arguments.rounds, "threads": 1, "clock": "process_time", "malloc": MALLOC}
+        write_json(arguments.output, {**head(__file__, SCHEMA), "settings": settings, "rows": list(rows.values())})
         sys.stdout.flush()
 
 
