@@ -105,6 +105,10 @@ class Form:
         )
         return Form(geometry, (lattice[0], lattice[1]))
 
+    def ungrouped(self) -> Form:
+        """The form of the same map written with one group."""
+        return replace(self, geometry=replace(self.geometry, groups=1))
+
     def without_cropping(self) -> Form:
         """The same map with padding of at least 0: a cropped pixel becomes a zero tap."""
         top, left, bottom, right = self.geometry.padding
