@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,19 +57,3 @@ def convolution(form: Form, source: Size, output: Size) -> Cost:
 def elementwise(reads: int, output: Size) -> Cost:
     """One pass over `reads` tensors as large as the output, and the output."""
     return Cost(0.0, (reads + 1) * elements(output))
-
-
-def emission(forms: Sequence[tuple[Form, Size]], output: Size, *, biased: bool) -> Cost:
-    """Writing `sum_s K_s * s + b`: a convolution or a scale a source that is not there as it is, additions between."""
-    computed = [pair for pair in forms if not pair[0].is_diagonal]
-    total = Cost()
-    for form, _ in forms:
-        if form.is_diagonal and not form.is_identity:
-            total += elementwise(1, output)
-    for form, source in computed:
-        total += convolution(form, source, output)
-    for _ in range(len(forms) - 1):
-        total += elementwise(2, output)
-    if biased and not computed:
-        total += elementwise(1, output)
-    return total

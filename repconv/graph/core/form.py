@@ -162,6 +162,10 @@ class Form:
         spare = tuple(theirs if mine is None else mine for mine, theirs in zip(self.spare, other.spare, strict=True))
         return Form(geometry, (lattice[0], lattice[1]), spare=spare)
 
+    def ungrouped(self) -> Form:
+        """The form of the same map written with one group."""
+        return replace(self, geometry=replace(self.geometry, groups=1))
+
     def without_cropping(self) -> Form:
         """The same map `symmetric` and with padding of at least 0: a cropped pixel becomes a zero tap."""
         form = self.symmetric()

@@ -19,13 +19,14 @@ from ...proof.refusal import Refusal
 from ...proof.report import FusedLayer, FusionReport, Proof, Size
 from ..core.dims import nominal_side
 from ..core.step import Step
+from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
 from .facts import Facts, captured, first_line, without_weights
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
-from .writer import Emission, Names, emit, without_unread
+from .writer import Names, Nodes, emit, without_unread
 
 
 def fuse_onnx(
@@ -141,12 +142,11 @@ def _write(
     source: onnx.ModelProto, facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
 ) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal]]:
     names = Names(_taken(source))
-    emissions: dict[str, Emission] = {}
-    layers: list[FusedLayer] = []
+    written: dict[str, Nodes] = {}
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            emission = emit(facts.placed, name, where[name], found, facts.types[name], names)
+            written[name] = emit(facts.placed, name, where[name], found, facts.types[name], names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
@@ -154,10 +154,8 @@ def _write(
             copy = onnx.ModelProto()
             copy.CopyFrom(source)
             return copy, (), [Refusal(where[name], why)]
-        emissions[name] = emission
-        for label, shape in emission.convolutions:
-            layers.append(_layer(label, shape, chosen.origins[name], emission, facts))
-    if not emissions and not chosen.virtual:
+    layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
+    if not written and not chosen.virtual:
         copy = onnx.ModelProto()
         copy.CopyFrom(source)
         return copy, (), []
@@ -168,7 +166,7 @@ def _write(
     for field, value in source.graph.ListFields():
         if field.name not in ("node", "value_info", "initializer"):
             _set(result.graph, field.name, value)
-    gone = chosen.virtual | set(emissions)
+    gone = chosen.virtual | set(written)
     needed = outer | {value.name for value in source.graph.output}
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
     sizes: list[onnx.TensorProto] = []
@@ -180,14 +178,14 @@ def _write(
             continue
         dropped = [name for name in node.output if name in gone]
         for name in dropped:
-            if name in emissions:
-                result.graph.node.extend(emissions[name].nodes)
+            if name in written:
+                result.graph.node.extend(written[name].nodes)
         if len(dropped) < len([n for n in node.output if n]):
             result.graph.node.append(node)
             for position, name in enumerate(node.output):
                 if name in gone:
                     result.graph.node[-1].output[position] = names.new(f"{name}.unused")
-    weights = [t for emission in emissions.values() for t in emission.weights]
+    weights = [t for made in written.values() for t in made.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
     without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
@@ -217,15 +215,20 @@ def _taken(model: onnx.ModelProto) -> set[str]:
     return taken
 
 
-def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, facts: Facts) -> FusedLayer:
+def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[FusedLayer]:
+    """What becomes the layers that make a tensor."""
+    origins, layers = chosen.origins[name], chosen.rewritten[name].layers
     nodes = [node for origin in origins for node in facts.named.get(origin, ())]
     before = Size(
         sum(n.op_type == "Conv" for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
     )
-    after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
-    return FusedLayer(name, shape, origins, before, after)
+    after = Size(sum(isinstance(x, Convolution) for x in layers), 0, sum(int(np.prod(t.dims)) for t in written.weights))
+    return [
+        FusedLayer(node, layer.form.label, origins, before, after)
+        for node, layer in zip(written.layers, layers, strict=True)
+    ]
 
 
 def _elements(facts: Facts, name: str) -> int:
