@@ -23,10 +23,13 @@ from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
-from .facts import Facts, captured, first_line, without_weights
+from .facts import Facts, attributes, captured, first_line, without_weights
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
 from .writer import Names, Nodes, emit, without_unread
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+"""What a report counts as convolutions."""
 
 
 def fuse_onnx(
@@ -220,7 +223,7 @@ def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[Fused
     origins, layers = chosen.origins[name], chosen.rewritten[name].layers
     nodes = [node for origin in origins for node in facts.named.get(origin, ())]
     before = Size(
-        sum(n.op_type == "Conv" for n in nodes),
+        sum(n.op_type in CONVOLUTIONS for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
     )
@@ -251,18 +254,22 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     nodes = model.graph.node
     flops: int | None = 0
     for node in nodes:
-        if node.op_type != "Conv":
+        if node.op_type not in CONVOLUTIONS:
             continue
+        # What puts pixels apart multiplies every one that it reads, another convolution every one that it makes.
+        strides = attributes(node).get("strides")
+        apart = node.op_type == "ConvTranspose" and isinstance(strides, list) and max(strides) > 1
+        place = node.input[0] if apart else _stem(node.output[0], facts)
         weight = shapes.get(node.input[1])
-        tensor = facts.placed.get(_stem(node.output[0], facts))
-        sides = facts.sides.get(node.output[0])
+        tensor = facts.placed.get(place)
+        sides = facts.sides.get(place if apart else node.output[0])
         if not isinstance(weight, tuple) or (tensor is None and sides is None) or flops is None:
             flops = None
             continue
         pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
         flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
-        sum(n.op_type == "Conv" for n in nodes),
+        sum(n.op_type in CONVOLUTIONS for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
         parameters(model),
         flops,

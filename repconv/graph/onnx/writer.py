@@ -93,19 +93,18 @@ class _Pen:
                 self.node("Add", [product, *bias], target, "/bias")
 
     def convolution(self, source: str, layer: Convolution, target: str) -> None:
-        """A convolution."""
+        """A convolution, or a transposed one."""
         weight = layer.weight
         inputs = [source, self.weight(f"{target}.weight", weight), *self.biased(layer, target)]
-        self.node(
-            "Conv",
-            inputs,
-            target,
-            group=layer.form.geometry.groups,
-            strides=layer.stride,
-            pads=[*layer.padding[0], *layer.padding[1]],
-            dilations=layer.dilation,
-            kernel_shape=list(weight.shape[2:]),
-        )
+        settings = {"dilations": layer.dilation, "kernel_shape": list(weight.shape[2:]), "strides": layer.stride}
+        group = layer.form.geometry.groups
+        if layer.is_transposed:
+            crop, more = layer.crop
+            if any(more):
+                settings["output_padding"] = more
+            self.node("ConvTranspose", inputs, target, group=group, pads=[*crop, *crop], **settings)
+        else:
+            self.node("Conv", inputs, target, group=group, pads=[*layer.padding[0], *layer.padding[1]], **settings)
 
 
 def emit(

@@ -17,6 +17,7 @@ from ..core.cost import Cost, convolution, elementwise
 from ..core.dims import nominal
 from ..core.expression import Bias, Expression, Term
 from ..core.form import Form
+from ..core.terms import turned_around
 from ..maps.arrangement import Change, arrange, broadcasts
 from ..maps.carried import Carried
 
@@ -97,23 +98,36 @@ class Matrix(Layer):
 
 @dataclass(frozen=True)
 class Convolution(Layer):
-    """A convolution of so many pixel axes, with padding of at least 0."""
+    """A convolution of so many pixel axes, with padding of at least 0; or a transposed one."""
 
     pixels: int
 
     @property
+    def is_transposed(self) -> bool:
+        """True for one that puts the pixels of its source apart."""
+        return self.form.geometry.up != (1, 1)
+
+    @property
     def weight(self) -> Tensor:
-        """[o, i/g, k...] in float64, without the zeros that a dilation stands for."""
-        kernel, geometry = self.term.kernel, self.form.geometry
-        kernel = kernel if self.form == self.term.form else kernel.enlarge(geometry.size, geometry.padding)
+        """[o, i/g, k...], of a transposed one [i, o/g, k...]: in float64, without the zeros a dilation stands for."""
         rows, columns = self.form.dilation
-        taps = kernel.weight[:, :, ::rows, ::columns]
+        taps = self.term.uncropped().weight[:, :, ::rows, ::columns]
+        if self.is_transposed:
+            taps = turned_around(taps, self.form.geometry.groups)
         return taps if self.pixels == 2 else taps[..., 0]
 
     @property
     def stride(self) -> list[int]:
-        """By pixel axis."""
-        return list(self.form.geometry.stride[: self.pixels])
+        """By pixel axis; of a transposed one, how far it puts the pixels of its source apart."""
+        geometry = self.form.geometry
+        return list((geometry.up if self.is_transposed else geometry.stride)[: self.pixels])
+
+    @property
+    def crop(self) -> tuple[list[int], list[int]]:
+        """Of a transposed one, what it crops on both sides, and the rows and columns that it leaves after those."""
+        top, left, bottom, right = self.form.geometry.padding
+        kh, kw = self.form.geometry.size
+        return [kh - 1 - top, kw - 1 - left][: self.pixels], [bottom - top, right - left][: self.pixels]
 
     @property
     def dilation(self) -> list[int]:

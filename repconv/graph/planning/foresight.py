@@ -12,6 +12,9 @@ from ..core.step import Step
 from .emission import Convolution
 from .plan import Plan
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
+"""The kinds of nodes that a report counts as convolutions."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -47,7 +50,7 @@ def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[Refusal], b
     planned = tuple(Planned(where[name], layer.form.label, chosen.origins[name]) for name, layer in layers)
     removed = Counter(kinds[node] for node in {node for origins in chosen.origins.values() for node in origins})
     written = sum(isinstance(layer, Convolution) for _, layer in layers)
-    convolutions = before.convolutions + written - sum(removed[kind] for kind in ("Conv", "conv1d", "conv2d"))
+    convolutions = before.convolutions + written - sum(removed[kind] for kind in _CONVOLUTIONS)
     norms = before.batch_norms - sum(count for kind, count in removed.items() if "norm" in kind.lower())
     return Foresight(
         planned, (*refusals, *chosen.refusals), (before.convolutions, convolutions), (before.batch_norms, norms)

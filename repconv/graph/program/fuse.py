@@ -30,7 +30,7 @@ from .writer import emit
 
 _aten = torch.ops.aten
 
-CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.")
+CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv_transpose1d.", "aten.conv_transpose2d.")
 """What the names of convolutions begin with."""
 
 
@@ -283,6 +283,12 @@ def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
     )
 
 
+def _strides(node: fx.Node) -> list[int]:
+    """Of a convolution."""
+    given = node.args[3] if len(node.args) > 3 else node.kwargs.get("stride", 1)
+    return [int(str(stride)) for stride in given] if isinstance(given, (list, tuple)) else [int(str(given))]
+
+
 def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
     """Of the convolutions of one image, two a multiply-add; None where a size is not known."""
     total = 0
@@ -290,6 +296,8 @@ def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
         if not str(node.target).startswith(CONVOLUTIONS):
             continue
         weight, value = facts.constant(node.args[1]), node.meta.get("val")
+        if "transpose" in str(node.target) and isinstance(node.args[0], fx.Node) and max(_strides(node)) > 1:
+            value = node.args[0].meta.get("val")  # every pixel that it reads is multiplied by the weight
         if weight is None or not isinstance(value, Tensor) or value.dim() != weight.dim():
             return None
         total += 2 * prod(side if isinstance(side, int) else NOMINAL for side in value.shape[2:]) * weight.numel()

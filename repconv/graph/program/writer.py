@@ -67,6 +67,12 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
 
 def _convolution(source: fx.Node, layer: Convolution, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
     call, (padding, after) = source.graph.call_function, layer.padding
+    if layer.is_transposed:
+        crop, more = layer.crop
+        function = _aten.conv_transpose2d.input if layer.pixels == 2 else _aten.conv_transpose1d.default
+        return call(
+            function, (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation)
+        )
     if padding != after:
         amounts = [side for pair in zip(padding[::-1], after[::-1], strict=True) for side in pair]
         source, padding = call(_aten.pad.default, (source, amounts)), [0] * layer.pixels
