@@ -102,9 +102,9 @@ class _Pen:
             crop, more = layer.crop
             if any(more):
                 settings["output_padding"] = more
-            self.node("ConvTranspose", inputs, target, group=group, pads=[*crop, *crop], **settings)
+            self.node("ConvTranspose", inputs, target, "", group=group, pads=[*crop, *crop], **settings)
         else:
-            self.node("Conv", inputs, target, group=group, pads=[*layer.padding[0], *layer.padding[1]], **settings)
+            self.node("Conv", inputs, target, "", group=group, pads=[*layer.padding[0], *layer.padding[1]], **settings)
 
 
 def emit(
