@@ -11,18 +11,20 @@ from torch import nn
 from repconv.errors import BuildError, OutputError, SourceError, VerificationError
 from repconv.files.onnx import is_large
 from repconv.files.record import file_record
-from repconv.files.whole import write_whole
+from repconv.files.whole import write_folder, write_whole
+from repconv.sources.source import Source
 
-from .building import artefact_of, sidecar
+from .artefacts.built import Built, Made
+from .artefacts.runtime import runtime_of
+from .engines.builder import with_names
 from .inputs.data import Data, batches, check_calibration, origin_of, read_data
 from .measuring import probes
 from .onnx.overflow import peaks, require_fp16
 from .onnx.preprocess import preprocess
 from .record import ExportRecord
-from .runtimes.engine_builder import with_names
-from .runtimes.engine_runtime import sidecar_of
-from .settings import SUFFIXES, TARGETS, BuildSettings, Span
+from .settings import BuildSettings, Span
 from .subject import Subject, open_subject
+from .targets import TARGETS, Target
 from .trial import Trial
 
 Say = Callable[[str], None]
@@ -55,7 +57,7 @@ def to_tensorrt(
 
 
 def export(
-    source: str | Path | nn.Module,
+    source: str | Path | Source | nn.Module,
     target: str,
     output: str | Path,
     settings: BuildSettings | None = None,
@@ -70,9 +72,9 @@ def export(
     """Export `source` for a runtime, run it there, compare it with the unfused network, and write what agrees.
 
     Args:
-        source: a file or name as the command line takes them, or a module in evaluation mode.
+        source: a file or name as the command line takes them, one that is open, or a module in evaluation mode.
         target: one of `TARGETS`.
-        output: the file; its suffix is the target's. An engine gets a JSON file beside it.
+        output: the file; its suffix is the target's. What else belongs to it, see `Target.beside`, lies there, too.
         settings: precision, sizes and the rest; None: float32, one image of the size the source records.
         data: images to calibrate on and to compare on; None: noise to compare on.
         model: for a state dict, its network's name.
@@ -90,8 +92,8 @@ def export(
         BuildError: the backend cannot build this.
     """
     settings, data, say = settings or BuildSettings(), data or Data(), say or _nothing
-    out = _checked(Path(output), target, dump_on_failure)
-    _check_settings(target, settings)
+    row, out = _checked(Path(output), target, dump_on_failure)
+    row.check(settings)
     check_calibration(settings, data)
     say("loading and fusing")
     subject = open_subject(source, settings, model=model, state_key=state_key)
@@ -104,8 +106,7 @@ def export(
     if settings.preprocessing is not None:
         done = preprocess(network, settings.preprocessing)
         network, folded = done.model, done.folded
-    # OpenVINO keeps float32 inputs and outputs whatever it computes in.
-    in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and target != "openvino"
+    in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and not row.float_io
     calls = probes(subject, settings, read.evaluation, in_half=in_half)
     if settings.precision == "fp16":
         say("checking ranges")
@@ -120,24 +121,22 @@ def export(
     trial = Trial(subject, network, target, settings, spans, calibration, calls, origin_of(read))
     say(f"building for {target}")
     form = trial.form()
-    stands_in = form.artefact is not form.shown
+    built = form.shown()
+    stands_in = built.stands_in
     say("running the ONNX model it is made of" if stands_in else "running it")
-    evidence = stand_in = trial.evidence(form.shown)
+    evidence = stand_in = trial.evidence(built)
     what = f"{out}: the ONNX model it would be made of" if stands_in else str(out)
     trial.require(stand_in, form, what, dump=dump_on_failure, say=say)
-    built = artefact_of(form, target, settings, spans)
     if stands_in:
+        built = form.load()
         evidence = trial.evidence(built)
         trial.require(evidence, form, str(out), dump=dump_on_failure, say=say)
     if evidence is None and require_verified:
         raise VerificationError(
             f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
         )
-    files = {out.with_name(out.name.removesuffix(out.suffix) + suffix): c for suffix, c in built.files.items()}
     sha = hashlib.sha256(form.model.SerializeToString(deterministic=True)).hexdigest()
-    if target.startswith("tensorrt"):
-        files = {sidecar_of(out): sidecar(out, target, subject, settings, built, sha), **files}
-    write_whole(files)
+    files = _write(row, out, built, Made(out.name, subject.name, subject.sha256, sha, settings))
     if settings.timing_cache is not None and built.timing_cache is not None:
         write_whole({settings.timing_cache: built.timing_cache})
     details = dict(built.details)
@@ -169,26 +168,33 @@ def _nothing(_: str) -> None:
     """Say nothing."""
 
 
-def _checked(out: Path, target: str, dump: Path | None) -> Path:
+def _checked(out: Path, target: str, dump: Path | None) -> tuple[Target, Path]:
     """Refuse, before anything is computed, what could not be written."""
     if target not in TARGETS:
         raise SourceError(f"{target!r}: no such target; expected {', '.join(TARGETS)}")
-    if out.suffix != SUFFIXES[target]:
-        raise OutputError(f"{out}: {target} output ends in {SUFFIXES[target]}, got {out.suffix or 'no suffix'!r}")
+    row = TARGETS[target]
+    if out.suffix != row.suffix:
+        raise OutputError(f"{out}: {target} output ends in {row.suffix}, got {out.suffix or 'no suffix'!r}")
     for file in (out, *([] if dump is None else [dump])):
         if not file.parent.is_dir():
             raise OutputError(f"{file}: there is no folder {file.parent}; make it first")
-    if out.is_dir():
-        raise OutputError(f"cannot write {out}: it is a directory; name a file")
-    return out
+    if out.exists() and out.is_dir() is not row.folder:
+        held, wanted = ("directory", "file") if out.is_dir() else ("file", "folder")
+        raise OutputError(f"cannot write {out}: it is a {held}; name a {wanted}")
+    return row, out
 
 
-def _check_settings(target: str, settings: BuildSettings) -> None:
-    """Settings a target has not are refused, not passed over."""
-    if target == "openvino" and settings.fp32_io:
-        raise SourceError("OpenVINO keeps float32 inputs and outputs anyway; leave out fp32 io")
-    if settings.timing_cache is not None and not target.startswith("tensorrt"):
-        raise SourceError(f"a timing cache is for tensorrt, not {target}")
+def _write(target: Target, out: Path, built: Built, made: Made) -> list[Path]:
+    """Write an artefact and what lies beside it; the main file or folder last."""
+    stem = out.name.removesuffix(out.suffix)
+    beside = {out.with_name(stem + s): c for s, c in runtime_of(target).beside(target, made, built).items()}
+    if target.folder:
+        write_whole(beside)
+        write_folder(out, {name.removeprefix(f"{target.suffix}/"): c for name, c in built.files.items()})
+        return [*beside, out]
+    files = {**beside, **{out.with_name(stem + suffix): c for suffix, c in built.files.items()}}
+    write_whole(files)
+    return list(files)
 
 
 def _fusion(subject: Subject) -> dict[str, object] | None:

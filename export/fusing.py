@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from repconv.blocks.fold import outermost_branches
+from repconv.blocks.forecast import Forecast, forecast
 from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.onnx import is_large, save_large
-from repconv.files.programs import read_program
-from repconv.files.whole import followed, sha256, whole_file
-from repconv.fusing import fuse_modules, fuse_network
-from repconv.graph import fuse_onnx, fuse_program
-from repconv.graph.onnx.fuse import load
+from repconv.files.whole import followed, whole_file
+from repconv.fusing import exported_program, fuse_modules, fuse_network
+from repconv.graph import foresee_onnx, foresee_program, fuse_onnx, fuse_program
 from repconv.graph.onnx.proof.prove import labels_of, region_comparisons
+from repconv.graph.planning.foresight import Foresight
 from repconv.models.spec import is_foreign
 from repconv.proof.agreement import Agreement
 from repconv.proof.leaves import leaves
@@ -33,9 +33,9 @@ from repconv.proof.report import FusionReport, Proof
 from repconv.sources.checkpoint import Checkpoint, save
 from repconv.sources.source import Source, open_source
 
+from .artefacts.artefact import artefact_of
 from .comparing.compare import inputs_for
 from .onnx.exporter import described, exported, finished, verify_onnx
-from .runtimes.artefact import onnx_artefact, program_artefact
 from .settings import DEFAULT_OPSET
 
 Shape = tuple[int, int, int]
@@ -53,6 +53,11 @@ class FuseSettings:
     input_shape: Shape | None = None
     opset: int = DEFAULT_OPSET
     dynamic_batch: bool = False
+
+
+def writable(source: str) -> tuple[str, ...]:
+    """The formats a source can be written in once it is fused, by its name alone."""
+    return GRAPHS.get(Path(source).suffix, FORMATS)
 
 
 Model = nn.Module | ExportedProgram | onnx.ModelProto
@@ -75,6 +80,13 @@ class Fused(Generic[M_co]):
     in_runtime: Agreement | None = None
     known: Checkpoint | None = None
     shape: Shape | None = None
+
+    def forecast(self) -> Forecast | None:
+        """What low precision will make of the blocks, on random inputs; None where no blocks were folded as modules."""
+        if self.modules is None or self.known is None or self.shape is None:
+            return None
+        inputs = probes(self.shape, dtype=dtype_of(self.modules))
+        return forecast(self.known.model, self.modules, self.report, inputs)
 
 
 def fuse_source(
@@ -102,9 +114,9 @@ def fuse_source(
         VerificationError: the result differs by more than rounding; `error.report` has every comparison.
     """
     settings = settings or FuseSettings()
-    if isinstance(source, str | Path) and Path(source).suffix in GRAPHS:
-        return _fuse_file(Path(source), suffix, settings, prove=prove)
     opened = _opened(source)
+    if opened.is_graph:
+        return _fuse_graph(opened, suffix, settings, prove=prove)
     known, shape = opened.checkpoint, _shape_of(opened, settings)
     network = known.model
     fused: Fused[Model]
@@ -130,7 +142,7 @@ def _opened(source: str | Path | Source | nn.Module) -> Source:
         return source
     if isinstance(source, nn.Module):
         return Source(type(source).__name__, None, None, Checkpoint(source, fused=False))
-    return open_source(str(source))
+    return open_source(source)
 
 
 def _shape_of(source: Source, settings: FuseSettings) -> Shape:
@@ -234,32 +246,55 @@ def _image(x: Tensor) -> Shape:
     return c, h, w
 
 
-# Files that are graphs
+# Graphs
 
 
-def _fuse_file(path: Path, suffix: str, settings: FuseSettings, *, prove: bool) -> Fused[Model]:
-    """An .onnx file or a .pt2 program; neither needs its network's code."""
-    if not path.is_file():
-        raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
-    if suffix not in GRAPHS[path.suffix]:
-        raise SourceError(f"{path}: of a {path.suffix} file {' and '.join(GRAPHS[path.suffix])} are made, no {suffix}")
-    metadata = {"repconv.source_sha256": sha256(path)}
-    artefact = (onnx_artefact if path.suffix == ".onnx" else program_artefact)(str(path), path)
+def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: bool) -> Fused[Model]:
+    """An ONNX model or a program; neither needs its network's code."""
+    held = source.held
+    kind = ".onnx" if isinstance(held, onnx.ModelProto) else ".pt2"
+    if suffix not in GRAPHS[kind]:
+        raise SourceError(f"{source.name}: of a {kind} file {' and '.join(GRAPHS[kind])} are made, no {suffix}")
+    metadata = {"repconv.source_sha256": source.sha256 or ""}
+    artefact = artefact_of(source)
     inputs = inputs_for(artefact, artefact, settings.input_shape)
-    if path.suffix == ".onnx":
+    if isinstance(held, onnx.ModelProto):
         names = [i.name for i in artefact.inputs]
         feeds = [{name: t.numpy() for name, t in zip(names, given, strict=True)} for given in inputs]
-        after, report = fuse_onnx(load(path), feeds, prove=prove)
+        after, report = fuse_onnx(held, feeds, prove=prove)
         if report.layers:
             kept = {entry.key: entry.value for entry in after.metadata_props}
             onnx.helper.set_model_props(after, {**kept, **metadata, **_summary(report)})
         return Fused(after, report)
-    program = read_program(path)
+    if not isinstance(held, ExportedProgram):
+        raise SourceError(f"{source.name} is no graph")
     if suffix == ".pt2":
-        return Fused(*fuse_program(program, inputs, prove=prove))
+        return Fused(*fuse_program(held, inputs, prove=prove))
     if len(inputs[0]) != 1:
-        raise SourceError(f"{path} takes {len(inputs[0])} inputs; only programs of one image are exported to ONNX")
-    return network_to_onnx(program.module(), [x for (x,) in inputs], settings, metadata, prove=prove)
+        raise SourceError(
+            f"{source.name} takes {len(inputs[0])} inputs; only programs of one image are exported to ONNX"
+        )
+    return network_to_onnx(held.module(), [x for (x,) in inputs], settings, metadata, prove=prove)
+
+
+def foresee(source: Source, shape: Shape | None = None) -> Foresight:
+    """What fusing the graph of a source would do, without computing it.
+
+    Args:
+        source: a graph, or a network.
+        shape: (c, h, w) of the image a network is traced with.
+
+    Raises:
+        FusionError: the network cannot be traced.
+        SourceError: no shape of a network is known.
+    """
+    if isinstance(source.held, onnx.ModelProto):
+        return foresee_onnx(source.held)
+    if isinstance(source.held, ExportedProgram):
+        return foresee_program(source.held)
+    network = source.held.model
+    x = torch.zeros(1, *_shape_of(source, FuseSettings(shape)), dtype=dtype_of(network))
+    return foresee_program(exported_program(network, x))
 
 
 class _Flat(nn.Module):

@@ -1,4 +1,4 @@
-"""What an artefact is asked to be: target, precision, sizes, and what stands in front of the network."""
+"""What an artefact is asked to be: precision, sizes, and what stands in front of the network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from repconv.errors import SourceError
 
 from .proof.classes import MAX_CHANGED, MAX_LOST
 
-TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "tensorrt-rtx": ".engine"}
 
 BF16_OPSET = 22
 """The first opset whose convolutions and poolings take bfloat16."""

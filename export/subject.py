@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,21 +12,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from repconv.blocks.verify import dtype_of
 from repconv.errors import FusionError, SourceError
-from repconv.files.onnx import read_onnx
-from repconv.files.programs import read_program
-from repconv.files.whole import sha256
+from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
 from repconv.proof.float64 import in_float64 as everything_in_float64
 from repconv.proof.leaves import leaves
 from repconv.proof.report import FusionReport
-from repconv.sources.checkpoint import Normalization
+from repconv.sources.checkpoint import Checkpoint, Normalization
 from repconv.sources.source import Source, open_source
 
+from .artefacts.artefact import artefact_of
 from .fusing import FuseSettings, network_to_onnx
 from .onnx.exporter import described, exported, finished
-from .runtimes.artefact import onnx_artefact, program_artefact
-from .settings import BuildSettings, Span
+from .settings import BuildSettings, Preprocessing, Span
 
 Shape = tuple[int, int, int]
 Reference = Callable[[Tensor], tuple[Tensor, ...]]
@@ -66,22 +65,8 @@ class Subject:
         return self.reference if self.network is None else _as_function(self.network)
 
 
-@dataclass(frozen=True)
-class _Network:
-    """A source in PyTorch, before it is exported."""
-
-    name: str
-    model: nn.Module
-    size: Shape | None
-    path: Path | None = None
-    sha256: str | None = None
-    class_names: tuple[str, ...] = ()
-    normalization: Normalization | None = None
-    notes: tuple[str, ...] = ()
-
-
 def open_subject(
-    source: str | Path | nn.Module,
+    source: str | Path | Source | nn.Module,
     settings: BuildSettings,
     *,
     model: str | None = None,
@@ -91,7 +76,7 @@ def open_subject(
     """Load `source`, fuse it, and bring it to ONNX with the sizes asked for.
 
     Args:
-        source: a file or a name as the command line takes them, or a module in evaluation mode.
+        source: a file or a name as the command line takes them, one that is open, or a module in evaluation mode.
         settings: sizes, opset, and whether to fuse.
         model: for a state dict, its network's name.
         state_key: the key in the file under which the weights are.
@@ -107,41 +92,13 @@ def open_subject(
         where = next((name for name, module in source.named_modules() if module.training), None)
         if where is not None:
             raise FusionError(f"the model is in training mode (at {where or 'its root'}); call model.eval() first")
-        return _from_network(_Network(type(source).__name__, source, None), settings, channels)
-    path = Path(source)
-    if path.suffix in (".onnx", ".pt2"):
-        if not path.is_file():
-            raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
-        if path.suffix == ".onnx":
-            return _from_onnx(path, settings)
-        declared = program_artefact(str(path), path).inputs[0].shape
-        size = known_size(declared)
-        program = _Network(str(path), read_program(path).module(), size, path, sha256(path))
-        return _from_network(program, settings, channels)
-    return _from_network(_loaded(open_source(str(source), model=model, state_key=state_key)), settings, channels)
-
-
-def known_size(declared: tuple[int | None, ...] | None) -> Shape | None:
-    """(c, h, w) of a declared input [n, c, h, w], if all three are known."""
-    if declared is None or len(declared) != 4 or None in declared[1:]:
-        return None
-    _, c, h, w = declared
-    return (c or 0, h or 0, w or 0)
-
-
-def _loaded(source: Source) -> _Network:
-    known = source.checkpoint
-    normalization = known.normalization or _normalization_of(known.model)
-    return _Network(
-        source.name,
-        known.model,
-        known.input_shape,
-        source.path,
-        source.sha256,
-        known.class_names,
-        normalization,
-        source.notes,
-    )
+        opened = Source(type(source).__name__, None, None, Checkpoint(source, fused=False))
+    else:
+        opened = source if isinstance(source, Source) else open_source(source, model=model, state_key=state_key)
+    if isinstance(opened.held, onnx.ModelProto):
+        return _from_onnx(opened, opened.held, settings)
+    network = opened.held.model if isinstance(opened.held, Checkpoint) else opened.held.module()
+    return _from_network(opened, network, settings, channels)
 
 
 def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
@@ -150,35 +107,24 @@ def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization
     return subject.normalization if pre is None else Normalization(pre.mean, pre.std)
 
 
-def _normalization_of(network: nn.Module) -> Normalization | None:
-    """What timm says images go through before a network of its own."""
-    known = getattr(network, "pretrained_cfg", None)
-    mean, std = (known.get(key) for key in ("mean", "std")) if isinstance(known, Mapping) else (None, None)
-    if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
-        return None
-    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def recorded_normalization(
-    source: str, *, model: str | None = None, state_key: str | None = None
-) -> Normalization | None:
-    """What a source says images go through before the network, None where it says nothing.
+def preprocessing_of(
+    source: Source, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, uint8: bool, bgr: bool
+) -> Preprocessing:
+    """What an artefact does to images, as asked for, or as the source records it.
 
     Raises:
-        SourceError, CheckpointError: as `open_subject`.
+        SourceError: one of `mean` and `std` without the other, or neither, and the source records none.
     """
-    if Path(source).suffix == ".pt2":
-        return None
-    if Path(source).suffix == ".onnx":
-        if not Path(source).is_file():
-            raise SourceError(f"{source} is no file")
-        said = {entry.key: entry.value for entry in read_onnx(Path(source)).metadata_props}.get("normalization")
-        try:
-            known = json.loads(said) if said else None
-            return None if known is None else Normalization(tuple(known["mean"]), tuple(known["std"]))
-        except (ValueError, KeyError, TypeError):
-            return None
-    return _loaded(open_source(source, model=model, state_key=state_key)).normalization
+    if mean is not None and std is not None:
+        return Preprocessing(mean, std, uint8, bgr)
+    if mean is not None or std is not None:
+        raise SourceError("--mean and --std go together")
+    known = source.normalization
+    if known is None:
+        raise SourceError(
+            f"{source.name} records no normalisation; give it: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+        )
+    return Preprocessing(known.mean, known.std, uint8, bgr)
 
 
 def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int) -> Shape:
@@ -197,18 +143,18 @@ def _check_channels(known: int | None, settings: BuildSettings, name: str) -> No
         raise SourceError(f"{name} takes {known} channels, got images of {settings.channels}")
 
 
-def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Subject:
+def _from_network(given: Source, network: nn.Module, settings: BuildSettings, channels: int) -> Subject:
     """Blocks of this package fold as modules, anything else affine in the graph."""
-    network, size = given.model, _size(given.size, settings, given.name, channels)
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    if dtype != torch.float32:
+    size, normalization = _size(given.size, settings, given.name, channels), given.normalization
+    class_names = () if given.is_graph else given.checkpoint.class_names
+    if dtype_of(network) != torch.float32:
         # Every precision is made from float32, so that it is rounded once.
         network = copy.deepcopy(network).float()
     batch_open = not settings.batch.fixed
     image_open = settings.image is not None and not all(span.fixed for span in settings.image)
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(settings.batch.usual if not batch_open else 2, *size, generator=generator)
-    metadata, report = described(given.sha256, given.class_names, given.normalization), None
+    metadata, report = described(given.sha256, class_names, normalization), None
     if settings.fuse:
         # What is built of it is measured in its runtime, so nothing is compared here.
         fused = network_to_onnx(
@@ -235,8 +181,8 @@ def _from_network(given: _Network, settings: BuildSettings, channels: int) -> Su
         report,
         given.path,
         given.sha256,
-        given.class_names,
-        given.normalization,
+        class_names,
+        normalization,
         given.notes,
     )
 
@@ -263,10 +209,9 @@ def _summary(report: FusionReport) -> dict[str, str]:
     return {"repconv.convolutions": json.dumps([report.before.convolutions, report.after.convolutions])}
 
 
-def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
+def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings) -> Subject:
     """An ONNX file keeps its opset; its open sizes are closed where sizes are asked for."""
-    artefact = onnx_artefact(str(path), path)
-    original = read_onnx(path)
+    artefact, path = artefact_of(given), given.name
     declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) == 4]
     if len(artefact.inputs) != 1 or not declared or declared[0].dtype != torch.float32:
         said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in artefact.inputs)
@@ -294,29 +239,27 @@ def _from_onnx(path: Path, settings: BuildSettings) -> Subject:
         model, report = fuse_onnx(original, prove=False)  # what is built of it is measured
     kept = {entry.key: entry.value for entry in model.metadata_props}
     sized = with_sizes(model, [None if span is None or not span.fixed else span.usual for span in asked])
-    final = finished(sized, {**kept, "repconv.source_sha256": artefact.sha256 or ""})
+    final = finished(sized, {**kept, "repconv.source_sha256": given.sha256 or ""})
 
     def reference(x: Tensor) -> tuple[Tensor, ...]:
         return artefact.run((x,))
 
-    return Subject(str(path), final, reference, None, (channels, height, width), report, path, artefact.sha256)
+    return Subject(path, final, reference, None, (channels, height, width), report, given.path, given.sha256)
 
 
 def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:
     """A copy whose one input has these sizes where they are given; what is derived of them is open until inferred."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    weights = {tensor.name for tensor in copied.graph.initializer}
-    value = next(v for v in copied.graph.input if v.name not in weights)
+    sized = copy_of(model)
+    value = inputs_of(sized)[0]
     changed = False
     for size, dim in zip(sizes, value.type.tensor_type.shape.dim, strict=True):
         if size is not None and not dim.HasField("dim_value"):
             dim.dim_value = size
             changed = True
     if changed:
-        del copied.graph.value_info[:]
-        for output in copied.graph.output:
+        del sized.graph.value_info[:]
+        for output in sized.graph.output:
             output.type.tensor_type.ClearField("shape")
-        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(copied)
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(sized)
         return inferred
-    return copied
+    return sized

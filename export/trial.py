@@ -12,12 +12,12 @@ from torch import Tensor
 
 from repconv.errors import VerificationError
 
-from .building import Form, form_of
+from .artefacts.built import Built, Form
+from .artefacts.runtime import build
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
 from .measuring import measure
 from .proof.evidence import Evidence, Probe
-from .runtimes.built import Built
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
 from .ways_out import ways_out
@@ -27,7 +27,7 @@ from .ways_out import ways_out
 class Trial:
     """What artefacts of one export are made of and run on.
 
-    network: of `subject`, float32, preprocessed; target, settings, spans, calibration: as `building.build` takes them.
+    network: of `subject`, float32, preprocessed; target, settings, spans, calibration: see `Runtime.build`.
     calls: of `measuring.probes`; origin: what they are, in words.
     """
 
@@ -41,9 +41,9 @@ class Trial:
     origin: str
 
     def form(self, quantization: Quantization | None = None) -> Form:
-        """The form that runs here, as asked for or quantised in another way; errors as `building.build`."""
+        """The form that runs here, as asked for or quantised in another way; errors as `Runtime.build`."""
         settings = self.settings if quantization is None else replace(self.settings, quantization=quantization)
-        return form_of(self.network, self.target, settings, self.spans, self.calibration)
+        return build(self.network, self.target, settings, self.spans, self.calibration)
 
     def evidence(self, built: Built) -> Evidence | None:
         """What running it shows, None where it cannot run here; errors as `measuring.measure`."""
@@ -80,7 +80,7 @@ class Trial:
         found.require(what, advice)
 
     def _attempt(self, quantization: Quantization) -> Evidence:
-        shown = self.form(quantization).shown
+        shown = self.form(quantization).shown()
         found = self.evidence(shown)
         if found is None:
             raise VerificationError(f"cannot run here: {shown.not_run}")

@@ -21,8 +21,8 @@ from repconv.sources.source import open_source
 
 from .folder import RESULT, RunFolder
 from .processes import Processes, joined
-from .random_state import put_random_state, random_states
 from .reports.found import Found
+from .resuming import Position, Report, keep, kept, rest_of_epoch
 from .retrain_config import RetrainConfig
 from .session import chosen_device
 from .supernet.architecture import Architecture
@@ -36,7 +36,6 @@ from .tasks.task import EvaluationBatches, Split, Task, split, training_batches
 FORMAT = "repconv.retrain-checkpoint/1"
 RETRAINED, FUSED = "retrained.pt", "retrained.fused.pt"
 _KEEP_BYTES = 2e9
-Report = Callable[[Mapping[str, Any]], None]
 
 
 @final
@@ -127,43 +126,32 @@ def retrain(
     if (folder.path / RESULT).exists():
         return
     with joined(config.device) as (processes, device):
-        _retrain(folder, Trainer(found, config, processes, device, own_code=own_code), report, clock)
+        _retrain(
+            folder,
+            Trainer(found=found, config=config, processes=processes, device=device, own_code=own_code),
+            report,
+            clock,
+        )
 
 
 def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callable[[], float]) -> None:
-    config, first_process = trainer.config, trainer.processes.first
-    epoch, step, losses = trainer.restore(folder)
+    config, first = trainer.config, trainer.processes.first
 
-    def keep() -> None:
-        content = trainer.state(epoch, step, losses, folder.metrics_bytes())
-        if first_process:
-            folder.write_checkpoint(content)
+    def save_at(at: Position) -> None:
+        keep(folder, trainer, at, trainer.state())
 
     def tell(record: Mapping[str, Any]) -> None:
-        if first_process:
+        if first:
             folder.append_metrics(record)
             report(record)
 
-    while epoch < config.epochs:
-        start, first = clock(), step
-        for x, y in trainer.batches(epoch, step):
-            losses += trainer.update(x, y, epoch * trainer.steps_an_epoch + step)
-            step += 1
-            if step % config.checkpoint_steps == 0 and step < trainer.steps_an_epoch:
-                keep()
-        tell(
-            {
-                "kind": "epoch",
-                "epoch": epoch + 1,
-                "step": (epoch + 1) * trainer.steps_an_epoch,
-                "loss": losses / trainer.steps_an_epoch,
-                "learning_rate": trainer.learning_rate(epoch, step - 1),
-                "seconds_a_step": (clock() - start) / max(1, step - first),
-            }
-        )
-        epoch, step, losses = epoch + 1, 0, 0.0
-        keep()
-    if first_process:
+    at = trainer.restore(folder)
+    while at.epoch < config.epochs:
+        batches = trainer.batches(at.epoch, at.step)
+        rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, clock=clock)
+        at = Position(at.epoch + 1)
+        save_at(at)
+    if first:
         _finish(folder, trainer)
 
 
@@ -223,9 +211,9 @@ class Trainer:
         ):
             yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
 
-    def learning_rate(self, epoch: int, step: int) -> float:
-        """At that update."""
-        done = (epoch * self.steps_an_epoch + step) / (self.config.epochs * self.steps_an_epoch)
+    def learning_rate(self, step: int) -> float:
+        """At that update, counted over all epochs."""
+        done = step / (self.config.epochs * self.steps_an_epoch)
         return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * done))
 
     def update(self, x: Tensor, y: Tensor, step: int) -> float:
@@ -245,7 +233,7 @@ class Trainer:
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(*divmod(step, self.steps_an_epoch))
+            group["lr"] = self.learning_rate(step)
         self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -265,42 +253,32 @@ class Trainer:
             self.task, images, positions, batch=self.config.evaluation_batch, keep_bytes=_KEEP_BYTES
         )
 
-    def state(self, epoch: int, step: int, losses: float, metrics_bytes: int) -> dict[str, Any]:
-        """A checkpoint before update `step` of `epoch`, whose losses so far sum to `losses`; all processes ask."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
         return {
             "format": FORMAT,
-            "epoch": epoch,
-            "step": step,
-            "losses": losses,
-            "metrics_bytes": metrics_bytes,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "generator": self.generator.get_state(),
-            **random_states(self.processes, self.device),
         }
 
-    def restore(self, folder: RunFolder) -> tuple[int, int, float]:
-        """Take up the folder's last checkpoint; returns its epoch, step and sum of losses.
+    def restore(self, folder: RunFolder) -> Position:
+        """Take up the folder's last checkpoint; returns where it is.
 
         Raises:
             SearchError: it is damaged or of something else.
         """
-        content = folder.read_checkpoint()
-        if self.processes.first:
-            folder.go_back(0 if content is None else content["metrics_bytes"])
-        self.processes.gathered([None])  # before all have read it, nobody may write the next
-        if content is None:
-            return 0, 0, 0.0
-        if content.get("format") != FORMAT:
-            raise SearchError(f"the checkpoint is of {content.get('format')!r}, this reads {FORMAT}")
+        found = kept(folder, self, FORMAT)
+        if found is None:
+            return Position()
+        at, content = found
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.generator.set_state(content["generator"])
-        put_random_state(content, self.processes, self.device)
-        return content["epoch"], content["step"], content["losses"]
+        return at
 
     def _split(self) -> Split:
         """Everything to learn from where there are test images."""

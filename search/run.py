@@ -16,17 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from repconv.errors import CheckpointError, SearchError
+from repconv.errors import CheckpointError
 from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
 from .config import SCHEMA, SearchConfig
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
 from .processes import joined
-from .random_state import put_random_state, random_states
 from .reports.found import Found
 from .reports.picture import svg
+from .resuming import Position, Report, keep, kept, rest_of_epoch
 from .session import Session
 from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
@@ -37,23 +38,19 @@ from .tasks.data import is_own_data
 from .tasks.network import is_own_network
 
 FORMAT = "repconv.search-checkpoint/1"
-Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: about to do update `step` of `epoch`.
+    """Where a run is.
 
-    train, measure: what the strategy asked for in this generation, None before it was asked. losses: the sum of this
-    epoch's mean losses.
+    train, measure: what the strategy asked for in this generation, None before it was asked.
     """
 
     state: State
-    epoch: int = 0
-    step: int = 0
+    at: Position = field(default_factory=Position)
     train: tuple[Architecture, ...] | None = None
     measure: tuple[Architecture, ...] = ()
-    losses: float = 0.0
     generator: torch.Generator = field(default_factory=torch.Generator)
 
 
@@ -93,7 +90,7 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
     config, first = session.config, session.processes.first
     progress = _restored(folder, session)
     strategy = session.strategy()
-    writer = _tensorboard(folder, progress.epoch * session.steps_an_epoch + progress.step) if first else None
+    writer = _tensorboard(folder, progress.at.epoch * session.steps_an_epoch + progress.at.step) if first else None
 
     def tell(record: Mapping[str, Any]) -> None:
         if not first:
@@ -106,7 +103,7 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
             writer.flush()
         report(record)
 
-    while progress.epoch < config.epochs:
+    while progress.at.epoch < config.epochs:
         progress = _epoch(folder, session, strategy, progress, tell, clock)
     _finish(folder, session, strategy, progress.state)
 
@@ -120,36 +117,28 @@ def _epoch(
     clock: Callable[[], float],
 ) -> Progress:
     """The rest of an epoch, and at the end of a generation its evaluation and selection."""
-    config = session.config
-    searching = progress.epoch - config.warmup_epochs
+    config, at = session.config, progress.at
+    searching = at.epoch - config.warmup_epochs
     if searching >= 0 and progress.train is None:
         # All processes draw, here and for every mini-batch, so that their generators stay alike; one decides.
         question = session.processes.decided(strategy.ask(progress.state, progress.generator))
         progress = replace(progress, state=question.state, train=question.train, measure=question.measure)
-    start, first = clock(), progress.step
-    for x, y in session.batches(progress.epoch, progress.step, _count(session, progress)):
-        step = progress.epoch * session.steps_an_epoch + progress.step
-        batch = session.update(x, y, _drawn(session, progress), step)
-        mean = sum(batch.losses) / len(batch.losses)  # of this process's share
-        progress = replace(progress, step=progress.step + 1, losses=progress.losses + mean)
-        if progress.step % config.checkpoint_steps == 0 and progress.step < session.steps_an_epoch:
-            _checkpoint(folder, session, progress)
-    done = (progress.epoch + 1) * session.steps_an_epoch
-    tell(
-        {
-            "kind": "epoch",
-            "epoch": progress.epoch + 1,
-            "step": done,
-            "loss": progress.losses / session.steps_an_epoch,
-            "learning_rate": session.learning_rate(done - 1),
-            "seconds_a_step": (clock() - start) / max(1, progress.step - first),
-        }
-    )
-    last = searching >= 0 and ((searching + 1) % config.generation_epochs == 0 or progress.epoch + 1 == config.epochs)
-    state = _selected(folder, session, strategy, progress, done, tell) if last else progress.state
-    progress = replace(progress, state=state, epoch=progress.epoch + 1, step=0, losses=0.0)
+    asked = progress
+
+    def update(x: Tensor, y: Tensor, step: int) -> float:
+        batch = session.update(x, y, _drawn(session, asked), step)
+        return sum(batch.losses) / len(batch.losses)  # of this process's share
+
+    def save_at(there: Position) -> None:
+        _checkpoint(folder, session, replace(asked, at=there))
+
+    batches = session.batches(at.epoch, at.step, _count(session, progress))
+    rest_of_epoch(session, at, batches, update=update, keep=save_at, tell=tell, clock=clock)
+    last = searching >= 0 and ((searching + 1) % config.generation_epochs == 0 or at.epoch + 1 == config.epochs)
     if last:
-        progress = replace(progress, train=None, measure=())
+        state = _selected(folder, session, strategy, progress, tell)
+        progress = replace(progress, state=state, train=None, measure=())
+    progress = replace(progress, at=Position(at.epoch + 1))
     _checkpoint(folder, session, progress)
     return progress
 
@@ -169,9 +158,7 @@ def _drawn(session: Session, progress: Progress) -> list[Architecture]:
     return [progress.train[i] for i in order.tolist()]
 
 
-def _selected(
-    folder: RunFolder, session: Session, strategy: Strategy, progress: Progress, done: int, tell: Report
-) -> State:
+def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress, tell: Report) -> State:
     """The state after measuring what was asked for."""
     found = session.measure(progress.measure)
     state = strategy.tell(progress.state, found.accuracies, session.supernet.gates())
@@ -189,8 +176,8 @@ def _selected(
         {
             "kind": "generation",
             "generation": state.generation,
-            "epoch": progress.epoch + 1,
-            "step": done,
+            "epoch": progress.at.epoch + 1,
+            "step": (progress.at.epoch + 1) * session.steps_an_epoch,
             "measured": len(found.accuracies),
             "population": len(state.members),
             "best_accuracy": max(accuracies),
@@ -208,55 +195,39 @@ def _selected(
 
 
 def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
-    random = random_states(session.processes, session.device)
-    if not session.processes.first:
-        return
     content = {
         "format": FORMAT,
         **session.state(),
         "initial": [list(session.initial.alpha), list(session.initial.beta)],
         "state": json.dumps(progress.state.to_dict()),
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "losses": progress.losses,
         "train": None if progress.train is None else [list(a.mask) for a in progress.train],
         "measure": [list(a.mask) for a in progress.measure],
         "generator": progress.generator.get_state(),
-        **random,
-        "metrics_bytes": folder.metrics_bytes(),
     }
-    folder.write_checkpoint(content)
+    keep(folder, session, progress.at, content)
 
 
 def _restored(folder: RunFolder, session: Session) -> Progress:
     """Where the last checkpoint was, its numbers put into `session`; the start without one."""
-    content = folder.read_checkpoint()
-    if session.processes.first:
-        folder.go_back(0 if content is None else content["metrics_bytes"])
-    # Nobody goes on before all have read it, as the first will soon write the next.
-    session.processes.gathered([None])
     generator = torch.Generator().manual_seed(session.config.seed)
-    if content is None:
+    found = kept(folder, session, FORMAT)
+    if found is None:
         return Progress(State(session.initial), generator=generator)
-    if content.get("format") != FORMAT:
-        raise SearchError(f"the checkpoint is of {content.get('format')!r}, this repconv reads {FORMAT}")
+    at, content = found
     space = session.supernet.space
     session.put_state(content)
     session.initial = Gates(*map(tuple, content["initial"]))
     generator.set_state(content["generator"])
-    put_random_state(content, session.processes, session.device)
     asked = [
         None if masks is None else tuple(Architecture(space, tuple(mask)) for mask in masks)
         for masks in (content["train"], content["measure"])
     ]
     return Progress(
-        state_from_dict(json.loads(content["state"]), space),
-        content["epoch"],
-        content["step"],
-        asked[0],
-        asked[1] or (),
-        content["losses"],
-        generator,
+        state=state_from_dict(json.loads(content["state"]), space),
+        at=at,
+        train=asked[0],
+        measure=asked[1] or (),
+        generator=generator,
     )
 
 
@@ -271,7 +242,7 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     gates = session.supernet.gates()
     config = session.config
     best = outcome[ranked[0]]
-    found = Found(best, network_settings(config), gates, accuracies[ranked[0]])
+    found = Found(architecture=best, network=network_settings(config), gates=gates, accuracy=accuracies[ranked[0]])
     try:
         save(
             session.supernet.model,

@@ -101,3 +101,23 @@ def test_two_float32_modules_are_compared() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     (found,) = compare(model, model, torch.randn(1, 3, 8, 8)).end_to_end
     assert 0 < found.error.to_scale < 1e-5
+
+
+def test_float32_is_computed_in_float32_whatever_the_user_allowed() -> None:
+    before = torch.get_float32_matmul_precision()
+    seen = []
+
+    def network(x):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+        seen.append((torch.backends.mkldnn.matmul.fp32_precision, torch.backends.mkldnn.conv.fp32_precision))
+        return x * 2
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert compare(network, network, torch.ones(3), original=network).passed
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen
+    assert set(seen) == {("ieee", "ieee")}

@@ -197,7 +197,7 @@ def test_parameters_are_counted_as_pytorch_counts_them(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     file = tmp_path / "m.onnx"
     onnx.save(model, file)
-    summary = summarise_onnx(file)
+    summary = summarise_onnx(model)
     assert summary.nodes["BatchNormalization"] == 1
     assert summary.parameters == wanted
     assert fuse_onnx(file)[1].before.parameters == wanted

@@ -5,35 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from repconv.errors import BackendError, SourceError
-from repconv.export.runtimes.doctor import PYTORCH_GPU
-from repconv.export.runtimes.engine_builder import INSTALL, probe_engines
-from repconv.export.runtimes.engine_runtime import why_not_run
-from repconv.files.record import installed
-
-ON_GPU = "on a machine with an NVIDIA GPU"
+from repconv.export.artefacts.runtime import runtime_of
+from repconv.export.doctor import PYTORCH_GPU
+from repconv.export.targets import TARGETS, Target, Timed
 
 
 @dataclass(frozen=True)
 class Backend:
     """One backend.
 
-    loader: which loader of `loading` its worker uses.
     target: what `repconv export` builds for it; None: it runs PyTorch modules.
     devices: it can run on. precisions: by device.
     problem: why it cannot be used on a device here, with the line that mends it; None if it can.
+    usual: measured where no backend is named. takes_bf16: see `Timed`.
     """
 
     name: str
-    loader: str
     target: str | None
     devices: tuple[str, ...]
-    precisions: dict[str, tuple[str, ...]]
+    precisions: Mapping[str, tuple[str, ...]]
     problem: Callable[[str], str | None]
+    usual: bool = False
+    takes_bf16: bool = True
 
     def device(self, asked: str) -> str:
         """Where it runs: as asked, or the only place it can."""
@@ -64,62 +63,25 @@ def _python_headers() -> bool:
     return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
-def _provider(name: str) -> Callable[[str], str | None]:
+_HALVES = dict.fromkeys(("cpu", "cuda"), ("fp32", "fp16", "bf16"))
+TORCH, COMPILED = "torch", "torch.compile"
+
+
+def _timed(target: Target, timed: Timed) -> Backend:
     def problem(device: str) -> str | None:
-        import onnxruntime
+        return runtime_of(target).problem(target, timed.name, device)
 
-        wanted = {"cpu": "CPUExecutionProvider"}.get(device, name)
-        if wanted in onnxruntime.get_available_providers():
-            return None
-        return f"this onnxruntime has no {wanted}; pip install onnxruntime-gpu, {ON_GPU}"
+    return Backend(
+        timed.name, target.name, tuple(timed.precisions), timed.precisions, problem, timed.usual, timed.takes_bf16
+    )
 
-    return problem
-
-
-def _openvino(_: str) -> str | None:
-    return None if installed("openvino") else "OpenVINO is not installed; install it with: pip install openvino"
-
-
-def _engines(target: str) -> Callable[[str], str | None]:
-    def problem(_: str) -> str | None:
-        found = probe_engines(target)
-        why = found.problem or why_not_run(target)
-        if why is None:
-            return None
-        said = "it is not installed" if found.missing else why
-        return f"{said}; {INSTALL[target]}, {ON_GPU}"
-
-    return problem
-
-
-_ALL, _HALVES = ("fp32", "fp16", "bf16", "int8"), ("fp32", "fp16", "bf16")
-_CPU_ONNX = ("fp32", "fp16", "int8")
-"""onnxruntime has no bf16 convolution on CPUs."""
 
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("torch", "torch", None, ("cpu", "cuda"), {"cpu": _HALVES, "cuda": _HALVES}, _torch),
-        Backend("torch.compile", "torch.compile", None, ("cpu", "cuda"), {"cpu": _HALVES, "cuda": _HALVES}, _compile),
-        Backend(
-            "onnxruntime",
-            "onnxruntime",
-            "onnx",
-            ("cpu", "cuda"),
-            {"cpu": _CPU_ONNX, "cuda": _ALL},
-            _provider("CUDAExecutionProvider"),
-        ),
-        Backend(
-            "onnxruntime-tensorrt",
-            "onnxruntime-tensorrt",
-            "onnx",
-            ("cuda",),
-            {"cuda": _ALL},
-            _provider("TensorrtExecutionProvider"),
-        ),
-        Backend("openvino", "openvino", "openvino", ("cpu",), {"cpu": _ALL}, _openvino),
-        Backend("tensorrt", "engine", "tensorrt", ("cuda",), {"cuda": _ALL}, _engines("tensorrt")),
-        Backend("tensorrt-rtx", "engine", "tensorrt-rtx", ("cuda",), {"cuda": _ALL}, _engines("tensorrt-rtx")),
+        Backend(TORCH, None, tuple(_HALVES), _HALVES, _torch, usual=True),
+        Backend(COMPILED, None, tuple(_HALVES), _HALVES, _compile),
+        *(_timed(target, timed) for target in TARGETS.values() for timed in target.timed),
     )
 }
 
@@ -153,8 +115,12 @@ def choose(names: Sequence[str], device: str, precisions: Sequence[str]) -> list
     return found
 
 
-def default_backends(device: str) -> tuple[str, ...]:
-    """Those measured where none is named: that run on the device, of what is usually installed."""
-    usual = [BACKENDS[name] for name in ("torch", "onnxruntime", "openvino")]
-    found = tuple(b.name for b in usual if device in b.devices and b.problem(device) is None)
-    return found or ("torch",)
+def default_backends(device: str, sources: Sequence[str]) -> tuple[str, ...]:
+    """Those measured where none is named: that run on the device, of what is usually installed.
+
+    PyTorch is left out where it runs none of the sources.
+    """
+    able = [b for b in BACKENDS.values() if b.usual and device in b.devices and b.problem(device) is None]
+    if all(Path(source).suffix == ".onnx" for source in sources):
+        return tuple(b.name for b in able if b.target is not None) or (TARGETS["onnx"].timed[0].name,)
+    return tuple(b.name for b in able) or (TORCH,)

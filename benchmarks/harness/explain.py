@@ -18,9 +18,7 @@ def explain(given: Given) -> tuple[FusionReport, Inspection | None]:
         SourceError: it cannot be run.
     """
     network = given.network
-    source = given.path if network is None else network
-    if source is None:  # an ONNX source always has a file
-        raise ValueError(f"{given.label} has neither a network nor a file")
+    source = given.source if network is None else network
     suffix = ".onnx" if network is None else ".pt2" if given.foreign else ".pt"
     try:
         report = fuse_source(source, suffix, FuseSettings(given.size)).report

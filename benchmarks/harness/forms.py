@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from repconv.blocks.block import RepBlock
 from repconv.blocks.fold import fuse_blocks
 from repconv.errors import SourceError
 from repconv.expansion.placement import replaced
-from repconv.export.runtimes.artefact import onnx_artefact, program_artefact
+from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.settings import BuildSettings, Span
-from repconv.export.subject import Reference, Shape, Subject, in_float64, known_size, open_subject
-from repconv.files.programs import read_program
-from repconv.files.whole import sha256
+from repconv.export.subject import Reference, Shape, Subject, in_float64, open_subject
 from repconv.fusing import exported_program, fuse_network
 from repconv.models.libraries import create_named, is_own_code
 from repconv.models.spec import ModelSpec, is_foreign
 from repconv.models.zoo import create_plain, resolve
-from repconv.sources.checkpoint import Normalization, save
-from repconv.sources.source import open_source
+from repconv.sources.checkpoint import Checkpoint, save
+from repconv.sources.source import Source, open_source
 
 from .settings import FUSED, PLAIN, UNFUSED
 
@@ -34,21 +33,30 @@ class Given:
     """A source as it was opened.
 
     label: short, for tables. network: unfused, float32, in evaluation mode; None for an ONNX file.
-    program: whether it is a program of torch.export. fused: whether it was fused before it was saved.
+    size: (c, h, w) it is measured with.
     reference: from a float32 batch to outputs, in float64 where the source is a PyTorch network.
-    size: (c, h, w) it is measured with. path, sha256: of its file, None without one.
     """
 
+    source: Source
     label: str
     network: nn.Module | None
     size: Shape
     reference: Reference
-    path: Path | None = None
-    sha256: str | None = None
-    program: bool = False
-    fused: bool = False
-    normalization: Normalization | None = None
-    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def path(self) -> Path | None:
+        """Of its file, None without one."""
+        return self.source.path
+
+    @property
+    def program(self) -> bool:
+        """Whether it is a program of torch.export."""
+        return self.source.is_graph and self.network is not None
+
+    @property
+    def fused(self) -> bool:
+        """Whether it was fused before it was saved."""
+        return not self.source.is_graph and self.source.checkpoint.fused
 
     @property
     def foreign(self) -> bool:
@@ -62,7 +70,7 @@ def open_given(
     """Open what `text` names.
 
     Args:
-        text: a source as every command takes it, an .onnx file or a .pt2 program.
+        text: a source as every command takes it.
         image: height and width, or channels, height and width; None: what the source records.
         model: for a state dict, its network's name.
         state_key: the key in the file under which the weights are.
@@ -73,32 +81,35 @@ def open_given(
         CheckpointError: the file cannot be read, or does not fit the network.
         BackendError: it needs a package that is not installed.
     """
-    if not text.strip():
-        raise SourceError("an empty SOURCE; name a file, or a network such as timm:resnet18")
-    path = Path(text)
-    if path.suffix in (".onnx", ".pt2"):
-        if not path.is_file():
-            raise SourceError(f"{text} {'is a directory; name a file' if path.is_dir() else 'is no file'}")
-        if model is not None or state_key is not None:
-            raise SourceError(f"--model and --state-key are for weights without their network; {text} holds its own")
-        return _onnx(path, image) if path.suffix == ".onnx" else _program(path, image)
     torch.manual_seed(seed)
-    opened = open_source(text, model=model, state_key=state_key)
-    known = opened.checkpoint
-    network = known.model.float()
-    size = _sized(text, known.input_shape, image)
-    label = path.name if opened.path is not None and ":" not in text else text
+    source = open_source(text, model=model, state_key=state_key)
+    held = source.held
+    label = text if source.path is None or ":" in text else source.path.name
+    if isinstance(held, Checkpoint):
+        network = held.model.float()
+        return Given(
+            source=source,
+            label=label,
+            network=network,
+            size=_sized(source, image),
+            reference=remembered(in_float64(network)),
+        )
+    _check_image(source)
+    size = _sized(source, image)
+    if isinstance(held, ExportedProgram):
+        module = held.module()
+        return Given(source=source, label=label, network=module, size=size, reference=remembered(in_float64(module)))
+    artefact = artefact_of(source)
     return Given(
-        label,
-        network,
-        size,
-        remembered(in_float64(network)),
-        opened.path,
-        opened.sha256,
-        fused=known.fused,
-        normalization=known.normalization,
-        notes=opened.notes,
+        source=source, label=label, network=None, size=size, reference=remembered(lambda x: artefact.run((x,)))
     )
+
+
+def _check_image(graph: Source) -> None:
+    shape = graph.inputs[0].shape if len(graph.inputs) == 1 else None
+    if shape is None or len(shape) != 4 or graph.inputs[0].dtype != torch.float32:
+        said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in graph.inputs)
+        raise SourceError(f"{graph.name} takes {said}; only float32 graphs of one image [n, c, h, w] are measured")
 
 
 def remembered(reference: Reference) -> Reference:
@@ -113,36 +124,17 @@ def remembered(reference: Reference) -> Reference:
     return run
 
 
-def _onnx(path: Path, image: tuple[int, ...] | None) -> Given:
-    artefact = onnx_artefact(str(path), path)
-    declared = artefact.inputs[0].shape if len(artefact.inputs) == 1 else None
-    if declared is None or len(declared) != 4 or artefact.inputs[0].dtype != torch.float32:
-        said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in artefact.inputs)
-        raise SourceError(f"{path} takes {said}; only float32 models of one image [n, c, h, w] are measured")
-    size = _sized(str(path), known_size(declared), image, channels=declared[1])
-    return Given(path.name, None, size, remembered(lambda x: artefact.run((x,))), path, artefact.sha256)
-
-
-def _program(path: Path, image: tuple[int, ...] | None) -> Given:
-    artefact = program_artefact(str(path), path)
-    if len(artefact.inputs) != 1:
-        raise SourceError(f"{path} takes {len(artefact.inputs)} inputs; only programs of one image are measured")
-    declared = artefact.inputs[0].shape
-    size = _sized(str(path), known_size(declared), image, channels=declared[1] if declared else None)
-    module = read_program(path).module()
-    return Given(path.name, module, size, remembered(in_float64(module)), path, sha256(path), program=True)
-
-
-def _sized(name: str, known: Shape | None, image: tuple[int, ...] | None, channels: int | None = None) -> Shape:
+def _sized(source: Source, image: tuple[int, ...] | None) -> Shape:
     if image is not None:
         *asked, height, width = image
-        has = known[0] if known else channels
+        has = source.channels
         if asked and has not in (None, asked[0]):
-            raise SourceError(f"{name} takes {has} channels; --input-shape {','.join(map(str, image))} has {asked[0]}")
+            given = ",".join(map(str, image))
+            raise SourceError(f"{source.name} takes {has} channels; --input-shape {given} has {asked[0]}")
         return (has or (asked[0] if asked else 3), height, width)
-    if known is None:
-        raise SourceError(f"{name} records no image size; give one: --image 224,224")
-    return known
+    if source.size is None:
+        raise SourceError(f"{source.name} records no image size; give one: --image 224,224")
+    return source.size
 
 
 @dataclass(frozen=True)
@@ -173,10 +165,8 @@ class Form:
         """The form in ONNX, float32, of one size; its `report` tells what fusing did."""
         _, height, width = self.given.size
         settings = BuildSettings(batch=Span.of(batch), image=(Span.of(height), Span.of(width)), fuse=self.fuse)
-        if self.network is None and self.given.path is not None:
-            return open_subject(self.given.path, settings)
         if self.network is None:
-            raise SourceError(f"{self.given.label} is no network PyTorch or ONNX could run")
+            return open_subject(self.given.source, settings)
         return open_subject(self.network, settings, channels=self.given.size[0])
 
     def save_for_torch(self, folder: Path, stem: str, x: Tensor) -> tuple[Path, int]:
@@ -218,8 +208,8 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
     Raises:
         SourceError: `against` asks for what is not known.
     """
-    unfused = Form(given.label, UNFUSED, True, given, fuse=False, network=given.network)
-    fused = Form(given.label, FUSED, True, given, fuse=True, network=given.network)
+    unfused = Form(source=given.label, name=UNFUSED, same=True, given=given, fuse=False, network=given.network)
+    fused = Form(source=given.label, name=FUSED, same=True, given=given, fuse=True, network=given.network)
     notes: list[str] = []
     forms = [unfused, fused]
     if given.fused:
@@ -229,11 +219,20 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
             raise SourceError(f"{notes[0]}; name the unfused file: --against FILE")
     if against not in (None, PLAIN, UNFUSED):
         compared = other(str(against))
-        forms.append(Form(given.label, compared.label, False, compared, fuse=False, network=compared.network))
+        forms.append(
+            Form(
+                source=given.label,
+                name=compared.label,
+                same=False,
+                given=compared,
+                fuse=False,
+                network=compared.network,
+            )
+        )
     elif against != UNFUSED:
         plain = plain_of(given)
         if plain is not None:
-            forms.append(Form(given.label, PLAIN, False, given, fuse=True, network=plain))
+            forms.append(Form(source=given.label, name=PLAIN, same=False, given=given, fuse=True, network=plain))
         else:
             said = f"no plain form of {given.label} is known; name one: --against FILE"
             if against == PLAIN:

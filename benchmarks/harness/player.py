@@ -15,8 +15,7 @@ from dataclasses import asdict
 from typing import IO, Any, Protocol
 
 from repconv.errors import BackendError, BuildError
-
-from .loading.loaded import How, Job
+from repconv.export.artefacts.loaded import How, Job
 
 LOADING_S = 1800.0
 """Seconds after which a backend that is loading, compiling or recording is given up."""
@@ -45,16 +44,15 @@ class Process:
     """A backend in a process of its own; use it as a context.
 
     Args:
-        backend: its name, for messages.
-        loader: see `Backend.loader`.
+        backend: its name.
         how, jobs: what it is to run, by subject.
         cpus: cores it may use; empty: any.
     """
 
-    def __init__(self, backend: str, loader: str, how: How, jobs: Mapping[str, Job], cpus: Sequence[int] = ()) -> None:
+    def __init__(self, backend: str, how: How, jobs: Mapping[str, Job], cpus: Sequence[int] = ()) -> None:
         self.backend = backend
         self._request = {
-            "do": "start", "loader": loader, "how": asdict(how), "cpus": list(cpus),
+            "do": "start", "backend": backend, "how": asdict(how), "cpus": list(cpus),
             "jobs": {
                 name: {**asdict(job), "file": str(job.file), "input": str(job.input)} for name, job in jobs.items()
             },

@@ -18,20 +18,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from repconv.benchmarks.harness.loading.loaded import How, Job, Loaded, host_clock
 from repconv.benchmarks.harness.loading.turn import take_turn
+from repconv.export.artefacts.loaded import How, Job, Loaded, host_clock
 
 MEMORY_CALLS = 3
+
+
+def _none(job: Job, how: How) -> Loaded:  # noqa: ARG001
+    raise RuntimeError("the first request is a start")
 
 
 @dataclass
 class _State:
     """What the requests so far have made."""
 
-    loader: str = ""
+    loader: Callable[[Job, How], Loaded] = _none
     how: How = field(default_factory=How)
     jobs: dict[str, Job] = field(default_factory=dict)
     loaded: dict[str, Loaded] = field(default_factory=dict)
+
+    def load(self, subject: str) -> Loaded:
+        """Load a subject of the jobs."""
+        return self.loader(self.jobs[subject], self.how)
 
 
 def main() -> None:
@@ -59,14 +67,14 @@ def _start(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
     """Take the cores and threads asked for, import the runtime, and hear of the jobs."""
     if asked["cpus"]:
         os.sched_setaffinity(0, asked["cpus"])
-    state.loader, state.how = asked["loader"], How(**asked["how"])
+    state.how = How(**asked["how"])
     state.jobs = {
         name: Job(Path(job["file"]), Path(job["input"]), job["precision"], job["own_code"], job["target"])
         for name, job in asked["jobs"].items()
     }
-    from repconv.benchmarks.harness.loading.loading import import_runtime
+    from repconv.benchmarks.harness.loading.loading import loader_of
 
-    import_runtime(state.loader)
+    state.loader = loader_of(asked["backend"])
     threads = state.how.threads
     if threads is not None and "torch" in sys.modules:
         import torch
@@ -78,11 +86,9 @@ def _start(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
 
 def _load(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
     """Load a subject, in place of what there was of it."""
-    from repconv.benchmarks.harness.loading.loading import load
-
     state.loaded.pop(asked["subject"], None)
     start = time.perf_counter()
-    found = load(state.loader, state.jobs[asked["subject"]], state.how)
+    found = state.load(asked["subject"])
     state.loaded[asked["subject"]] = found
     return {"seconds": time.perf_counter() - start, "observed": dict(found.observed)}
 
@@ -109,11 +115,9 @@ def _turn(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
 
 def _memory(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
     """Bytes by which loading and calling a subject raises memory: the GPU's, or a forked child's resident memory."""
-    from repconv.benchmarks.harness.loading.loading import load
-
-    job = state.jobs[asked["subject"]]
+    subject = asked["subject"]
     if state.how.device == "cuda":
-        return {"bytes": _device_memory(lambda: load(state.loader, job, state.how))}
+        return {"bytes": _device_memory(lambda: state.load(subject))}
     if sys.platform == "win32":
         return {"bytes": None}
     reading, writing = os.pipe()
@@ -122,7 +126,7 @@ def _memory(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
         os.close(reading)
         try:
             before = _peak_bytes()
-            found = load(state.loader, job, state.how)
+            found = state.load(subject)
             for _ in range(MEMORY_CALLS):
                 found.call()
             os.write(writing, str(_peak_bytes() - before).encode())

@@ -13,8 +13,9 @@ from torch import Tensor
 from repconv.errors import SourceError
 from repconv.proof.agreement import Agreement, Comparison, Difference, comparisons
 from repconv.proof.pooling import compare_calls
+from repconv.sources.source import Input
 
-from ..runtimes.artefact import Artefact, Input, Run, in_float64
+from ..artefacts.artefact import Artefact, Run, in_float64
 
 Inputs = tuple[Tensor, ...]
 Shape = tuple[int, ...]

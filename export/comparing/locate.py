@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from repconv.proof.agreement import Comparison, compare_tensors
+from repconv.proof.agreement import Agreement, Comparison, compare_tensors
 
-from ..runtimes.artefact import Artefact, Step, in_float64
+from ..artefacts.artefact import Artefact, Step, in_float64
 
 BY_NAME = "by name"
 BY_SHAPE = "by shape and nearest values, best effort: the names differ"
@@ -32,6 +32,11 @@ class Located:
     def first(self) -> int | None:
         """The index of the first step that differs, None if there is none."""
         return next((i for i, step in enumerate(self.steps) if not step.passed and i not in self.excused), None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON."""
+        steps = Agreement(end_to_end=self.steps).to_dict()["end_to_end"]
+        return {"method": self.method, "first": self.first, "no_counterpart": sorted(self.excused), "steps": steps}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from repconv.errors import SourceError
 from repconv.sources.checkpoint import Normalization
 
+from ..artefacts.artefact import Artefact
 from ..comparing.compare import Inputs, common_dtypes, common_shapes
-from ..runtimes.artefact import Artefact
 from .images import FOLDER, read_arrays, read_images
 
 _CALL = 8

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import torch
 from numpy.lib.format import read_array
 from torch import Tensor
 
-from repconv.errors import BackendError, SourceError
-from repconv.files.archives import Archive, ArchiveError
+from repconv.errors import SourceError
+from repconv.files.archives import Archive
+from repconv.files.images import SUFFIXES, ImageFiles, class_of
 from repconv.sources.checkpoint import Normalization
 
 from ..settings import Preprocessing
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FOLDER = "imagefolder:"
 
 
@@ -133,63 +132,23 @@ def normalised(pixels: Tensor, normalization: Normalization | None) -> Tensor:
 def _read_folder(
     path: Path, size: tuple[int, int, int], limit: int, class_names: Sequence[str], seed: int
 ) -> tuple[Tensor, Tensor | None]:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise BackendError("image folders need Pillow; install it with: pip install pillow") from None
-    if not path.exists():
-        raise SourceError(f"{path}: no such folder or zip file of images")
-    try:
-        files = list(_entries(path))
-    except (OSError, ArchiveError) as error:
-        raise SourceError(f"{path}: neither a folder nor a readable zip file ({error})") from error
+    source = ImageFiles(path, SourceError)
+    files = source.names()
     if not files:
         raise SourceError(
-            f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}); expected one folder a class with images in it"
+            f"{path} holds no images ({' '.join(SUFFIXES)}); expected one folder a class with images in it"
         )
-    known = list(class_names) or sorted({Path(name).parent.name for name in files})
-    chosen = _draw(len(files), limit, seed)
-    pixels, labels = [], []
-    with _contents(path) as read:
-        for index in chosen:
-            name = files[index]
-            try:
-                content = read(name)
-            except (OSError, ArchiveError) as error:
-                raise SourceError(f"{path}: cannot read {name} in it ({error})") from error
-            try:
-                with Image.open(io.BytesIO(content)) as image:
-                    pixels.append(np.asarray(_fitted(image.convert("L" if size[0] == 1 else "RGB"), size[1], size[2])))
-            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-                raise SourceError(f"{path}: {name} is no readable image ({error}); mend or remove it") from error
-            folder = Path(name).parent.name
-            labels.append(known.index(folder) if folder in known else -1)
+    known = list(class_names) or sorted({class_of(name) for name in files})
+    chosen = [files[index] for index in _draw(len(files), limit, seed)]
+    mode = "L" if size[0] == 1 else "RGB"
+    pixels = [np.asarray(_fitted(source.image(name, mode), size[1], size[2])) for name in chosen]
+    labels = [known.index(class_of(name)) if class_of(name) in known else -1 for name in chosen]
     stacked = np.stack(pixels)
     stacked = stacked[..., None] if stacked.ndim == 3 else stacked
     if stacked.shape[3] != size[0]:
         raise SourceError(f"the network takes {size[0]} channels; image folders give 1 or 3")
     tensor = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
     return tensor, None if -1 in labels else torch.tensor(labels)
-
-
-def _entries(path: Path) -> Iterator[str]:
-    """Image files below a folder or in a zip, sorted, by their path inside it."""
-    if path.is_dir():
-        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-    else:
-        with path.open("rb") as stream:
-            names = list(Archive(stream, any_case=True).members)
-    return (name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-
-
-@contextmanager
-def _contents(path: Path) -> Iterator[Callable[[str], bytes]]:
-    """What gives the bytes of an image by its path inside a folder or a zip."""
-    if path.is_dir():
-        yield lambda name: (path / name).read_bytes()
-        return
-    with path.open("rb") as stream:
-        yield Archive(stream, any_case=True).read
 
 
 def _draw(count: int, limit: int, seed: int) -> list[int]:

@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from repconv.files.edited import copy_of, put
+
 Array = NDArray[np.float64]
 
 _HOMOGENEOUS = frozenset(
@@ -40,8 +42,7 @@ class _Stream:
 
 def equalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """A copy of `model` that computes the same with equalised weights, and the number of streams that were."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copy_of(model)
     numbers = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in made.graph.initializer}
     streams = list(_streams(made, numbers))
     for _ in range(ROUNDS):
@@ -50,7 +51,7 @@ def equalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
             break
     for tensor in made.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numbers[tensor.name].astype(np.float32), tensor.name))
+            put(tensor, numbers[tensor.name].astype(np.float32))
     return made, len(streams)
 
 

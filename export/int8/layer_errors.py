@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from repconv.files.edited import copy_of, showing
 from repconv.files.onnx import model_session
 
 Batch = NDArray[np.generic]
@@ -77,8 +78,7 @@ def _alone(
     before: onnx.ModelProto, after: onnx.ModelProto, layers: Sequence[onnx.NodeProto]
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The float model, and hanging from its tensors each int8 layer with the roundings before it; their outputs."""
-    joined = onnx.ModelProto()
-    joined.CopyFrom(before)
+    joined = copy_of(before)
     known = {name for node in before.graph.node for name in node.output}
     known |= {value.name for value in before.graph.input} | {tensor.name for tensor in before.graph.initializer}
     made = {name: node for node in after.graph.node for name in node.output}
@@ -98,9 +98,9 @@ def _alone(
         prefixed = f"alone/{node.output[0]}"
         if prefixed not in known:
             inputs = [pulled(name) for name in node.input]
-            copied = joined.graph.node.add()
-            copied.CopyFrom(node)
-            copied.name, copied.input[:], copied.output[:] = f"alone/{node.name}", inputs, [prefixed]
+            hung = joined.graph.node.add()
+            hung.CopyFrom(node)
+            hung.name, hung.input[:], hung.output[:] = f"alone/{node.name}", inputs, [prefixed]
             known.add(prefixed)
         return prefixed
 
@@ -108,8 +108,4 @@ def _alone(
 
 
 def _tensors(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Batch]) -> list[Batch]:
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    kept = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
-    return list(model_session(shown, "the model").run(list(names), feeds))
+    return list(model_session(showing(model, names), "the model").run(list(names), feeds))

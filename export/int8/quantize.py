@@ -14,6 +14,7 @@ import onnx
 from torch import Tensor
 
 from repconv.errors import BuildError
+from repconv.files.edited import copy_of, inputs_of
 from repconv.graph.onnx.facts import first_line
 
 from ..settings import Quantization
@@ -61,14 +62,14 @@ def quantize_onnx(
         BuildError: the quantizer failed.
     """
     kept = kept_float(model, calibration, asked)
-    name = _input_of(model)
+    name = inputs_of(model)[0].name
     batches = [batch.numpy() for batch in calibration]
     prepared, streams = equalise(model) if asked.equalise else (model, 0)
     prepared = _named(prepared)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "int8.onnx"
         try:
-            _run_quantizer(_copied(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias, kept)
+            _run_quantizer(copy_of(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias, kept)
             quantized = onnx.load(path)
             read_unrounded(quantized, kept)
             onnx.checker.check_model(quantized, full_check=True)
@@ -130,28 +131,15 @@ def _run_quantizer(
     )
 
 
-def _input_of(model: onnx.ModelProto) -> str:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    found: str = next(value.name for value in model.graph.input if value.name not in weights)
-    return found
-
-
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every node with a name, which the quantizer tells them by, and the mark that keeps it from asking for more."""
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    named = _copied(onnx.shape_inference.infer_shapes(model))
+    named = copy_of(onnx.shape_inference.infer_shapes(model))
     for index, node in enumerate(named.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     add_pre_process_metadata(named)
     return named
-
-
-def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """For the quantizer, too, which moves the weights of what it is given to a file."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repconv.errors import BuildError
+from repconv.files.edited import copy_of, put
 
 KINDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _WORDS: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
@@ -40,8 +41,7 @@ def to_half(model: onnx.ModelProto, precision: str, *, fp32_io: bool = False) ->
             range, or the model holds subgraphs.
     """
     kind = KINDS[precision]
-    converted = onnx.ModelProto()
-    converted.CopyFrom(model)
+    converted = copy_of(model)
     graph = converted.graph
     versions = {entry.domain or "ai.onnx": entry.version for entry in converted.opset_import}
     floats = _float_tensors(converted)
@@ -93,14 +93,13 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     error that hardware with sums in float32 makes. Inputs and outputs are float32.
     """
     half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copy_of(model)
     graph = made.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
     types |= {t.name: t.data_type for t in graph.initializer}
     for tensor in graph.initializer:
         if tensor.data_type in half:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+            put(tensor, numpy_helper.to_array(tensor).astype(np.float32))
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type in half:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -108,8 +107,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in half:
-                values = numpy_helper.to_array(attribute.t).astype(np.float32)
-                attribute.t.CopyFrom(numpy_helper.from_array(values))
+                put(attribute.t, numpy_helper.to_array(attribute.t).astype(np.float32))
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in half:
                 attribute.i = TensorProto.FLOAT
         nodes.append(node)
@@ -118,9 +116,9 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
                 node.output[index] = f"{name}/unrounded"
                 nodes.append(_cast(node.output[index], f"{name}/rounded", types[name]))
                 nodes.append(_cast(f"{name}/rounded", name, TensorProto.FLOAT))
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    again = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
-    graph.node.extend(copied)
+    graph.node.extend(again)
     del graph.value_info[:]
     return made
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repconv.blocks.forecast import FP16_MAX
 from repconv.errors import VerificationError
+from repconv.files.edited import inputs_of, showing
 from repconv.files.onnx import model_session
 
 
@@ -32,13 +33,9 @@ def peaks(model: onnx.ModelProto, batches: Sequence[Tensor]) -> list[Peak]:
         for t in weights.values()
         if t.data_type == TensorProto.FLOAT and any(t.dims) and min(t.dims, default=1) > 0
     ]
-    name = next(v.name for v in model.graph.input if v.name not in weights)
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    kept = {value.name for value in shown.graph.output}
+    name = inputs_of(model)[0].name
     makers = {output: node.name for node in model.graph.node for output in node.output if output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=output) for output in makers if output not in kept)
-    session = model_session(shown, "the model")
+    session = model_session(showing(model, makers), "the model")
     names = [value.name for value in session.get_outputs() if value.type == "tensor(float)"]
     largest = dict.fromkeys(names, 0.0)
     for batch in batches:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from repconv.errors import SourceError
+from repconv.files.edited import copy_of, inputs_of, put
 
 from ..settings import Preprocessing
 
@@ -36,11 +37,10 @@ def preprocess(model: onnx.ModelProto, asked: Preprocessing) -> Preprocessed:
     Raises:
         SourceError: the model takes another number of channels.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copy_of(model)
     graph = made.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    value = next(v for v in graph.input if v.name not in weights)
+    value = inputs_of(made)[0]
     channels = value.type.tensor_type.shape.dim[1].dim_value
     if channels != len(asked.mean):
         raise SourceError(f"mean and std are of {len(asked.mean)} channels, the network takes {channels}")
@@ -122,14 +122,14 @@ def _fold(
 ) -> None:
     tensor = weights[node.input[1]]
     weight = numpy_helper.to_array(tensor).astype(np.float64)[:, order] * scale[:, None, None]
-    tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), tensor.name))
+    put(tensor, weight.astype(np.float32))
     if shift is None:
         return
     moved = -np.einsum("oikl,i->o", weight, shift)
     if len(node.input) > 2 and node.input[2]:
         bias = weights[node.input[2]]
         moved += numpy_helper.to_array(bias).astype(np.float64)
-        bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), bias.name))
+        put(bias, moved.astype(np.float32))
         return
     name = f"{tensor.name}.preprocess.bias"
     graph.initializer.append(numpy_helper.from_array(moved.astype(np.float32), name))

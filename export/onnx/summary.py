@@ -1,15 +1,15 @@
-"""What an `.onnx` file holds, without running it."""
+"""What an ONNX model holds, without running it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import onnx
 
-from repconv.files.onnx import parameters, read_onnx
+from repconv.files.edited import inputs_of
+from repconv.files.onnx import parameters
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,12 @@ class OnnxSummary:
         return asdict(self)
 
 
-def summarise_onnx(path: Path) -> OnnxSummary:
-    """What is in an `.onnx` file.
-
-    Raises:
-        SourceError: not a readable, valid ONNX model.
-    """
-    proto = read_onnx(path)
-    weights = {tensor.name for tensor in proto.graph.initializer}
+def summarise_onnx(proto: onnx.ModelProto) -> OnnxSummary:
+    """What is in an ONNX model."""
     return OnnxSummary(
         f"{proto.producer_name} {proto.producer_version}".strip(),
         {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        tuple(_said(value) for value in proto.graph.input if value.name not in weights),
+        tuple(map(_said, inputs_of(proto))),
         tuple(_said(value) for value in proto.graph.output),
         dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         parameters(proto),

@@ -17,9 +17,9 @@ from torch import Tensor
 from repconv.errors import BackendError, SourceError
 from repconv.files.whole import sha256
 
+from ..artefacts.built import Run
 from ..record import ENGINE_SCHEMA
-from .built import Run
-from .engine_builder import INSTALL, MODULES
+from ..targets import TARGETS
 
 
 def sidecar_of(engine: Path) -> Path:
@@ -64,10 +64,10 @@ def check_sidecar(engine: Path) -> dict[str, Any]:
     gpu = gpu_here()
     if gpu is None:
         return known
-    if known["target"] == "tensorrt" and known["gpu"] not in (None, gpu):
+    capability, ahead = gpu["capability"], "capabilities" in TARGETS[str(known["target"])].options
+    if not ahead and known["gpu"] not in (None, gpu):
         raise SourceError(f"{engine} was built on {known['gpu']}, here is {gpu}; {again}")
-    capability = gpu["capability"]
-    if known["target"] == "tensorrt-rtx" and capability not in known["capabilities"]:
+    if ahead and capability not in known["capabilities"]:
         built_for = ", ".join(known["capabilities"])
         raise SourceError(f"{engine} was built for {built_for}, this GPU is {capability}; {again} --sm {capability}")
     return known
@@ -79,13 +79,13 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "verified": (bool,), "versions": (dict,), "observed": (dict,), "capabilities": (list,), "tensors": (list,),
     "gpu": (dict, NoneType),
 }  # fmt: skip
-"""What a sidecar of this schema holds beside it (`building.sidecar`)."""
+"""What a sidecar of this schema holds beside it (`tensorrt.py`)."""
 _WORDS = {str: "text", NoneType: "null", int: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
 def _check_types(known: Mapping[str, Any], path: Path, engine: Path) -> None:
-    target = str(known.get("target"))
-    to = target if target in MODULES else " or ".join(MODULES)
+    target, engines = str(known.get("target")), [row.name for row in TARGETS.values() if row.suffix == engine.suffix]
+    to = target if target in engines else " or ".join(engines)
     again = f"it is written anew with the engine: repconv export SOURCE --to {to} -o {engine.name}"
     for key, kinds in _KINDS.items():
         expected = " or ".join(_WORDS[kind] for kind in kinds)
@@ -94,7 +94,7 @@ def _check_types(known: Mapping[str, Any], path: Path, engine: Path) -> None:
         if type(known[key]) not in kinds:
             held = _WORDS.get(type(known[key]), "a fraction")
             raise SourceError(f"{path}: {key!r} should be {expected}, it is {held}; {again}")
-    if target not in MODULES:
+    if target not in engines:
         raise SourceError(f"{path}: 'target' should be {to}, it is {target!r}; {again}")
     if not all(isinstance(name, str) for name in known["capabilities"]):
         raise SourceError(f"{path}: 'capabilities' should be a list of texts, it is {known['capabilities']}; {again}")
@@ -112,7 +112,7 @@ def _describes_tensor(held: object) -> bool:
 def version_here(target: str) -> str | None:
     """The version that would load an engine, None where the module cannot be imported."""
     try:
-        return str(importlib.import_module(MODULES[target]).__version__)
+        return str(importlib.import_module(TARGETS[target].module).__version__)
     except (ImportError, OSError, RuntimeError, AttributeError):
         return None
 
@@ -129,7 +129,7 @@ def why_not_run(target: str) -> str | None:
     """Why an engine cannot run here, None if it can."""
     if not torch.cuda.is_available():
         return "no GPU that PyTorch sees"
-    return None if importlib.util.find_spec(MODULES[target]) else f"{target} is not installed"
+    return None if importlib.util.find_spec(TARGETS[target].module) else f"{target} is not installed"
 
 
 def open_engine(engine: Path) -> Run:
@@ -143,7 +143,9 @@ def open_engine(engine: Path) -> Run:
     target = str(known["target"])
     problem = why_not_run(target)
     if problem is not None:
-        raise BackendError(f"{engine} cannot run here: {problem}; {INSTALL[target]}, on a machine with an NVIDIA GPU")
+        raise BackendError(
+            f"{engine} cannot run here: {problem}; {TARGETS[target].install}, on a machine with an NVIDIA GPU"
+        )
     return engine_function(engine.read_bytes(), target)
 
 
@@ -215,7 +217,7 @@ def load_engine(content: bytes, target: str) -> Engine:
     Raises:
         SourceError: it is no engine of this version.
     """
-    trt: Any = importlib.import_module(MODULES[target])
+    trt: Any = importlib.import_module(TARGETS[target].module)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     loaded = runtime.deserialize_cuda_engine(content)
     if loaded is None:

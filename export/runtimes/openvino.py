@@ -20,26 +20,36 @@ import onnx
 import torch
 from torch import Tensor
 
-from repconv.errors import BackendError, BuildError
+from repconv.errors import BackendError, BuildError, SourceError
 from repconv.graph.onnx.facts import first_line
+from repconv.sources.source import Input
 
+from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
+from ..artefacts.built import Built, Form, Run
+from ..artefacts.loaded import Array, How, Job, Loaded, nothing
+from ..artefacts.runtime import Backend, Runtime, tried
 from ..int8.equalise import equalise
 from ..int8.quantize import kept_float
 from ..onnx.quiet import quiet
 from ..settings import BuildSettings, Quantization, Span
-from .built import Built, Run
+from ..targets import TARGETS, Target
 
 HINT = "INFERENCE_PRECISION_HINT"
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 _CAPABILITY = {"f16": "FP16", "bf16": "BF16"}
 
 
-def build_openvino(
-    model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, Span], calibration: Sequence[Tensor] | None
-) -> Built:
+def build(
+    target: Target,
+    model: onnx.ModelProto,
+    settings: BuildSettings,
+    spans: tuple[Span, Span],
+    calibration: Sequence[Tensor] | None,
+) -> Form:
     """`model`, float32, as IR.
 
     Args:
+        target: the row.
         model: with sizes open where `settings` gives ranges.
         settings: fp16 stores weights in half precision; int8 is done by NNCF.
         spans: height and width.
@@ -76,7 +86,8 @@ def build_openvino(
     details: dict[str, object] = {"constants_before_saving": dict(weights)}
     if settings.precision == "int8":
         details |= {"equalised_streams": streams, "kept_float": list(kept)}
-    return Built(files, run, f"OpenVINO {ov.__version__.split('-')[0]}, CPU", None, observed, details)
+    runtime = f"{target.title} {ov.__version__.split('-')[0]}, CPU"
+    return Form.of(model, Built(files, run, runtime, None, observed, details))
 
 
 def compile_openvino(path: Path, hint: str) -> tuple[Run, dict[str, str]]:
@@ -144,11 +155,7 @@ def import_openvino() -> Any:  # noqa: ANN401  # optional, so without types
     Raises:
         BackendError: it is not installed.
     """
-    try:
-        import openvino
-    except ImportError:
-        raise BackendError("OpenVINO is not installed; install it with: pip install openvino") from None
-    return openvino
+    return TARGETS["openvino"].imported()
 
 
 def _quantise(network: Any, calibration: Sequence[Tensor], asked: Quantization, kept: Sequence[str]) -> Any:  # noqa: ANN401
@@ -192,3 +199,72 @@ def _failing_in_words(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # OpenVINO and NNCF raise anything
         raise BuildError(f"{what}: {first_line(error)}") from error
+
+
+_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
+
+
+def _open(text: str, path: Path) -> Artefact:
+    """IR, compiled for the CPU in the precision it records, or float32.
+
+    Raises:
+        BackendError: OpenVINO is not installed.
+        SourceError: it cannot be read or compiled, or has other inputs than one tensor of images.
+    """
+    ov = import_openvino()
+    try:
+        network = ov.Core().read_model(str(path))
+    except RuntimeError as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise SourceError(f"{text}: not readable IR ({said[-1]}); its .bin belongs beside it") from error
+    if len(network.inputs) != 1:
+        raise SourceError(f"{text} takes {len(network.inputs)} inputs; IR of one input is run")
+    where = ["repconv", "inference_precision"]
+    hint = str(network.get_rt_info(where).astype(str)) if network.has_rt_info(where) else "f32"
+    try:
+        run, observed = compile_openvino(path, hint)
+    except BuildError as error:
+        raise SourceError(f"{text}: {error}") from error
+    given = network.input(0)
+    taken = taken_type(text, given.element_type.get_type_name(), _TYPES)
+    # Inputs are drawn in, and errors judged by, the precision it computes in, whatever type it takes them in.
+    computed = {"f16": torch.float16, "bf16": torch.bfloat16}.get(hint, taken)
+    sizes = tuple(d.get_length() if d.is_static else None for d in given.partial_shape)
+    kind = f"{TARGETS['openvino'].title} in {observed['inference_precision']}"
+    return opaque_artefact(text, path, kind, run, taken, Input(given.any_name, computed, sizes))
+
+
+def _look(target: Target) -> tuple[Backend, ...]:
+    def devices() -> tuple[str, ...]:
+        core = target.imported().Core()
+        found = []
+        for device in core.available_devices:
+            able = [c for c in core.get_property(device, "OPTIMIZATION_CAPABILITIES") if c in ("FP16", "BF16", "INT8")]
+            found.append(f"{device} ({', '.join(sorted(able))})")
+        return tuple(found)
+
+    runtime, quantiser = target.packages
+    return (
+        tried(target.title, runtime, "builds and runs OpenVINO IR", devices),
+        tried("NNCF", quantiser, "quantises OpenVINO IR to int8", tuple),
+    )
+
+
+def _load(_: str, job: Job, how: How) -> Loaded:
+    """IR, with one request that is used again."""
+    wanted: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+    if how.threads is not None:
+        wanted["INFERENCE_NUM_THREADS"] = how.threads
+    compiled, observed = compiled_network(job.file, HINTS[job.precision], wanted)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(import_openvino().Tensor(np.load(job.input)))
+
+    def outputs() -> list[Array]:
+        request.infer()
+        return [np.array(request.get_output_tensor(i).data) for i in range(len(compiled.outputs))]
+
+    threads = str(compiled.get_property("INFERENCE_NUM_THREADS"))
+    return Loaded(request.infer, nothing, outputs, {**observed, "threads": threads})
+
+
+RUNTIME = Runtime(build, _open, _look, _load)

@@ -22,7 +22,7 @@ _COMMANDS = {
     "demo": ("demo", "Fuse the checkpoint that ships with repconv and prove that nothing changed."),
     "doctor": ("doctor", "Show which backends work here, and what would make the others work."),
     "expand": ("expand", "Make the 3x3 convolutions of a network blocks of branches, to train."),
-    "export": ("export", "Build the file that ships, ONNX, OpenVINO or an engine, and prove it."),
+    "export": ("export", "Build the file that ships, for a runtime, and prove it."),
     "fuse": ("fuse", "Fold a multi-branch network into single convolutions, verified."),
     "inspect": ("inspect", "Show what is inside a network, and what fusing would make of it."),
     "retrain": ("retrain", "Train a searched architecture and fuse it."),

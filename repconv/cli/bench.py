@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repconv.export.settings import PRECISIONS
+from repconv.export.targets import TARGETS
+
 from .shared.command import Command, Reads, Writes
 from .shared.options import WholeNumbers, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.benchmarks.harness.results import BenchResult
+
+_TIMED = [timed for target in TARGETS.values() for timed in target.timed]
 
 
 @click.command(
@@ -25,11 +30,11 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    help="What runs it: torch, torch.compile, onnxruntime, onnxruntime-tensorrt, openvino, tensorrt, tensorrt-rtx; "
-    "several separated by commas.  [default: torch, onnxruntime and openvino, where they are installed]",
+    help=f"What runs it: torch, torch.compile, {', '.join(timed.name for timed in _TIMED)}; several separated by "
+    f"commas.  [default: torch{''.join(f', {timed.name}' for timed in _TIMED if timed.usual)}, where installed]",
 )
 @click.option("--batch", type=WholeNumbers(1, "1,8"), default="1", show_default=True, help="Images a call.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16, int8; several by commas.")
+@click.option("--precision", default="fp32", show_default=True, help=f"{', '.join(PRECISIONS)}; several by commas.")
 @click.option(
     "--against",
     type=Reads(),
@@ -115,22 +120,22 @@ def command(
     if backends and not names:
         raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")
     settings = BenchSettings(
-        names or _usual(default_backends(device), sources),
-        batch,
-        tuple(p.strip() for p in precision.split(",")),
-        against,
-        image,
-        device,
-        rounds,
-        seconds,
-        calls,
-        warmup_s,
-        _sessions(rounds, sessions),
-        threads,
-        cpus,
-        transfers,
-        cuda_graphs,
-        cuda_events,
+        backends=names or default_backends(device, sources),
+        batches=batch,
+        precisions=tuple(p.strip() for p in precision.split(",")),
+        against=against,
+        image=image,
+        device=device,
+        rounds=rounds,
+        seconds=seconds,
+        calls=calls,
+        warmup_s=warmup_s,
+        sessions=_sessions(rounds, sessions),
+        threads=threads,
+        cpus=cpus,
+        transfers=transfers,
+        cuda_graphs=cuda_graphs,
+        cuda_events=cuda_events,
     )
     result = bench(
         sources,
@@ -153,13 +158,6 @@ def command(
     if json_file is not None:
         write_json(json_file, SCHEMA, {"command": _command(), **result.to_dict()})
     _leave(result, differing(result))
-
-
-def _usual(backends: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Without PyTorch where it runs none of the sources."""
-    if all(Path(source).suffix == ".onnx" for source in sources):
-        return tuple(name for name in backends if name != "torch") or ("onnxruntime",)
-    return backends
 
 
 def _sessions(rounds: int, asked: int) -> int:

@@ -15,7 +15,7 @@ def command(json_file: str | None) -> None:
 
     Each is tried: loaded, asked for its devices, or told to make a builder.
     """
-    from repconv.export.runtimes.doctor import backends
+    from repconv.export.doctor import backends
 
     from .shared.record import write_json
     from .shared.text import table

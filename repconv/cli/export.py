@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repconv.export.settings import DEFAULT_CAPABILITIES, PRECISIONS
+from repconv.export.targets import TARGETS, having
+
 from .shared.command import Command, Reads, Writes
 from .shared.options import BatchRange, ImageRange, Numbers, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.export.record import ExportRecord
-    from repconv.export.settings import Preprocessing, Span
+    from repconv.export.settings import Span
 
-_TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+    from ..sources.source import Source
+
+_SUFFIXES = ", ".join(f"{target.suffix} ({target.name})" for target in TARGETS.values())
 _WORST_SHOWN = 5
 """Layers of an int8 model that are printed; the JSON has all."""
 
@@ -26,9 +30,9 @@ _WORST_SHOWN = 5
     "--calibrate imagefolder:images.zip --json model.json",
 )
 @click.argument("source", type=Reads(source=True))
-@click.option("--to", "target", type=click.Choice(_TARGETS), required=True, help="Runtime to build for.")
-@click.option("-o", "--output", type=Writes(), required=True, help="File to write: .onnx, .xml (OpenVINO) or .engine.")
-@click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", show_default=True)
+@click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="Runtime to build for.")
+@click.option("-o", "--output", type=Writes(), required=True, help=f"To write: {_SUFFIXES}.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=BatchRange(), default="1", show_default=True, help="Images a call, or a range.")
 @click.option(
     "--image",
@@ -75,8 +79,12 @@ _WORST_SHOWN = 5
 @click.option("--std", type=Numbers(), help="Of images in [0, 1], one a channel.")
 @click.option("--uint8", is_flag=True, help="With --preprocess: the artefact takes bytes.")
 @click.option("--bgr", is_flag=True, help="With --preprocess: the artefact takes channels in reverse order.")
-@click.option("--sm", help="tensorrt-rtx: compute capabilities, such as SM86,SM89.  [default: SM80,SM86,SM89,SM120]")
-@click.option("--timing-cache", type=Writes(path_type=Path), help="tensorrt: read and written.")
+@click.option(
+    "--sm",
+    help=f"{having('capabilities')}: compute capabilities, such as SM86,SM89.  "
+    f"[default: {','.join(DEFAULT_CAPABILITIES)}]",
+)
+@click.option("--timing-cache", type=Writes(path_type=Path), help=f"{having('timing_cache')}: read and written.")
 @click.option("--tolerance", type=float, help="Error accepted.  [default: by precision]")
 @click.option("--dump-on-failure", type=Writes(path_type=Path), help="Where the worst call goes, .npz.")
 @click.option("--require-verified", is_flag=True, help="Exit 1 if it cannot be run here.")
@@ -125,16 +133,23 @@ def command(
     from repconv.export.exporting import export
     from repconv.export.inputs.data import Data
     from repconv.export.record import SCHEMA
-    from repconv.export.settings import DEFAULT_CAPABILITIES, SUFFIXES, BuildSettings, Quantization, check_capabilities
+    from repconv.export.settings import BuildSettings, Quantization, check_capabilities
+    from repconv.export.subject import preprocessing_of
 
     from ..errors import SourceError
+    from ..sources.source import open_source
     from .shared.record import write_json
     from .shared.text import paragraph
 
-    out = checked_output(output, [SUFFIXES[target]])
+    out = checked_output(output, [TARGETS[target].suffix])
     _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise, keep_float=keep_float)
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
+    given: str | Source = source
+    preprocessing = None
+    if preprocess:
+        given = open_source(source, model=model_name, state_key=state_key)
+        preprocessing = preprocessing_of(given, mean, std, uint8=uint8, bgr=bgr)
     settings = BuildSettings(
         precision=precision,
         batch=batch,
@@ -143,7 +158,7 @@ def command(
         opset=opset,
         fp32_io=fp32_io,
         fuse=not no_fuse,
-        preprocessing=_preprocessing(source, model_name, state_key, mean, std, uint8, bgr) if preprocess else None,
+        preprocessing=preprocessing,
         quantization=Quantization(not per_tensor, equalise, _kept(keep_float)),
         capabilities=DEFAULT_CAPABILITIES if sm is None else check_capabilities(sm.split(",")),
         timing_cache=timing_cache,
@@ -152,7 +167,7 @@ def command(
         max_changed=max_changed / 100,
     )
     record = export(
-        source,
+        given,
         target,
         out,
         settings,
@@ -186,39 +201,12 @@ def _refuse_idle(
     """Options that would change nothing."""
     from ..errors import SourceError
 
-    if sm is not None and target != "tensorrt-rtx":
-        raise SourceError(f"--sm is for tensorrt-rtx, not {target}")
+    if sm is not None and "capabilities" not in TARGETS[target].options:
+        raise SourceError(f"--sm is for {having('capabilities')}, not {target}")
     asked = {"--per-tensor": per_tensor, "--equalise": equalise, "--keep-float": keep_float}
     idle = next((option for option, value in asked.items() if value), None)
     if precision != "int8" and idle is not None:
         raise SourceError(f"{idle} is for int8, not {precision}")
-
-
-def _preprocessing(
-    source: str,
-    model: str | None,
-    state_key: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    uint8: bool,
-    bgr: bool,
-) -> Preprocessing:
-    """As asked for, or as the source records it."""
-    from repconv.export.settings import Preprocessing
-    from repconv.export.subject import recorded_normalization
-
-    from ..errors import SourceError
-
-    if (mean is None) != (std is None):
-        raise SourceError("--mean and --std go together")
-    if mean is not None and std is not None:
-        return Preprocessing(mean, std, uint8, bgr)
-    known = recorded_normalization(source, model=model, state_key=state_key)
-    if known is None:
-        raise SourceError(
-            f"{source} records no normalisation; give it: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
-        )
-    return Preprocessing(known.mean, known.std, uint8, bgr)
 
 
 def _summary(record: ExportRecord) -> str:

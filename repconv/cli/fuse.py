@@ -23,7 +23,7 @@ def _defaults(given: Mapping[str, Any]) -> list[Path]:
     from ..files.apart import named
 
     suffixes = (".pt", ".safetensors", ".onnx", ".pt2")
-    files = [path for path in named(given["source"]) if path.suffix != ".py"]
+    files = [path for path in named(given["source"], {}) if path.suffix != ".py"]
     return [path.with_name(f"{path.stem}.fused{suffix}") for path in files for suffix in suffixes]
 
 
@@ -64,30 +64,29 @@ def command(
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
-    from repconv.export.fusing import FORMATS, GRAPHS, FuseSettings, fuse_source, in_graph, write
+    from repconv.export.fusing import FuseSettings, fuse_source, in_graph, writable, write
 
     from ..errors import VerificationError
+    from ..sources.source import open_source
     from .shared.text import fused_tables, paragraph
 
-    suffix = Path(source).suffix
-    out = None if output is None else checked_output(output, GRAPHS.get(suffix, FORMATS))
-    loaded = None
-    if suffix in GRAPHS:
-        _refuse_settings(suffix, opset, out, dynamic_batch=dynamic_batch, model_name=model_name)
-    else:
-        loaded = _opened(source, model_name, state_key)
-    out = out or _beside(source, loaded)
-    as_graph = loaded is None or in_graph(loaded.checkpoint.model, out.suffix)
+    out = None if output is None else checked_output(output, writable(source))
+    _refuse_settings(source, out, opset, dynamic_batch=dynamic_batch)
+    opened = open_source(source, model=model_name, state_key=state_key)
+    for note in opened.notes:
+        click.echo(f"repconv: {source}: {note}", err=True)
+    out = out or _beside(opened)
+    as_graph = opened.is_graph or in_graph(opened.checkpoint.model, out.suffix)
     settings = FuseSettings(input_shape, opset or 18, dynamic_batch)
     try:
-        fused = fuse_source(Path(source) if loaded is None else loaded, out.suffix, settings)
+        fused = fuse_source(opened, out.suffix, settings)
     except VerificationError as error:
         if error.report is not None:
             click.echo(fused_tables(error.report, as_graph=as_graph) + "\n")
         raise
     if not fused.report.layers:
-        _nothing_to_fuse(source, already=loaded is not None and loaded.checkpoint.fused and not as_graph, strict=strict)
-    foretold = _foretold(fused)
+        _nothing_to_fuse(source, already=not as_graph and opened.checkpoint.fused, strict=strict)
+    foretold = fused.forecast()
     click.echo(fused_tables(fused.report, foretold, as_graph=as_graph) + "\n")
     if foretold is not None:
         click.echo(paragraph(f"On random inputs, {foretold.verdict}.") + "\n")
@@ -96,40 +95,29 @@ def command(
     if fused.in_runtime is not None:
         click.echo(paragraph(f"in onnxruntime {fused.in_runtime.verdict}"))
     write(fused, out)
-    _finish(source, loaded, fused, out, {**vars(settings), "strict": strict}, json_file, foretold)
+    _finish(opened, fused, out, {**vars(settings), "strict": strict}, json_file, foretold)
 
 
-def _opened(source: str, model_name: str | None, state_key: str | None) -> Source:
-    from ..sources.source import open_source
-
-    loaded = open_source(source, model=model_name, state_key=state_key)
-    for note in loaded.notes:
-        click.echo(f"repconv: {source}: {note}", err=True)
-    return loaded
-
-
-def _beside(source: str, loaded: Source | None) -> Path:
+def _beside(source: Source) -> Path:
     """The default output, in the folder of the source's file."""
     from repconv.export.fusing import natural_suffix
 
     from ..errors import OutputError
 
-    path = Path(source) if loaded is None else loaded.path
-    if path is None or not path.is_file():
-        raise OutputError(f"{source} is no file to write the result beside; name an output with -o")
-    suffix = path.suffix if loaded is None else natural_suffix(loaded.checkpoint.model, path.suffix)
+    path = source.path
+    if path is None:
+        raise OutputError(f"{source.name} is no file to write the result beside; name an output with -o")
+    suffix = path.suffix if source.is_graph else natural_suffix(source.checkpoint.model, path.suffix)
     return path.with_name(f"{path.stem}.fused{suffix}")
 
 
-def _refuse_settings(
-    suffix: str, opset: int | None, out: Path | None, *, dynamic_batch: bool, model_name: str | None
-) -> None:
+def _refuse_settings(source: str, out: Path | None, opset: int | None, *, dynamic_batch: bool) -> None:
     """What a graph keeps as it is cannot be asked for."""
     from ..errors import SourceError
+    from ..sources.source import is_graph
 
-    if model_name is not None:
-        raise SourceError(f"--model is for weights without their network; a {suffix} file holds its own")
-    if (out is None or suffix == out.suffix) and (opset is not None or dynamic_batch):
+    suffix = Path(source).suffix
+    if is_graph(source) and (out is None or suffix == out.suffix) and (opset is not None or dynamic_batch):
         asked = "--opset" if opset is not None else "--dynamic-batch"
         raise SourceError(f"{asked}: a fused {suffix} file keeps the opset and the open sizes of its source")
 
@@ -143,20 +131,8 @@ def _nothing_to_fuse(name: str, *, already: bool, strict: bool) -> None:
     click.echo(f"repconv: {name} {state}; it is written as it is", err=True)
 
 
-def _foretold(fused: Fused[Model]) -> Forecast | None:
-    """What low precision will make of the blocks."""
-    from ..blocks.forecast import forecast
-    from ..blocks.verify import dtype_of, probes
-
-    if fused.modules is None or fused.known is None or fused.shape is None:
-        return None
-    inputs = probes(fused.shape, dtype=dtype_of(fused.modules))
-    return forecast(fused.known.model, fused.modules, fused.report, inputs)
-
-
 def _finish(
-    source: str,
-    loaded: Source | None,
+    source: Source,
     fused: Fused[Model],
     out: Path,
     settings: dict[str, object],
@@ -165,7 +141,6 @@ def _finish(
 ) -> None:
     from .shared.record import file_record, write_json
 
-    path = Path(source) if loaded is None else loaded.path
     written = file_record(out)
     click.echo(f"\n  wrote {out}: {written['bytes']:,} bytes, sha256 {str(written['sha256'])[:16]}")
     extra: dict[str, object] = {}
@@ -178,7 +153,7 @@ def _finish(
             json_file,
             "repconv.fuse/1",
             {
-                "source": {"name": source, **(file_record(path) if path else {})},
+                "source": {"name": source.name, **(file_record(source.path) if source.path else {})},
                 "settings": settings,
                 "output": {**written, "format": out.suffix.removeprefix("."), "verified": True, **extra},
                 "report": fused.report.to_dict(),

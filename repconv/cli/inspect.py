@@ -10,8 +10,6 @@ from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..blocks.inspection import Inspection, Layer
     from ..graph.planning.foresight import Foresight
     from ..sources.source import Source
@@ -39,29 +37,27 @@ def command(
 
     Of an .onnx file also opset, inputs, outputs, operators and metadata.
     """
-    from pathlib import Path
-
     from ..blocks.inspection import inspect
     from ..errors import SourceError
-    from ..sources.source import open_source
+    from ..sources.source import is_graph, open_source
     from .shared.record import file_record, write_json
     from .shared.text import foresight_tables
 
-    if Path(source).suffix in (".onnx", ".pt2"):
-        if input_shape is not None:
-            raise SourceError(f"--input-shape is for networks; {source} declares its inputs itself")
-        _inspect_graph(Path(source), json_file)
-        return
+    if is_graph(source) and input_shape is not None:
+        raise SourceError(f"--input-shape is for networks; {source} declares its inputs itself")
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
+    if loaded.is_graph:
+        _inspect_graph(loaded, json_file)
+        return
     found = inspect(loaded.checkpoint.model)
     facts = _facts(loaded)
     click.echo("\n".join(f"  {key:<14} {value}" for key, value in facts.items()) + "\n")
     shape = input_shape or loaded.checkpoint.input_shape
-    is_graph = not found.layers and not loaded.checkpoint.fused
-    foreign = _foresee(loaded, shape) if is_graph and shape is not None else None
-    if is_graph and shape is None:
+    traced = not found.layers and not loaded.checkpoint.fused
+    foreign = _foresee(loaded, shape) if traced and shape is not None else None
+    if traced and shape is None:
         click.echo("  not looked at: tracing its graph takes an image; give its shape, such as --input-shape 3,224,224")
     else:
         click.echo(_picture(found) if foreign is None else foresight_tables(foreign))
@@ -79,54 +75,51 @@ def command(
 
 
 def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
-    """What fusing its graph would do, for a network without blocks."""
-    import torch
+    """What fusing its graph would do, for a network without blocks; None, and why is said, if it cannot be traced."""
+    from repconv.export.fusing import foresee
 
-    from ..blocks.verify import dtype_of
     from ..errors import FusionError
-    from ..fusing import exported_program
-    from ..graph import foresee_program
 
-    x = torch.zeros(1, *shape, dtype=dtype_of(loaded.checkpoint.model))
     try:
-        return foresee_program(exported_program(loaded.checkpoint.model, x))
+        return foresee(loaded, shape)
     except FusionError as error:
         click.echo(f"repconv: {loaded.name}: {error}", err=True)
         return None
 
 
-def _inspect_graph(path: Path, json_file: str | None) -> None:
-    """An .onnx file or a .pt2 program."""
-    from ..errors import SourceError
-    from ..files.programs import read_program
-    from ..graph import foresee_onnx, foresee_program
+def _inspect_graph(loaded: Source, json_file: str | None) -> None:
+    """An ONNX model or a program."""
+    from repconv.export.fusing import foresee
+
     from .shared.record import file_record, write_json
     from .shared.text import foresight_tables
 
-    if not path.is_file():
-        raise SourceError(f"{path} {'is a directory; name a file' if path.is_dir() else 'is no regular file'}")
-    more = _show_onnx(path) if path.suffix == ".onnx" else {}
-    found = foresee_onnx(path) if path.suffix == ".onnx" else foresee_program(read_program(path))
+    more = _show_onnx(loaded)
+    found = foresee(loaded)
     click.echo(foresight_tables(found))
     if json_file is not None:
         write_json(
             json_file,
             "repconv.inspect/1",
             {
-                "source": {"name": str(path), **file_record(path)},
+                "source": {"name": loaded.name, **(file_record(loaded.path) if loaded.path else {})},
                 **more,
                 "graph": found.to_dict(),
             },
         )
 
 
-def _show_onnx(path: Path) -> dict[str, object]:
-    """Print what an .onnx file is, and return it for the JSON."""
+def _show_onnx(loaded: Source) -> dict[str, object]:
+    """Print what an ONNX model is, and return it for the JSON."""
+    from onnx import ModelProto
+
     from repconv.export.onnx.summary import summarise_onnx
 
     from .shared.text import table
 
-    found = summarise_onnx(path)
+    if not isinstance(loaded.held, ModelProto):
+        return {}
+    found = summarise_onnx(loaded.held)
     facts = {
         "form": "ONNX", "written by": found.producer,
         "opset": ", ".join(f"{v}" if k == "ai.onnx" else f"{k} {v}" for k, v in found.opsets.items()),

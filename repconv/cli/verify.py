@@ -7,21 +7,35 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repconv.export.targets import TARGETS
+
 from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.export.comparing.locate import Located
-    from repconv.export.runtimes.artefact import Artefact
 
     from ..proof.agreement import Agreement, Comparison
-    from ..sources.checkpoint import Normalization
 
 _AROUND = 3
 """How many steps before and after the first difference are shown."""
 
 
-@click.command(cls=Command, epilog="Example: repconv verify checkpoint.pt fused.onnx --locate")
+_FILES = ", ".join(dict.fromkeys(f"{target.suffix} ({target.title})" for target in TARGETS.values()))
+
+
+@click.command(
+    cls=Command,
+    epilog="Example: repconv verify checkpoint.pt fused.onnx --locate",
+    help=f"""Compare A and B, each run in its own runtime, and say whether they are the same network.
+
+    A and B are what `repconv export` writes, {_FILES}, .pt2 programs (torch.export), or whatever `repconv fuse` takes
+    (PyTorch): checkpoints, state dicts of a network named by --model, models by name.
+
+    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does, or by more
+    than --atol + --rtol allow where one is given; 3 where one of them cannot run here.
+    """,
+)
 @click.argument("a", type=Reads(source=True))
 @click.argument("b", type=Reads(source=True))
 @click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if neither records one.")
@@ -50,41 +64,30 @@ def command(
     state_key: str | None,
     json_file: str | None,
 ) -> None:
-    """Compare A and B, each run in its own runtime, and say whether they are the same network.
-
-    A and B are .onnx files (onnxruntime), .pt2 programs (torch.export), .xml files (OpenVINO), .engine files
-    (TensorRT, on a GPU), or whatever `repconv fuse` takes (PyTorch): checkpoints, state dicts of a network named by
-    --model, models by name.
-
-    Exit code 1 if they differ by more than rounding in the less precise of the two, which int8 always does, or by more
-    than --atol + --rtol allow where one is given; 3 where one of them cannot run here.
-    """
+    """Open both, compare, print."""
+    from repconv.export.artefacts.artefact import PYTORCH
+    from repconv.export.artefacts.open import open_both
     from repconv.export.comparing.compare import Allowed, inputs_for, verify_artefacts
     from repconv.export.comparing.locate import locate as find
     from repconv.export.inputs.given import read_inputs
-    from repconv.export.runtimes.artefact import PYTORCH
-    from repconv.export.runtimes.open import open_artefact
 
-    from ..errors import SourceError
     from .shared.record import write_json
 
-    described = [_describes_itself(text) for text in (a, b)]
-    if model_name is not None and all(described):
-        raise SourceError("--model names code that neither A nor B needs: both bring their own network")
-    opened = []
-    for text, alone in zip((a, b), described, strict=True):
-        opened.append(open_artefact(text, model=None if alone else model_name, state_key=state_key))
-        for note in opened[-1].notes:
-            click.echo(f"repconv: {text}: {note}", err=True)
-    first, second = opened
+    first, second = open_both(a, b, model=model_name, state_key=state_key)
+    for artefact in (first, second):
+        for note in artefact.notes:
+            click.echo(f"repconv: {artefact.name}: {note}", err=True)
     if inputs_text is None:
         inputs = inputs_for(first, second, input_shape)
     else:
-        norm = _normalization(a, b, model_name, state_key) if Path(inputs_text).suffix != ".npz" else None
+        norm = first.normalization or second.normalization
+        if norm is None and Path(inputs_text).suffix != ".npz":
+            said = "neither records how images are normalised; they are given as numbers from 0 to 1"
+            click.echo(f"repconv: {said}", err=True)
         inputs = read_inputs(inputs_text, first, second, input_shape, norm, limit=images)
     allowed = None if atol is None and rtol is None else Allowed(atol or 0.0, rtol or 0.0)
     agreement, reference = verify_artefacts(first, second, inputs, allowed)
-    for label, artefact in zip("AB", opened, strict=True):
+    for label, artefact in zip("AB", (first, second), strict=True):
         click.echo(f"  {label}  {artefact.name}, run by {artefact.kind}")
     click.echo(f"  measured against {reference}\n")
     click.echo(_agreement_table(agreement, PYTORCH in (first.kind, second.kind)))
@@ -97,8 +100,8 @@ def command(
             json_file,
             "repconv.verify/1",
             {
-                "a": _record(first),
-                "b": _record(second),
+                "a": first.to_dict(),
+                "b": second.to_dict(),
                 "settings": {
                     "input_shape": input_shape,
                     "locate": locate,
@@ -108,43 +111,11 @@ def command(
                 },
                 "reference": reference,
                 "agreement": agreement.to_dict(),
-                **({} if located is None else {"located": _located_record(located)}),
+                **({} if located is None else {"located": located.to_dict()}),
             },
         )
     if not agreement.passed:
         raise click.exceptions.Exit(1)
-
-
-def _normalization(a: str, b: str, model: str | None, state_key: str | None) -> Normalization | None:
-    """What either says images go through before the network; a note where neither says."""
-    from repconv.export.runtimes.open import FILES
-    from repconv.export.subject import recorded_normalization
-
-    for text in (a, b):
-        if Path(text).suffix not in FILES or Path(text).suffix == ".onnx":
-            found = recorded_normalization(text, model=None if _describes_itself(text) else model, state_key=state_key)
-            if found is not None:
-                return found
-    click.echo("repconv: neither records how images are normalised; they are given as numbers from 0 to 1", err=True)
-    return None
-
-
-def _describes_itself(text: str) -> bool:
-    """Whether a source needs no --model, so that one --model can serve the other."""
-    from ..errors import CheckpointError
-    from ..sources.source import SUFFIXES
-    from ..sources.state_dicts import read_content
-
-    path = Path(text)
-    if path.suffix not in SUFFIXES or not path.is_file():
-        return True
-    from ..sources.checkpoint import is_checkpoint, own_code_of
-
-    try:
-        content, metadata = read_content(path)
-        return is_checkpoint(content, metadata) and own_code_of(content, metadata, path) is None
-    except CheckpointError:
-        return False
 
 
 def _agreement_table(agreement: Agreement, has_reference: bool) -> str:
@@ -204,18 +175,3 @@ def _located_table(located: Located, agreement: Agreement) -> str:
 
 def _short(name: str, width: int = 64) -> str:
     return name if len(name) <= width else f"{name[: width // 2 - 1]}..{name[1 - width // 2 :]}"
-
-
-def _located_record(located: Located) -> dict[str, object]:
-    from ..proof.agreement import Agreement
-
-    steps = Agreement(end_to_end=located.steps).to_dict()["end_to_end"]
-    return {"method": located.method, "first": located.first, "no_counterpart": sorted(located.excused), "steps": steps}
-
-
-def _record(artefact: Artefact) -> dict[str, object]:
-    from .shared.record import file_record
-
-    inputs = [{"name": i.name, "dtype": str(i.dtype).removeprefix("torch."), "shape": i.shape} for i in artefact.inputs]
-    file = file_record(artefact.path) if artefact.path else {}
-    return {"name": artefact.name, "runtime": artefact.kind, "inputs": inputs, **file}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError
 
-_SIDE = {".xml": ".bin", ".engine": ".engine.json"}
-"""Of a file by its suffix, the suffix of the one that belongs to it."""
+Parts = Mapping[str, Sequence[str]]
+"""Of a file by its suffix, the suffixes of those that belong to it."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ def require_apart(read: Iterable[Place], written: Iterable[Place]) -> None:
             )
 
 
-def written_with(path: Path) -> list[Path]:
+def written_with(path: Path, parts: Parts) -> list[Path]:
     """The files that writing `path` may write: itself, and what belongs to it by its suffix."""
     large = [path.with_name(f"{path.name}.data")] if path.suffix == ".onnx" else []  # of models above 2 GB
-    return [path, *_beside(path), *large]
+    return [path, *_beside(path, parts), *large]
 
 
-def read_with(path: Path) -> list[Path]:
+def read_with(path: Path, parts: Parts) -> list[Path]:
     """The files that reading `path` reads: itself, and what belongs to it by its suffix or by its own words."""
-    return [path, *_beside(path), *(_external(path) if path.suffix == ".onnx" and path.is_file() else [])]
+    return [path, *_beside(path, parts), *(_external(path) if path.suffix == ".onnx" and path.is_file() else [])]
 
 
-def named(text: str) -> list[Path]:
+def named(text: str, parts: Parts) -> list[Path]:
     """The files that are there and that `text` may name.
 
     `text` is whatever a command line takes for input: a file, `NAME@FILE`, `imagefolder:FOLDER`, `KEY=FILE`, or
@@ -75,7 +75,7 @@ def named(text: str) -> list[Path]:
     kept += [path for path in map(Path, _after_data_set(text)) if path.is_dir()]
     module = text.partition(":")[0].rpartition("=")[2].replace(".", os.sep)
     code = [Path(f"{module}.py"), Path(module, "__init__.py")] if ":" in text and module else []
-    return [*(file for path in kept for file in read_with(path)), *(path for path in code if path.is_file())]
+    return [*(file for path in kept for file in read_with(path, parts)), *(path for path in code if path.is_file())]
 
 
 def irregular(text: str) -> Path | None:
@@ -94,8 +94,8 @@ def _after_data_set(text: str) -> list[str]:
     return [text[text.index(kind) + len(kind) :] for kind in kinds if kind in text]
 
 
-def _beside(path: Path) -> list[Path]:
-    return [path.with_suffix(_SIDE[path.suffix])] if path.suffix in _SIDE else []
+def _beside(path: Path, parts: Parts) -> list[Path]:
+    return [path.with_suffix(suffix) for suffix in parts.get(path.suffix, ())]
 
 
 def _external(path: Path) -> Iterator[Path]:

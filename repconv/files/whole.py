@@ -57,14 +57,42 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
             os.fsync(stream.fileno())
 
 
-def require_writable(path: str | os.PathLike[str]) -> None:
-    """Make sure, before long work, that a file can be written there; nothing is left behind.
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a folder beside its name, then put it there in place of what there was; files by their paths in it.
+
+    Raises:
+        OutputError: it cannot be written, and what stood there before still does.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as text:
+            made, old = Path(text) / "new", Path(text) / "old"
+            for name, content in contents.items():
+                path = made / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if folder.exists():
+                folder.replace(old)
+            try:
+                made.replace(folder)
+            except OSError:
+                if old.exists():
+                    old.replace(folder)
+                raise
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}; nothing was written") from error
+
+
+def require_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Make sure, before long work, that a file, or else a folder, can be written there; nothing is left behind.
 
     Raises:
         OutputError: it cannot.
     """
     target = followed(path)
-    if target.is_dir():
+    if target.is_dir() and not folder:
         raise OutputError(f"cannot write {target}: it is a directory; name a file")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: there is no folder {target.parent}; make it first")
@@ -88,6 +116,10 @@ def _umask() -> int:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as stream:
+    """The SHA-256 of a file's bytes, in hexadecimal; of a folder that of its files' paths and SHA-256, line by line."""
+    where = Path(path)
+    if where.is_dir():
+        files = sorted(file.relative_to(where).as_posix() for file in where.rglob("*") if file.is_file())
+        return hashlib.sha256("".join(f"{file} {sha256(where / file)}\n" for file in files).encode()).hexdigest()
+    with where.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import RepconvError, VerificationError
 from .decisions import Decision, Flipped, Recorded, Replayed
-from .float64 import in_float64
+from .float64 import Reference, full_precision, in_float64
 from .leaves import Function, call, cast, leaves
 
 FLOORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
@@ -299,7 +299,7 @@ def comparisons(
 
     `stored` is the candidate in float64 with its numbers as they are stored, run where an error needs explaining.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         before = None if original is None else _Run.of(original, inputs)
         own = {} if before is None else before.outputs
         said = ""
@@ -309,7 +309,12 @@ def comparisons(
         try:
             with seen:
                 wanted = dict(leaves(call(exactly, given)))
-            asked = {*asked, *getattr(exactly, "asked", ()), *(before.types if before else ())}
+            seen.read(wanted)
+            asked = {
+                *asked,
+                *(exactly.asked if isinstance(exactly, Reference) else ()),
+                *(before.types if before else ()),
+            }
         except Exception as error:
             if reference_dtype is None or original is None:
                 if reference_dtype is not None:
@@ -325,17 +330,19 @@ def comparisons(
         run = _Run.of(candidate, inputs)
         got = run.outputs
         decided: list[Comparison] = []
-        if seen.decisions and reference_dtype == torch.float64:
-            right = _replayed(exactly, given, run)
-            if right is not None:
-                wanted, decided = right.reference, right.decided
-                right = None if before is None else _replayed(exactly, given, before)
-                if right is not None:  # the original's error is that against its own decisions
-                    own = own | {
-                        path: right_one + (own[path] - right.reference[path])
-                        for path, right_one in wanted.items()
-                        if right_one.is_floating_point() and own[path].shape == right.reference[path].shape
-                    }
+        right = _replayed(exactly, given, run) if seen.decided and reference_dtype == torch.float64 else None
+        if right is not None:
+            wanted = right.reference
+            theirs = None if before is None else _replayed(exactly, given, before)
+            if theirs is not None:  # the original's error is that against its own decisions
+                own = own | {
+                    path: right_one + (own[path] - theirs.reference[path])
+                    for path, right_one in wanted.items()
+                    if right_one.is_floating_point() and own[path].shape == theirs.reference[path].shape
+                }
+            decided = _decided(right, theirs, asked)
+        if isinstance(exactly, Reference) and exactly.rounded:
+            said += f"; PyTorch has no float64 for {', '.join(sorted(exactly.rounded))}: the reference rounds there"
     tensors = [t for _, t in leaves(inputs)]
     shape = tuple(tensors[0].shape) if tensors else ()
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
@@ -364,38 +371,60 @@ class _Run:
     def of(cls, function: Function, inputs: object) -> _Run:
         with Recorded() as seen:
             outputs = dict(leaves(call(function, inputs)))
-        return cls(outputs, seen.decisions, seen.types)
+        seen.read(outputs)
+        return cls(outputs, seen.noted, seen.types)
 
 
 @dataclass(frozen=True)
 class _Replay:
-    """The reference with the decisions of a run, and those that differ or were made of something else."""
+    """The reference with the decisions of a run, and what each was made of."""
 
     reference: dict[str, Tensor]
-    decided: list[Comparison]
+    decisions: list[Flipped]
 
 
 def _replayed(exactly: Function, given: object, run: _Run) -> _Replay | None:
     """The reference that decides as `run` did; None where the two do not make the same decisions."""
     with Replayed(run.decisions) as replay:
         reference = dict(leaves(call(exactly, given)))
-    if not replay.complete or set(run.outputs) != set(reference):
-        return None
-    decided = [(found, _decided(found, index)) for index, found in enumerate(replay.flipped)]
-    return _Replay(reference, [compared for found, compared in decided if found.differing or not compared.passed])
+    return _Replay(reference, replay.flipped) if replay.complete and set(run.outputs) == set(reference) else None
 
 
 _NAMES = {"_to_copy": "a cast to whole numbers"}
 
 
-def _decided(found: Flipped, index: int) -> Comparison:
+def _decided(right: _Replay, theirs: _Replay | None, asked: Collection[torch.dtype]) -> list[Comparison]:
+    """What decisions were made of, where that is off or decided otherwise; `theirs` are those of the original."""
+    known = theirs.decisions if theirs is not None and len(theirs.decisions) == len(right.decisions) else None
+    found = [
+        _one_decided(decision, known[index] if known else None, index, asked)
+        for index, decision in enumerate(right.decisions)
+    ]
+    return [c for c, decision in zip(found, right.decisions, strict=True) if decision.differing or not c.passed]
+
+
+def _one_decided(found: Flipped, before: Flipped | None, index: int, asked: Collection[torch.dtype]) -> Comparison:
     """What one decision was made of in both runs, and how many of what it gave differ."""
     name = _NAMES.get(found.name, found.name)
     said = f"{found.differing:,} of {found.values:,} values of {name} fell on the other side of a step"
-    worst = _worst([compare_tensors(a, b, None) for a, b in zip(found.reference, found.run, strict=True)])
+    compared = []
+    for position, (a, b) in enumerate(zip(found.reference, found.run, strict=True)):
+        own = None
+        if before is not None and before.run[position].shape == a.shape == before.reference[position].shape:
+            own = a + (before.run[position] - before.reference[position])
+        compared.append(compare_tensors(*_without_masks(a, b, own), asked=asked))
+    worst = _worst(compared)
     assert worst is not None  # noqa: S101  # a decision reads something
     steps = None if found.by_one_step else f"{name} is off by more than one step"
     return replace(worst, path=f"before {name} {index + 1}", mismatch=steps, reason=f"{worst.reason}; {said}")
+
+
+def _without_masks(a: Tensor, b: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same tensors, 0 where `a` and `b` are the same infinity: masks are, on purpose."""
+    if a.shape != b.shape:
+        return a, b, own
+    masked = (a == b) & torch.isinf(a)
+    return a.masked_fill(masked, 0), b.masked_fill(masked, 0), None if own is None else own.masked_fill(masked, 0)
 
 
 def compare_tensors(
@@ -430,7 +459,10 @@ def compare_tensors(
     tolerance, reason = _tolerance(dtype, before, reference_dtype)
     ceiling = ceiling_of(dtype, *asked)
     own_error = before.to_scale if before is not None and before.finite else 0.0
-    undecided = excess(own_error, ceiling, dtype) if error.finite and error.to_scale > FLOORS[dtype] else None
+    off = not error.finite or error.to_scale > FLOORS[dtype]
+    undecided = excess(own_error, ceiling, dtype) if off and error.finite else None
+    if off and before is not None and not before.finite and bool(torch.isfinite(_double(wanted)).all()):
+        undecided = f"the source itself gives NaN or Inf in {_plain(dtype)}, where float64 does not"
     if error.finite and math.isinf(error.to_scale):
         undecided = f"the reference is 0 everywhere, so that an error of {error.max_absolute:.1e} has no scale"
     return Comparison(

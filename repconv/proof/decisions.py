@@ -17,42 +17,68 @@ from torch.utils import _pytree
 
 from .dispatch import EveryCall
 
-_STEPS = frozenset(("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "fix"))
-_CHOICES = frozenset(
-    ("argmax", "argmin", "topk", "sort", "gt", "lt", "ge", "le", "eq", "ne", "bucketize", "searchsorted", "nonzero"),
-)
-_FAKE = "fake_quantize_per_"
+_STEPS = frozenset(("round", "floor", "ceil", "trunc", "frac", "fix", "floor_divide"))
+"""Floats a step of 1 apart."""
+
+_JUMPS = frozenset(("sign", "sgn", "heaviside", "threshold", "hardshrink", "histc"))
+"""Floats that jump, however far."""
+
+_UNMOVED = ("_like", "new_", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "_shape_as_tensor", "view")
+"""Parts of names of operations that read no value of floats, or none that rounding moves, to make whole numbers."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decision:
     """One call: the operation, the floating-point tensors it read, what it gave, and how large a step of it is.
 
     settings: what else it was told, such as a threshold or an axis, in words.
     step: None where what it gives is a choice, which has no size.
+    made: the decided ones among the tensors it gave; floats that were chosen, such as a maximum, are none.
+    used: whether anything read what was decided; nobody asks a pooling layer where its maxima lay.
     """
 
     name: str
     given: tuple[Tensor, ...]
-    gave: Any
     settings: str
     step: float | None
+    made: tuple[Tensor, ...]
+    used: bool = False
+
+
+def _name(func: Any) -> str:  # noqa: ANN401  # whatever is called
+    name = str(func._schema.name).rpartition("::")[2]  # noqa: SLF001  # which torch offers under no other name
+    return name.rstrip("_")
+
+
+def _step(name: str, args: Any, kwargs: Any) -> float | None:  # noqa: ANN401  # of any operation
+    """How far neighbouring results of an operation that gives floats in steps are apart; None if it gives none."""
+
+    def told(index: int, key: str) -> Any:  # noqa: ANN401
+        return args[index] if len(args) > index else kwargs[key]
+
+    if name.startswith("fake_quantize_per_"):
+        return float(torch.as_tensor(told(1, "scale")).max())
+    if name in ("remainder", "fmod"):
+        return float(torch.as_tensor(told(1, "other")).abs().max())
+    return 1.0 if name in _STEPS or (name == "div" and kwargs.get("rounding_mode")) else None
 
 
 def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None:  # noqa: ANN401  # whatever is called
-    """The call as a decision, None if it is none."""
-    name = str(func).removeprefix("aten.").partition(".")[0].rstrip("_")
+    """The call as a decision, None if it is none: it read floats, and gave whole numbers or floats in steps."""
     given = tuple(t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point())
-    if not given:
+    tensors = tuple(t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
+    if not given or not tensors:
         return None
-    told = [a for a in _pytree.tree_leaves((args, kwargs)) if not isinstance(a, Tensor | torch.dtype)]
-    if name.startswith(_FAKE):
-        scale = args[1] if len(args) > 1 else kwargs.get("scale", 1.0)
-        return Decision(name, given[:1], gave, str(told), float(torch.as_tensor(scale).max()))
-    whole = name == "_to_copy" and isinstance(gave, Tensor) and not gave.is_floating_point() and not gave.is_complex()
-    if name in _STEPS or whole:
-        return Decision(name, given, gave, str(told), 1.0)
-    return Decision(name, given, gave, str(told), None) if name in _CHOICES else None
+    name = _name(func)
+    settings = str([a for a in _pytree.tree_leaves((args, kwargs)) if not isinstance(a, Tensor | torch.dtype)])
+    step = _step(name, args, kwargs)
+    if step is not None or name in _JUMPS:
+        return Decision(name, given[:1] if "quantize" in name else given, settings, step, tensors)
+    made = tuple(t for t in tensors if not t.is_floating_point() and not t.is_complex())
+    if not made or any(part in name for part in _UNMOVED):
+        return None
+    step = 1.0 if name == "_to_copy" or "quantize" in name else None
+    return Decision(name, given[:1] if "quantize" in name else given, settings, step, made)
 
 
 class Recorded(EveryCall):
@@ -60,18 +86,41 @@ class Recorded(EveryCall):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decisions: list[Decision] = []
+        self.noted: list[Decision] = []
+        self._makers: dict[int, Decision] = {}
         self.types: set[torch.dtype] = set()
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func`, and note it if it decides."""
+        self.read((args, kwargs))
+        before = _kept(func, args, kwargs)
         gave = func(*args, **kwargs)
-        found = _decision(func, args, kwargs, gave)
+        found = _decision(func, *before, gave)
         if found is not None:
-            self.decisions.append(found)
+            self.noted.append(found)
+            self._makers.update((id(t), found) for t in found.made)
         made = (t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
         self.types |= {t.dtype for t in made if t.is_floating_point()}
         return gave
+
+    def read(self, values: object) -> None:
+        """Take note that these are used."""
+        for value in _pytree.tree_leaves(values):
+            if id(value) in self._makers:
+                self._makers[id(value)].used = True
+
+    @property
+    def decided(self) -> bool:
+        """Whether any decision mattered: what it gave was used."""
+        return any(decision.used for decision in self.noted)
+
+
+def _kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401
+    """The arguments as they are before the call, which may write into some of them."""
+    if not func._schema.is_mutable:  # noqa: SLF001  # which torch offers under no other name
+        return args, kwargs
+    kept: tuple[Any, Any] = _pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, kwargs))
+    return kept
 
 
 @dataclass(frozen=True)
@@ -102,18 +151,19 @@ class Replayed(EveryCall):
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
         """Run `func`, or give what it gave."""
+        before = _kept(func, args, kwargs)
         gave = func(*args, **kwargs)
-        mine = _decision(func, args, kwargs, gave)
+        mine = _decision(func, *before, gave)
         if mine is None or not self._alike:
             return gave
         theirs = self._left.pop(0) if self._left else None
         same = theirs is not None and (theirs.name, theirs.settings) == (mine.name, mine.settings)
-        if theirs is None or not same or _shapes(theirs.gave) != _shapes(gave):
+        if theirs is None or not same or _shapes(theirs.made) != _shapes(mine.made):
             self._alike = False
             return gave
-        pairs = list(zip(_pytree.tree_leaves(gave), _pytree.tree_leaves(theirs.gave), strict=True))
-        tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
-        off = [(a.double() - b.double()).abs() for a, b in tensors]
+        if not theirs.used:
+            return gave
+        off = [(_numbers(a) - _numbers(b)).abs() for a, b in zip(mine.made, theirs.made, strict=True)]
         limit = None if theirs.step is None else 1.001 * theirs.step
         self.flipped.append(
             Flipped(
@@ -125,9 +175,18 @@ class Replayed(EveryCall):
                 limit is None or all(bool((o <= limit).all()) for o in off),
             )
         )
-        back = [b.to(a.dtype) if isinstance(a, Tensor) else b for a, b in pairs]
-        return _pytree.tree_unflatten(back, _pytree.tree_structure(gave))
+        taken = {id(a): b for a, b in zip(mine.made, theirs.made, strict=True)}
+        if func._schema.is_mutable:  # noqa: SLF001  # what is written into is what others read
+            for mine_too, right in zip(mine.made, theirs.made, strict=True):
+                mine_too.copy_(right)
+            return gave
+        return _pytree.tree_map_only(Tensor, lambda t: taken[id(t)].to(t.dtype) if id(t) in taken else t, gave)
 
 
-def _shapes(value: Any) -> list[Any]:  # noqa: ANN401  # what an operation gave
-    return [t.shape if isinstance(t, Tensor) else None for t in _pytree.tree_leaves(value)]
+def _numbers(t: Tensor) -> Tensor:
+    """As numbers that may be subtracted; of quantised tensors, how many steps."""
+    return (t.int_repr() if t.is_quantized else t).double()
+
+
+def _shapes(tensors: Sequence[Tensor]) -> list[torch.Size]:
+    return [t.shape for t in tensors]

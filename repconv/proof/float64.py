@@ -137,6 +137,24 @@ def everything_in_float64() -> Iterator[InFloat64]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, float32 is computed in float32: no TF32 on GPUs and no bf16 on processors, whatever the user allowed."""
+    backends: Any = torch.backends  # whose types do not know of parts
+    parts: tuple[Any, ...] = (
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    )
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:  # noqa: ANN401
     """The tensors that `func` writes into."""
     for index, argument in enumerate(func._schema.arguments):  # noqa: SLF001  # which torch offers under no other name

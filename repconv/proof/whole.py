@@ -41,13 +41,14 @@ def prove_whole(
         try:
             with Recorded() as seen:
                 wanted = reference(*given)
+            seen.read(wanted)
         except Exception as error:  # noqa: BLE001  # it is the user's own code
             first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             said = f"the network does not run in float64 ({first}); compared with itself in its own precision instead"
             unmeasured.append(Refusal(where, said))
             return list(comparisons(original, candidate, given, where=where, reference_dtype=None))
         # Where the network rounds on purpose, the reference runs again, with what the candidate decided.
-        right = reference if seen.decisions else _gives(wanted)
+        right = reference if seen.decided else _gives(wanted)
         found: list[Comparison] = []
         if exactly is not None:
             widened = cast(given, torch.float64)

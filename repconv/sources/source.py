@@ -1,161 +1,204 @@
-"""What a user names on the command line, as something loaded: one loader for all commands."""
+"""What a user names on the command line, opened: one opener for all commands."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from ..errors import CheckpointError, GeometryError, SourceError
+from ..blocks.verify import dtype_of
+from ..errors import SourceError
+from ..files.edited import inputs_of
+from ..files.onnx import read_onnx
+from ..files.programs import read_program
 from ..files.whole import sha256
-from ..models.libraries import create_named, image_shape, is_own_code
-from ..models.zoo import create_model, list_models
-from .checkpoint import Checkpoint, from_content, is_checkpoint, own_code_of
-from .state_dicts import find_state, put_state, read_content, strip_prefix
+from ..models.spec import ModelSpec
+from .checkpoint import Checkpoint, Normalization
+from .networks import SUFFIXES, by_name, of_weights
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
-FIRST = re.compile(r"(?:^|\.)(?:stem|features\.0)\.(?:branches\.3x3\.)?(?:conv\.)?weight$")
-"""The weight of a network's first convolution, multi-branch, plain or fused."""
-FORMS = (
-    f"a weight file ({' '.join(SUFFIXES)}), timm:NAME[@WEIGHTS], torchvision:NAME[@WEIGHTS] or "
-    "package.module:factory[@WEIGHTS]"
-)
+Shape = tuple[int, int, int]
+Held = Checkpoint | ExportedProgram | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input as its source declares it: sizes that are open are None; `shape` is None where nothing is known."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded network, in evaluation mode on the CPU.
+    """What was named, opened: a network in evaluation mode on the CPU with what is known of it, or a graph.
 
-    name: as the user gave it; path and sha256: of the weight file, None without one; notes: what the user should know
-    of how it was read.
+    name: as the user gave it; path and sha256: of its file, None without one; held: what it is; notes: what the user
+    should know of how it was read.
     """
 
     name: str
     path: Path | None
     sha256: str | None
-    checkpoint: Checkpoint
+    held: Held
     notes: tuple[str, ...] = ()
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The network.
 
-def open_source(source: str, *, model: str | None = None, state_key: str | None = None) -> Source:
-    """Load what `source` names.
+        Raises:
+            SourceError: it is a graph.
+        """
+        if isinstance(self.held, Checkpoint):
+            return self.held
+        raise SourceError(f"{self.name} is a graph, and a network in PyTorch is needed: {NETWORKS}")
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is an ONNX model or a program, which need no code of their network."""
+        return not isinstance(self.held, Checkpoint)
+
+    @property
+    def size(self) -> Shape | None:
+        """(c, h, w) of the image it takes, where it says all three."""
+        if isinstance(self.held, Checkpoint):
+            return self.held.input_shape
+        inputs = self.inputs
+        shape = inputs[0].shape if len(inputs) == 1 else None
+        if shape is None or len(shape) != 4:
+            return None
+        _, c, h, w = shape
+        return None if c is None or h is None or w is None else (c, h, w)
+
+    @property
+    def channels(self) -> int | None:
+        """Of the image it takes, where it says so."""
+        if self.size is not None:
+            return self.size[0]
+        shape = self.inputs[0].shape if len(self.inputs) == 1 else None
+        return None if shape is None or len(shape) != 4 else shape[1]
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What it says images in [0, 1] go through before it."""
+        if isinstance(self.held, Checkpoint):
+            return self.held.normalization or _of_timm(self.held.model)
+        if isinstance(self.held, ExportedProgram):
+            return None
+        said = {entry.key: entry.value for entry in self.held.metadata_props}.get("normalization")
+        try:
+            known = json.loads(said) if said else None
+            return None if known is None else Normalization(tuple(known["mean"]), tuple(known["std"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What it takes; of a network one image.
+
+        Raises:
+            SourceError: a graph that takes anything but tensors.
+        """
+        if isinstance(self.held, onnx.ModelProto):
+            return tuple(_of_onnx(self.held, self.name))
+        if isinstance(self.held, ExportedProgram):
+            return tuple(_of_program(self.held, self.name))
+        network, known = self.held.model, self.held.input_shape
+        own = isinstance(getattr(network, "spec", None), ModelSpec)
+        return (Input("input", dtype_of(network), (None, known[0] if known else None, None, None) if own else None),)
+
+
+Reader = Callable[[Path, str | None, str | None], tuple[Held, tuple[str, ...]]]
+
+
+def _graph(read: Callable[[Path], Held]) -> Reader:
+    def reader(path: Path, model: str | None, _: str | None) -> tuple[Held, tuple[str, ...]]:
+        if model is not None:
+            raise SourceError(f"--model is for weights without their network; {path} holds its own")
+        return read(path), ()
+
+    return reader
+
+
+_GRAPHS: dict[str, Reader] = {".onnx": _graph(read_onnx), ".pt2": _graph(read_program)}
+READERS: dict[str, Reader] = {**_GRAPHS, **dict.fromkeys(SUFFIXES, of_weights)}
+"""Formats of files, by suffix: from the path, `model` and `state_key` to what is in it and notes on how it was read."""
+
+NETWORKS = (
+    f"a weight file ({' '.join(SUFFIXES)}), timm:NAME[@WEIGHTS], torchvision:NAME[@WEIGHTS] or "
+    "package.module:factory[@WEIGHTS]"
+)
+FORMS = f"a graph ({' '.join(_GRAPHS)}), {NETWORKS}"
+
+
+def is_graph(text: str) -> bool:
+    """Whether a text names a file that is a graph, before it is opened."""
+    return Path(text).suffix in _GRAPHS
+
+
+def open_source(source: str | Path, *, model: str | None = None, state_key: str | None = None) -> Source:
+    """Open what `source` names.
 
     Args:
-        source: a repconv checkpoint, a state dict (bare, or wrapped as training scripts do), or a model by name.
+        source: a repconv checkpoint, a state dict (bare, or wrapped as training scripts do), an ONNX file, a program of
+            torch.export, or a model by name.
         model: for a state dict: a name of `list_models()` or `package.module:factory`.
         state_key: the key in the file under which the weights are.
 
     Raises:
-        SourceError: it names nothing that can be loaded.
+        SourceError: it names nothing that can be opened.
         CheckpointError: the file cannot be read, or does not fit the network.
         BackendError: it needs a package that is not installed.
     """
-    path = Path(source)
+    name, path = str(source), Path(source)
+    if not name.strip():
+        raise SourceError("an empty SOURCE; name a file, or a network such as timm:resnet18")
     if path.is_dir():
-        raise SourceError(f"{source} is a directory; name the weight file in it")
-    if not path.exists() and ":" in source:
+        raise SourceError(f"{name} is a directory; name a file")
+    if not path.exists() and ":" in name:
         if model is not None:
-            raise SourceError(f"--model is for weight files; {source} names its own network")
-        return _by_name(source, state_key)
+            raise SourceError(f"--model is for weight files; {name} names its own network")
+        file, (network, notes) = by_name(name, state_key)
+        return Source(name, file, None if file is None else sha256(file), network, notes)
     if not path.exists():
-        raise SourceError(f"{source}: no such file; SOURCE is {FORMS}")
-    if path.suffix not in SUFFIXES:
-        raise SourceError(f"{source}: {path.suffix or 'no suffix'!r} is no known format; SOURCE is {FORMS}")
-    content, metadata = read_content(path)
-    if is_checkpoint(content, metadata):
-        own_code = own_code_of(content, metadata, path)
-        if model is not None and model != own_code:
-            needs = f"the network of {own_code}" if own_code else "its own network"
-            raise SourceError(f"{source} is a repconv checkpoint, which describes {needs}; leave out --model {model}")
-        return Source(source, path, sha256(path), from_content(content, metadata, path, own_code=model))
-    if model is None:
-        raise SourceError(
-            f"{source} holds weights without their network; name it with --model: one of repconv.list_models(), such "
-            "as --model irep_resnet18, or --model package.module:factory"
-        )
-    state, note = find_state(content, path, state_key)
-    network = create_named(model) if ":" in model else _named(model, state)
-    notes = (note, _fill(network, state, path, model))
-    return Source(source, path, sha256(path), _checkpoint(network), tuple(n for n in notes if n))
+        raise SourceError(f"{name}: no such file; SOURCE is {FORMS}")
+    if path.suffix not in READERS:
+        raise SourceError(f"{name}: {path.suffix or 'no suffix'!r} is no known format; SOURCE is {FORMS}")
+    held, notes = READERS[path.suffix](path, model, state_key)
+    return Source(name, path, sha256(path), held, notes)
 
 
-def _checkpoint(network: nn.Module) -> Checkpoint:
-    return Checkpoint(network.eval(), fused=False, input_shape=image_shape(network))
+def _of_timm(network: nn.Module) -> Normalization | None:
+    """What timm says images go through before a network of its own."""
+    known = getattr(network, "pretrained_cfg", None)
+    mean, std = (known.get(key) for key in ("mean", "std")) if isinstance(known, Mapping) else (None, None)
+    if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
+        return None
+    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def _by_name(source: str, state_key: str | None) -> Source:
-    """`timm:`, `torchvision:` or a factory, with `@weights` that are a file or the library's own."""
-    name, _, weights = source.partition("@")
-    file = Path(weights) if weights and Path(weights).exists() else None
-    own = weights if weights and file is None else None
-    if own is not None and is_own_code(name):
-        raise SourceError(f"{source}: no weight file {weights}")
-    network = create_named(name, own)
-    if file is None:
-        warning = "no weights named: they are random, or whatever the factory makes"
-        return Source(source, None, None, _checkpoint(network), () if own else (warning,))
-    content, _ = read_content(file)
-    state, note = find_state(content, file, state_key)
-    notes = tuple(n for n in (note, _fill(network, state, file, name)) if n)
-    return Source(source, file, sha256(file), _checkpoint(network), notes)
+def _of_program(program: ExportedProgram, name: str) -> Iterator[Input]:
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    for given in program.graph_signature.user_inputs:
+        value = values.get(given) if isinstance(given, str) else None
+        if not isinstance(value, Tensor):
+            raise SourceError(f"{name}: its input {given} is no tensor; only programs of tensors are run")
+        yield Input(str(given), value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
 
 
-def _named(name: str, state: Mapping[str, Tensor]) -> nn.Module:
-    """A network of this package of the sizes `state` shows, on the meta device until filled."""
-    first = next((t for key, t in state.items() if FIRST.search(key) and t.dim() == 4), None)
-    head = next((t for key, t in state.items() if key.endswith("fc.weight") and t.dim() == 2), None)
-    residual = "resnet" in name
-    try:
-        with torch.device("meta"):
-            return create_model(
-                name,
-                width=None if first is None else first.shape[0],
-                in_channels=None if first is None else first.shape[1],
-                num_classes=None if head is None else head.shape[0],
-                blocks=_blocks(state, residual=residual),
-                stem=("cifar" if first.shape[2:] != (7, 7) else "imagenet") if first is not None and residual else None,
-            )
-    except GeometryError as error:
-        raise SourceError(f"--model {name}: {error}") from error
-
-
-def _blocks(state: Mapping[str, Tensor], *, residual: bool) -> list[int] | None:
-    """Residual units or VGG convolutions a stage, as the names in `state` have it; None if they are other names."""
-    pattern = re.compile(r"(?:^|\.)stages\.(\d+)\.(\d+)\." if residual else r"(?:^|\.)features\.(\d+)\.")
-    found = sorted({tuple(map(int, m.groups())) for m in map(pattern.search, state) if m})
-    if residual:
-        stages = [stage for stage, _ in found]
-    else:
-        # A convolution and its ReLU take two places, the pooling after a stage a third.
-        places = [place for (place,) in found]
-        steps = [after - before - 2 for before, after in itertools.pairwise(places)]
-        stages = [0, *itertools.accumulate(steps)] if places else []
-    return [stages.count(stage) for stage in sorted(set(stages))] or None
-
-
-def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> str:
-    """Put `state` into `network`; returns a note. A misfit names the model that would fit better, if one does."""
-    stripped, note = strip_prefix(state, list(network.state_dict()))
-    try:
-        put_state(network, stripped, str(path))
-    except CheckpointError as error:
-        better = _better_name(state, name)
-        hint = f"; the names fit {better}: try --model {better}" if better else ""
-        raise CheckpointError(f"{error}{hint}") from None
-    return note
-
-
-def _better_name(state: Mapping[str, Tensor], tried: str) -> str | None:
-    """The model of this package whose names `state` has exactly, if there is one other than `tried`."""
-    for name in list_models():
-        with contextlib.suppress(SourceError):
-            names = list(_named(name, state).state_dict())
-            if name != tried and set(strip_prefix(state, names)[0]) == set(names):
-                return name
-    return None
+def _of_onnx(model: onnx.ModelProto, name: str) -> Iterator[Input]:
+    for value in inputs_of(model):
+        tensor = value.type.tensor_type
+        if not tensor.elem_type:
+            raise SourceError(f"{name}: its input {value.name} is no tensor; only models of tensors are run")
+        array = np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+        yield Input(value.name, torch.from_numpy(array).dtype, shape if tensor.HasField("shape") else None)

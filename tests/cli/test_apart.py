@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import repconv.cli
-from repconv.cli.shared.command import Command, Reads, Writes, WritesFolder
+from repconv.cli.shared.command import Command, Reads, Writes, WritesFolder, parts
 from repconv.errors import OutputError
 from repconv.files.apart import Place, named, require_apart, written_with
 from repconv.files.whole import whole_file
@@ -124,12 +124,12 @@ def test_what_a_text_names(text, files, tmp_path, monkeypatch):
     tensor = onnx.numpy_helper.from_array(np.ones((400,), np.float32), "w")
     graph = onnx.helper.make_graph([], "g", [], [onnx.helper.make_tensor_value_info("w", 1, [400])], [tensor])
     onnx.save(onnx.helper.make_model(graph), "m.onnx", save_as_external_data=True, location="weights")
-    assert sorted(map(str, named(text))) == sorted(files)
+    assert sorted(map(str, named(text, parts()))) == sorted(files)
 
 
 def test_side_files_count_and_those_of_one_output_belong_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outputs = [Place(path, "-o") for path in written_with(tmp_path / "k.xml")]
+    outputs = [Place(path, "-o") for path in written_with(tmp_path / "k.xml", parts())]
     require_apart([], outputs)
     for name in ("k.bin", "K.BIN"):
         with pytest.raises(OutputError, match="one file"):

@@ -18,10 +18,10 @@ from repconv.benchmarks.harness.backends import choose
 from repconv.benchmarks.harness.bench import bench
 from repconv.benchmarks.harness.forms import forms_of, open_given
 from repconv.benchmarks.harness.group import judge
-from repconv.benchmarks.harness.loading.loaded import How, Job
 from repconv.benchmarks.harness.player import PlayerLost, Process
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.errors import BackendError, BuildError, OutputError, SourceError
+from repconv.export.artefacts.loaded import How, Job
 from repconv.files.whole import sha256
 
 SHORT = ("--rounds", "2", "--seconds", "0.02", "--calls", "4", "--warmup", "0")
@@ -196,7 +196,7 @@ def job(checkpoint, tmp_path) -> dict[str, Job]:
 
 @pytest.mark.slow
 def test_a_killed_process_is_told_and_not_waited_for(checkpoint, tmp_path) -> None:
-    with Process("torch", "torch", How(threads=1), job(checkpoint, tmp_path)) as process:
+    with Process("torch", How(threads=1), job(checkpoint, tmp_path)) as process:
         process.start()
         process.load("a")
         assert len(process.turn("a", 0.001, 3)) >= 3
@@ -208,7 +208,7 @@ def test_a_killed_process_is_told_and_not_waited_for(checkpoint, tmp_path) -> No
 @pytest.mark.slow
 def test_a_process_that_stops_answering_is_given_up(checkpoint, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("repconv.benchmarks.harness.player.CALLING_S", 0.5)
-    with Process("torch", "torch", How(threads=1), job(checkpoint, tmp_path)) as process:
+    with Process("torch", How(threads=1), job(checkpoint, tmp_path)) as process:
         process.start()
         process.load("a")
         os.kill(process.pid, signal.SIGSTOP)
@@ -222,13 +222,13 @@ def test_a_runtime_that_cannot_be_imported_or_load_is_told(tmp_path, monkeypatch
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     jobs = {"a": Job(tmp_path / "bad.onnx", tmp_path / "x.npy", "fp32")}
-    with Process("onnxruntime", "onnxruntime", How(), jobs) as process:
+    with Process("onnxruntime", How(), jobs) as process:
         process.start()
         with pytest.raises(BuildError, match="onnxruntime: "):
             process.load("a")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
-        Process("onnxruntime", "onnxruntime", How(), jobs) as process,
+        Process("onnxruntime", How(), jobs) as process,
         pytest.raises(BackendError, match=r"libgone\.so"),
     ):
         process.start()

@@ -14,12 +14,12 @@ from torch import nn
 
 from repconv import SourceError, create_model, fuse, load, save
 from repconv.export import BuildSettings, Span, to_openvino
+from repconv.export.artefacts import artefact as artefacts
+from repconv.export.artefacts.open import open_artefact
 from repconv.export.comparing.compare import inputs_for, verify_artefacts
 from repconv.export.comparing.locate import locate
 from repconv.export.onnx.exporter import to_onnx
-from repconv.export.runtimes import artefact as artefacts
 from repconv.export.runtimes import engine_runtime
-from repconv.export.runtimes.open import open_artefact
 from repconv.files.whole import sha256
 from repconv.sources.checkpoint import Normalization
 

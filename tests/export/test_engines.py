@@ -18,9 +18,10 @@ from repconv import create_model, save
 from repconv.benchmarks.harness.turns.timing import measure
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Span, export, to_tensorrt
-from repconv.export.runtimes import engine_builder as builder
+from repconv.export.engines import builder
+from repconv.export.engines.layers import EngineLayer, convolutions, observed, parse_inspected, parse_log
 from repconv.export.runtimes import engine_runtime as runtime
-from repconv.export.runtimes.engine_layers import EngineLayer, convolutions, observed, parse_inspected, parse_log
+from repconv.export.targets import TARGETS
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 CHECKPOINT = Path(__file__).resolve().parents[2] / "repconv" / "assets" / "irep_resnet_cifar10.pt"
@@ -220,7 +221,7 @@ def test_a_module_that_fails_is_an_answer_and_never_a_crash(case: str, tmp_path,
     code, kind, words = CRASHES[case]
     (tmp_path / "tensorrt_of_test.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setitem(builder.MODULES, "tensorrt", "tensorrt_of_test")
+    monkeypatch.setitem(TARGETS, "tensorrt", replace(TARGETS["tensorrt"], module="tensorrt_of_test"))
     probed = builder.probe_engines("tensorrt")
     assert probed.problem is not None
     with pytest.raises(kind, match=words):

@@ -15,10 +15,10 @@ from torch import nn
 from repconv import create_model, save
 from repconv.errors import BuildError, FusionError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Preprocessing, Quantization, Span, export, to_onnx, to_openvino
-from repconv.export import building as pipeline
 from repconv.export.int8.quantize import quantize_onnx
 from repconv.export.measuring import measure, probes
 from repconv.export.onnx.exporter import onnx_function
+from repconv.export.runtimes import onnx as runtime
 from repconv.export.subject import open_subject
 from repconv.files.whole import sha256
 from repconv.sources.checkpoint import Normalization
@@ -143,16 +143,16 @@ def test_a_module_in_training_mode_is_refused(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_artefact_is_not_written_and_its_worst_call_is_dumped(checkpoint, tmp_path, monkeypatch) -> None:
-    whole = pipeline._onnx
+    whole = runtime.loaded
 
-    def damaged(model, settings):
+    def damaged(model, precision):
         weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
         values = numpy_helper.to_array(weight).copy()
         values[0] += 0.5 * np.abs(values).max()
         weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-        return whole(model, settings)
+        return whole(model, precision)
 
-    monkeypatch.setattr(pipeline, "_onnx", damaged)
+    monkeypatch.setattr(runtime, "loaded", damaged)
     out, dump = tmp_path / "m.onnx", tmp_path / "worst.npz"
     with pytest.raises(VerificationError, match="NOT equal in onnxruntime"):
         export(checkpoint, "onnx", out, dump_on_failure=dump)
@@ -256,7 +256,7 @@ def test_bf16_onnx_without_openvino_is_built_not_run(checkpoint, tmp_path, monke
     def missing(*_):
         raise BackendError("OpenVINO is not installed")
 
-    monkeypatch.setattr(pipeline, "compile_openvino", missing)
+    monkeypatch.setattr("repconv.export.runtimes.openvino.compile_openvino", missing)
     settings = BuildSettings(precision="bf16")
     with pytest.raises(VerificationError, match="built, not run"):
         export(checkpoint, "onnx", tmp_path / "m.onnx", settings, require_verified=True)

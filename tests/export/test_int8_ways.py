@@ -18,7 +18,7 @@ from torch import nn
 
 from repconv.errors import BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Quantization, Span, export
-from repconv.export import building as pipeline
+from repconv.export.artefacts.runtime import build
 from repconv.export.int8.layer_errors import LayerError
 from repconv.export.int8.quantize import quantize_onnx
 from repconv.export.onnx.exporter import onnx_function
@@ -75,7 +75,7 @@ def never(*_: object, **__: object) -> None:
 def test_a_refusal_names_the_layer_to_blame_and_ways_that_pass(target, rescued, images, tmp_path, monkeypatch) -> None:
     if target == "openvino":
         pytest.importorskip("nncf", reason="nncf is not installed")
-    monkeypatch.setattr(pipeline, "build_engine", never)
+    monkeypatch.setattr("repconv.export.runtimes.tensorrt.build_engine", never)
     data = Data(calibrate=images, evaluate=images, calibration_images=16, images=48)
     with pytest.raises(VerificationError) as refused:
         export(rescued, target, tmp_path / f"m{SUFFIX[target]}", asked(), data)
@@ -237,9 +237,8 @@ FORMS = (
 def test_a_faulty_artefact_of_every_form_is_refused(target, precision, fault, plain, tmp_path, monkeypatch) -> None:
     if target == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
-    whole = pipeline.form_of
-    monkeypatch.setattr("repconv.export.trial.form_of", lambda network, *more: whole(damaged(fault, network), *more))
-    monkeypatch.setattr(pipeline, "build_engine", never)
+    monkeypatch.setattr("repconv.export.trial.build", lambda network, *more: build(damaged(fault, network), *more))
+    monkeypatch.setattr("repconv.export.runtimes.tensorrt.build_engine", never)
     with pytest.raises(VerificationError, match="NOT equal"):
         export(plain, target, tmp_path / f"m{SUFFIX[target]}", BuildSettings(precision=precision, image=SIZE))
     assert not list(tmp_path.iterdir())

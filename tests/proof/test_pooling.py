@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from repconv.benchmarks.studies.proof.looks import refused
+from repconv.proof import pooling
 from repconv.proof.agreement import CEILINGS, Agreement, Comparison, Difference, compare_tensors, explained
 from repconv.proof.pooling import MOST_CALLS, compare_calls, pooled
 
@@ -64,7 +66,20 @@ def test_calls_are_added_only_while_the_matter_is_open() -> None:
 
     found = compare_calls(off, [torch.zeros(1)] * 2)
     assert len(asked) == MOST_CALLS
-    assert Agreement(end_to_end=found).passed  # 3 times the own error, of 5.5 that chance allows
+    assert Agreement(end_to_end=found).passed  # 3 times the own error, of 6.8 that chance allows
+
+
+def test_calls_that_take_long_are_not_repeated_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "MOST_SECONDS", 0)
+    found = compare_calls(lambda _: [compared(3e-4, 1e-4)], [torch.zeros(1)] * 3)
+    assert len(found) == 3
+    assert "over 3 calls, no more being made after 0 s" in found[0].reason
+
+
+def test_the_chances_of_all_looks_are_as_said() -> None:
+    generator = np.random.default_rng(1)
+    assert refused(2.0, 200_000, generator) <= 30  # 1e-4 in all, 20, and three standard deviations
+    assert refused(10.0, 1_000, generator) > 900
 
 
 def test_more_calls_are_of_the_same_kind() -> None:

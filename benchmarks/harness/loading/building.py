@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from repconv.errors import OutputError
-from repconv.export.building import build, lower
+from repconv.export.artefacts.loaded import Job
+from repconv.export.artefacts.runtime import build
 from repconv.export.inputs.images import random_images
 from repconv.export.proof.tolerances import DTYPES
-from repconv.export.runtimes.engine_builder import build_engine
 from repconv.export.runtimes.engine_runtime import gpu_here
 from repconv.export.settings import DEFAULT_CAPABILITIES, BuildSettings, Span
 from repconv.export.subject import Subject
+from repconv.export.targets import TARGETS
 
 from ..backends import Backend
 from ..forms import Form, Given
-from .loaded import Job
 
 CALIBRATION_IMAGES = 32
 """Noise, for int8: its times are those of any int8 file of the network."""
@@ -79,46 +79,35 @@ class Workshop:
             return Artefact(Job(file, x_file, precision, form.own_code), count * DTYPES[precision].itemsize)
         subject = self.onnx(form, batch)
         spans = (Span.of(form.given.size[1]), Span.of(form.given.size[2]))
-        # NumPy, in which onnxruntime takes its inputs, has no bf16.
-        keep = backend.target == "onnx" and precision == "bf16"
         gpu = gpu_here()
         settings = BuildSettings(
             precision,
             Span.of(batch),
             spans,
-            fp32_io=keep,
+            fp32_io=precision == "bf16" and not backend.takes_bf16,
             capabilities=DEFAULT_CAPABILITIES if gpu is None else (gpu["capability"],),
         )
         calibration = calibration_of(form.given, batch) if precision == "int8" else None
-        observed: dict[str, str] = {}
-        if backend.target == "openvino":
-            built = build(subject.model, "openvino", settings, spans, calibration).built
-            files, observed = dict(built.files), dict(built.observed)
-        else:
-            lowered, _ = lower(subject.model, backend.target, settings, calibration)
-            if backend.target == "onnx":
-                files = {".onnx": lowered.SerializeToString()}
-            else:
-                engine = build_engine(lowered, backend.target, settings, spans)
-                files, observed = dict(engine.files), dict(engine.observed)
+        built = build(subject.model, backend.target, settings, spans, calibration).make()
         stem = self.stem()
-        paths = [self._write(stem + suffix, content) for suffix, content in files.items()]
-        job = Job(paths[-1], x_file, precision, None, backend.target)
-        return Artefact(job, sum(map(len, files.values())), observed)
+        for suffix, content in built.files.items():
+            self._write(stem + suffix, content)
+        job = Job(self.folder / f"{stem}{TARGETS[backend.target].suffix}", x_file, precision, None, backend.target)
+        return Artefact(job, sum(map(len, built.files.values())), dict(built.observed))
 
-    def _write(self, name: str, content: bytes) -> Path:
+    def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         except OSError as error:
             raise OutputError(
                 f"cannot write temporary files in {self.folder.parent} ({error.strerror}); TMPDIR names another folder"
             ) from error
-        return path
 
 
 def calibration_of(given: Given, batch: int) -> list[Tensor]:
     """Batches of noise, as normalised images where the source says how they are."""
-    known = given.normalization
+    known = given.source.normalization
     images = random_images(given.size, known, max(batch, CALIBRATION_IMAGES), pixels=known is not None).inputs
     return [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]

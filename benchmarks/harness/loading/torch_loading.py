@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from repconv.export.artefacts.cuda import cuda_graph, event_clock
+from repconv.export.artefacts.loaded import How, Job, Loaded, as_arrays, nothing
 from repconv.export.proof.tolerances import DTYPES
 from repconv.files.programs import read_program
 from repconv.proof.leaves import leaves
 from repconv.sources.checkpoint import load
-
-from ..machine.cuda import cuda_graph, event_clock
-from .loaded import Array, How, Job, Loaded, nothing
 
 
 def load_torch(job: Job, how: How, *, compiled: bool) -> Loaded:
@@ -85,8 +84,3 @@ def without_tf32() -> None:
 def tensors(value: object) -> list[Tensor]:
     """The tensors of an output, in order."""
     return [t for _, t in leaves(value)]
-
-
-def as_arrays(found: Sequence[Tensor]) -> list[Array]:
-    """On the host; bf16, which NumPy has not, as float32."""
-    return [(t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy() for t in found]

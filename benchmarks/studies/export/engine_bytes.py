@@ -3,7 +3,7 @@
     python benchmarks/studies/export/engine_bytes.py [--builds 12] [--output FILE]
 
 The shipped network in fp16 with a batch of 1 to 16, for SM86 and SM89. Once at addresses as the system draws them, once
-as `repconv export` builds: at fixed ones (`export/runtimes/engine_worker.py`), in surroundings that vary.
+as `repconv export` builds: at fixed ones (`export/engines/worker.py`), in surroundings that vary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.studies.common import asking, head, positive, write_json
 from repconv.export import BuildSettings, Span, to_onnx
-from repconv.export.runtimes.engine_builder import build_engine
+from repconv.export.engines.builder import build_engine
 
 CHECKPOINT = Path("repconv/assets/irep_resnet_cifar10.pt")
 SETTINGS = BuildSettings(precision="fp16", batch=Span(1, 4, 16), capabilities=("SM86", "SM89"))

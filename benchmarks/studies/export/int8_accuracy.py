@@ -15,9 +15,9 @@ from torch import Tensor
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.studies.common import asking, existing, head, write_json
-from repconv.export.building import build
+from repconv.export.artefacts.built import Run
+from repconv.export.artefacts.runtime import build
 from repconv.export.inputs.images import Images, read_images
-from repconv.export.runtimes.built import Run
 from repconv.export.settings import BuildSettings, Quantization, Span
 from repconv.export.subject import open_subject
 
@@ -80,7 +80,7 @@ def main() -> None:
             settings = settings_of(form)
             spans = Span.of(subject.size[1]), Span.of(subject.size[2])
             given = batches if settings.precision == "int8" else None
-            built = build(subject.model, target, settings, spans, given).built
+            built = build(subject.model, target, settings, spans, given).load()
             if built.run is None:
                 raise SystemExit(f"{target} cannot run here: {built.not_run}")
             found = row(outputs(built.run, images), wanted, images.labels) | {"runtime": built.runtime}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from repconv.errors import SourceError
+from repconv.files.images import ImageFiles, class_of
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -19,21 +20,15 @@ def read_zip(path: Path) -> tuple[Tensor, Tensor]:
     """Images [n, 3, 32, 32] as uint8 and labels [n], sorted by file name, of `.../CLASS/NAME.jpg` entries.
 
     Raises:
-        ValueError: no such images in the file.
+        SourceError: no such images in the file.
     """
-    from PIL import Image
-
-    images, labels = [], []
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(archive.namelist()):
-            folder = Path(name).parent.name
-            if folder not in CLASSES or Path(name).suffix not in (".jpg", ".png"):
-                continue
-            images.append(np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")))
-            labels.append(CLASSES.index(folder))
-    if not images:
-        raise ValueError(f"{path} holds no images in folders named {', '.join(CLASSES)}")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+    files = ImageFiles(path, SourceError)
+    names = [name for name in files.names() if class_of(name) in CLASSES]
+    if not names:
+        raise SourceError(f"{path} holds no images in folders named {', '.join(CLASSES)}")
+    images = np.stack([np.asarray(files.image(name)) for name in names])
+    labels = torch.tensor([CLASSES.index(class_of(name)) for name in names])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import click
 
 from repconv.benchmarks.harness.results import BenchResult, Row
 from repconv.benchmarks.harness.turns.noise import gathered, ratio_verdict
+from repconv.export.targets import TARGETS
 
 from .text import table
 
@@ -66,7 +67,7 @@ def markdown(result: BenchResult, command: str) -> str:
 
 def _packages(result: BenchResult) -> str:
     known = result.environment["versions"]
-    names = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+    names = ("torch", *(target.packages[0] for target in TARGETS.values()))
     return ", ".join(f"{name} {known[name]}" for name in names if isinstance(known, dict) and name in known)
 
 

@@ -28,6 +28,21 @@ _QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but w
 _VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Where it fails, show the traceback, too.")
 
 
+def parts() -> dict[str, tuple[str, ...]]:
+    """Of an artefact by its suffix, the suffixes of the files that belong to it."""
+    from repconv.export.targets import TARGETS
+
+    return {target.suffix: target.beside for target in TARGETS.values()}
+
+
+def is_folder(value: str | Path) -> bool:
+    """Whether an artefact of this name is a folder."""
+    from repconv.export.targets import of_suffix
+
+    target = of_suffix(Path(value).suffix)
+    return target is not None and target.folder
+
+
 class Reads(_Text):
     """Text that may name files to read: a SOURCE, images, code, `KEY=VALUE`.
 
@@ -56,7 +71,7 @@ class Reads(_Text):
         """What it reads of the value."""
         from ...files.apart import named
 
-        return named(value) if self.inside is None else [Path(value, name) for name in self.inside()]
+        return named(value, parts()) if self.inside is None else [Path(value, name) for name in self.inside()]
 
 
 class Writes(click.Path):
@@ -90,7 +105,7 @@ class Writes(click.Path):
         """What it writes of the value."""
         from ...files.apart import written_with
 
-        return [] if value == DASH else written_with(Path(value))
+        return [] if value == DASH else written_with(Path(value), parts())
 
 
 class WritesFolder(click.Path):
@@ -165,7 +180,7 @@ class Command(click.Command):
         for parameter in self.params:
             for value in self._values(ctx, parameter) if isinstance(parameter.type, Writes) else ():
                 if value != DASH and Path(value).parent not in folders:
-                    require_writable(value)
+                    require_writable(value, folder=is_folder(value))
 
     def _places(self, ctx: click.Context, kinds: tuple[type[Reads | Writes | WritesFolder], ...]) -> Iterator[Place]:
         from ...files.apart import Place
@@ -198,7 +213,7 @@ def _require_readable(source: str, *, source_only: bool) -> None:
         return
     from ...sources.source import FORMS
 
-    raise SourceError(f"{source}: no such file; SOURCE is an .onnx file, a .pt2 program, {FORMS}")
+    raise SourceError(f"{source}: no such file; SOURCE is {FORMS}")
 
 
 def _spelled(parameter: click.Parameter) -> str:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import numpy_helper
 
 from ...errors import FusionError
+from ...files.edited import copy_of
 from ...files.onnx import parameters, statistics_of
 from ...proof.agreement import Agreement
 from ...proof.refusal import Refusal
@@ -154,14 +155,10 @@ def _write(
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
             why = f"{error}; the whole graph was left as it is, fuse it in float32"
-            copy = onnx.ModelProto()
-            copy.CopyFrom(source)
-            return copy, (), [Refusal(where[name], why)]
+            return copy_of(source), (), [Refusal(where[name], why)]
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(source)
-        return copy, (), []
+        return copy_of(source), (), []
     result = onnx.ModelProto()
     for field, value in source.ListFields():
         if field.name != "graph":

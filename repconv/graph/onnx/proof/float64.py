@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
+from ....files.edited import copy_of, put
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
 
@@ -37,8 +38,7 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
 
 def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` whose floating-point weights, constants, inputs, casts and outputs are float64."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy_of(model)
     for imported in (result, *result.functions):
         for entry in imported.opset_import:
             entry.domain = _plain(entry.domain)
@@ -81,7 +81,7 @@ def _widen_node(node: onnx.NodeProto) -> None:
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:
     if tensor.data_type in _FLOATS:
-        tensor.CopyFrom(numpy_helper.from_array(_double(numpy_helper.to_array(tensor)), tensor.name))
+        put(tensor, _double(numpy_helper.to_array(tensor)))
 
 
 def _double(value: Array) -> Array:

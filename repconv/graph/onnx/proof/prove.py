@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....errors import FusionError, SourceError
+from ....files.edited import showing
 from ....files.onnx import model_session
 from ....proof.agreement import Agreement, Comparison, compare_tensors, explained, needs_explaining
 from ....proof.pooling import compare_calls
@@ -69,7 +70,7 @@ def prove_onnx(
     if decided:
         # What is decided is seen in both runs, so that it can be replayed.
         session, session_after = (
-            model_session(_showing(m, shown), "the ONNX model", as_written=True) for m in (before, after)
+            model_session(showing(m, shown), "the ONNX model", as_written=True) for m in (before, after)
         )
 
     regions, more = region_comparisons(before, after, feeds[-1], label)
@@ -119,15 +120,6 @@ def _with_error_of(own: Feeds, wanted: Feeds, exact: Feeds) -> dict[str, Array]:
 
 def _double(value: Array) -> NDArray[np.float64]:
     return value.astype(np.float64)
-
-
-def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that gives the named tensors besides its outputs."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    kept = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
-    return shown
 
 
 def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ...]]:
@@ -186,11 +178,8 @@ def _exposed(model: onnx.ModelProto, names: Sequence[str], given: Feeds) -> dict
     """Intermediate tensors of a run."""
     if not names:
         return {}
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    kept = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
-    return dict(zip(names, _run(model_session(shown, "the ONNX model", as_written=True), names, given), strict=True))
+    session = model_session(showing(model, names), "the ONNX model", as_written=True)
+    return dict(zip(names, _run(session, names, given), strict=True))
 
 
 def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[Array]:  # noqa: ANN401  # onnxruntime has no types

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from ....errors import FusionError
+from ....files.edited import copy_of
 from ....proof.affine import (
     Evaluated,
     Sources,
@@ -210,8 +211,7 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
     """
     weights = {t.name: t for t in model.graph.initializer}
     sources = {value.name for value in model.graph.input}
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy_of(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.input[:]
     held: dict[str, onnx.TensorProto] = {}
 

@@ -17,19 +17,14 @@ from pathlib import Path
 
 import onnx
 
-from repconv.errors import BackendError, BuildError, SourceError
+from repconv.errors import BackendError, BuildError
+from repconv.files.edited import copy_of, inputs_of
 
+from ..artefacts.built import Built
 from ..settings import BuildSettings, Span, check_capabilities
-from .built import Built
-from .engine_layers import observed, parse_inspected, parse_log
-from .engine_worker import AS_THEY_ARE, ENGINE, MODEL, REQUEST, RESULT, TIMING
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt-rtx": "pip install tensorrt-rtx"}
-_NEEDS = {
-    "tensorrt": "TensorRT needs an NVIDIA GPU with its driver on the machine that builds",
-    "tensorrt-rtx": "TensorRT-RTX needs Linux on x86-64 or Windows",
-}
+from ..targets import TARGETS, Target
+from .layers import observed, parse_inspected, parse_log
+from .worker import AS_THEY_ARE, ENGINE, MODEL, REQUEST, RESULT, TIMING
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class EngineProbe:
 def probe_engines(target: str, *, timeout_s: float = 120) -> EngineProbe:
     """Ask TensorRT or TensorRT-RTX, in a process of its own, whether it can build here."""
     with tempfile.TemporaryDirectory() as folder:
-        answer = _ask({"module": MODULES[target], "probe": True}, Path(folder), timeout_s)
+        answer = _ask({"module": TARGETS[target].module, "probe": True}, Path(folder), timeout_s)
     if "error" in answer:
         return EngineProbe(None, (), str(answer["said"]), answer["error"] == "missing")
     return EngineProbe(str(answer["version"]), tuple(answer["capabilities"]))  # type: ignore[arg-type]
@@ -75,24 +70,20 @@ def build_engine(
         BackendError: the module is missing, or cannot build on this machine.
         BuildError: it cannot build this model, crashed, or built another precision.
     """
-    rtx = target == "tensorrt-rtx"
-    if rtx and settings.timing_cache is not None:
-        raise SourceError(
-            "a timing cache does nothing for TensorRT-RTX, which times no kernels when it builds, and would make it "
-            "ask for a GPU; leave it out"
-        )
+    row = TARGETS[target]
+    row.check(settings)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         named = with_names(model)
         onnx.save(named, str(folder / MODEL))
         asked = {
-            "module": MODULES[target], "profile": _profile(named, settings, spans),
-            "capabilities": list(check_capabilities(settings.capabilities)) if rtx else [],
+            "module": row.module, "profile": _profile(named, settings, spans),
+            "capabilities": list(check_capabilities(settings.capabilities)) if "capabilities" in row.options else [],
             "timing_cache": None if settings.timing_cache is None else str(settings.timing_cache.resolve()),
         }  # fmt: skip
         answer = _ask(asked, folder, timeout_s, [] if fixed_addresses else [AS_THEY_ARE])
         if "error" in answer:
-            _refuse(target, str(answer["error"]), str(answer["said"]))
+            _refuse(row, str(answer["error"]), str(answer["said"]))
         content = (folder / ENGINE).read_bytes()
         timing = (folder / TIMING).read_bytes() if answer["timing_cache"] else None
     inspected = answer["inspected"]
@@ -103,13 +94,12 @@ def build_engine(
         "tensors": answer["tensors"], "capabilities": asked["capabilities"], "timing_cache": answer["timing_cache"],
         "addresses_fixed": answer["addresses_fixed"], "layers": [vars(layer) for layer in layers],
     }  # fmt: skip
-    return Built({".engine": content}, None, f"{target} {answer['version']}", None, found, details, timing)
+    return Built({row.suffix: content}, None, f"{target} {answer['version']}", None, found, details, timing)
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every node with a name of its own, by which engine layers refer to it."""
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = copy_of(model)
     taken: set[str] = set()
     for index, node in enumerate(named.graph.node):
         name = node.name or f"{node.op_type}_{index}"
@@ -120,8 +110,7 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _profile(model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, Span]) -> dict[str, list[list[int]]]:
     """Least, usual and largest shape of the input, if any of it is open."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    value = next(v for v in model.graph.input if v.name not in weights)
+    value = inputs_of(model)[0]
     dims = value.type.tensor_type.shape.dim
     if all(dim.HasField("dim_value") for dim in dims):
         return {}
@@ -134,7 +123,7 @@ def _ask(asked: Mapping[str, object], folder: Path, timeout_s: float, more: Sequ
     """The worker's answer; a crash is one, too."""
     (folder / REQUEST).write_text(json.dumps(asked))
     result = folder / RESULT
-    command = [sys.executable, "-P", "-m", "repconv.export.runtimes.engine_worker", str(folder), *more]
+    command = [sys.executable, "-P", "-m", "repconv.export.engines.worker", str(folder), *more]
     try:
         done = subprocess.run(  # noqa: S603
             command,
@@ -160,9 +149,10 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONHASHSEED": "0"}
 
 
-def _refuse(target: str, kind: str, said: str) -> None:
+def _refuse(target: Target, kind: str, said: str) -> None:
+    name, needs = target.name, f"{target.title} needs {target.needs}"
     if kind == "missing":
-        raise BackendError(f"{target} is not installed ({said}); install it with: {INSTALL[target]}. {_NEEDS[target]}")
+        raise BackendError(f"{name} is not installed ({said}); install it with: {target.install}. {needs}")
     if kind == "unusable":
-        raise BackendError(f"{target} is installed but cannot build here: {said}. {_NEEDS[target]}")
-    raise BuildError(f"{target} cannot build the model: {said}")
+        raise BackendError(f"{name} is installed but cannot build here: {said}. {needs}")
+    raise BuildError(f"{name} cannot build the model: {said}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,20 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from repconv.blocks.verify import dtype_of
 from repconv.errors import SourceError
-from repconv.files.onnx import read_onnx, session_of
-from repconv.files.programs import read_program
+from repconv.files.edited import showing
+from repconv.files.onnx import model_session, session_of
+from repconv.files.record import file_record
 from repconv.files.whole import sha256
 from repconv.proof.float64 import everything_in_float64
 from repconv.proof.leaves import leaves
+from repconv.sources.checkpoint import Normalization
+from repconv.sources.source import Input, Source
 
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input as its artefact declares it: sizes that are open are None; `shape` is None where nothing is known."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Artefact:
     run: from input tensors, of any floating-point type, to output tensors; trace: the same to intermediate ones.
     model: the PyTorch module, where it is one.
     input_size: (c, h, w) of an image it is known to take, beside what `inputs` declares.
-    notes: what the user should know of how it was read.
+    notes: what the user should know of how it was read. normalization: of images, where its source says it.
     """
 
     name: str
@@ -72,6 +68,13 @@ class Artefact:
     path: Path | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = field(default=())
+    normalization: Normalization | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON: what it is, what it takes, its file."""
+        inputs = [{"name": i.name, "dtype": str(i.dtype).removeprefix("torch."), "shape": i.shape} for i in self.inputs]
+        file = file_record(self.path) if self.path else {}
+        return {"name": self.name, "runtime": self.kind, "inputs": inputs, **file}
 
 
 def in_float64(artefact: Artefact) -> Artefact:
@@ -91,11 +94,6 @@ def in_float64(artefact: Artefact) -> Artefact:
             return trace(given)
 
     return Artefact(artefact.name, PYTORCH, run_exactly, trace_exactly, inputs, exact)
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's first floating-point parameter; float32 if it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def module_run(model: nn.Module) -> Run:
@@ -148,18 +146,64 @@ def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [t.to(dtype) if t.is_floating_point() else t for t in inputs]
 
 
-def program_artefact(text: str, path: Path) -> Artefact:
-    """A program of torch.export, run by PyTorch; errors as `open_artefact`."""
-    program = read_program(path)
-    module = program.module()
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    given = [values.get(name) for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    inputs = []
-    for name, value in zip(program.graph_signature.user_inputs, given, strict=False):
-        if not isinstance(value, Tensor):
-            raise SourceError(f"{text}: its input {name} is no tensor; only programs of tensors are run")
-        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        inputs.append(Input(str(name), value.dtype, shape))
+def artefact_of(source: Source) -> Artefact:
+    """A source as something that runs: a network or a program in PyTorch, an ONNX model in onnxruntime.
+
+    Raises:
+        SourceError: it takes no tensors, or onnxruntime cannot load it.
+    """
+    if isinstance(source.held, onnx.ModelProto):
+        kind, (run, trace) = ONNXRUNTIME, _of_onnx(source.held, source)
+    elif isinstance(source.held, ExportedProgram):
+        kind, (run, trace) = PROGRAM, _of_program(source.held, source)
+    else:
+        kind, run, trace = PYTORCH, module_run(source.held.model), module_trace(source.held.model)
+    model = None if source.is_graph else source.checkpoint.model
+    size = None if source.is_graph else source.size
+    return Artefact(
+        source.name,
+        kind,
+        run,
+        trace,
+        source.inputs,
+        model,
+        size,
+        source.path,
+        source.sha256,
+        source.notes,
+        source.normalization,
+    )
+
+
+def opaque_artefact(
+    text: str, path: Path, kind: str, one: Callable[[Tensor], Sequence[Tensor]], taken: torch.dtype, declared: Input
+) -> Artefact:
+    """A file of a runtime that takes one tensor, of dtype `taken`, and shows nothing of what is inside."""
+
+    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(one(given[0].to(taken)))
+
+    def trace(given: Sequence[Tensor]) -> list[Step]:  # noqa: ARG001
+        raise SourceError(
+            f"{text}: {kind} shows nothing of what is inside; locate in the .onnx file of the same network"
+        )
+
+    return Artefact(text, kind, run, trace, (declared,), path=path, sha256=sha256(path))
+
+
+def taken_type(text: str, name: str, types: Mapping[str, torch.dtype]) -> torch.dtype:
+    """The dtype of an input, by a runtime's name for it.
+
+    Raises:
+        SourceError: images are of none such.
+    """
+    if name not in types:
+        raise SourceError(f"{text} takes an input of {name}; images are {', '.join(types)}")
+    return types[name]
+
+
+def _of_program(program: ExportedProgram, source: Source) -> tuple[Run, Trace]:
+    module, inputs = program.module(), source.inputs
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -173,7 +217,7 @@ def program_artefact(text: str, path: Path) -> Artefact:
         ends = {name: index for index, (name, _) in enumerate(recorder.seen)}
         return [step for index, (name, step) in enumerate(recorder.seen) if ends[name] == index]
 
-    return Artefact(text, PROGRAM, run, trace, tuple(inputs), path=path, sha256=sha256(path))
+    return run, trace
 
 
 class _Recorder(torch.fx.Interpreter):
@@ -207,21 +251,16 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
     ]
 
 
-def onnx_artefact(text: str, path: Path) -> Artefact:
-    """An ONNX file, run by onnxruntime; errors as `open_artefact`."""
-    proto = read_onnx(path)
-    session = session_of(path, text)
-    inputs = tuple(_onnx_inputs(proto, text))
+def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
+    inputs = source.inputs
+    session = model_session(proto, source.name) if source.path is None else session_of(source.path, source.name)
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(_run_session(session, inputs, given))
 
     def trace(given: Sequence[Tensor]) -> list[Step]:
-        exposed = copy.deepcopy(proto)
-        kept = {output.name for output in exposed.graph.output}
-        nodes = [(node, name) for node in exposed.graph.node for name in node.output if name]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in nodes if name not in kept)
-        every = session_of(exposed.SerializeToString(), text)
+        nodes = [(node, name) for node in proto.graph.node for name in node.output if name]
+        every = model_session(showing(proto, [name for _, name in nodes]), source.name)
         found = dict(zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given), strict=True))
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [
@@ -229,7 +268,7 @@ def onnx_artefact(text: str, path: Path) -> Artefact:
             for node, name in nodes
         ]
 
-    return Artefact(text, ONNXRUNTIME, run, trace, inputs, path=path, sha256=sha256(path))
+    return run, trace
 
 
 def _run_session(session: Any, inputs: Sequence[Input], given: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: ANN401
@@ -238,19 +277,6 @@ def _run_session(session: Any, inputs: Sequence[Input], given: Sequence[Tensor])
         if not isinstance(value, np.ndarray):
             raise SourceError(f"an output is a {type(value).__name__}; only tensors are compared")
         yield torch.from_numpy(value)
-
-
-def _onnx_inputs(proto: onnx.ModelProto, text: str) -> Iterator[Input]:
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    for value in proto.graph.input:
-        if value.name in weights:
-            continue
-        tensor = value.type.tensor_type
-        if not tensor.elem_type:
-            raise SourceError(f"{text}: its input {value.name} is no tensor; only models of tensors are run")
-        array = np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        yield Input(value.name, torch.from_numpy(array).dtype, shape if tensor.HasField("shape") else None)
 
 
 def _module_of(node: onnx.NodeProto, weights: set[str]) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = NDArray[Any]
 
@@ -67,6 +70,13 @@ def host_clock(wait: Callable[[], None]) -> Callable[[Callable[[], object]], flo
         return time.perf_counter() - start
 
     return seconds
+
+
+def as_arrays(found: Sequence[Tensor]) -> list[Array]:
+    """On the host; bf16, which NumPy has not, as float32."""
+    import torch
+
+    return [(t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy() for t in found]
 
 
 def nothing() -> None:

@@ -1,0 +1,1 @@
+"""What is built and what runs, as values: whichever runtime it is of."""

@@ -1,0 +1,110 @@
+"""What the file of a target gives: building, opening, timing, and what `doctor` says.
+
+Nothing is imported before it is used, so that the process that times a runtime holds that runtime alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repconv.files.record import installed
+
+from ..targets import TARGETS, Target
+from .loaded import How, Job, Loaded
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor
+
+    from ..settings import BuildSettings, Span
+    from .artefact import Artefact
+    from .built import Built, Form, Made
+
+Build = Callable[
+    [Target, "onnx.ModelProto", "BuildSettings", tuple["Span", "Span"], "Sequence[Tensor] | None"],
+    "Form",
+]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend: whether it works, its version, what it runs or builds for, and else the line that mends it."""
+
+    name: str
+    works: bool
+    version: str | None
+    devices: tuple[str, ...]
+    said: str
+    remedy: str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain containers for JSON."""
+        return asdict(self)
+
+
+def tried(name: str, package: str, use: str, devices: Callable[[], tuple[str, ...]], install: str = "") -> Backend:
+    """A backend that may not be installed, or installed and broken: `devices` uses it."""
+    known, install = installed(package), install or f"pip install {package}"
+    if known is None:
+        return Backend(name, False, None, (), f"not installed; {use}", install)
+    try:
+        found = devices()
+    except Exception as error:  # noqa: BLE001  # a damaged installation raises anything
+        said = f"installed, but fails: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        return Backend(name, False, known, (), said, f"{install} --force-reinstall")
+    return Backend(name, True, known, found, use)
+
+
+def uninstalled(target: Target, _backend: str, _device: str) -> str | None:
+    """Why a target cannot be timed here, if all it takes is its package."""
+    if installed(target.packages[0]):
+        return None
+    return f"{target.title} is not installed; install it with: {target.install}"
+
+
+def _nothing(_target: Target, _made: Made, _built: Built) -> Mapping[str, bytes]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The functions of a target's file.
+
+    build: the float32 network, the settings, height and width, and batches for int8, to what can be made of it.
+        Raises SourceError for settings the target has not, BackendError where a package is missing or cannot work
+        here, BuildError for what the backend cannot build.
+    open: a file, with the text that named it, as something that runs.
+    look: the lines of `doctor`.
+    load: an artefact, ready to be timed, by the backend of that name.
+    problem: why that backend cannot be used on a device here, with the line that mends it; None if it can.
+    beside: more files, by suffix, that say what an artefact is; they appear before it.
+    """
+
+    build: Build
+    open: Callable[[str, Path], Artefact]
+    look: Callable[[Target], tuple[Backend, ...]]
+    load: Callable[[str, Job, How], Loaded]
+    problem: Callable[[Target, str, str], str | None] = uninstalled
+    beside: Callable[[Target, Made, Built], Mapping[str, bytes]] = _nothing
+
+
+def runtime_of(target: Target) -> Runtime:
+    """What its file gives."""
+    found: Runtime = import_module(target.file, "repconv.export").RUNTIME
+    return found
+
+
+def build(
+    network: onnx.ModelProto,
+    target: str,
+    settings: BuildSettings,
+    spans: tuple[Span, Span],
+    calibration: Sequence[Tensor] | None,
+) -> Form:
+    """`network`, float32, for a target; see `Runtime.build`."""
+    row = TARGETS[target]
+    return runtime_of(row).build(row, network, settings, spans, calibration)

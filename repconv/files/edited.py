@@ -1,0 +1,45 @@
+"""ONNX models changed in copies: the one given stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same again."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    return result
+
+
+def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy that gives the named tensors besides its outputs."""
+    shown = copy_of(model)
+    kept = {value.name for value in shown.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in kept)
+    return shown
+
+
+def only(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], given: Iterable[str]) -> onnx.ModelProto:
+    """A copy with these nodes alone, which is given the named tensors besides its inputs."""
+    part = copy_of(model)
+    del part.graph.node[:]
+    part.graph.node.extend(nodes)
+    part.graph.input.extend(onnx.ValueInfoProto(name=name) for name in given)
+    return part
+
+
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that are no initialisers: before IR version 4 weights are inputs, too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def put(tensor: onnx.TensorProto, numbers: NDArray[np.generic]) -> None:
+    """Give a tensor other numbers, of the array's type; it keeps its name."""
+    tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
