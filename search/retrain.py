@@ -126,7 +126,12 @@ def retrain(
     if (folder.path / RESULT).exists():
         return
     with joined(config.device) as (processes, device):
-        _retrain(folder, Trainer(found, config, processes, device, own_code=own_code), report, clock)
+        _retrain(
+            folder,
+            Trainer(found=found, config=config, processes=processes, device=device, own_code=own_code),
+            report,
+            clock,
+        )
 
 
 def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callable[[], float]) -> None:

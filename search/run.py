@@ -223,11 +223,11 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
         for masks in (content["train"], content["measure"])
     ]
     return Progress(
-        state_from_dict(json.loads(content["state"]), space),
-        at,
-        asked[0],
-        asked[1] or (),
-        generator,
+        state=state_from_dict(json.loads(content["state"]), space),
+        at=at,
+        train=asked[0],
+        measure=asked[1] or (),
+        generator=generator,
     )
 
 
@@ -242,7 +242,7 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     gates = session.supernet.gates()
     config = session.config
     best = outcome[ranked[0]]
-    found = Found(best, network_settings(config), gates, accuracies[ranked[0]])
+    found = Found(architecture=best, network=network_settings(config), gates=gates, accuracy=accuracies[ranked[0]])
     try:
         save(
             session.supernet.model,

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from repconv.blocks.verify import dtype_of
 from repconv.errors import SourceError
+from repconv.files.edited import showing
 from repconv.files.onnx import model_session, session_of
 from repconv.files.record import file_record
 from repconv.files.whole import sha256
@@ -287,11 +288,8 @@ def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
         return tuple(_run_session(session, inputs, given))
 
     def trace(given: Sequence[Tensor]) -> list[Step]:
-        exposed = copy.deepcopy(proto)
-        kept = {output.name for output in exposed.graph.output}
-        nodes = [(node, name) for node in exposed.graph.node for name in node.output if name]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in nodes if name not in kept)
-        every = model_session(exposed, source.name)
+        nodes = [(node, name) for node in proto.graph.node for name in node.output if name]
+        every = model_session(showing(proto, [name for _, name in nodes]), source.name)
         found = dict(zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given), strict=True))
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [

@@ -126,7 +126,7 @@ def training_batches(
     here = range(batch) if images is None else images
     keys = [[(epoch, order[start + i]) for i in here] for start in range(0, len(order) - batch + 1, batch)]
     loader: DataLoader[Any] = DataLoader(
-        _Keyed(task, task.train, seed, also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
+        _Keyed(task=task, images=task.train, seed=seed, also=also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
         batch_sampler=keys[first:],
         num_workers=workers,
         generator=torch.Generator(),  # else it would draw a seed from torch's own
