@@ -486,6 +486,7 @@ ROWS: dict[str, Row] = {
 }
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("name", ROWS)
 def test_an_operation_is_what_onnxruntime_makes_of_it(name: str) -> None:
     for opset in ROWS[name].opsets():
