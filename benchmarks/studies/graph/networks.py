@@ -8,6 +8,7 @@ import importlib
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
@@ -89,8 +90,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def to_onnx(model: nn.Module, x: Tensor, opset: int = 18) -> onnx.ModelProto:
-    """The network as exported, batch normalisation unfolded."""
+def to_onnx(model: nn.Module, x: Tensor, opset: int = 18, **options: Any) -> onnx.ModelProto:  # noqa: ANN401
+    """The network as torch's older exporter writes it, normalisation unfolded; `options` are the exporter's."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -103,5 +104,6 @@ def to_onnx(model: nn.Module, x: Tensor, opset: int = 18) -> onnx.ModelProto:
             training=torch.onnx.TrainingMode.PRESERVE,
             input_names=["x"],
             output_names=["y"],
+            **options,
         )
     return onnx.load_from_string(buffer.getvalue())
