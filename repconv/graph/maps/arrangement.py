@@ -41,7 +41,7 @@ def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
         GeometryError: a layout needs a reshape of more than one open side, or see `broadcasts`.
     """
     geometry = form.without_cropping().geometry
-    pointwise = geometry.size == geometry.stride == (1, 1) and not any(geometry.padding)
+    pointwise = geometry.size == geometry.stride == geometry.up == (1, 1) and not any(geometry.padding)
     same = source.frame == output.frame
     if form.is_diagonal and not form.is_identity:
         broadcasts(source)
