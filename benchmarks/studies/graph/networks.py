@@ -31,7 +31,7 @@ ORDINARY = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class Specimen:
     """A network in evaluation mode, its author's conversion (None if there is none), and an input."""
 
     name: str
@@ -40,7 +40,7 @@ class Subject:
     x: Tensor
 
 
-def subject(name: str) -> Subject:
+def specimen(name: str) -> Specimen:
     """The network of a name in the tuples above, with random statistics.
 
     Raises:
@@ -51,21 +51,21 @@ def subject(name: str) -> Subject:
     if library == "repconv":
         model = randomise(create_model(entry))
         side = 224 if entry.endswith(("resnet34", "resnet50")) else 32  # the data each is made for
-        return Subject(name, model, fuse(model)[0], torch.randn(1, 3, side, side))
+        return Specimen(name, model, fuse(model)[0], torch.randn(1, 3, side, side))
     if library == "torchvision":
         models = importlib.import_module("torchvision.models")
-        return Subject(name, randomise(models.get_model(entry, weights=None)), None, torch.randn(1, 3, 224, 224))
+        return Specimen(name, randomise(models.get_model(entry, weights=None)), None, torch.randn(1, 3, 224, 224))
     if library == "ultralytics":
         network = importlib.import_module("ultralytics.nn.tasks").DetectionModel(f"{entry}.yaml", verbose=False)
         network.model[-1].export, network.model[-1].format = True, "onnx"
         model, x = randomise(network), torch.randn(1, 3, 320, 320)
         with torch.no_grad():
             model(x)  # its head computes anchors in the first run
-        return Subject(name, model, copy.deepcopy(network).fuse(verbose=False).eval(), x)
+        return Specimen(name, model, copy.deepcopy(network).fuse(verbose=False).eval(), x)
     fresh = importlib.import_module("timm").create_model(entry, pretrained=False)
     convert = importlib.import_module("timm.utils.model").reparameterize_model
     model = randomise(fresh)
-    return Subject(name, model, convert(copy.deepcopy(model)), torch.randn(1, *fresh.pretrained_cfg["input_size"]))
+    return Specimen(name, model, convert(copy.deepcopy(model)), torch.randn(1, *fresh.pretrained_cfg["input_size"]))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
