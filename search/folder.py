@@ -52,6 +52,19 @@ class RunFolder:
         return folder
 
     @classmethod
+    def create_or_resume(cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> RunFolder:
+        """The folder of the run of this very `config`, new or under way.
+
+        Raises:
+            OutputError: it cannot be written, or holds another run.
+        """
+        if not (path / CONFIG).exists():
+            return cls.create(path, config, environment)
+        if cls(path).read_json(CONFIG) != config:
+            raise OutputError(f"{path} holds a run with other settings or another architecture; name another folder")
+        return cls(path)
+
+    @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that was started.
 
