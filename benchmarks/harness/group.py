@@ -23,7 +23,7 @@ from repconv.export.subject import Subject
 
 from .backends import Backend
 from .forms import Form, Given
-from .loading.building import Artefact, Workshop
+from .loading.building import BuiltForm, Workshop
 from .machine.gpu import GpuState, gpu_state, visible_gpu
 from .machine.machine import Others, others, process_seconds, usage
 from .player import PlayerLost, Process
@@ -42,7 +42,7 @@ class Entry:
     key: Key
     form: Form
     backend: Backend
-    artefact: Artefact
+    artefact: BuiltForm
 
 
 @dataclass

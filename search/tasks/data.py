@@ -14,7 +14,7 @@ from repconv.errors import BackendError, RepconvError, SearchError
 from repconv.models.libraries import Factory
 from repconv.sources.checkpoint import Normalization
 
-from .images import HeldImages, Images, StoredImages, held, image_folder
+from .images import HeldImages, LabelledImages, StoredImages, held, image_folder
 from .task import Task
 
 FORMS = "cifar10:PATH, cifar100:PATH, imagefolder:PATH (a folder or a .zip), digits or package.module:factory"
@@ -56,7 +56,7 @@ def open_data(name: str, test: str = "", *, image_size: int = 224) -> Task:
     return replace(task, test=_test_images(test, task))
 
 
-def _test_images(name: str, task: Task) -> Images:
+def _test_images(name: str, task: Task) -> LabelledImages:
     kind, _, rest = name.partition(":")
     if kind != "imagefolder":
         raise SearchError(f"test data is imagefolder:PATH, got {name!r}")
