@@ -239,8 +239,8 @@ def _judged_together(
         index = next(counted)
         if index >= len(calls):
             norm = normalization_of(subject, settings)
-            size, pixels = tuple(probe.inputs.shape[1:]), settings.preprocessing is not None
-            drawn = random_images(size, norm, len(probe.inputs), pixels=pixels, seed=1000 + index)
+            (count, c, h, w), pixels = probe.inputs.shape, settings.preprocessing is not None
+            drawn = random_images((c, h, w), norm, count, pixels=pixels, seed=1000 + index)
             probe = _probe(drawn, settings, probe.given.dtype == DTYPES[settings.precision])
         wanted, got = _expected(subject, probe, subject.reference), _given(run, probe, runtime)
         return list(_judged(subject, probe, wanted, got, settings, tolerance, always_own=True))
