@@ -113,6 +113,12 @@ class Form:
             and g.padding == (0, 0, 0, 0)
         )
 
+    def covers(self, sides: Sequence[object]) -> bool:
+        """True if one window sees the whole of a larger image of these sides, and nothing else."""
+        g = self.geometry
+        alone = not any(g.padding) and g.up == self.dilation == (1, 1) and g.groups == 1
+        return alone and g.size == tuple(sides) != (1, 1)
+
     @property
     def is_identity(self) -> bool:
         """True if the output is the input."""

@@ -5,6 +5,7 @@ Each function gives what its node makes, or raises `NotAffineError`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial, reduce
 from operator import add as add_up
 
@@ -16,9 +17,9 @@ from ...algebra.kernels import batch_norm_affine
 from ..core.constant import Constant
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
-from ..core.terms import average_term, convolution_term, matrix_term, scale_term, transposed_term
-from ..maps.carried import Carried, Made, matmul, spread
-from ..maps.layout import Atom, Layout, plain
+from ..core.terms import average_term, convolution_term, scale_term, transposed_term
+from ..maps.carried import Carried, Made, last_axis, matmul, spread
+from ..maps.layout import plain
 from .facts import EPSILON, Facts, attributes
 from .operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
 
@@ -221,15 +222,14 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     weight = weight if integer(known.get("transB"), 0) else weight.T
     alpha, beta = (v if isinstance(v, float) else 1.0 for v in (known.get("alpha"), known.get("beta")))
     o, i = weight.shape
-    if source.channel_axis != 1 or source.layout.channels != i:
-        raise NotAffineError("the last axis of its input is not its channels alone")
-    layout = Layout((source.layout.axes[0], (Atom("channels", o),)))
+    if len(source.layout.axes) != 2:
+        raise NotAffineError
     offset = None
     if len(node.input) > 2 and node.input[2]:
         value = double(constant_of(facts, node.input[2], "bias"))
         offset = partial(Constant.stored, beta * spread(value, Carried("", plain(o, 0), (1, o, 1, 1))))
-    term = matrix_term(source.name, lambda: alpha * double(weight), (o, i))
-    return [Part(node.output[0], Made(layout, (term,), offset))]
+    made = last_axis(source, lambda: alpha * double(weight), (o, i))
+    return [Part(node.output[0], replace(made, offset=offset))]
 
 
 def _shifted(bias: Tensor, centre: Tensor) -> Constant:

@@ -129,7 +129,7 @@ def emit(
             case Convolution(source=source):
                 pen.convolution(read(source), operation, target)
             case Matrix(source=source):
-                pen.matrix(read(source), operation, target, len(placed[operation.term.source].layout.axes))
+                pen.matrix(read(source), operation, target, len(placed[output].layout.axes))
             case Scale(source=source, widths=widths):
                 shape = widths if len(widths) < 3 else _without_leading_ones(widths)
                 factors = pen.weight(f"{target}.scale", operation.factors.reshape(shape))

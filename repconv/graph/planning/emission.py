@@ -88,12 +88,12 @@ class Layer(Operation):
 
 @dataclass(frozen=True)
 class Matrix(Layer):
-    """A matrix times the last axis."""
+    """A matrix times the last axis, that of channels or of a flattened image."""
 
     @property
     def weight(self) -> Tensor:
         """[o, i] in float64."""
-        return self.term.kernel.regroup(1).weight[:, :, 0, 0]
+        return self.term.uncropped().regroup(1).weight.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,8 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried]) -> 
         if term.form.is_diagonal and not term.form.is_identity:
             place = write(Scale(place, elementwise(1, size), source.layout.widths, term))
         elif not term.form.is_identity:
-            form = term.form.without_cropping() if way.pixels else term.form.ungrouped()
+            form = term.form.without_cropping()
+            form = form if way.pixels else form.ungrouped()
             rest = convolution(form, nominal(source.dims), size), term, form, biased and not parts
             place = write(Convolution(place, *rest, way.pixels) if way.pixels else Matrix(place, *rest))
         parts.append(move(place, way.after, output))

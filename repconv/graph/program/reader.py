@@ -17,13 +17,14 @@ from ...errors import GeometryError
 from ...proof.refusal import Refusal
 from ..core.constant import Constant
 from ..core.cost import Cost, convolution, elementwise
+from ..core.dims import through
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
 from ..core.step import Step
-from ..core.terms import average_term, convolution_term, grid_term, matrix_term, scale_term, transposed_term
+from ..core.terms import average_term, convolution_term, grid_term, scale_term, transposed_term
 from ..maps.canvas import recognised
-from ..maps.carried import Carried, Made, spread
-from ..maps.layout import Atom, Layout, plain
+from ..maps.carried import Carried, Made, last_axis, spread
+from ..maps.layout import plain
 from .facts import FUNCTIONAL_NORM, ProgramFacts, is_pointwise, kind_of
 from .moves import MOVES
 from .painting import PAINTERS
@@ -98,7 +99,7 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     made = replace(
         made, terms=tuple(term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]) for term in made.terms)
     )
-    facts.place(node, made.layout, facts.tensor(sources[0]).dims)
+    facts.place(node, made.layout, through(made.terms[0].form.geometry, facts.tensor(sources[0]).dims))
     size = facts.nominal(node)
     if kind in _CONVOLUTIONS:
         cost = convolution(made.terms[0].form, facts.nominal(sources[0]), size)
@@ -326,13 +327,10 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
 def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
     source = facts.tensor(node.args[0])
     weight = _constant(facts, node.args[1], "weight")
-    rank, (o, i) = len(source.layout.axes), weight.shape
-    if source.channel_axis != rank - 1 or source.layout.channels != i:
-        raise NotAffineError("the last axis of its input is not its channels alone")
-    layout = Layout((*source.layout.axes[:-1], (Atom("channels", o),)))
+    o, i = weight.shape
     bias = _argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
-    return Made(layout, (matrix_term(source.name, partial(_double, weight), (o, i)),), offset)
+    return replace(last_axis(source, partial(_double, weight), (o, i)), offset=offset)
 
 
 _CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear"))
