@@ -6,6 +6,7 @@
 #   make check        lint, types and `make test`: what CI runs
 #   make lint         ruff's checks and format, nothing rewritten
 #   make types        mypy, on the tree as the package installs
+#   make lowest       install exactly the lowest versions of setup.cfg beside, and fuse, export and test with them
 #   make paper        measure what of the paper's tables and figures this machine can, and write docs/paper.md (half an
 #                     hour; `make paper KEEP=--keep` measures only what benchmarks/results/ does not hold)
 #   make format       rewrite the code in the project's format
@@ -29,7 +30,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .NOTPARALLEL:
-.PHONY: demo test test-slow check lint types paper format clean distclean help
+.PHONY: demo test test-slow check lint types lowest paper format clean distclean help
 
 help:
 	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
@@ -58,6 +59,22 @@ format: $(BIN)/.installed-dev
 types: $(BIN)/.installed-dev
 	$(BIN)/python tests/type_tree.py
 	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p repconv
+
+# What setup.cfg promises at its lower bounds; several GB of PyTorch and its libraries are fetched the first time.
+LOWEST ?= build/lowest
+LOWEST_TESTS := algebra cli/test_cli.py files models sources/test_files_as_they_are.py
+
+lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/repconv fuse repconv/assets/irep_resnet_cifar10.pt -o $(LOWEST)/fused.onnx
+	$(LOWEST)/bin/repconv export repconv/assets/irep_resnet_cifar10.pt --to onnx -o $(LOWEST)/exported.onnx
+	$(LOWEST)/bin/pytest -m "not slow and not gpu and not newer" $(addprefix tests/,$(LOWEST_TESTS))
+
+$(LOWEST)/.installed: setup.cfg constraints.txt tests/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tests/lowest.py >$(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -r $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 # Figure 3 shows a plain network that train_cifar10.py --network resnet18 trained; training needs CIFAR-10.
 paper: $(BIN)/.installed-dev

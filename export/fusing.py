@@ -30,7 +30,7 @@ from repconv.models.spec import is_foreign
 from repconv.proof.agreement import Agreement
 from repconv.proof.leaves import leaves
 from repconv.proof.report import FusionReport, Proof
-from repconv.sources.checkpoint import Checkpoint, save
+from repconv.sources.checkpoint import SUFFIXES, Checkpoint, save
 from repconv.sources.source import Source, open_source
 
 from .artefacts.artefact import artefact_of
@@ -40,7 +40,7 @@ from .settings import DEFAULT_OPSET
 
 Shape = tuple[int, int, int]
 
-CHECKPOINTS = (".pt", ".safetensors")
+CHECKPOINTS = SUFFIXES
 FORMATS = (*CHECKPOINTS, ".onnx", ".pt2")
 GRAPHS = {".onnx": (".onnx",), ".pt2": (".pt2", ".onnx")}
 """Sources that are graphs, and what can be written of them."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repconv.blocks.verify import dtype_of
 from repconv.errors import FusionError, SourceError
-from repconv.files.edited import copied, inputs_of
+from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
 from repconv.proof.float64 import in_float64 as everything_in_float64
 from repconv.proof.leaves import leaves
@@ -249,7 +249,7 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
 
 def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:
     """A copy whose one input has these sizes where they are given; what is derived of them is open until inferred."""
-    sized = copied(model)
+    sized = copy_of(model)
     value = inputs_of(sized)[0]
     changed = False
     for size, dim in zip(sizes, value.type.tensor_type.shape.dim, strict=True):

@@ -46,7 +46,14 @@ class Processes:
         """
         if networks >= self.count:
             mine = shares(networks, self.count)[self.rank]
-            return Duty(mine, range(images), 1.0, False, self.rank, tuple(range(self.count)))
+            return Duty(
+                networks=mine,
+                images=range(images),
+                part=1.0,
+                split=False,
+                team=self.rank,
+                first=tuple(range(self.count)),
+            )
         teams = shares(self.count, networks)
         index = next(i for i, team in enumerate(teams) if self.rank in team)
         team = teams[index]
@@ -57,7 +64,9 @@ class Processes:
             )
         mine = shares(images, len(team))[self.rank - team.start]
         first = tuple(each.start for each in teams)
-        return Duty(range(index, index + 1), mine, len(mine) / images, True, index, first)
+        return Duty(
+            networks=range(index, index + 1), images=mine, part=len(mine) / images, split=True, team=index, first=first
+        )
 
     def decided(self, value: T) -> T:
         """The first process's value, in all of them."""

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,7 +83,7 @@ def run(
         check_asked(config.data, own_code, "--data", f"{folder.path / CONFIG}: the data")
     if is_own_network(config.network):
         check_asked(config.network, own_code, "--network", f"{folder.path / CONFIG}: the network")
-    with joined(config.device) as (processes, device):
+    with joined(config.device) as (processes, device), folder.held() if processes.first else nullcontext():
         _run(folder, Session(config, processes, device), report, clock)
 
 
@@ -223,11 +224,11 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
         for masks in (content["train"], content["measure"])
     ]
     return Progress(
-        state_from_dict(json.loads(content["state"]), space),
-        at,
-        asked[0],
-        asked[1] or (),
-        generator,
+        state=state_from_dict(json.loads(content["state"]), space),
+        at=at,
+        train=asked[0],
+        measure=asked[1] or (),
+        generator=generator,
     )
 
 
@@ -242,7 +243,7 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     gates = session.supernet.gates()
     config = session.config
     best = outcome[ranked[0]]
-    found = Found(best, network_settings(config), gates, accuracies[ranked[0]])
+    found = Found(architecture=best, network=network_settings(config), gates=gates, accuracy=accuracies[ranked[0]])
     try:
         save(
             session.supernet.model,

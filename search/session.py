@@ -96,17 +96,17 @@ class Session:
         return create_strategy(
             config.strategy,
             Plan(
-                self.supernet.space,
-                self.budget,
-                config.population,
-                round(config.offspring * config.population),
-                config.generations,
-                self.initial,
-                config.age,
-                config.age_scale,
-                config.age_limit,
-                config.age_offset,
-                Breeding(config.crossover, config.mutation, config.flip),
+                space=self.supernet.space,
+                budget=self.budget,
+                population=config.population,
+                children=round(config.offspring * config.population),
+                generations=config.generations,
+                initial=self.initial,
+                age=config.age,
+                age_scale=config.age_scale,
+                age_limit=config.age_limit,
+                age_offset=config.age_offset,
+                breeding=Breeding(config.crossover, config.mutation, config.flip),
             ),
         )
 

@@ -39,3 +39,12 @@ def test_contributors_read_the_layers_that_are_held() -> None:
     told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^> (errors.*)$", told, re.MULTILINE)
     assert [tuple(row.split(", ")) for row in line.split(" \u00b7 ")] == list(layering.LAYERS)
+
+
+def test_the_modules_on_the_drawn_journeys_are_there() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    journeys = re.findall(r"^### A journey: [^\n]*\n\n```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    named = [path for drawn in journeys for path in re.findall(r"[a-z_0-9/]+/[a-z_0-9]+\.py", drawn)]
+    assert len(journeys) == 2
+    assert len(named) > 12
+    assert [path for path in named if not (ROOT / path).exists() and not (ROOT / "repconv" / path).exists()] == []

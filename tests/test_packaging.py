@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -125,3 +126,16 @@ def test_a_wheel_installs_and_imports_away_from_the_checkout(wheel: Path, tmp_pa
         elsewhere,
         PYTHONPATH=os.pathsep.join((str(site), dependencies)),
     )
+
+
+def test_the_lowest_versions_are_those_of_setup_cfg() -> None:
+    spec = importlib.util.spec_from_file_location("lowest", ROOT / "tests" / "lowest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    wanted = setup["options"]["install_requires"].split()
+    assert [pin.replace("==", ">=") for pin in module.lowest()] == wanted
+    assert {pin.partition("==")[0] for pin in module.tools()} == set(module.TOOLS)

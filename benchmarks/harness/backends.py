@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from repconv.errors import BackendError, SourceError
 from repconv.export.artefacts.runtime import runtime_of
@@ -114,7 +115,12 @@ def choose(names: Sequence[str], device: str, precisions: Sequence[str]) -> list
     return found
 
 
-def default_backends(device: str) -> tuple[str, ...]:
-    """Those measured where none is named: that run on the device, of what is usually installed."""
-    found = tuple(b.name for b in BACKENDS.values() if b.usual and device in b.devices and b.problem(device) is None)
-    return found or (TORCH,)
+def default_backends(device: str, sources: Sequence[str]) -> tuple[str, ...]:
+    """Those measured where none is named: that run on the device, of what is usually installed.
+
+    PyTorch is left out where it runs none of the sources.
+    """
+    able = [b for b in BACKENDS.values() if b.usual and device in b.devices and b.problem(device) is None]
+    if all(Path(source).suffix == ".onnx" for source in sources):
+        return tuple(b.name for b in able if b.target is not None) or (TARGETS["onnx"].timed[0].name,)
+    return tuple(b.name for b in able) or (TORCH,)

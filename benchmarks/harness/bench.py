@@ -87,16 +87,16 @@ def bench(
     if all(row.failure is not None for row in rows):
         raise BuildError("; ".join(dict.fromkeys(f"{row.key.backend}: {row.failure}" for row in rows)))
     return BenchResult(
-        tuple(measured),
-        settings,
-        tuple(rows),
-        tuple(_compared(rows, settings)),
-        environment(),
-        worst,
-        looks,
-        (*warnings, *clock_warnings(looks)),
-        tuple(dict.fromkeys(notes)),
-        time.perf_counter() - began,
+        sources=tuple(measured),
+        settings=settings,
+        rows=tuple(rows),
+        compared=tuple(_compared(rows, settings)),
+        environment=environment(),
+        others=worst,
+        gpu=looks,
+        warnings=(*warnings, *clock_warnings(looks)),
+        notes=tuple(dict.fromkeys(notes)),
+        seconds=time.perf_counter() - began,
     )
 
 
@@ -166,7 +166,16 @@ def _check_cpus(settings: BenchSettings) -> None:
 def _measured(text: str, given: Given) -> Measured:
     report, inspection = explain(given)
     size = None if given.path is None else given.path.stat().st_size
-    return Measured(given.label, text, given.size, size, given.source.sha256, report, inspection, given.source.notes)
+    return Measured(
+        label=given.label,
+        name=text,
+        size=given.size,
+        bytes=size,
+        sha256=given.source.sha256,
+        report=report,
+        inspection=inspection,
+        notes=given.source.notes,
+    )
 
 
 def _compared(rows: Sequence[Row], settings: BenchSettings) -> list[Compared]:
@@ -177,6 +186,6 @@ def _compared(rows: Sequence[Row], settings: BenchSettings) -> list[Compared]:
     for over, under in pairs(list(latencies), baselines):
         value = ratio(latencies[over], latencies[under], sessions=settings.sessions, seed=settings.seed)
         where = f"{over.backend}, batch {over.batch}, {over.precision}"
-        said = Compared(over, under, value, None)
+        said = Compared(over=over, under=under, ratio=value, warning=None)
         found.append(replace(said, warning=ratio_warning(f"{said.name} ({where})", value)))
     return found

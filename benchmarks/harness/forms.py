@@ -87,14 +87,22 @@ def open_given(
     label = text if source.path is None or ":" in text else source.path.name
     if isinstance(held, Checkpoint):
         network = held.model.float()
-        return Given(source, label, network, _sized(source, image), remembered(in_float64(network)))
+        return Given(
+            source=source,
+            label=label,
+            network=network,
+            size=_sized(source, image),
+            reference=remembered(in_float64(network)),
+        )
     _check_image(source)
     size = _sized(source, image)
     if isinstance(held, ExportedProgram):
         module = held.module()
-        return Given(source, label, module, size, remembered(in_float64(module)))
+        return Given(source=source, label=label, network=module, size=size, reference=remembered(in_float64(module)))
     artefact = artefact_of(source)
-    return Given(source, label, None, size, remembered(lambda x: artefact.run((x,))))
+    return Given(
+        source=source, label=label, network=None, size=size, reference=remembered(lambda x: artefact.run((x,)))
+    )
 
 
 def _check_image(graph: Source) -> None:
@@ -200,8 +208,8 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
     Raises:
         SourceError: `against` asks for what is not known.
     """
-    unfused = Form(given.label, UNFUSED, True, given, fuse=False, network=given.network)
-    fused = Form(given.label, FUSED, True, given, fuse=True, network=given.network)
+    unfused = Form(source=given.label, name=UNFUSED, same=True, given=given, fuse=False, network=given.network)
+    fused = Form(source=given.label, name=FUSED, same=True, given=given, fuse=True, network=given.network)
     notes: list[str] = []
     forms = [unfused, fused]
     if given.fused:
@@ -211,11 +219,20 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
             raise SourceError(f"{notes[0]}; name the unfused file: --against FILE")
     if against not in (None, PLAIN, UNFUSED):
         compared = other(str(against))
-        forms.append(Form(given.label, compared.label, False, compared, fuse=False, network=compared.network))
+        forms.append(
+            Form(
+                source=given.label,
+                name=compared.label,
+                same=False,
+                given=compared,
+                fuse=False,
+                network=compared.network,
+            )
+        )
     elif against != UNFUSED:
         plain = plain_of(given)
         if plain is not None:
-            forms.append(Form(given.label, PLAIN, False, given, fuse=True, network=plain))
+            forms.append(Form(source=given.label, name=PLAIN, same=False, given=given, fuse=True, network=plain))
         else:
             said = f"no plain form of {given.label} is known; name one: --against FILE"
             if against == PLAIN:

@@ -23,7 +23,7 @@ from repconv.export.subject import Subject
 
 from .backends import Backend
 from .forms import Form, Given
-from .loading.building import Artefact, Workshop
+from .loading.building import BuiltForm, Workshop
 from .machine.gpu import GpuState, gpu_state, visible_gpu
 from .machine.machine import Others, others, process_seconds, usage
 from .player import PlayerLost, Process
@@ -42,7 +42,7 @@ class Entry:
     key: Key
     form: Form
     backend: Backend
-    artefact: Artefact
+    artefact: BuiltForm
 
 
 @dataclass
@@ -86,8 +86,12 @@ def build_group(
         for backend in backends:
             if form.network is None and backend.target is None and not form.same:
                 continue
-            key = Key(form.source, form.name, backend.name, batch, precision)
-            entries.append(Entry(key, form, backend, shop.build(form, backend, batch, precision, x, path)))
+            key = Key(source=form.source, form=form.name, backend=backend.name, batch=batch, precision=precision)
+            entries.append(
+                Entry(
+                    key=key, form=form, backend=backend, artefact=shop.build(form, backend, batch, precision, x, path)
+                )
+            )
     return entries, {label: x for label, (_, x) in inputs.items()}
 
 
@@ -125,7 +129,7 @@ def measure_group(
                 settings.cuda_events,
             )
             jobs = {entry.key.name: entry.artefact.job for entry in mine}
-            processes[name] = stack.enter_context(Process(name, how, jobs, settings.cpus))
+            processes[name] = stack.enter_context(Process(backend=name, how=how, jobs=jobs, cpus=settings.cpus))
             say(f"loading into {name}")
             _load(processes[name], mine, known, folder, inputs)
         ready = [entry for entry in entries if known[entry.key].failure is None]
@@ -151,16 +155,16 @@ def measure_group(
         latency = played.reports.get(entry.key.name)
         rows.append(
             Row(
-                entry.key,
-                entry.backend.device(settings.device),
-                latency,
-                entry.artefact.bytes,
-                seen.memory_bytes,
-                seen.load_s,
-                seen.evidence,
-                {**entry.artefact.observed, **seen.observed},
-                () if latency is None else tuple(series_warnings(latency)),
-                seen.failure or played.failures.get(entry.key.name),
+                key=entry.key,
+                device=entry.backend.device(settings.device),
+                latency=latency,
+                artefact_bytes=entry.artefact.bytes,
+                memory_bytes=seen.memory_bytes,
+                load_s=seen.load_s,
+                evidence=seen.evidence,
+                observed={**entry.artefact.observed, **seen.observed},
+                warnings=() if latency is None else tuple(series_warnings(latency)),
+                failure=seen.failure or played.failures.get(entry.key.name),
             )
         )
     return GroupResult(tuple(rows), load, tuple(looks))

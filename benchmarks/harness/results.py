@@ -207,9 +207,17 @@ def pairs(keys: Sequence[Key], baselines: Sequence[str]) -> list[tuple[Key, Key]
     for key in keys:
         if key.form != "fused":
             continue
-        unfused = Key(key.source, "unfused", key.backend, key.batch, key.precision)
+        unfused = Key(source=key.source, form="unfused", backend=key.backend, batch=key.batch, precision=key.precision)
         found.append((unfused, key))
-        found += [(key, Key(key.source, form, key.backend, key.batch, key.precision)) for form in baselines]
+        found += [
+            (key, Key(source=key.source, form=form, backend=key.backend, batch=key.batch, precision=key.precision))
+            for form in baselines
+        ]
         if key.source != sources[0]:
-            found.append((key, Key(sources[0], "fused", key.backend, key.batch, key.precision)))
+            found.append(
+                (
+                    key,
+                    Key(source=sources[0], form="fused", backend=key.backend, batch=key.batch, precision=key.precision),
+                )
+            )
     return [(over, under) for over, under in found if over in known and under in known]

@@ -70,12 +70,26 @@ def build(name: str, data: str) -> Network:
     if name in OURS[data]:
         model = randomise(_blocks(name))
         fused = fuse(model)[0]
-        return Network(name, data, model, fused, {"unfused": to_onnx(model, x), "fused": to_onnx(fused, x)}, x)
+        return Network(
+            name=name,
+            data=data,
+            model=model,
+            fused=fused,
+            files={"unfused": to_onnx(model, x), "fused": to_onnx(fused, x)},
+            x=x,
+        )
     genotype = GENOTYPES[name.removesuffix("_imagenet")]
     model = randomise((imagenet_network if data == "imagenet" else cifar_network)(genotype))
     original = to_onnx(model, x)
     program = fuse(model, (x,))[0].module()
-    return Network(name, data, model, program, {"unfused": original, "fused": fuse_onnx(original)[0]}, x)
+    return Network(
+        name=name,
+        data=data,
+        model=model,
+        fused=program,
+        files={"unfused": original, "fused": fuse_onnx(original)[0]},
+        x=x,
+    )
 
 
 def _blocks(name: str) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..harness.turns.timing import LatencyReport, Ratio, ratio
 from ..studies.common import command_of, table
-from .published.tables import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, Row
+from .published.tables import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, PaperRow
 
 RUNTIMES = ("torch", "onnxruntime")
 MULTI_BRANCH = ("repvgg_", "acnet_", "dbb_", "irep_")
@@ -68,7 +68,7 @@ _HEAD = (
 )  # fmt: skip
 
 
-def _inference_table(rows: Sequence[Row], ours: Mapping[str, Any], reference: Row) -> str:
+def _inference_table(rows: Sequence[PaperRow], ours: Mapping[str, Any], reference: PaperRow) -> str:
     lines = []
     for row in rows:
         paper = f"{row.parameters_m}, {row.inference_ms}, {row.inference_ms / reference.inference_ms:.2f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch.export import ExportedProgram
 
 from repconv.blocks.verify import dtype_of
 from repconv.errors import SourceError
+from repconv.files.edited import showing
 from repconv.files.onnx import model_session, session_of
 from repconv.files.record import file_record
 from repconv.files.whole import sha256
+from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.proof.float64 import everything_in_float64
 from repconv.proof.leaves import leaves
 from repconv.sources.checkpoint import Normalization
@@ -55,6 +57,8 @@ class Artefact:
     model: the PyTorch module, where it is one.
     input_size: (c, h, w) of an image it is known to take, beside what `inputs` declares.
     notes: what the user should know of how it was read. normalization: of images, where its source says it.
+    exact: as `run`, in float64 whatever the artefact computes in; None where nothing known can.
+    proto: the ONNX model, where it is one.
     """
 
     name: str
@@ -68,6 +72,8 @@ class Artefact:
     sha256: str | None = None
     notes: tuple[str, ...] = field(default=())
     normalization: Normalization | None = None
+    exact: Run | None = None
+    proto: onnx.ModelProto | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON: what it is, what it takes, its file."""
@@ -77,22 +83,19 @@ class Artefact:
 
 
 def in_float64(artefact: Artefact) -> Artefact:
-    """The same PyTorch network in float64; other runtimes, which cannot, as they are."""
-    if artefact.model is None:
+    """The same artefact in float64; as it is where nothing known can compute it so."""
+    if artefact.exact is None:
         return artefact
-    exact = copy.deepcopy(artefact.model).double()
-    inputs = tuple(Input(i.name, torch.float64, i.shape) for i in artefact.inputs)
-    run, trace = module_run(exact), module_trace(exact)
-
-    def run_exactly(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        with everything_in_float64():
-            return run(given)
+    inputs = tuple(replace(i, dtype=torch.float64) if i.dtype.is_floating_point else i for i in artefact.inputs)
+    if artefact.model is None:
+        return replace(artefact, run=artefact.exact, inputs=inputs)
+    trace = module_trace(copy.deepcopy(artefact.model).double())
 
     def trace_exactly(given: Sequence[Tensor]) -> list[Step]:
         with everything_in_float64():
             return trace(given)
 
-    return Artefact(artefact.name, PYTORCH, run_exactly, trace_exactly, inputs, exact)
+    return replace(artefact, run=artefact.exact, trace=trace_exactly, inputs=inputs)
 
 
 def module_run(model: nn.Module) -> Run:
@@ -151,12 +154,16 @@ def artefact_of(source: Source) -> Artefact:
     Raises:
         SourceError: it takes no tensors, or onnxruntime cannot load it.
     """
+    proto = None
     if isinstance(source.held, onnx.ModelProto):
-        kind, (run, trace) = ONNXRUNTIME, _of_onnx(source.held, source)
+        kind, (run, trace), proto = ONNXRUNTIME, _of_onnx(source.held, source), source.held
+        exact = _evaluated(proto, source.inputs)
     elif isinstance(source.held, ExportedProgram):
         kind, (run, trace) = PROGRAM, _of_program(source.held, source)
+        exact = _exactly(run)
     else:
         kind, run, trace = PYTORCH, module_run(source.held.model), module_trace(source.held.model)
+        exact = _exactly(run)
     model = None if source.is_graph else source.checkpoint.model
     size = None if source.is_graph else source.size
     return Artefact(
@@ -171,7 +178,30 @@ def artefact_of(source: Source) -> Artefact:
         source.sha256,
         source.notes,
         source.normalization,
+        exact,
+        proto,
     )
+
+
+def _exactly(run: Run) -> Run:
+    """What PyTorch runs, all of it in float64."""
+
+    def exactly(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with everything_in_float64():
+            return run(_cast(given, torch.float64))
+
+    return exactly
+
+
+def _evaluated(model: onnx.ModelProto, inputs: Sequence[Input]) -> Run:
+    """An ONNX model evaluated in float64, which its runtime does not do for convolutions."""
+
+    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        feeds = {i.name: t.contiguous().numpy() for i, t in zip(inputs, _cast(given, torch.float64), strict=True)}
+        names = [output.name for output in model.graph.output]
+        return tuple(torch.from_numpy(np.array(value)) for value in evaluate(model, feeds, names))
+
+    return run
 
 
 def opaque_artefact(
@@ -258,11 +288,8 @@ def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
         return tuple(_run_session(session, inputs, given))
 
     def trace(given: Sequence[Tensor]) -> list[Step]:
-        exposed = copy.deepcopy(proto)
-        kept = {output.name for output in exposed.graph.output}
-        nodes = [(node, name) for node in exposed.graph.node for name in node.output if name]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in nodes if name not in kept)
-        every = model_session(exposed, source.name)
+        nodes = [(node, name) for node in proto.graph.node for name in node.output if name]
+        every = model_session(showing(proto, [name for _, name in nodes]), source.name)
         found = dict(zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given), strict=True))
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [

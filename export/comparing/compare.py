@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from repconv.errors import SourceError
+from repconv.graph.onnx.proof.prove import ModelPair
 from repconv.proof.agreement import Agreement, Comparison, Difference, comparisons
 from repconv.proof.pooling import compare_calls
 from repconv.sources.source import Input
@@ -151,18 +152,20 @@ def verify_artefacts(
 ) -> tuple[Agreement, str]:
     """How far `a` and `b` are apart, and what they were measured against, in words.
 
-    Where one is a PyTorch network, its float64 form is the reference, and its own error in its own dtype stands beside
-    the other's; where neither is, `a` is the reference as it is. A shape that both declare and one cannot run is a
-    failure. With `allowed`, its tolerances and these calls alone decide.
+    The reference is the float64 form of one of them, of a PyTorch network rather than of a graph, and its own error in
+    its own dtype stands beside the other's; where neither has such a form, `a` is the reference as it is. Decisions
+    that two ONNX models share, such as a QuantizeLinear's, are replayed (`ModelPair`). A shape that both declare and
+    one cannot run is a failure. With `allowed`, its tolerances and these calls alone decide.
 
     Raises:
         SourceError: one of them cannot run the first of the inputs.
     """
-    kept, other = (b, a) if a.model is None and b.model is not None else (a, b)
-    if kept.model is None:
-        told, reference, original, dtype = f"{a.name} as it is, run by {a.kind}", kept, None, None
-    else:
-        told, reference, original, dtype = f"{kept.name} in float64", in_float64(kept), kept.run, torch.float64
+    kept, other = reference_first(a, b)
+    exact = kept.exact is not None
+    told = f"{kept.name} in float64" if exact else f"{kept.name} as it is, run by {kept.kind}"
+    pair = _pair(kept, other)
+    if pair is not None:
+        told += ", which decides as the other does, both run by onnxruntime as they are written"
     failure = next((f for f in (_cannot_run(x, inputs[0]) for x in (kept, other)) if f), None)
     if failure is not None:
         raise SourceError(f"{failure} of shape {_shapes_of(inputs[0])}")
@@ -174,18 +177,38 @@ def verify_artefacts(
             infinite = Difference(math.inf, math.inf, math.inf, math.inf)
             shape = tuple(given[0].shape)
             return [Comparison(where, shape, "", infinite, None, 0.0, "nothing to compare", mismatch=failure)]
+        if pair is not None:
+            feeds = {i.name: t.to(i.dtype).contiguous().numpy() for i, t in zip(kept.inputs, given, strict=True)}
+            return [replace(c, where=where) for c in pair.compare(feeds)]
         return comparisons(
-            _function(reference.run),
+            _function(in_float64(kept).run),
             _function(other.run),
             given,
             where=where,
-            reference_dtype=dtype,
-            original=None if original is None else _function(original),
+            reference_dtype=torch.float64 if exact else None,
+            original=_function(kept.run) if exact else None,
         )
 
     if allowed is not None:
         return Agreement(end_to_end=tuple(allowed.judged(c) for given in inputs for c in compare(given))), told
     return Agreement(end_to_end=compare_calls(compare, inputs)), told
+
+
+def reference_first(a: Artefact, b: Artefact) -> tuple[Artefact, Artefact]:
+    """The one to measure against, a PyTorch network or else one that float64 can compute, and the other."""
+    worth = [(x.model is not None, x.exact is not None) for x in (a, b)]
+    return (b, a) if worth[1] > worth[0] else (a, b)
+
+
+def _pair(kept: Artefact, other: Artefact) -> ModelPair | None:
+    """Two ONNX models that take and give tensors of the same names and share decisions; None for any other two."""
+    if kept.proto is None or other.proto is None:
+        return None
+    outputs = [[output.name for output in proto.graph.output] for proto in (kept.proto, other.proto)]
+    if outputs[0] != outputs[1] or [i.name for i in kept.inputs] != [i.name for i in other.inputs]:
+        return None
+    pair = ModelPair(kept.proto, other.proto)
+    return pair if pair.decided else None
 
 
 def _shapes_of(given: Inputs) -> str:

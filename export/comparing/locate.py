@@ -11,6 +11,7 @@ from torch import Tensor
 from repconv.proof.agreement import Agreement, Comparison, compare_tensors
 
 from ..artefacts.artefact import Artefact, Step, in_float64
+from .compare import reference_first
 
 BY_NAME = "by name"
 BY_SHAPE = "by shape and nearest values, best effort: the names differ"
@@ -61,7 +62,7 @@ def locate(a: Artefact, b: Artefact, inputs: Sequence[Tensor]) -> Located:
     the tensor's. If fewer than two names are in both, each tensor of the graph is matched with the one of its shape
     in the reference that is nearest to it.
     """
-    kept, other = (b, a) if a.model is None and b.model is not None else (a, b)
+    kept, other = reference_first(a, b)
     wanted, got = in_float64(kept).trace(inputs), other.trace(inputs)
     own = {step.name: step.tensor for step in kept.trace(inputs)} if kept.model is not None else {}
     judge = _Judge(

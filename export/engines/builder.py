@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 
 from repconv.errors import BackendError, BuildError
-from repconv.files.edited import copied, inputs_of
+from repconv.files.edited import copy_of, inputs_of
 
 from ..artefacts.built import Built
 from ..settings import BuildSettings, Span, check_capabilities
@@ -99,7 +99,7 @@ def build_engine(
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every node with a name of its own, by which engine layers refer to it."""
-    named = copied(model)
+    named = copy_of(model)
     taken: set[str] = set()
     for index, node in enumerate(named.graph.node):
         name = node.name or f"{node.op_type}_{index}"

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from repconv.files.edited import copied, put
+from repconv.files.edited import copy_of, put
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class _Stream:
 
 def equalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """A copy of `model` that computes the same with equalised weights, and the number of streams that were."""
-    made = copied(model)
+    made = copy_of(model)
     numbers = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in made.graph.initializer}
     streams = list(_streams(made, numbers))
     for _ in range(ROUNDS):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from repconv.files.edited import copied, showing
+from repconv.files.edited import copy_of, showing
 from repconv.files.onnx import model_session
 
 Batch = NDArray[np.generic]
@@ -78,7 +78,7 @@ def _alone(
     before: onnx.ModelProto, after: onnx.ModelProto, layers: Sequence[onnx.NodeProto]
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The float model, and hanging from its tensors each int8 layer with the roundings before it; their outputs."""
-    joined = copied(before)
+    joined = copy_of(before)
     known = {name for node in before.graph.node for name in node.output}
     known |= {value.name for value in before.graph.input} | {tensor.name for tensor in before.graph.initializer}
     made = {name: node for node in after.graph.node for name in node.output}

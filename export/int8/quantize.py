@@ -14,7 +14,7 @@ import onnx
 from torch import Tensor
 
 from repconv.errors import BuildError
-from repconv.files.edited import copied, inputs_of
+from repconv.files.edited import copy_of, inputs_of
 from repconv.graph.onnx.facts import first_line
 
 from ..settings import Quantization
@@ -69,7 +69,7 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "int8.onnx"
         try:
-            _run_quantizer(copied(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias, kept)
+            _run_quantizer(copy_of(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias, kept)
             quantized = onnx.load(path)
             read_unrounded(quantized, kept)
             onnx.checker.check_model(quantized, full_check=True)
@@ -135,7 +135,7 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every node with a name, which the quantizer tells them by, and the mark that keeps it from asking for more."""
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    named = copied(onnx.shape_inference.infer_shapes(model))
+    named = copy_of(onnx.shape_inference.infer_shapes(model))
     for index, node in enumerate(named.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     add_pre_process_metadata(named)

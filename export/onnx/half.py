@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repconv.errors import BuildError
-from repconv.files.edited import copied, put
+from repconv.files.edited import copy_of, put
 
 KINDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _WORDS: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
@@ -41,7 +41,7 @@ def to_half(model: onnx.ModelProto, precision: str, *, fp32_io: bool = False) ->
             range, or the model holds subgraphs.
     """
     kind = KINDS[precision]
-    converted = copied(model)
+    converted = copy_of(model)
     graph = converted.graph
     versions = {entry.domain or "ai.onnx": entry.version for entry in converted.opset_import}
     floats = _float_tensors(converted)
@@ -93,7 +93,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     error that hardware with sums in float32 makes. Inputs and outputs are float32.
     """
     half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-    made = copied(model)
+    made = copy_of(model)
     graph = made.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
     types |= {t.name: t.data_type for t in graph.initializer}

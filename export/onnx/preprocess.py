@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from repconv.errors import SourceError
-from repconv.files.edited import copied, inputs_of, put
+from repconv.files.edited import copy_of, inputs_of, put
 
 from ..settings import Preprocessing
 
@@ -37,7 +37,7 @@ def preprocess(model: onnx.ModelProto, asked: Preprocessing) -> Preprocessed:
     Raises:
         SourceError: the model takes another number of channels.
     """
-    made = copied(model)
+    made = copy_of(model)
     graph = made.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     value = inputs_of(made)[0]

@@ -20,6 +20,9 @@ Sides = tuple[int, int, int, int]
 class Geometry:
     """Everything about a 2-D convolution but its numbers; dilation is already written out as zeros.
 
+    up: how far apart the pixels of the input are put, zeros between them, before it is padded and convolved. That is
+        a transposed convolution, whose kernel is turned around here.
+
     Raises:
         GeometryError: sizes that are not positive, or groups that do not divide the channels.
     """
@@ -30,9 +33,10 @@ class Geometry:
     stride: Pair = (1, 1)
     padding: Sides = (0, 0, 0, 0)
     groups: int = 1
+    up: Pair = (1, 1)
 
     def __post_init__(self) -> None:
-        if min(self.in_channels, self.out_channels, self.groups, *self.size, *self.stride) < 1:
+        if min(self.in_channels, self.out_channels, self.groups, *self.size, *self.stride, *self.up) < 1:
             raise GeometryError(f"channels, groups, size and stride must be at least 1, got {self}")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise GeometryError(
@@ -46,6 +50,7 @@ class Geometry:
         return (
             f"{self.in_channels}->{self.out_channels} {height}x{width} stride {self.stride[0]}x{self.stride[1]} "
             f"padding {','.join(map(str, self.padding))} groups {self.groups}"
+            + ("" if self.up == (1, 1) else f" transposed {self.up[0]}x{self.up[1]}")
         )
 
     @property
@@ -80,12 +85,15 @@ class Geometry:
 
     def output_size(self, height: int, width: int) -> Pair:
         """Height and width of the output for an input of `height` x `width` pixels."""
-        rows, columns = ((n + e) // s + 1 for n, e, s in zip((height, width), self.excess, self.stride, strict=True))
+        rows, columns = (
+            ((n - 1) * u + 1 + e) // s + 1
+            for n, u, e, s in zip((height, width), self.up, self.excess, self.stride, strict=True)
+        )
         return rows, columns
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Multiply-adds of one image of `height` x `width` input pixels."""
-        rows, columns = self.output_size(height, width)
+        """Multiply-adds of one image of `height` x `width` input pixels; none of zeros put between those."""
+        rows, columns = self.output_size(height, width) if self.up == (1, 1) else (height, width)
         o, i, kh, kw = self.weight_shape
         return rows * columns * o * i * kh * kw
 
@@ -104,6 +112,7 @@ class Geometry:
             ("input channels", self.in_channels, other.in_channels),
             ("output channels", self.out_channels, other.out_channels),
             ("strides", self.stride, other.stride),
+            ("strides of the input", self.up, other.up),
         ):
             if mine != theirs:
                 raise GeometryError(f"cannot add convolutions whose {what} differ: {self} + {other}")
@@ -129,7 +138,8 @@ class Geometry:
             closed: where `inner` is, of a size that the caller knows; None: where it is for every size.
 
         Raises:
-            GeometryError: channels differ, or a padded convolution follows one that is not closed where it pads.
+            GeometryError: channels differ, a padded convolution follows one that is not closed where it pads, or pixels
+                are put apart after others were left out, or the other way round.
         """
         if self.in_channels != inner.out_channels:
             raise GeometryError(
@@ -137,14 +147,22 @@ class Geometry:
                 f"the inner one gives {inner.out_channels} ({self} after {inner})"
             )
         sides = inner.closed if closed is None else closed
-        if any(pad > 0 and not shut for pad, shut in zip(self.padding, sides, strict=True)):
+        if max(*self.stride, *inner.stride) > 1 and max(*self.up, *inner.up) > 1:
+            raise GeometryError(
+                f"a stride and a transposed convolution after one another are not one: {self} after {inner}"
+            )
+        if any(pad >= u and not shut for pad, u, shut in zip(self.padding, self.up * 2, sides, strict=True)):
             raise GeometryError(
                 f"a padded convolution after one larger than 1x1 is not one convolution at the border: "
                 f"{self} after {inner}"
             )
-        kh, kw = ((k - 1) * s + i for k, s, i in zip(self.size, inner.stride, inner.size, strict=True))
+        kh, kw = (
+            (k - 1) * s + 1 + (i - 1) * u
+            for k, s, i, u in zip(self.size, inner.stride, inner.size, self.up, strict=True)
+        )
         top, left, bottom, right = (
-            mine * s + theirs for mine, s, theirs in zip(self.padding, inner.stride * 2, inner.padding, strict=True)
+            mine * s + theirs * u
+            for mine, s, theirs, u in zip(self.padding, inner.stride * 2, inner.padding, self.up * 2, strict=True)
         )
         return Geometry(
             inner.in_channels,
@@ -153,4 +171,5 @@ class Geometry:
             (self.stride[0] * inner.stride[0], self.stride[1] * inner.stride[1]),
             (top, left, bottom, right),
             gcd(self.groups, inner.groups),
+            (self.up[0] * inner.up[0], self.up[1] * inner.up[1]),
         )

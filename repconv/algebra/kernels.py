@@ -25,6 +25,7 @@ class Kernel:
     """A 2-D convolution with bias, as a value: `y = weight * pad(x) + bias`.
 
     weight: [o, i/g, kh, kw]; bias: [o]; padding: zeros added at the top, left, bottom, right (negative: cropped).
+    up: how far apart the pixels of x are put first, zeros between them, as a transposed convolution does.
 
     Raises:
         GeometryError: shapes that do not fit each other.
@@ -35,6 +36,7 @@ class Kernel:
     stride: Pair = (1, 1)
     padding: Sides = (0, 0, 0, 0)
     groups: int = 1
+    up: Pair = (1, 1)
 
     def __post_init__(self) -> None:
         if self.weight.dim() != 4:
@@ -49,11 +51,15 @@ class Kernel:
     def geometry(self) -> Geometry:
         """The shapes alone."""
         o, i, kh, kw = self.weight.shape
-        return Geometry(i * self.groups, o, (kh, kw), self.stride, self.padding, self.groups)
+        return Geometry(i * self.groups, o, (kh, kw), self.stride, self.padding, self.groups, self.up)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve x [n, i, h, w] -> [n, o, h', w']."""
         top, left, bottom, right = self.padding
+        if self.up != (1, 1):
+            apart = x.new_zeros(*x.shape[:2], *((n - 1) * u + 1 for n, u in zip(x.shape[2:], self.up, strict=True)))
+            apart[:, :, :: self.up[0], :: self.up[1]] = x
+            x = apart
         if top == bottom >= 0 and left == right >= 0:
             return functional.conv2d(x, self.weight, self.bias, self.stride, (top, left), groups=self.groups)
         x = functional.pad(x, (left, right, top, bottom))
@@ -62,7 +68,7 @@ class Kernel:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Kernel:
         """The same kernel in another dtype or on another device."""
         weight = self.weight.to(dtype=dtype, device=device)
-        return Kernel(weight, self.bias.to(dtype=dtype, device=device), self.stride, self.padding, self.groups)
+        return Kernel(weight, self.bias.to(dtype=dtype, device=device), self.stride, self.padding, self.groups, self.up)
 
     def regroup(self, groups: int) -> Kernel:
         """The same map written with fewer groups, a divisor of today's; the weight becomes block-diagonal."""
@@ -75,7 +81,7 @@ class Kernel:
         blocks = self.weight.reshape(groups, merged, o // self.groups, i, kh, kw)
         # diag_embed puts the merged axis on the diagonal of (out block, in block).
         square = torch.diag_embed(blocks.movedim(1, -1), dim1=1, dim2=3)
-        return Kernel(square.reshape(o, merged * i, kh, kw), self.bias, self.stride, self.padding, groups)
+        return Kernel(square.reshape(o, merged * i, kh, kw), self.bias, self.stride, self.padding, groups, self.up)
 
     def enlarge(self, size: Pair, padding: Sides) -> Kernel:
         """The same map with zero taps around it: `size` taps, `padding` around the image.
@@ -92,7 +98,7 @@ class Kernel:
                 f"{','.join(map(str, padding))}: every added tap is a pixel of padding on its side"
             )
         weight = functional.pad(self.weight, (left, right, top, bottom))
-        return Kernel(weight, self.bias, self.stride, padding, self.groups)
+        return Kernel(weight, self.bias, self.stride, padding, self.groups, self.up)
 
     def __add__(self, other: Kernel) -> Kernel:
         """Two convolutions of one input, added: kernels are aligned by their padding, groups merged."""
@@ -107,19 +113,19 @@ class Kernel:
     def scale(self, factor: float | Tensor) -> Kernel:
         """`self * factor`; torch.compile does not follow the operator of a class it does not know."""
         if not isinstance(factor, Tensor):
-            return Kernel(self.weight * factor, self.bias * factor, self.stride, self.padding, self.groups)
+            return Kernel(self.weight * factor, self.bias * factor, self.stride, self.padding, self.groups, self.up)
         if factor.dim() and factor.shape != self.bias.shape:
             raise GeometryError(
                 f"scale a kernel by a number or by [o] = [{self.bias.shape[0]}], got shape {tuple(factor.shape)}"
             )
         weight = self.weight * (factor[:, None, None, None] if factor.dim() else factor)
-        return Kernel(weight, self.bias * factor, self.stride, self.padding, self.groups)
+        return Kernel(weight, self.bias * factor, self.stride, self.padding, self.groups, self.up)
 
     __rmul__ = __mul__
 
     def shift(self, offset: Tensor) -> Kernel:
         """Add `offset` [o] to the output."""
-        return Kernel(self.weight, self.bias + offset, self.stride, self.padding, self.groups)
+        return Kernel(self.weight, self.bias + offset, self.stride, self.padding, self.groups, self.up)
 
     def __matmul__(self, inner: Kernel) -> Kernel:
         """`outer @ inner`: this convolution, padding with zeros, after `inner`."""
@@ -137,7 +143,7 @@ class Kernel:
         size = self.geometry.dilate(rate).size
         weight = self.weight.new_zeros((*self.weight.shape[:2], *size))
         weight[:, :, :: rate[0], :: rate[1]] = self.weight
-        return Kernel(weight, self.bias, self.stride, self.padding, self.groups)
+        return Kernel(weight, self.bias, self.stride, self.padding, self.groups, self.up)
 
     def fold_batch_norm(
         self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -188,7 +194,7 @@ def combine(
     biases = torch.stack([k.bias for k in kernels])
     if factors is not None:
         biases = biases * factors
-    return Kernel(weight, biases.sum(0), target.stride, target.padding, target.groups)
+    return Kernel(weight, biases.sum(0), target.stride, target.padding, target.groups, target.up)
 
 
 class _Place(NamedTuple):
@@ -303,21 +309,23 @@ def compose(
     response = outer.weight.sum((2, 3))  # what the outer convolution makes of a constant image, [o, m/g]
     constant = inner.bias.reshape(outer.groups, 1, -1)
     bias = (response.reshape(outer.groups, -1, response.shape[1]) * constant).sum(2).reshape(-1)
-    inner = inner.regroup(target.groups)  # the outer groups may stay finer: each reads inside one inner group
+    inner = inner.regroup(target.groups).dilate(
+        outer.up
+    )  # the outer groups may stay finer: each reads inside one inner group
     groups = outer.groups
     o, m, kh, kw = outer.weight.shape
     if inner.weight.shape[2:] == (1, 1):
         # One matrix product, about three times faster than the general form below for 512 channels in float64.
         taps = outer.weight.movedim(1, -1).reshape(groups, -1, m)  # nothing is moved if it is channels last
         full = torch.matmul(taps, inner.weight.reshape(groups, m, -1)).reshape(o, kh, kw, -1).movedim(-1, 1)
-        spread = Kernel(full, outer.bias + bias, target.stride, target.padding, target.groups)
+        spread = Kernel(full, outer.bias + bias, target.stride, target.padding, target.groups, target.up)
         return spread.dilate(inner.stride)
     # A transposed convolution of the outer taps by the inner ones is their full convolution, with the outer taps
     # `inner.stride` pixels apart: sum over m, u of W2[o, m, u] W1[m, i, y - u s].
     rows = outer.weight.reshape(groups, o // groups, m, kh, kw).transpose(0, 1).reshape(-1, groups * m, kh, kw)
     full = functional.conv_transpose2d(rows, inner.weight, stride=inner.stride, groups=groups)
     full = full.reshape(o // groups, groups, -1, *full.shape[2:]).transpose(0, 1).reshape(target.weight_shape)
-    return Kernel(full, outer.bias + bias, target.stride, target.padding, target.groups)
+    return Kernel(full, outer.bias + bias, target.stride, target.padding, target.groups, target.up)
 
 
 def identity(

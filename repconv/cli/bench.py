@@ -120,22 +120,22 @@ def command(
     if backends and not names:
         raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")
     settings = BenchSettings(
-        names or _usual(default_backends(device), sources),
-        batch,
-        tuple(p.strip() for p in precision.split(",")),
-        against,
-        image,
-        device,
-        rounds,
-        seconds,
-        calls,
-        warmup_s,
-        _sessions(rounds, sessions),
-        threads,
-        cpus,
-        transfers,
-        cuda_graphs,
-        cuda_events,
+        backends=names or default_backends(device, sources),
+        batches=batch,
+        precisions=tuple(p.strip() for p in precision.split(",")),
+        against=against,
+        image=image,
+        device=device,
+        rounds=rounds,
+        seconds=seconds,
+        calls=calls,
+        warmup_s=warmup_s,
+        sessions=_sessions(rounds, sessions),
+        threads=threads,
+        cpus=cpus,
+        transfers=transfers,
+        cuda_graphs=cuda_graphs,
+        cuda_events=cuda_events,
     )
     result = bench(
         sources,
@@ -158,13 +158,6 @@ def command(
     if json_file is not None:
         write_json(json_file, SCHEMA, {"command": _command(), **result.to_dict()})
     _leave(result, differing(result))
-
-
-def _usual(backends: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Without PyTorch where it runs none of the sources."""
-    if all(Path(source).suffix == ".onnx" for source in sources):
-        return tuple(name for name in backends if name != "torch") or ("onnxruntime",)
-    return backends
 
 
 def _sessions(rounds: int, asked: int) -> int:

@@ -13,12 +13,11 @@ from .shared.command import Command, WritesFolder
 from .shared.options import json_option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..proof.leaves import Function
 
 _CHECKPOINT = "irep_resnet_cifar10.pt"
 _IMAGES = "cifar10_test_sheet.npz"
+_MOST_IMAGES = 1000
 _WRITTEN = ("fused.pt", "fused.onnx", "report.html")
 
 
@@ -39,9 +38,10 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from repconv.benchmarks.harness.page import bench_report
     from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
     from repconv.export.fusing import FuseSettings, fuse_source, write
+    from repconv.export.inputs.images import read_images
     from repconv.export.onnx.exporter import onnx_function
 
-    from ..errors import OutputError, VerificationError
+    from ..errors import OutputError, SourceError, VerificationError
     from ..files.whole import whole_file
     from ..sources.source import open_source
     from .shared.bench_text import differing, tables
@@ -57,7 +57,10 @@ def command(output_dir: Path, json_file: str | None) -> None:
     known = source.checkpoint
     model = known.model
     shape = known.input_shape or (3, 32, 32)
-    images, labels = _images(assets / _IMAGES, known.normalization)
+    sheet = read_images(str(assets / _IMAGES), shape, known.normalization, limit=_MOST_IMAGES)
+    images, labels = sheet.inputs, sheet.labels
+    if labels is None:
+        raise SourceError(f"{_IMAGES} has no labels")
 
     accuracy = known.metrics.get("test_top1")
     trained = f" to {accuracy:.1%} test accuracy" if accuracy is not None else ""
@@ -135,19 +138,3 @@ def command(output_dir: Path, json_file: str | None) -> None:
                 "bench": result.to_dict(),
             },
         )
-
-
-def _images(path: Path, normalization: object) -> tuple[Tensor, Tensor]:
-    """The sheet of test images as network inputs [n, 3, 32, 32], and their labels [n]."""
-    import numpy as np
-    import torch
-
-    from ..sources.checkpoint import Normalization
-
-    with np.load(path, allow_pickle=False) as sheet:
-        pixels, labels = torch.from_numpy(sheet["images"]), torch.from_numpy(sheet["labels"]).long()
-    images = pixels.permute(0, 3, 1, 2).float() / 255
-    if isinstance(normalization, Normalization):
-        mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
-        images = (images - mean) / std
-    return images, labels

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 
     from ..proof.refusal import Refusal
 
-_FORMATS = (".pt", ".safetensors")
-
 
 @click.command(cls=Command, epilog="Example: repconv expand timm:resnet18@pretrained -o multi.pt --set irep")
 @click.argument("source", type=Reads(source=True))
-@click.option("-o", "--output", type=Writes(), required=True, help="Checkpoint to write: .pt or .safetensors.")
+@click.option("-o", "--output", type=Writes(), required=True, help="Checkpoint to write, .pt or .safetensors.")
 @click.option("--set", "set_name", default="irep", show_default=True, help="Branches: irep, repvgg, acnet or dbb.")
 @click.option("--branches", help="Searchable branches instead, separated by commas: 1x1,1x3,skip.")
 @click.option("--fixed", help="Branches without a gate instead, separated by commas.")
@@ -53,12 +51,12 @@ def command(
     from ..blocks.verify import dtype_of, probes
     from ..expansion.expand import expand, expandable
     from ..proof.agreement import compare
-    from ..sources.checkpoint import save
+    from ..sources.checkpoint import SUFFIXES, save
     from ..sources.source import open_source
     from .shared.record import file_record, write_json
     from .shared.text import paragraph
 
-    out = checked_output(output, _FORMATS)
+    out = checked_output(output, SUFFIXES)
     wanted = _branch_set(set_name, branches, fixed)
     loaded = open_source(source, model=model_name, state_key=state_key)
     for note in loaded.notes:

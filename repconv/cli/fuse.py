@@ -22,7 +22,7 @@ def _defaults(given: Mapping[str, Any]) -> list[Path]:
     """What may be written where no output is named."""
     from ..files.apart import named
 
-    suffixes = (".pt", ".safetensors", ".onnx", ".pt2")
+    suffixes = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
     files = [path for path in named(given["source"], {}) if path.suffix != ".py"]
     return [path.with_name(f"{path.stem}.fused{suffix}") for path in files for suffix in suffixes]
 

@@ -13,7 +13,7 @@ from .shared.ending import going_on_is_said
 from .shared.options import json_option
 
 if TYPE_CHECKING:
-    from repconv.search.folder import RunFolder
+    pass
 
 
 def _written() -> list[str]:
@@ -61,6 +61,7 @@ def command(
     accuracy of both. Interrupted, the same line goes on from the last checkpoint. The preset imagenet goes on from the
     weights of the search and needs them: --set supernet=FILE.
     """
+    from repconv.benchmarks.environment import environment
     from repconv.search.folder import RESULT, RunFolder
     from repconv.search.processes import joined
     from repconv.search.reports.found import read_found
@@ -75,7 +76,8 @@ def command(
     with joined(config.device) as (processes, _):
         folder = RunFolder(Path(output))
         if processes.first:
-            _open(folder, {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()})
+            wanted = {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()}
+            RunFolder.create_or_resume(folder.path, wanted, environment())
         processes.gathered([output])  # until then the others have no folder to read
         with going_on_is_said("the same line again"):
             retrain(folder, found, config, _show, own_code=network)
@@ -97,23 +99,6 @@ def command(
                 "outputs": [file_record(folder.path / name) for name in (RETRAINED, FUSED)],
             },
         )
-
-
-def _open(folder: RunFolder, wanted: Mapping[str, Any]) -> None:
-    """Make the folder, unless it is the one of the same settings and architecture.
-
-    Raises:
-        OutputError: it holds another run.
-    """
-    from repconv.benchmarks.environment import environment
-    from repconv.search.folder import CONFIG, RunFolder
-
-    from ..errors import OutputError
-
-    if not (folder.path / CONFIG).exists():
-        RunFolder.create(folder.path, wanted, environment())
-    elif folder.read_json(CONFIG) != wanted:
-        raise OutputError(f"{folder.path} holds a run with other settings or another architecture; name another folder")
 
 
 def _show(record: Mapping[str, Any]) -> None:

@@ -65,7 +65,6 @@ def command(
     json_file: str | None,
 ) -> None:
     """Open both, compare, print."""
-    from repconv.export.artefacts.artefact import PYTORCH
     from repconv.export.artefacts.open import open_both
     from repconv.export.comparing.compare import Allowed, inputs_for, verify_artefacts
     from repconv.export.comparing.locate import locate as find
@@ -90,7 +89,7 @@ def command(
     for label, artefact in zip("AB", (first, second), strict=True):
         click.echo(f"  {label}  {artefact.name}, run by {artefact.kind}")
     click.echo(f"  measured against {reference}\n")
-    click.echo(_agreement_table(agreement, PYTORCH in (first.kind, second.kind)))
+    click.echo(_agreement_table(agreement))
     click.echo("\n" + click.wrap_text(agreement.verdict, 116, "  ", "  "))
     located = find(first, second, inputs[0]) if locate else None
     if located is not None:
@@ -118,9 +117,10 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _agreement_table(agreement: Agreement, has_reference: bool) -> str:
+def _agreement_table(agreement: Agreement) -> str:
     from .shared.text import table
 
+    has_reference = any(c.own for c in agreement.comparisons)
     paths = any(c.path for c in agreement.comparisons)
     rows = [["input", *(["output"] if paths else []), "error", *(["own"] if has_reference else []), "allowed", ""]]
     rows += [
@@ -137,7 +137,7 @@ def _agreement_table(agreement: Agreement, has_reference: bool) -> str:
     numbers = range(2 if paths else 1, len(rows[0]) - 1)
     note = "  error: largest difference, relative to the output's scale"
     if has_reference:
-        note += "; own: the same for the PyTorch network in its own precision"
+        note += "; own: the same for the reference in its own precision"
     return table(rows, right=tuple(numbers)) + "\n" + note
 
 

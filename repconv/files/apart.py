@@ -74,6 +74,9 @@ def named(text: str, parts: Parts) -> list[Path]:
     kept = [path for path in _parts(text) if path.is_file()]
     kept += [path for path in map(Path, _after_data_set(text)) if path.is_dir()]
     module = text.partition(":")[0].rpartition("=")[2].replace(".", os.sep)
+    written_as_file = Path(text.partition(":")[0].rpartition("=")[2])
+    if written_as_file.suffix == ".py" and written_as_file.is_file():
+        kept.append(written_as_file)
     code = [Path(f"{module}.py"), Path(module, "__init__.py")] if ":" in text and module else []
     return [*(file for path in kept for file in read_with(path, parts)), *(path for path in code if path.is_file())]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same again."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -19,7 +19,7 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """A copy that gives the named tensors besides its outputs."""
-    shown = copied(model)
+    shown = copy_of(model)
     kept = {value.name for value in shown.graph.output}
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in kept)
     return shown
@@ -27,7 +27,7 @@ def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
 
 def only(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], given: Iterable[str]) -> onnx.ModelProto:
     """A copy with these nodes alone, which is given the named tensors besides its inputs."""
-    part = copied(model)
+    part = copy_of(model)
     del part.graph.node[:]
     part.graph.node.extend(nodes)
     part.graph.input.extend(onnx.ValueInfoProto(name=name) for name in given)

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from ..errors import SourceError
-from .edited import copied
+from .edited import copy_of
 
 _NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 _LARGEST_MESSAGE = 2**31 - 2**24
@@ -87,5 +87,5 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 def save_large(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to `path` and its weights to `path` with `.data` behind it."""
-    copy_of = copied(model)  # saving so moves the weights out of the message
-    onnx.save(copy_of, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    copied = copy_of(model)  # saving so moves the weights out of the message
+    onnx.save(copied, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -41,27 +42,56 @@ def check_asked(name: str, asked: Collection[str], option: str, what: str) -> No
         )
 
 
-def create_named(name: str, weights: str | None = None) -> nn.Module:
-    """The network of a name with a colon; it keeps the name as `model.spec`.
+def create_named(name: str, weights: str | None = None, arguments: Mapping[str, object] | None = None) -> nn.Module:
+    """The network of a name with a colon; it keeps name and arguments as `model.spec`.
 
     Args:
-        name: `timm:NAME`, `torchvision:NAME` or `package.module:factory`, resolved from the working directory.
+        name: `timm:NAME`, `torchvision:NAME` or `package.module:factory`, resolved from the working directory; with
+            arguments as Python writes them, `timm:resnet18(num_classes=10)`; `folder/module.py:factory` is
+            `folder.module:factory`.
         weights: of the library, by its name for them; it may have to fetch them.
+        arguments: by name, besides those in the name.
 
     Raises:
         SourceError: there is no such network, it has no such weights, or making it failed.
         BackendError: the library is not installed.
     """
+    name, said = parsed(name)
+    given = {**said, **(arguments or {})}
     home, _, entry = name.partition(":")
     if home == "timm":
-        network = _timm(entry, weights)
+        network = _timm(entry, weights, given)
     elif home == "torchvision":
-        network = _torchvision(entry, weights)
+        network = _torchvision(entry, weights, given)
     else:
-        network = Factory(name)()
+        network = Factory(name)(**given)
     if not isinstance(getattr(network, "spec", None), ModelSpec):
-        network.spec = ModelSpec(name, {})  # type: ignore[assignment]
+        network.spec = ModelSpec(name, given)  # type: ignore[assignment]
     return network
+
+
+def parsed(name: str) -> tuple[str, dict[str, object]]:
+    """A name without the arguments it may have behind it, as a module and not as a file; and those.
+
+    Raises:
+        SourceError: the arguments are none.
+    """
+    bare, opened, rest = name.partition("(")
+    home, _, entry = bare.partition(":")
+    if home.endswith(".py"):
+        parts = Path(home).with_suffix("").parts
+        home = ".".join(part for part in parts if part != ".")
+    if not opened:
+        return f"{home}:{entry}", {}
+    try:
+        call = ast.parse(f"_({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("not KEY=VALUE")
+        return f"{home}:{entry}", {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise SourceError(
+            f"{name}: expected arguments such as (num_classes=10, act='silu'), numbers, texts and lists ({error})"
+        ) from error
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
@@ -87,7 +117,7 @@ def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
     return None
 
 
-def _timm(entry: str, weights: str | None) -> nn.Module:
+def _timm(entry: str, weights: str | None, arguments: Mapping[str, object]) -> nn.Module:
     try:
         import timm
     except ImportError:
@@ -97,11 +127,11 @@ def _timm(entry: str, weights: str | None) -> nn.Module:
         raise SourceError(f"timm has no model {entry!r}" + (f"; near it: {', '.join(near)}" if near else ""))
     tagged = entry if weights in (None, "pretrained") else f"{entry}.{weights}"
     with _foreign(f"timm:{tagged}"):
-        network: nn.Module = timm.create_model(tagged, pretrained=weights is not None)
+        network: nn.Module = timm.create_model(tagged, pretrained=weights is not None, **arguments)
     return network
 
 
-def _torchvision(entry: str, weights: str | None) -> nn.Module:
+def _torchvision(entry: str, weights: str | None, arguments: Mapping[str, object]) -> nn.Module:
     try:
         from torchvision import models
     except ImportError:
@@ -110,7 +140,7 @@ def _torchvision(entry: str, weights: str | None) -> nn.Module:
         near = [n for n in models.list_models() if entry in n][:3]
         raise SourceError(f"torchvision has no model {entry!r}" + (f"; near it: {', '.join(near)}" if near else ""))
     with _foreign(f"torchvision:{entry}"):
-        network: nn.Module = models.get_model(entry, weights=weights)
+        network: nn.Module = models.get_model(entry, weights=weights, **arguments)
     return network
 
 
@@ -133,14 +163,16 @@ class Factory:
             found = getattr(found, part)
         self.call = found
 
-    def __call__(self) -> nn.Module:
+    def __call__(self, **arguments: object) -> nn.Module:
         """The network it makes."""
         if isinstance(self.call, nn.Module):
+            if arguments:
+                raise SourceError(f"{self.name} is a network already, which takes no {', '.join(arguments)}")
             return self.call
         if not callable(self.call):
             raise SourceError(f"{self.name} is a {type(self.call).__name__}, expected a function that makes a network")
         with _working_directory(), _foreign(self.name):
-            network = self.call()
+            network = self.call(**arguments)
         if not isinstance(network, nn.Module):
             raise SourceError(f"{self.name} returned a {type(network).__name__}, expected a torch.nn.Module")
         return network

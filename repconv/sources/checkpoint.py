@@ -23,14 +23,15 @@ from ..blocks.fold import outermost_branches, with_single_convolutions
 from ..errors import BackendError, CheckpointError, GeometryError, RepconvError
 from ..expansion.placement import Placement, place, placement_of, replaced
 from ..files.whole import whole_file
-from ..models.libraries import create_named, is_own_code
+from ..models.libraries import create_named, is_own_code, parsed
 from ..models.spec import ModelSpec
 from ..models.zoo import create_plain
 from .state_dicts import put_state, read_content
 
 FORMAT = "repconv.checkpoint"
 VERSION = 1
-SUFFIXES = (".pt", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+"""Of files that are written; all but the last are one format, by the names training scripts give it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def save(
         "metrics": {str(name): float(value) for name, value in (metrics or {}).items()},
     }
     description["digest"] = digest(description, state)
-    if suffix == ".pt":
+    if suffix != ".safetensors":
         # Into memory first: torch names entries of the archive after the file, and equal models give equal bytes.
         buffer = io.BytesIO()
         torch.save({**description, "state": state}, buffer)
@@ -248,12 +249,12 @@ def _plain(spec: ModelSpec, *, own_code: str | None) -> nn.Module:
     if ":" not in spec.name:
         with torch.device("meta"):
             return create_plain(spec)
-    if is_own_code(spec.name) and spec.name != own_code:
+    if is_own_code(spec.name) and (own_code is None or parsed(own_code)[0] != spec.name):
         raise CheckpointError(
             f"the network is made by {spec.name}, which is no code of this package and is not run unasked; if you "
             f"trust it, say so: --model {spec.name}, or repconv.load(path, own_code={spec.name!r})"
         )
-    return create_named(spec.name)
+    return create_named(spec.name, arguments=spec.arguments)
 
 
 def own_code_of(content: Any, metadata: Mapping[str, str], path: str | os.PathLike[str]) -> str | None:  # noqa: ANN401
@@ -282,11 +283,11 @@ def load(path: str | os.PathLike[str], *, own_code: str | None = None) -> Checkp
         CheckpointError: not a readable checkpoint of this format, a newer version, damaged, or a state that does not
             fit or cannot be weights.
     """
-    checked_suffix(path)
     content, metadata = read_content(path)
     if not is_checkpoint(content, metadata):
         raise CheckpointError(
-            f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}; write one with repconv.save"
+            f"{path}: not a repconv checkpoint: its format is not {FORMAT!r}. Weights of a network go into it with "
+            "network.load_state_dict(torch.load(path, weights_only=True)); repconv.save writes checkpoints"
         )
     return from_content(content, metadata, path, own_code=own_code)
 

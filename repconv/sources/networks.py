@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, GeometryError, SourceError
-from ..models.libraries import create_named, image_shape, is_own_code
+from ..models.libraries import create_named, image_shape, is_own_code, parsed
 from ..models.zoo import create_model, list_models
 from .checkpoint import Checkpoint, from_content, is_checkpoint, own_code_of
 from .state_dicts import find_state, put_state, read_content, strip_prefix
@@ -30,7 +30,7 @@ def of_weights(path: Path, model: str | None, state_key: str | None) -> Read:
     content, metadata = read_content(path)
     if is_checkpoint(content, metadata):
         own_code = own_code_of(content, metadata, path)
-        if model is not None and model != own_code:
+        if model is not None and parsed(model)[0] != own_code:
             needs = f"the network of {own_code}" if own_code else "its own network"
             raise SourceError(f"{path} is a repconv checkpoint, which describes {needs}; leave out --model {model}")
         return from_content(content, metadata, path, own_code=model), ()
@@ -69,7 +69,28 @@ def by_name(source: str, state_key: str | None) -> tuple[Path | None, Read]:
         return None, (_checkpoint(network), () if own else (warning,))
     content, _ = read_content(file)
     state, note = find_state(content, file, state_key)
-    return file, (_checkpoint(network), _said(note, _fill(network, state, file, name)))
+    classes = None if is_own_code(name) else _classes(network, state)
+    if classes is None:
+        return file, (_checkpoint(network), _said(note, _fill(network, state, file, name)))
+    network = create_named(name, own, {"num_classes": classes})
+    told = f"{classes} classes, as its last layer has them"
+    return file, (_checkpoint(network), _said(note, told, _fill(network, state, file, name)))
+
+
+def _classes(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes the weights are for, where nothing but that differs from the network; else None."""
+    wanted = network.state_dict()
+    with contextlib.suppress(CheckpointError):
+        found = strip_prefix(state, list(wanted)).state
+        changes = {
+            (tuple(wanted[name].shape), tuple(tensor.shape))
+            for name, tensor in found.items()
+            if name in wanted and wanted[name].shape != tensor.shape
+        }
+        counts = {(before[:1], after[:1]) for before, after in changes}
+        if len(counts) == 1 and all(before[1:] == after[1:] and len(before) for before, after in changes):
+            return next(iter(counts))[1][0]
+    return None
 
 
 def _said(*notes: str) -> tuple[str, ...]:
@@ -115,14 +136,14 @@ def _blocks(state: Mapping[str, Tensor], *, residual: bool) -> list[int] | None:
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> str:
     """Put `state` into `network`; returns a note. A misfit names the model that would fit better, if one does."""
-    stripped, note = strip_prefix(state, list(network.state_dict()))
     try:
-        put_state(network, stripped, str(path))
+        stripped = strip_prefix(state, list(network.state_dict()), str(path))
+        put_state(network, stripped.state, str(path), stripped.left_out)
     except CheckpointError as error:
         better = _better_name(state, name)
         hint = f"; the names fit {better}: try --model {better}" if better else ""
         raise CheckpointError(f"{error}{hint}") from None
-    return note
+    return stripped.note
 
 
 def _better_name(state: Mapping[str, Tensor], tried: str) -> str | None:
@@ -130,6 +151,6 @@ def _better_name(state: Mapping[str, Tensor], tried: str) -> str | None:
     for name in list_models():
         with contextlib.suppress(SourceError):
             names = list(_named(name, state).state_dict())
-            if name != tried and set(strip_prefix(state, names)[0]) == set(names):
+            if name != tried and set(strip_prefix(state, names).state) == set(names):
                 return name
     return None

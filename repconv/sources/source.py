@@ -128,22 +128,20 @@ def _graph(read: Callable[[Path], Held]) -> Reader:
     return reader
 
 
-READERS: dict[str, Reader] = {
-    ".onnx": _graph(read_onnx), ".pt2": _graph(read_program), **dict.fromkeys(SUFFIXES, of_weights)
-}  # fmt: skip
+_GRAPHS: dict[str, Reader] = {".onnx": _graph(read_onnx), ".pt2": _graph(read_program)}
+READERS: dict[str, Reader] = {**_GRAPHS, **dict.fromkeys(SUFFIXES, of_weights)}
 """Formats of files, by suffix: from the path, `model` and `state_key` to what is in it and notes on how it was read."""
 
 NETWORKS = (
     f"a weight file ({' '.join(SUFFIXES)}), timm:NAME[@WEIGHTS], torchvision:NAME[@WEIGHTS] or "
     "package.module:factory[@WEIGHTS]"
 )
-FORMS = f"a graph ({' '.join(suffix for suffix in READERS if suffix not in SUFFIXES)}), {NETWORKS}"
+FORMS = f"a graph ({' '.join(_GRAPHS)}), {NETWORKS}"
 
 
 def is_graph(text: str) -> bool:
     """Whether a text names a file that is a graph, before it is opened."""
-    suffix = Path(text).suffix
-    return suffix in READERS and suffix not in SUFFIXES
+    return Path(text).suffix in _GRAPHS
 
 
 def open_source(source: str | Path, *, model: str | None = None, state_key: str | None = None) -> Source:

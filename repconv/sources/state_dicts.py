@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,20 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files.archives import Archive, ArchiveError, is_archive
+from ..files.pickles import foreign_objects, is_script, stand_ins, stands_in_for
 
-WRAPPINGS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "net")
+WRAPPINGS = (
+    "model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema", "state_dict", "model",
+    "model_state_dict", "params", "net", "network", "module", "weights",
+)  # fmt: skip
 """Keys under which checkpoints keep their weights. Averaged weights come first: they are what people evaluate."""
 
 SHOWN = 4
 """How many names of a kind an error lists."""
+PAIRED = 12
+"""How many misfits it shows beside what they may have been."""
+DEPTH = 3
+"""How deep in dictionaries weights are looked for."""
 
 
 def read_content(path: str | os.PathLike[str]) -> tuple[Any, Mapping[str, str]]:
@@ -55,18 +64,44 @@ def _read_torch(path: Path) -> Any:  # noqa: ANN401  # whatever was saved
         with path.open("rb") as stream:
             if is_archive(stream):
                 Archive(stream).check()  # torch itself compares no check sums
+                if is_script(stream):
+                    raise CheckpointError(
+                        f"{path}: a TorchScript archive, which is a program and no file of weights. Where it may be "
+                        "run, torch.save(torch.jit.load(path).state_dict(), 'weights.pt') writes its weights; name the "
+                        "network with --model. Or export it to ONNX there, and give that"
+                    )
                 stream.seek(0)
-            return torch.load(stream, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(stand_ins()):
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except ArchiveError as error:
         raise CheckpointError(f"{path}: the file is damaged: {error}; fetch or save it again") from error
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
+        held = _objects(path)
+        said = f"it holds {held}" if held else "it may hold pickled Python objects, such as a whole module"
         raise CheckpointError(
-            f"{path}: not a readable file of tensors and plain values: it may hold pickled Python objects, such as a "
-            "whole module, which are never executed here. Where its code is at hand, load it there and write "
-            "torch.save(model.state_dict(), path), then name the network with --model"
+            f"{path}: not a readable file of tensors and plain values: {said}, which are never executed here. Where "
+            "its code is at hand, load it there and write torch.save(model.state_dict(), path), then name the network "
+            "with --model"
         ) from error
     except Exception as error:  # torch raises many types for a damaged file
         raise CheckpointError(f"{path}: not a readable file of tensors ({_first_line(error)})") from error
+
+
+def _objects(path: Path) -> str:
+    """The pickled objects in a file that are not read, by class and key."""
+    with path.open("rb") as stream:
+        found = foreign_objects(stream, lambda name: stands_in_for(name) or _is_torchs(name))
+    told = [f"{name} under {key!r}" if key else f"a whole {name}" for key, name in found]
+    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return "pickled Python objects (" + ", ".join(told[:SHOWN]) + more + ")" if told else ""
+
+
+def _is_torchs(name: str) -> bool:
+    """Whether torch itself reads it: what tensors are rebuilt of, types and sizes."""
+    home, _, last = name.rpartition(".")
+    return home in ("torch._utils", "torch._tensor") or (home == "torch" and last in vars(torch))
 
 
 def _first_line(error: BaseException) -> str:
@@ -79,35 +114,88 @@ def find_state(content: object, path: str | os.PathLike[str], key: str | None = 
     Args:
         content: of `read_content`.
         path: for messages.
-        key: under which the weights are, instead of the first of `WRAPPINGS`.
+        key: where the weights are, keys and the beginning of names joined by dots, instead of the first of
+            `WRAPPINGS`, or of the one place where there are any.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or there are several and nothing says which.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict, bare or wrapped")
+    places = list(_places(content))
     if key is not None:
-        if key not in content:
-            raise CheckpointError(f"{path}: has no key {key!r}; its keys are {_some(map(str, content))}")
-        inner, note = content[key], f"weights under {key!r}"
+        inner, note = _at(content, key), f"weights under {key!r}"
+        for place in places if inner is None else ():
+            inner = inner or _at(_at(content, place) or {}, key)
+        if inner is None:
+            keys = places or [str(name) for name in content]
+            raise CheckpointError(f"{path}: has no key {key!r}; its keys are {_some(keys)}")
     else:
-        present = [name for name in WRAPPINGS if isinstance(content.get(name), Mapping)]
-        if not present:
-            inner, note = content, ""
-        else:
-            inner, note = content[present[0]], f"weights under {present[0]!r}"
-            if len(present) > 1:
-                note += f" (also there: {', '.join(present[1:])}; --state-key chooses)"
-    state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+        known = sorted((p for p in places if p in WRAPPINGS), key=WRAPPINGS.index)
+        if not known and _has_tensors(content):
+            places = ["", *places]
+        if not known and len(places) > 1 and places[0]:
+            ways = " or ".join(f"--state-key {place}" for place in places[:SHOWN])
+            raise CheckpointError(f"{path}: there are weights at several places in it; say which: {ways}")
+        chosen = known[0] if known else places[0] if places else None
+        inner = _at(content, chosen) if chosen else content
+        note = f"weights under {chosen!r}" if chosen else "weights at its root"
+        others = [place for place in places if place and place != chosen]
+        note = note if chosen or others else ""
+        if others:
+            note += f" (also there: {', '.join(others)}; --state-key chooses, such as --state-key {others[0]})"
+    state = {str(name): value for name, value in (inner or {}).items() if isinstance(value, Tensor)}
     if not state:
-        raise CheckpointError(f"{path}: no tensors in it; its keys are {_some(map(str, inner)) or 'none'}")
+        raise CheckpointError(f"{path}: no tensors in it; its keys are {_some(map(str, inner or {})) or 'none'}")
     return state, note
 
 
-def strip_prefix(state: Mapping[str, Tensor], wanted: Sequence[str]) -> tuple[dict[str, Tensor], str]:
-    """`state` without what wrappers put before its names (`module.`, `_orig_mod.`, `model.`), and a note of that.
+def _places(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Iterator[str]:
+    """Keys, joined by dots, of the dictionaries in a file that hold tensors by name."""
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Mapping):
+            continue
+        place = f"{path}.{key}" if path else key
+        if _has_tensors(value):
+            yield place
+        elif depth + 1 < DEPTH:
+            yield from _places(value, place, depth + 1)
+
+
+def _has_tensors(content: Mapping[Any, Any]) -> bool:
+    return any(isinstance(name, str) and isinstance(part, Tensor) for name, part in content.items())
+
+
+def _at(content: Mapping[Any, Any], key: str) -> Mapping[Any, Any] | None:
+    """What is under a key: of the dictionary, of one in it, or all whose names begin so."""
+    if isinstance(content.get(key), Mapping):
+        inner: Mapping[Any, Any] = content[key]
+        return inner
+    for end in (i for i, letter in enumerate(key) if letter == "."):
+        part = content.get(key[:end])
+        found = _at(part, key[end + 1 :]) if isinstance(part, Mapping) else None
+        if found is not None:
+            return found
+    begins = f"{key}."
+    return {name[len(begins) :]: v for name, v in content.items() if str(name).startswith(begins)} or None
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """A state without what wrappers put before its names; `left_out`: names without it; `note`: what was done."""
+
+    state: dict[str, Tensor]
+    left_out: dict[str, Tensor]
+    note: str = ""
+
+
+def strip_prefix(state: Mapping[str, Tensor], wanted: Sequence[str], where: str = "the file") -> Stripped:
+    """`state` without what wrappers put before its names (`module.`, `_orig_mod.`, `model.`).
 
     The prefix is the one that makes most of `wanted` appear; names that lack it belong to the wrapper and are left out.
+
+    Raises:
+        CheckpointError: all of `wanted` are there several times, such as a student's and a teacher's.
     """
     unwrapped = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     prefixes = {""}
@@ -115,33 +203,48 @@ def strip_prefix(state: Mapping[str, Tensor], wanted: Sequence[str]) -> tuple[di
         parts = name.split(".")
         prefixes.update(".".join(parts[:n]) + "." for n in range(1, min(4, len(parts))))
     known = set(wanted)
-    sizes = {p: sum(n.startswith(p) and n[len(p) :] in known for n in unwrapped) for p in sorted(prefixes, key=len)}
+    sizes = {
+        p: sum(n.startswith(p) and n[len(p) :] in known for n in unwrapped)
+        for p in sorted(prefixes, key=lambda p: (len(p), p))
+    }
     best = max(sizes, key=lambda p: sizes[p])
     if not best:
-        return unwrapped, ""
-    left_out = [name for name in unwrapped if not name.startswith(best)]
+        return Stripped(unwrapped, {})
+    whole = [p for p, count in sizes.items() if count == sizes[best] and count >= len(_without_counters(known))]
+    if len(whole) > 1:
+        ways = " or ".join(f"--state-key {prefix.removesuffix('.')}" for prefix in whole[:SHOWN])
+        raise CheckpointError(f"{where}: these weights are in it {len(whole)} times; say which: {ways}")
+    left_out = {name: t for name, t in unwrapped.items() if not name.startswith(best)}
     note = f"prefix {best!r} taken off" + (f", left out: {_some(left_out)}" if left_out else "")
-    return {name[len(best) :]: t for name, t in unwrapped.items() if name.startswith(best)}, note
+    return Stripped({name[len(best) :]: t for name, t in unwrapped.items() if name.startswith(best)}, left_out, note)
 
 
-def put_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def _without_counters(names: Iterable[str]) -> list[str]:
+    """Counters that older files lack start at zero and play no part in evaluation."""
+    return [name for name in names if not name.endswith("num_batches_tracked")]
+
+
+def put_state(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, spare: Mapping[str, Tensor] | None = None
+) -> None:
     """Make `state` the parameters and buffers of `model`, which may be on the meta device.
+
+    Args:
+        model: the network.
+        state: by the network's names.
+        where: for messages.
+        spare: what else the file holds, for messages.
 
     Raises:
         CheckpointError: names are missing, unexpected or of another shape, or numbers cannot be weights: NaN, Inf, a
-            negative running variance.
+            negative running variance, another kind of tensor.
     """
     wanted = model.state_dict()
-    # Counters that older files lack start at zero and play no part in evaluation.
-    counters = {n: torch.zeros((), dtype=torch.long) for n in wanted if n.endswith("num_batches_tracked")}
+    counters = {n: torch.zeros((), dtype=torch.long) for n in wanted if n not in set(_without_counters(wanted))}
     state = {**counters, **state}
-    complaints = [
-        *_missing(wanted, state),
-        *_unexpected(wanted, state),
-        *_misshapen(wanted, state),
-    ]
-    if complaints:
-        raise CheckpointError(f"{where}: the weights do not fit the network: {'; '.join(complaints)}")
+    complaint = misfit(wanted, state, spare or {})
+    if complaint:
+        raise CheckpointError(f"{where}: the weights do not fit the network: {complaint}")
     check_numbers(state, where)
     # Assigning keeps the file's dtype and takes no second copy, but would untie tied weights of a built network.
     model.load_state_dict(dict(state), assign=any(p.is_meta for p in model.parameters()))
@@ -162,13 +265,38 @@ def check_numbers(state: Mapping[str, Tensor], where: str) -> None:
         raise CheckpointError(f"{where}: negative running variance in {_some(negative)}; the file is damaged")
 
 
-def _missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    names = [name for name in wanted if name not in state]
-    return [f"{len(names)} missing ({_some(names)})"] if names else []
+def misfit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], spare: Mapping[str, Tensor]) -> str:
+    """How a file's names and shapes differ from a network's, what is missing beside what it may be called; "" if not.
+
+    spare: what the file holds besides, whose absence from the network is no fault.
+    """
+    missing = [name for name in wanted if name not in state]
+    left_over = [name for name in state if name not in wanted]
+    kinds = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
+    kinds += [*_unexpected(left_over, wanted), *_misshapen(wanted, state)]
+    if not kinds:
+        return ""
+    others = {**{name: state[name] for name in left_over}, **spare}
+    pairs = [(name, near) for name in missing for near in [_nearest(name, wanted[name], others)] if near is not None]
+    lines = [f"  {name} {_sizes(wanted[name])}  <-  {near} {_sizes(others[near])}" for name, near in pairs[:PAIRED]]
+    more = [f"  and {len(pairs) - PAIRED} more"] if len(pairs) > PAIRED else []
+    head = ["missing in the network's names, and the nearest that the file has left over:"] if lines else []
+    return "\n".join(["; ".join(kinds), *head, *lines, *more])
 
 
-def _unexpected(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    names = [name for name in state if name not in wanted]
+def _nearest(name: str, wanted: Tensor, others: Mapping[str, Tensor]) -> str | None:
+    """The name among `others` most like `name`, one of the same shape if there is any."""
+    same = [other for other, tensor in others.items() if tensor.shape == wanted.shape]
+    last = name.rpartition(".")[2]
+    alike = [other for other in same or others if other.rpartition(".")[2] == last]
+    return next(iter(get_close_matches(name, alike, 1, 0.1)), None)
+
+
+def _sizes(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _unexpected(names: Sequence[str], wanted: Mapping[str, Tensor]) -> list[str]:
     near = [(name, get_close_matches(name, wanted, 1)) for name in names[:SHOWN]]
     described = [f"{name}, nearest {match[0]}" if match else name for name, match in near]
     more = f"; {len(names) - SHOWN} more" if len(names) > SHOWN else ""

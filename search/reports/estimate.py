@@ -69,7 +69,14 @@ def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -
     found = evaluate(session.supernet, candidates, [first], session.evaluation_settings, correct=session.task.correct)
     each = (found.write_s + share * found.run_s) / len(candidates) + found.fold_s / config.population
     return Estimate(
-        len(space.slots), session.budget, session.steps, config.generations, evaluations(config), seconds, each, _peak()
+        slots=len(space.slots),
+        budget=session.budget,
+        updates=session.steps,
+        generations=config.generations,
+        evaluations=evaluations(config),
+        seconds_an_update=seconds,
+        seconds_a_candidate=each,
+        peak_bytes=_peak(),
     )
 
 

@@ -67,7 +67,12 @@ def read_found(path: str | Path) -> Found:
         gates = content["gates"]
         alpha = tuple(float(gates[slot.block]["alpha"][slot.branch]) for slot in space.slots)
         beta = tuple(float(gates[block.name]["beta"]) for block in space.blocks)
-        return Found(architecture, content["network"], Gates(alpha, beta), float(content["validation_accuracy"]))
+        return Found(
+            architecture=architecture,
+            network=content["network"],
+            gates=Gates(alpha, beta),
+            accuracy=float(content["validation_accuracy"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise SearchError(
             f"{path} holds an architecture but not what a search adds ({type(error).__name__}: {error}); retraining "

@@ -138,10 +138,10 @@ def state_from_dict(content: Mapping[str, Any], space: SearchSpace) -> State:
         SearchError: it names branches the space does not have.
     """
     return State(
-        Gates(tuple(content["gates"]["alpha"]), tuple(content["gates"]["beta"])),
-        content["generation"],
-        tuple(_member_from_dict(member, space) for member in content["members"]),
-        tuple(_member_from_dict(member, space) for member in content["asked"]),
+        gates=Gates(tuple(content["gates"]["alpha"]), tuple(content["gates"]["beta"])),
+        generation=content["generation"],
+        members=tuple(_member_from_dict(member, space) for member in content["members"]),
+        asked=tuple(_member_from_dict(member, space) for member in content["asked"]),
     )
 
 
@@ -152,4 +152,4 @@ def _member_to_dict(member: Member) -> dict[str, Any]:
 
 def _member_from_dict(content: Mapping[str, Any], space: SearchSpace) -> Member:
     architecture = Architecture(space, space.mask(content["active"]))
-    return Member(architecture, content["age"], content["accuracy"], content["score"])
+    return Member(architecture=architecture, age=content["age"], accuracy=content["accuracy"], score=content["score"])

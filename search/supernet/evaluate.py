@@ -221,7 +221,13 @@ def evaluate(
         start = clock()
         accuracies.append(accuracy(net, batches, settings, correct))
         times["run"] += clock() - start
-    return Evaluation(tuple(accuracies), times["fold"], times["reestimate"], times["write"], times["run"])
+    return Evaluation(
+        accuracies=tuple(accuracies),
+        fold_s=times["fold"],
+        reestimate_s=times["reestimate"],
+        write_s=times["write"],
+        run_s=times["run"],
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from repconv.errors import BackendError, RepconvError, SearchError
 from repconv.models.libraries import Factory
 from repconv.sources.checkpoint import Normalization
 
-from .images import HeldImages, Images, StoredImages, held, image_folder
+from .images import HeldImages, LabelledImages, StoredImages, held, image_folder
 from .task import Task
 
 FORMS = "cifar10:PATH, cifar100:PATH, imagefolder:PATH (a folder or a .zip), digits or package.module:factory"
@@ -56,7 +56,7 @@ def open_data(name: str, test: str = "", *, image_size: int = 224) -> Task:
     return replace(task, test=_test_images(test, task))
 
 
-def _test_images(name: str, task: Task) -> Images:
+def _test_images(name: str, task: Task) -> LabelledImages:
     kind, _, rest = name.partition(":")
     if kind != "imagefolder":
         raise SearchError(f"test data is imagefolder:PATH, got {name!r}")
@@ -125,11 +125,11 @@ def _folder(path: Path, image_size: int) -> Task:
         return _small(small, (held(test) if len(test) else None), classes, flip=True)
     v2 = _transforms()
     return Task(
-        train,
-        test if len(test) else None,
-        classes,
-        (3, image_size, image_size),
-        IMAGENET,
+        train=train,
+        test=test if len(test) else None,
+        class_names=classes,
+        input_shape=(3, image_size, image_size),
+        normalization=IMAGENET,
         augment=v2.Compose([v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]),
         prepare=v2.Compose([v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]),
     )
@@ -151,7 +151,15 @@ def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...],
     std = (square - mean.square()).clamp(min=0).sqrt()
     steps = [v2.RandomCrop((height, width), padding=height // 8), *([v2.RandomHorizontalFlip()] if flip else [])]
     normalization = Normalization(tuple(mean.tolist()), tuple(std.clamp(min=1 / 255).tolist()))
-    return Task(train, test, classes, (channels, height, width), normalization, v2.Compose(steps), _as_it_is)
+    return Task(
+        train=train,
+        test=test,
+        class_names=classes,
+        input_shape=(channels, height, width),
+        normalization=normalization,
+        augment=v2.Compose(steps),
+        prepare=_as_it_is,
+    )
 
 
 def _as_it_is(image: Tensor) -> Tensor:

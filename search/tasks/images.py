@@ -18,7 +18,7 @@ SMALL = 64
 """Images of at most this many pixels a side are decoded once and held in memory."""
 
 
-class Images(Protocol):
+class LabelledImages(Protocol):
     """Labelled images, as `torch.utils.data.Dataset` has them: uint8 [c, h, w] and the class's number."""
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ def image_folder(path: Path, *, split: str | None = None) -> tuple[StoredImages,
     return StoredImages(source, tuple((n, numbers[class_of(n)]) for n in found)), classes
 
 
-def held(images: Images) -> HeldImages | None:
+def held(images: LabelledImages) -> HeldImages | None:
     """Small images of one size, decoded into memory; None if the first is large or sizes differ."""
     first, _ = images[0]
     if max(first.shape[1:]) > SMALL:

@@ -15,7 +15,7 @@ from repconv.errors import SearchError
 from repconv.sources.checkpoint import Normalization
 
 from ..supernet.evaluate import Correct, top_1
-from .images import Images
+from .images import LabelledImages
 
 _PRIME = 1_000_003
 
@@ -30,8 +30,8 @@ class Task:
     targets [n]. correct: which answers are right.
     """
 
-    train: Images
-    test: Images | None
+    train: LabelledImages
+    test: LabelledImages | None
     class_names: tuple[str, ...]
     input_shape: tuple[int, int, int]
     normalization: Normalization
@@ -84,7 +84,7 @@ class _Keyed:
     So it does not matter which process draws it, in what order, or after how many interruptions.
     """
 
-    def __init__(self, task: Task, images: Images, seed: int, also: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, task: Task, images: LabelledImages, seed: int, also: Callable[[Tensor], Tensor] | None) -> None:
         self.task, self.images, self.seed, self.also = task, images, seed, also
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
@@ -126,7 +126,7 @@ def training_batches(
     here = range(batch) if images is None else images
     keys = [[(epoch, order[start + i]) for i in here] for start in range(0, len(order) - batch + 1, batch)]
     loader: DataLoader[Any] = DataLoader(
-        _Keyed(task, task.train, seed, also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
+        _Keyed(task=task, images=task.train, seed=seed, also=also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
         batch_sampler=keys[first:],
         num_workers=workers,
         generator=torch.Generator(),  # else it would draw a seed from torch's own
@@ -138,7 +138,9 @@ def training_batches(
 class EvaluationBatches:
     """Images without augmentation in whole order, again and again; small ones are kept as they come out."""
 
-    def __init__(self, task: Task, images: Images, positions: Sequence[int], *, batch: int, keep_bytes: float) -> None:
+    def __init__(
+        self, task: Task, images: LabelledImages, positions: Sequence[int], *, batch: int, keep_bytes: float
+    ) -> None:
         self.task, self.images, self.positions, self.batch = task, images, positions, batch
         c, h, w = task.input_shape
         self._kept: list[tuple[Tensor, Tensor]] | None = [] if 4 * c * h * w * len(positions) <= keep_bytes else None

@@ -46,29 +46,37 @@ def result_of(error: float = 1e-7, failure: str | None = None) -> BenchResult:
         for form, median in (("unfused", 0.010), ("fused", 0.001), ("plain", 0.001)):
             samples = tuple(map(float, median * np.exp(generator.normal(0, 0.01, 60))))
             lost = failure if backend == "onnxruntime" else None
-            key = Key("<a & b>.pt", form, backend, 1, "fp32")
+            key = Key(source="<a & b>.pt", form=form, backend=backend, batch=1, precision="fp32")
             rows.append(
                 Row(
-                    key,
-                    "cpu",
-                    None if lost else LatencyReport(key.name, samples, (10,) * 6),
-                    1000,
-                    2_000_000,
-                    0.1,
-                    None if form == "plain" or lost else evidence(error if form == "fused" else 1e-7),
-                    {"threads": "2"},
-                    (),
-                    lost,
+                    key=key,
+                    device="cpu",
+                    latency=None if lost else LatencyReport(key.name, samples, (10,) * 6),
+                    artefact_bytes=1000,
+                    memory_bytes=2_000_000,
+                    load_s=0.1,
+                    evidence=None if form == "plain" or lost else evidence(error if form == "fused" else 1e-7),
+                    observed={"threads": "2"},
+                    warnings=(),
+                    failure=lost,
                 )
             )
-    source = Measured("<a & b>.pt", "x/<a & b>.pt", (3, 8, 8), 1000, "0" * 64, report, inspect(network))
+    source = Measured(
+        label="<a & b>.pt",
+        name="x/<a & b>.pt",
+        size=(3, 8, 8),
+        bytes=1000,
+        sha256="0" * 64,
+        report=report,
+        inspection=inspect(network),
+    )
     return BenchResult(
-        (source,),
-        SETTINGS,
-        tuple(rows),
-        tuple(_compared(rows, SETTINGS)),
-        {"processor": "a <processor>", "cores": 2, "versions": {"torch": "1"}},
-        Others(0.2, 0.0, 0.0),
+        sources=(source,),
+        settings=SETTINGS,
+        rows=tuple(rows),
+        compared=tuple(_compared(rows, SETTINGS)),
+        environment={"processor": "a <processor>", "cores": 2, "versions": {"torch": "1"}},
+        others=Others(0.2, 0.0, 0.0),
         warnings=Others(0.2, 0.0, 0.0).warnings,
         notes=("a note",),
         seconds=3.0,

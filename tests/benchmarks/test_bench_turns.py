@@ -85,12 +85,15 @@ def test_other_noise_is_told() -> None:
 
 
 def test_processor_time_of_others_is_what_is_left_of_all(tmp_path) -> None:
-    before, after = Usage(2, 100.0, 1.0, 0.0), Usage(2, 112.0, 1.5, 0.25)
+    before, after = (
+        Usage(cores=2, busy_s=100.0, stolen_s=1.0, throttled_s=0.0),
+        Usage(cores=2, busy_s=112.0, stolen_s=1.5, throttled_s=0.25),
+    )
     found = others(before, after, wall_s=10.0, own_s=8.0)
     assert found is not None
     assert (found.others, found.stolen, found.throttled_s) == pytest.approx((0.2, 0.025, 0.25))
     assert [said.split(":")[0] for said in found.warnings] == ["other load", "stolen time", "quota"]
-    quiet = others(before, Usage(2, 108.1, 1.0, 0.0), 10.0, 8.0)
+    quiet = others(before, Usage(cores=2, busy_s=108.1, stolen_s=1.0, throttled_s=0.0), 10.0, 8.0)
     assert quiet is not None
     assert quiet.warnings == []
     assert others(None, after, 1.0, 0.0) is None
@@ -104,8 +107,30 @@ def test_processor_time_of_others_is_what_is_left_of_all(tmp_path) -> None:
 
 
 def test_a_gpu_whose_clock_moves_is_told(monkeypatch) -> None:
-    steady = GpuState("a GPU", "1", 1700, 900, 1900, 200.0, 300.0, 50, 0, ())
-    slow = GpuState("a GPU", "1", 1400, 900, 1900, 300.0, 300.0, 80, 1, ("the power limit",))
+    steady = GpuState(
+        name="a GPU",
+        driver="1",
+        sm_mhz=1700,
+        memory_mhz=900,
+        sm_max_mhz=1900,
+        power_w=200.0,
+        power_limit_w=300.0,
+        temperature_c=50,
+        others=0,
+        slowed_by=(),
+    )
+    slow = GpuState(
+        name="a GPU",
+        driver="1",
+        sm_mhz=1400,
+        memory_mhz=900,
+        sm_max_mhz=1900,
+        power_w=300.0,
+        power_limit_w=300.0,
+        temperature_c=80,
+        others=1,
+        slowed_by=("the power limit",),
+    )
     assert clock_warnings([]) == clock_warnings([steady, steady]) == []
     said = " ".join(clock_warnings([steady, slow]))
     assert "1400 to 1700 MHz" in said
@@ -184,7 +209,11 @@ def test_a_subject_that_cannot_be_loaded_again_is_dropped() -> None:
 
 
 def test_what_is_compared() -> None:
-    keys = [Key(source, form, "torch", 1, "fp32") for source in "st" for form in ("unfused", "fused", "plain")]
+    keys = [
+        Key(source=source, form=form, backend="torch", batch=1, precision="fp32")
+        for source in "st"
+        for form in ("unfused", "fused", "plain")
+    ]
     names = [(over.source, over.form, under.source, under.form) for over, under in pairs(keys, ["plain"])]
     assert names == [
         ("s", "unfused", "s", "fused"),

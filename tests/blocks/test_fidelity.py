@@ -129,6 +129,7 @@ def test_a_shift_that_nearly_cancels_is_written_as_it_is(
         same(found, wanted, what)
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_half_export_holds_what_torch_casts_the_float64_fold_to(precision: str) -> None:
     branch = cancelling(0, torch.float64, 1e-3)
@@ -248,6 +249,7 @@ def exported(model: nn.Module, x: Tensor, how: str) -> onnx.ModelProto:
 EXPORTERS = ("program", "older", "older, optimised", "current", "current, optimised")
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("how", EXPORTERS)
 @pytest.mark.parametrize("spelling", ["De-IReps", "of zeros", "by formula"])

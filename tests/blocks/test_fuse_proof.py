@@ -20,8 +20,8 @@ from repconv.blocks.block import RepBlock
 from repconv.export.fusing import FuseSettings, fuse_source
 from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.onnx import fuse as onnx_model
-from repconv.graph.onnx.writer import Emission
-from repconv.graph.program import fuse as exported_program
+from repconv.graph.onnx.writer import Nodes
+from repconv.graph.program import writer as exported_program
 from repconv.proof.report import FusionReport
 
 Damage = Callable[[nn.Conv2d], None]
@@ -206,7 +206,7 @@ def test_a_wrong_onnx_model_is_an_error_with_the_report(
     assert len(report.agreement.blocks) == 1
     honest = onnx_model.emit
 
-    def wrong(*given: object, **options: object) -> Emission:
+    def wrong(*given: object, **options: object) -> Nodes:
         made = honest(*given, **options)  # type: ignore[arg-type]
         for tensor in made.weights:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))

@@ -94,6 +94,7 @@ def test_a_file_that_is_no_onnx_model_is_refused(content, tmp_path):
     assert "f.onnx" in str(result.exception)
 
 
+@pytest.mark.newer
 def test_a_network_of_unknown_image_shape_is_not_called_unfusable(tmp_path, monkeypatch):
     (tmp_path / "unsized_net_of_test.py").write_text(
         "from torch import nn\ndef network():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()\n"

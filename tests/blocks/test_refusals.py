@@ -65,6 +65,7 @@ def test_bad_files_end_the_command_in_words(case, name, files, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.newer
 def test_a_full_disk_leaves_the_old_file(files, tmp_path):
     """The file size limit stands for the disk: the write fails half-way, with what the system says."""
     (tmp_path / "m.pt").write_bytes(files["m.pt"])

@@ -15,7 +15,8 @@ from repconv.files.apart import Place, named, require_apart, written_with
 from repconv.files.whole import whole_file
 
 NAMES_NO_FILE = {
-    "state_key", "set_name", "branches", "fixed", "backends", "precision", "keep_float", "sm", "preset_name",
+    "arguments", "state_key", "set_name", "branches",
+    "fixed", "backends", "precision", "keep_float", "sm", "preset_name",
 }  # fmt: skip
 """Parameters of plain text that name no file; a new one that names none is added here."""
 
@@ -105,6 +106,7 @@ def values(first, second):
         ("timm:resnet18@w.pt", ["w.pt"]),
         ("nets:net@w.pt", ["w.pt", "nets.py"]),
         ("pack.nets:net", ["pack/nets.py"]),
+        ("pack/nets.py:net", ["pack/nets.py"]),
         ("supernet=w.pt", ["w.pt"]),
         ("network=nets:net", ["nets.py"]),
         ("imagefolder:images", ["images"]),

@@ -109,7 +109,10 @@ MISUSES = {
     "no such file": (("fuse", "none.pt", "-o", "f.pt"), "none.pt: no such file"),
     "directory": (("fuse", ".", "-o", "f.pt"), "is a directory"),
     "other suffix in": (("fuse", "README.md", "-o", "f.pt"), "no such file"),
-    "other suffix out": (("fuse", "SOURCE", "-o", "f.exe"), "ends in .pt, .safetensors, .onnx, .pt2, got '.exe'"),
+    "other suffix out": (
+        ("fuse", "SOURCE", "-o", "f.exe"),
+        ".safetensors, .onnx, .pt2, got '.exe'",
+    ),
     "no folder": (("fuse", "SOURCE", "-o", "none/f.pt"), "there is no folder none; make it first"),
     "itself": (("fuse", "SOURCE", "-o", "SOURCE"), "is the source itself"),
     "opset": (("fuse", "SOURCE", "-o", "f.onnx", "--opset", "40"), "40 is not in the range 13<=x<=26"),

@@ -63,6 +63,7 @@ def run(command_line, monkeypatch, files):
     return lambda *arguments: command_line("verify", *arguments)
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("a", ["m.pt", "f.safetensors", "f.onnx", "f.pt2"])
 @pytest.mark.parametrize("b", ["m.pt", "f.onnx", "f.pt2", "fixed.onnx"])
 def test_forms_of_one_network_are_equal_in_every_pair_of_runtimes(a, b, files):

@@ -128,7 +128,7 @@ def _norm(model: nn.Module) -> nn.BatchNorm2d:
 REFUSED = {
     "set": (["--set", "rep"], "--set rep: no such set of branches; the sets are"),
     "kind": (["--branches", "1x1,4x4"], "unknown branch kind '4x4'"),
-    "suffix": (["-o", "m.onnx"], "m.onnx: the output ends in .pt, .safetensors"),
+    "suffix": (["-o", "m.onnx"], "m.onnx: the output ends in .pt, .pth, .ckpt, .bin, .safetensors"),
     "preserve without 3x3": (["--fixed", "1x1"], "needs '3x3' among the fixed branches"),
 }
 

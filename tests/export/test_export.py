@@ -60,6 +60,7 @@ ONNX = {
 }
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("precision", ONNX)
 def test_onnx_of_every_precision_is_verified_in_onnxruntime(precision: str, checkpoint, images, tmp_path) -> None:
     more, kind = ONNX[precision]

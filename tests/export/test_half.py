@@ -66,6 +66,7 @@ def test_fp16_is_half_inside_and_as_asked_outside(fp32_io: bool) -> None:
     assert model.graph.initializer[0].data_type == TensorProto.FLOAT, "the input is not changed"
 
 
+@pytest.mark.newer
 def test_bf16_needs_the_opset_whose_convolutions_take_it() -> None:
     with pytest.raises(BuildError, match="Conv cannot be bf16 at opset 18; export at opset 22"):
         to_half(network(18), "bf16")

@@ -98,6 +98,7 @@ def test_a_refusal_names_the_layer_to_blame_and_ways_that_pass(target, rescued, 
             assert record.verified, "what is said to pass passes"
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("int32_bias", [True, False])
 def test_a_layer_kept_in_float_reads_what_came_before_unrounded(rescued, int32_bias: bool) -> None:
     model = open_subject(rescued, BuildSettings(image=SIZE)).model
@@ -115,6 +116,7 @@ def test_a_layer_kept_in_float_reads_what_came_before_unrounded(rescued, int32_b
     assert float((run(calibration[0]) - wanted).norm() / wanted.norm()) < 0.1
 
 
+@pytest.mark.newer
 def test_what_cannot_be_kept_is_said(rescued) -> None:
     model = open_subject(rescued, BuildSettings(image=SIZE)).model
     for kept, words in (((("gone",)), "no layer 'gone' to keep in float; the layers are "), (3, "leave none of 3")):
@@ -182,6 +184,7 @@ def test_ways_are_tried_until_enough_pass_or_time_ends() -> None:
     assert "the quantizer failed" in none.advice
 
 
+@pytest.mark.newer
 def test_bf16_emulated_rounds_where_it_is_stored(rescued) -> None:
     model = open_subject(rescued, BuildSettings(image=SIZE, precision="bf16")).model
     x = torch.rand(2, 3, 12, 12)[:1]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repconv
+from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.graph import fuse_onnx
 
 
@@ -124,21 +125,8 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def export(model: nn.Module, x: Tensor, *, opset: int = 17, open_size: bool = False) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (x,),
-            buffer,
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            output_names=["y"],
-            training=torch.onnx.TrainingMode.PRESERVE,
-            dynamic_axes={"x": [0, 2, 3], "y": [0, 2, 3]} if open_size else None,
-        )
-    return onnx.load_from_string(buffer.getvalue())
+    sizes = {"x": [0, 2, 3], "y": [0, 2, 3]} if open_size else None
+    return to_onnx(model, x, opset, dynamic_axes=sizes)
 
 
 def run(model: onnx.ModelProto, x: Tensor) -> Tensor:
@@ -146,17 +134,6 @@ def run(model: onnx.ModelProto, x: Tensor) -> Tensor:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
-
-
-def shake(model: nn.Module) -> nn.Module:
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            with torch.no_grad():
-                part.running_mean.normal_()
-                part.running_var.uniform_(0.5, 2)
-                part.weight.uniform_(0.5, 1.5)
-                part.bias.normal_()
-    return model.eval()
 
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
@@ -167,7 +144,7 @@ def kinds(model: onnx.ModelProto) -> Counter[str]:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_becomes_one_convolution(name: str, open_size: bool) -> None:
     build, convolutions = BLOCKS[name]
-    model, x = shake(build()), torch.randn(2, 8, 17, 14)
+    model, x = randomise(build()), torch.randn(2, 8, 17, 14)
     if name == "RepLK":
         x = torch.randn(1, 8, 33, 32)
     exported = export(model, x, open_size=open_size)
@@ -185,7 +162,7 @@ def test_a_block_becomes_one_convolution(name: str, open_size: bool) -> None:
 
 
 def test_a_dilated_convolution_stays_dilated() -> None:
-    fused, report = fuse_onnx(export(shake(BLOCKS["dilated with BN"][0]()), torch.randn(1, 8, 9, 9)))
+    fused, report = fuse_onnx(export(randomise(BLOCKS["dilated with BN"][0]()), torch.randn(1, 8, 9, 9)))
     assert list(fused.graph.initializer[0].dims) == [8, 8, 3, 3]
     assert report.after.flops == report.before.flops
 
@@ -195,7 +172,7 @@ def test_our_own_network_becomes_the_plain_one(dynamo: bool) -> None:
     x = torch.randn(1, 3, 32, 32)
     found = {}
     for name in ("irep_resnet18", "resnet18"):
-        model = shake(repconv.create_model(name, width=8, blocks=(1, 1)))
+        model = randomise(repconv.create_model(name, width=8, blocks=(1, 1)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if dynamo:
@@ -217,14 +194,14 @@ def test_our_own_network_becomes_the_plain_one(dynamo: bool) -> None:
 
 @pytest.mark.parametrize("opset", [13, 15, 20])
 def test_opsets(opset: int) -> None:
-    model, x = shake(dbb(4, 4)), torch.randn(1, 4, 9, 8)
+    model, x = randomise(dbb(4, 4)), torch.randn(1, 4, 9, 8)
     fused, _ = fuse_onnx(export(model, x, opset=opset))
     assert kinds(fused) == {"Conv": 1}
     assert fused.opset_import[0].version == opset
 
 
 def test_half_precision_weights_are_cast_once() -> None:
-    model, x = shake(Sum(conv_bn(8, 8, 3), conv_bn(8, 8, 1))).half(), torch.randn(1, 8, 9, 8).half()
+    model, x = randomise(Sum(conv_bn(8, 8, 3), conv_bn(8, 8, 1))).half(), torch.randn(1, 8, 9, 8).half()
     fused, _ = fuse_onnx(export(model, x))
     assert kinds(fused) == {"Conv": 1}
     assert {t.data_type for t in fused.graph.initializer} == {onnx.TensorProto.FLOAT16}
@@ -239,7 +216,7 @@ def test_nothing_to_gain_changes_no_byte() -> None:
     fused, report = fuse_onnx(exported)
     assert fused.SerializeToString() == exported.SerializeToString()
     assert not report.layers
-    again, _ = fuse_onnx(fuse_onnx(export(shake(dbb(4, 4)), torch.randn(1, 4, 9, 8)))[0])
+    again, _ = fuse_onnx(fuse_onnx(export(randomise(dbb(4, 4)), torch.randn(1, 4, 9, 8)))[0])
     assert np.array_equal(
         onnx.numpy_helper.to_array(again.graph.initializer[0]),
         onnx.numpy_helper.to_array(fuse_onnx(again)[0].graph.initializer[0]),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repconv
+from repconv.benchmarks.studies.graph.networks import to_onnx
 from repconv.errors import GeometryError
 from repconv.graph import fuse_onnx
 from repconv.graph.core.dims import symbol
@@ -180,20 +178,7 @@ def test_a_border_of_what_the_norm_makes_of_zeros_folds_and_another_one_stays(fi
         if shape[2] > 1:
             assert report.after.convolutions == (3 if shift else 1)
         assert not report.unmeasured
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # this exporter is deprecated, and what most files in the wild come from
-            torch.onnx.export(
-                model,
-                (x,),
-                buffer,
-                dynamo=False,
-                opset_version=17,
-                input_names=["x"],
-                do_constant_folding=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-            )
-        graph, report = fuse_onnx(onnx.load_from_string(buffer.getvalue()))
+        graph, report = fuse_onnx(to_onnx(model, x, 17, do_constant_folding=False))
         got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
         np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=2e-5)
         assert not report.unmeasured

@@ -84,6 +84,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 SOURCE = ("branchy_of_test:network", "--input-shape", "3,20,24")
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("opset", [13, 18, 22])
 def test_a_users_network_becomes_a_single_path_onnx_file(opset: int, run, tmp_path, network):
     code, out, err = run("fuse", *SOURCE, "-o", "f.onnx", "--opset", opset, "--dynamic-batch", "--json", "r.json")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repconv
+from repconv.benchmarks.studies.graph.networks import to_onnx
 from repconv.graph import fuse_onnx
 
 C = 6
@@ -54,7 +53,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
-def test_what_is_made_of_parameters_folds_in_a_program_and_in_onnx(make: object, tmp_path: object) -> None:
+def test_what_is_made_of_parameters_folds_in_a_program_and_in_onnx(make: object) -> None:
     torch.manual_seed(0)
     model, x = Branches(make).eval(), torch.randn(1, C, 5, 7)
     wanted = model(x).detach()
@@ -63,20 +62,7 @@ def test_what_is_made_of_parameters_folds_in_a_program_and_in_onnx(make: object,
     names = {str(n.target) for n in fused.graph.nodes if n.op == "call_function"}
     assert names == {"aten.conv2d.default", "aten.relu.default"}, names
     torch.testing.assert_close(fused.module()(x), wanted, rtol=0, atol=2e-5)
-    path = f"{tmp_path}/model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this exporter is deprecated, and what most files in the wild come from
-        torch.onnx.export(
-            model,
-            (x,),
-            path,
-            dynamo=False,
-            opset_version=17,
-            input_names=["x"],
-            do_constant_folding=False,
-            training=torch.onnx.TrainingMode.PRESERVE,
-        )
-    graph, _ = fuse_onnx(path)
+    graph, _ = fuse_onnx(to_onnx(model, x, 17, do_constant_folding=False))
     assert [n.op_type for n in graph.graph.node] == ["Conv", "Relu"]
     got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
     np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=2e-5)

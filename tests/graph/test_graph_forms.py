@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from repconv.errors import GeometryError
-from repconv.graph.core.expression import Term, merge
-from repconv.graph.core.terms import convolution_term, grid_term
+from repconv.graph.core.dims import through
+from repconv.graph.core.expression import Bias, Expression, Term, merge
+from repconv.graph.core.terms import convolution_term, grid_term, transposed_term
+from repconv.graph.maps.carried import Carried
+from repconv.graph.maps.layout import plain
+from repconv.graph.planning.emission import emission
 
 SIDES = st.integers(1, 9)
+SMALL = st.integers(1, 3)
 
 
 @st.composite
@@ -79,3 +85,89 @@ def test_every_other_pixel_of_an_even_side_may_be_followed_by_a_padded_convoluti
     both = outer.of_sides((3, 2)).after(even)
     assert (both.form.geometry.size, both.form.geometry.padding) == ((6, 6), (2, 2, 2, 2))
     assert len(merge([tile.of_sides(("rows", 4)) for tile in tiles])) == 2, "rows of an open number are not known alike"
+
+
+@st.composite
+def transposed(draw: st.DrawFn, source: str, channels: int) -> tuple[Term, object]:
+    """A transposed convolution as a term, and as PyTorch has it."""
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride, dilation = draw(st.tuples(SMALL, SMALL)), draw(st.tuples(SMALL, SMALL))
+    crop = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    more = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    groups = draw(st.sampled_from([1, 2]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    weight = torch.randn(channels, 2 // groups, *kernel, dtype=torch.float64, generator=generator)
+    term = transposed_term(
+        source,
+        lambda: weight,
+        tuple(weight.shape),
+        stride=stride,
+        crop=(*crop, crop[0] - more[0], crop[1] - more[1]),
+        dilation=dilation,
+        groups=groups,
+    )
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return functional.conv_transpose2d(x, weight, None, stride, crop, more, groups, dilation)
+
+    return term, run
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.data(), SMALL, SMALL)
+def test_a_transposed_convolution_before_and_after_others_and_added(data: st.DataObject, h: int, w: int) -> None:
+    x = torch.randn(2, 2, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    term, run = data.draw(transposed("x", 2))
+    wanted = fitting(term, run, x)
+    if wanted is None:
+        return
+    term = term.of_sides((h, w))
+    assert through(term.form.geometry, (2, 2, h, w)) == tuple(wanted.shape)
+    torch.testing.assert_close(as_written(term, x), wanted, rtol=0, atol=1e-12)
+    for kind in ("after", "before", "added"):
+        other, run_other = data.draw(st.one_of(transposed("m", 2), terms("m", 2).map(lambda t: (t, None))))
+        source = wanted if kind == "after" else x
+        other, found = other.of_sides(source.shape[2:]), fitting(other, run_other, source)
+        if found is None:
+            continue
+        try:
+            if kind == "after":
+                both, right = other.after(term), found
+            elif kind == "before":
+                both, right = term.of_sides(found.shape[2:]).after(other), fitting(term, run, found)
+            else:
+                both, right = term.plus(other), wanted + found if found.shape == wanted.shape else None
+        except GeometryError:
+            continue
+        if right is not None:
+            torch.testing.assert_close(as_written(both, x), right, rtol=0, atol=1e-12)
+
+
+def fitting(term: Term, run: object, x: torch.Tensor) -> torch.Tensor | None:
+    """What a term, or `run`, makes of x; None if x is too small for it."""
+    if run is None:
+        return made(term, x)
+    return run(x) if min(term.form.geometry.output_size(*x.shape[2:])) > 0 else None
+
+
+def as_written(term: Term, x: torch.Tensor) -> torch.Tensor:
+    """What the operation that is written for a term makes of x."""
+    tensor = Carried("x", plain(2, 2), tuple(x.shape))
+    output = Carried("y", plain(2, 2), through(term.form.geometry, tensor.dims))
+    layers = emission(output, Expression((term,), Bias(None, 2**-53)), [tensor]).layers
+    if not layers or not layers[0].is_transposed:
+        return term.uncropped()(x)
+    layer = layers[0]
+    crop, more = layer.crop
+    assert min(*crop, *more) >= 0
+    groups = layer.form.geometry.groups
+    return functional.conv_transpose2d(x, layer.weight, None, layer.stride, crop, more, groups, layer.dilation)
+
+
+def test_an_open_side_put_apart_is_equal_to_itself_and_not_to_another() -> None:
+    one, other, wide = (
+        transposed_term("x", torch.Tensor, (2, 2, k, k), stride=(s, s), crop=(p, p, p, p))
+        for k, s, p in ((4, 2, 1), (2, 2, 0), (4, 3, 1))
+    )
+    sizes = [through(term.form.geometry, ("n", 2, ("h", 1, -1), 5)) for term in (one, other, wide)]
+    assert sizes[0] == sizes[1] != sizes[2]

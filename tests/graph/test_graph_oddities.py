@@ -75,6 +75,7 @@ def assert_same(
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(initial=1))
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("opset", range(7, 27))
 def test_every_opset_onnx_has_known_since_2018(opset: int) -> None:
     model = build(*BRANCHES, opset=opset)
@@ -84,6 +85,7 @@ def test_every_opset_onnx_has_known_since_2018(opset: int) -> None:
     assert_same(model, fused)
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float64], ids=["float16", "bfloat16", "float64"])
 def test_every_type_is_folded_in_float64_and_cast_once(kind: type) -> None:
     model = build(*BRANCHES, opset=22)
@@ -200,6 +202,7 @@ def test_sparse_weights_are_left_in_words() -> None:
         assert_same(model, fused)
 
 
+@pytest.mark.newer
 def test_sides_without_anything_give_words_or_a_model() -> None:
     model = build(*BRANCHES, size=(0, 4, 8, 8))
     fused, _ = fuse_onnx(model)

@@ -12,20 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import repconv
+from repconv.benchmarks.studies.graph.networks import randomise
 from repconv.graph import fuse_program
 from repconv.graph.program.fuse import rewrite
 from repconv.graph.program.proof import program_regions
-
-
-def shake(model: nn.Module) -> nn.Module:
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            with torch.no_grad():
-                part.running_mean.normal_()
-                part.running_var.uniform_(0.5, 2)
-                part.weight.uniform_(0.5, 1.5)
-                part.bias.normal_()
-    return model.eval()
 
 
 def kinds(program: torch.export.ExportedProgram) -> Counter[str]:
@@ -52,7 +42,7 @@ class InPlace(nn.Module):
 
 
 def test_a_network_of_blocks_is_what_fuse_makes_of_it() -> None:
-    model, x = shake(repconv.create_model("irep_resnet18", width=8, blocks=(1,))), torch.randn(2, 3, 16, 16)
+    model, x = randomise(repconv.create_model("irep_resnet18", width=8, blocks=(1,))), torch.randn(2, 3, 16, 16)
     program, report = fuse_program(export(model, x))
     direct, known = repconv.fuse(model)
     assert report.after.convolutions == known.after.convolutions
@@ -63,7 +53,7 @@ def test_a_network_of_blocks_is_what_fuse_makes_of_it() -> None:
 
 
 def test_open_sizes_stay_open_and_the_result_saves() -> None:
-    model, x = shake(InPlace()), torch.randn(2, 4, 9, 8)
+    model, x = randomise(InPlace()), torch.randn(2, 4, 9, 8)
     auto = torch.export.Dim.AUTO
     program, report = fuse_program(export(model, x, dynamic_shapes=({0: auto, 2: auto, 3: auto},)))
     assert kinds(program)["aten.conv2d.default"] == report.after.convolutions == 1
@@ -79,7 +69,7 @@ def test_open_sizes_stay_open_and_the_result_saves() -> None:
 
 
 def test_float64_agrees_to_rounding() -> None:
-    model, x = shake(InPlace()).double(), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    model, x = randomise(InPlace()).double(), torch.randn(2, 4, 9, 8, dtype=torch.float64)
     program, _ = fuse_program(export(model, x))
     with torch.no_grad():
         assert float((program.module()(x) - model(x)).abs().max()) < 1e-12
@@ -89,7 +79,7 @@ def test_float64_agrees_to_rounding() -> None:
 def test_other_padding_modes_stay_what_they_are(mode: str) -> None:
     branch = nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)
     model, x = nn.Sequential(branch, nn.BatchNorm2d(4), nn.ReLU()), torch.randn(1, 4, 8, 8)
-    program, _ = fuse_program(export(shake(model), x))
+    program, _ = fuse_program(export(randomise(model), x))
     with torch.no_grad():
         assert float((program.module()(x) - model(x)).abs().max()) < 1e-5
 
@@ -102,7 +92,7 @@ def test_a_program_with_nothing_to_gain_is_returned_as_it_is() -> None:
 
 
 def test_fuse_with_example_inputs_is_the_same_core() -> None:
-    model, x = shake(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
+    model, x = randomise(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
     program, report = repconv.fuse(model, x)
     assert report.after.convolutions == 2
     assert [layer.geometry for layer in report.layers] == ["3x3, 4 -> 4"] * 2
@@ -124,7 +114,7 @@ def test_fuse_says_what_torch_export_cannot_follow() -> None:
 
 
 def test_every_region_is_measured_against_what_it_stands_for() -> None:
-    model, x = shake(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
+    model, x = randomise(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
     rewritten = rewrite(export(model, x))
     found = program_regions(rewritten, (x,))
     assert [c.where for c in found] == [layer.name for layer in rewritten.report.layers]
@@ -181,7 +171,7 @@ CUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
 
 @pytest.mark.parametrize("name", [*PARTS, *KEPT])
 def test_parts_of_the_channels_are_read_by_one_convolution(name: str) -> None:
-    model, x = shake(Parted({**PARTS, **KEPT}[name])), torch.randn(2, 6, 8, 7)
+    model, x = randomise(Parted({**PARTS, **KEPT}[name])), torch.randn(2, 6, 8, 7)
     program, report = fuse_program(export(model, x))
     if name in PARTS:
         assert kinds(program) == {"aten.conv2d.default": 1, "aten.relu.default": 1}, report.refusals
@@ -198,7 +188,7 @@ def test_rows_and_columns_are_taken_by_the_convolution(name: str, open_size: boo
     open_size = open_size and "of nine" not in name
     sizes = ({2: auto, 3: auto},) if open_size else None
     for part, is_fused in zip(CUTS[name], (True, False), strict=True):
-        model = shake(Cut(part))
+        model = randomise(Cut(part))
         program, report = fuse_program(export(model, x, dynamic_shapes=sizes))
         found = set(kinds(program)) - {"aten.pad.default"}  # two sides padded differently
         assert (found == {"aten.conv2d.default", "aten.relu.default"}) == is_fused, report.refusals
@@ -221,7 +211,7 @@ class Concatenated(nn.Module):
 
 def test_a_search_that_saves_traffic_does_not_split_convolutions() -> None:
     """Two convolutions added would save writing the concatenation, and be one more than there was."""
-    program, report = fuse_program(export(shake(Concatenated()), torch.randn(1, 64, 20, 20)))
+    program, report = fuse_program(export(randomise(Concatenated()), torch.randn(1, 64, 20, 20)))
     assert kinds(program)["aten.conv2d.default"] == 1
     assert report.after.batch_norms == 0
 

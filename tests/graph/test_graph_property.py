@@ -14,15 +14,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repconv.graph import fuse_onnx
 
+SIZES = [(2, 13, 12), (2, 13, 12), (1, 12, 12), (3, 8, 10), (3, 1, 9), (1, 6, 1)]
+"""Batch, height and width of the inputs."""
+
 
 class Draft:
-    """A random graph under construction; every tensor has channels, height and width for the 13 x 12 input."""
+    """A random graph under construction; `shapes` are the channels, height and width of every tensor."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self.shapes: dict[str, tuple[int, int, int]] = {"x": (4, 13, 12)}
+        self.batch, *sides = SIZES[seed // 14 % len(SIZES)]
+        self.shapes: dict[str, tuple[int, int, int]] = {"x": (4, *sides)}
         self.inputs = ["x"]
 
     def constant(self, *shape: int) -> str:
@@ -70,6 +74,9 @@ class Draft:
                 "sum",
                 "bordered",
                 "div",
+                "transposed",
+                "tiles",
+                "strip",
             ]
         )
         if kind == "conv":
@@ -87,6 +94,12 @@ class Draft:
             if self.random.random() < 0.5:
                 inputs.append(self.constant(o))
             self.add("Conv", inputs, (o, *out), group=groups, dilations=dilations, strides=strides, pads=pads)
+        elif kind == "transposed" and h * w < 400:
+            self.transposed(source)
+        elif kind == "tiles":
+            self.tiles(source)
+        elif kind == "strip":
+            self.strip(source)
         elif kind == "bordered" and h > 2 and w > 2:
             # DBB: what a shift takes away before zeros are padded comes back afterwards.
             border = self.constant(c, 1, 1)
@@ -151,17 +164,63 @@ class Draft:
         elif kind in ("neg", "identity"):
             self.add(kind.capitalize(), [source], (c, h, w))
 
+    def transposed(self, source: str) -> None:
+        c, h, w = self.shapes[source]
+        groups = int(self.pick([g for g in (1, 1, 2, c) if c % g == 0]))
+        o = groups * int(self.pick([1, 2]))
+        size, strides, dilations = (
+            [int(self.pick(values)) for _ in range(2)] for values in ([1, 2, 3], [1, 2], [1, 2])
+        )
+        pads = [int(self.random.integers(2)) for _ in range(4)]
+        more = [int(self.random.integers(s)) for s in strides]
+        out = [
+            (n - 1) * strides[a] + dilations[a] * (size[a] - 1) + 1 + more[a] - pads[a] - pads[a + 2]
+            for a, n in enumerate((h, w))
+        ]
+        if min(out) < 1:
+            return
+        inputs = [
+            source,
+            self.constant(c, o // groups, *size),
+            *([self.constant(o)] if self.random.random() < 0.3 else []),
+        ]
+        known = {"group": groups, "strides": strides, "dilations": dilations, "pads": pads, "output_padding": more}
+        self.add("ConvTranspose", inputs, (o, *out), **known)
+
+    def tiles(self, source: str) -> None:
+        """Every other row and column, joined as channels in any order; a Focus layer has all four."""
+        c, h, w = self.shapes[source]
+        if h % 2 or w % 2 or c > 4:
+            return
+        parts = []
+        for place in self.random.permutation(4)[: int(self.pick([2, 4]))]:
+            starts, ends = self.integers(int(place) // 2, int(place) % 2), self.integers(h, w)
+            self.add("Slice", [source, starts, ends, self.integers(2, 3), self.integers(2, 2)], (c, h // 2, w // 2))
+            parts.append(list(self.shapes)[-1])
+        self.add("Concat", parts, (c * len(parts), h // 2, w // 2), axis=1)
+
+    def strip(self, source: str) -> None:
+        """A convolution that pads one axis, after one along the other."""
+        c, h, w = self.shapes[source]
+        order = [(1, 3), (3, 1)] if self.random.random() < 0.5 else [(3, 1), (1, 3)]
+        for size in order:
+            pads = [k // 2 for k in size]
+            self.add("Conv", [source, self.constant(c, c, *size)], (c, h, w), pads=pads * 2)
+            source = list(self.shapes)[-1]
+
     def model(self, *, open_size: bool) -> onnx.ModelProto:
         read = {name for node in self.nodes for name in node.input}
         outputs = [name for name in self.shapes if name not in read]
         outputs += [n for n in list(self.shapes)[1:] if n in read and self.random.random() < 0.05]
-        side = ["n", 4, "h", "w"] if open_size else [2, 4, 13, 12]
+        side = ["n", 4, "h", "w"] if open_size else [self.batch, *self.shapes["x"]]
         graph = helper.make_graph(
             self.nodes,
             "random",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, side)],
             [
-                helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * 4 if open_size else [2, *self.shapes[n]])
+                helper.make_tensor_value_info(
+                    n, TensorProto.FLOAT, [None] * 4 if open_size else [self.batch, *self.shapes[n]]
+                )
                 for n in outputs
                 if n != "x"
             ],
@@ -186,7 +245,7 @@ def check(seed: int) -> Counter[str]:
     before = model.SerializeToString()
     fused, report = fuse_onnx(model)
     assert model.SerializeToString() == before, "the model given was changed"
-    x = np.random.default_rng(seed).standard_normal((2, 4, 13, 12)).astype(np.float32)
+    x = np.random.default_rng(seed).standard_normal((draft.batch, *draft.shapes["x"])).astype(np.float32)
     for wanted, got in zip(run(model, x), run(fused, x), strict=True):
         assert wanted.shape == got.shape
         scale = np.abs(wanted).max(initial=1)
@@ -202,6 +261,7 @@ EXPLANATIONS = (
     "has a bias and is padded with zeros", "without counting padded pixels", "not cheaper", "strides differ",
     "a padded convolution after one larger than 1x1", "out of an open number of them", "may differ in size",
     "outputs differ in size", "a piece that it is put together of is read elsewhere",
+    "a stride and a transposed convolution", "a transposed convolution afterwards", "strides of the input differ",
 )  # fmt: skip
 
 

@@ -85,6 +85,10 @@ def i(*values: int) -> Array:
 
 X = r(2, 4, 9, 7)
 POSITIVE = np.abs(X) + np.float32(0.1)
+REDUCTIONS = (
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceSumSquare",
+)  # fmt: skip
 _NORM = (r(4), r(4), r(4), np.abs(r(4)) + np.float32(0.3))
 
 
@@ -388,34 +392,12 @@ ROWS: dict[str, Row] = {
     # Reductions.
     **{
         f"{op}, {said}": _row(op, POSITIVE, first=7, last=12 if op == "ReduceSum" else 17, **attributes)
-        for op in (
-            "ReduceMean",
-            "ReduceSum",
-            "ReduceMax",
-            "ReduceMin",
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceProd",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceSumSquare",
-        )
+        for op in REDUCTIONS
         for said, attributes in {"all": {}, "axes": {"axes": [2, 3]}, "one": {"axes": [1], "keepdims": 0}}.items()
     },
     **{
         f"{op}, {said}, given": _row(op, POSITIVE, *given, first=13 if op == "ReduceSum" else 18, **attributes)
-        for op in (
-            "ReduceMean",
-            "ReduceSum",
-            "ReduceMax",
-            "ReduceMin",
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceProd",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceSumSquare",
-        )
+        for op in REDUCTIONS
         for said, given, attributes in (
             ("all", (), {}),
             ("axes", (i(2, -1),), {}),
@@ -486,6 +468,7 @@ ROWS: dict[str, Row] = {
 }
 
 
+@pytest.mark.newer
 @pytest.mark.parametrize("name", ROWS)
 def test_an_operation_is_what_onnxruntime_makes_of_it(name: str) -> None:
     for opset in ROWS[name].opsets():

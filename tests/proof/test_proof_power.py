@@ -22,8 +22,8 @@ from repconv.benchmarks.studies.proof.proof_table import between, power_table
 from repconv.blocks import fold as fusion
 from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.onnx import fuse as onnx_model
-from repconv.graph.onnx.writer import Emission
-from repconv.graph.program import fuse as exported_program
+from repconv.graph.onnx.writer import Nodes
+from repconv.graph.program import writer as exported_program
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FORMS = ("checkpoint", "program", "onnx 9", "onnx 13", "onnx 18", "onnx 21")
@@ -99,7 +99,7 @@ def spoil(damage: Damage, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong_held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:
         return held(module, name, damage(value, name.endswith("_bias")), like)
 
-    def wrong_emit(*given: object, **options: object) -> Emission:
+    def wrong_emit(*given: object, **options: object) -> Nodes:
         made = emit(*given, **options)  # type: ignore[arg-type]
         for tensor in made.weights:
             numbers = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float64))
@@ -144,7 +144,7 @@ def test_the_right_fold_is_accepted_and_wrong_ones_are_refused(
 def test_padding_one_column_off_is_refused(opset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fold, emit = fold_of(f"onnx {opset}", torch.float32), onnx_model.emit
 
-    def wrong(*given: object, **options: object) -> Emission:
+    def wrong(*given: object, **options: object) -> Nodes:
         made = emit(*given, **options)  # type: ignore[arg-type]
         for node in made.nodes:
             for attribute in node.attribute:

@@ -35,11 +35,16 @@ def main(folder: Path, of: int) -> None:
     space = SearchSpace.of(create_model("irep_resnet18", width=2, blocks=(1,), in_channels=1))
     slots = len(space.slots)
     architecture = Architecture(space, tuple(i % 3 > 0 for i in range(slots)))
-    found = Found(architecture, NETWORK, Gates(tuple(i / 10 for i in range(slots)), (0.1, 0.2, 0.3)), 0.5)
+    found = Found(
+        architecture=architecture,
+        network=NETWORK,
+        gates=Gates(tuple(i / 10 for i in range(slots)), (0.1, 0.2, 0.3)),
+        accuracy=0.5,
+    )
     with joined("cpu") as (processes, device):
         if processes.first:
             (folder / "found.arch.json").write_text(json.dumps(found.to_dict()))
-        trainer = Trainer(found, CONFIG, processes, device)
+        trainer = Trainer(found=found, config=CONFIG, processes=processes, device=device)
         trainer.model.double()
         assert trainer.supernet is not None
         if processes.count == 1:

@@ -33,7 +33,12 @@ def found() -> Found:
     space = SearchSpace.of(create_model("irep_resnet18", width=2, blocks=(1,), in_channels=1))
     slots = len(space.slots)
     architecture = Architecture(space, tuple(i % 3 > 0 for i in range(slots)))
-    return Found(architecture, NETWORK, Gates(tuple(i / 10 for i in range(slots)), (0.1, 0.2, 0.3)), 0.5)
+    return Found(
+        architecture=architecture,
+        network=NETWORK,
+        gates=Gates(tuple(i / 10 for i in range(slots)), (0.1, 0.2, 0.3)),
+        accuracy=0.5,
+    )
 
 
 def begun(path, name: str = "run") -> RunFolder:

@@ -195,8 +195,8 @@ def test_missing_files_and_other_suffixes_are_refused(tmp_path):
     (tmp_path / "d.pt").mkdir()
     with pytest.raises(CheckpointError, match="is a directory"):
         load(tmp_path / "d.pt")
-    with pytest.raises(CheckpointError, match=r"ends in .pt or .safetensors, got '.bin'"):
-        save(FORMS["plain"](), tmp_path / "m.bin")
+    with pytest.raises(CheckpointError, match=r"or .safetensors, got '.exe'"):
+        save(FORMS["plain"](), tmp_path / "m.exe")
 
 
 def test_a_foreign_module_is_refused(tmp_path):

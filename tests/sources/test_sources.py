@@ -2,12 +2,15 @@
 
 import sys
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from repconv import BackendError, CheckpointError, SourceError, create_model, fuse, save
-from repconv.sources.source import open_source
+from repconv.sources.checkpoint import Checkpoint
+from repconv.sources.source import READERS, open_source
 
 
 @pytest.fixture
@@ -224,3 +227,45 @@ def test_a_source_without_a_description_fuses(model, tmp_path):
     fused, report = fuse(source.checkpoint.model)
     assert report.after.batch_norms == 0
     torch.testing.assert_close(fused(X), model(X), rtol=1e-3, atol=1e-3)
+
+
+def test_a_format_is_one_reader_for_every_command(tmp_path, monkeypatch, command_line) -> None:
+    """`.seed` files hold a number that makes the network; nothing but the table of readers knows of them."""
+
+    def read(path, *_):
+        torch.manual_seed(int(path.read_text()))
+        network = create_model("irep_resnet18", width=2, blocks=(1,)).eval()
+        return Checkpoint(network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
+
+    monkeypatch.setitem(READERS, ".seed", read)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.seed").write_text("7")
+    opened = open_source("m.seed")
+    assert (opened.size, opened.is_graph, opened.notes) == ((3, 8, 8), False, ("made of 7",))
+    for arguments in (("inspect", "m.seed"), ("fuse", "m.seed", "-o", "m.onnx"), ("verify", "m.seed", "m.onnx")):
+        code, out, err = command_line(*arguments)
+        assert code == 0, out + err
+        assert "m.seed: made of 7" in err
+
+
+def test_what_a_graph_declares_is_read_off_it(tmp_path) -> None:
+    network = torch.nn.Conv2d(3, 2, 1).eval()
+    batch = ({0: torch.export.Dim("n")},)
+    torch.export.save(
+        torch.export.export(network, (torch.zeros(2, 3, 6, 5),), dynamic_shapes=batch), tmp_path / "m.pt2"
+    )
+    weights = [onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")]
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["n", c, 6, 5]) for n, c in (("x", 3), ("y", 2))]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Conv", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.helper.set_model_props(model, {"normalization": '{"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}'})
+    onnx.save(model, tmp_path / "m.onnx")
+    for name, said in (("m.pt2", None), ("m.onnx", (0.1, 0.2, 0.3))):
+        opened = open_source(tmp_path / name)
+        assert [(i.dtype, i.shape) for i in opened.inputs] == [(torch.float32, (None, 3, 6, 5))]
+        assert (opened.size, opened.is_graph, opened.channels) == ((3, 6, 5), True, 3)
+        assert (None if opened.normalization is None else opened.normalization.mean) == said
+        with pytest.raises(SourceError, match="is a graph, and a network in PyTorch is needed"):
+            _ = opened.checkpoint
+        with pytest.raises(SourceError, match="holds its own"):
+            open_source(tmp_path / name, model="irep_resnet18")

@@ -26,7 +26,7 @@ CALIBRATION_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class Artefact:
+class BuiltForm:
     """A form built for a backend: the job its process is given, the bytes of what was built, what was read back."""
 
     job: Job
@@ -66,7 +66,7 @@ class Workshop:
             self._onnx[key] = form.onnx(batch)
         return self._onnx[key]
 
-    def build(self, form: Form, backend: Backend, batch: int, precision: str, x: Tensor, x_file: Path) -> Artefact:
+    def build(self, form: Form, backend: Backend, batch: int, precision: str, x: Tensor, x_file: Path) -> BuiltForm:
         """A form for a backend.
 
         Raises:
@@ -76,7 +76,7 @@ class Workshop:
         """
         if backend.target is None:
             file, count = form.save_for_torch(self.folder, self.stem(), x)
-            return Artefact(Job(file, x_file, precision, form.own_code), count * DTYPES[precision].itemsize)
+            return BuiltForm(Job(file, x_file, precision, form.own_code), count * DTYPES[precision].itemsize)
         subject = self.onnx(form, batch)
         spans = (Span.of(form.given.size[1]), Span.of(form.given.size[2]))
         gpu = gpu_here()
@@ -93,7 +93,7 @@ class Workshop:
         for suffix, content in built.files.items():
             self._write(stem + suffix, content)
         job = Job(self.folder / f"{stem}{TARGETS[backend.target].suffix}", x_file, precision, None, backend.target)
-        return Artefact(job, sum(map(len, built.files.values())), dict(built.observed))
+        return BuiltForm(job, sum(map(len, built.files.values())), dict(built.observed))
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name

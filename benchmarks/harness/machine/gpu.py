@@ -67,16 +67,16 @@ def gpu_state(index: int = 0, own: Sequence[int] = ()) -> GpuState | None:
         with contextlib.suppress(nvml.NVMLError):
             running = [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(device)]
         return GpuState(
-            str(nvml.nvmlDeviceGetName(device)),
-            str(nvml.nvmlSystemGetDriverVersion()),
-            int(nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM)),
-            int(nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM)),
-            int(nvml.nvmlDeviceGetMaxClockInfo(device, nvml.NVML_CLOCK_SM)),
-            nvml.nvmlDeviceGetPowerUsage(device) / 1e3,
-            nvml.nvmlDeviceGetPowerManagementLimit(device) / 1e3,
-            int(nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU)),
-            len(set(running) - set(own)),
-            tuple(words for bit, words in REASONS.items() if bits & bit),
+            name=str(nvml.nvmlDeviceGetName(device)),
+            driver=str(nvml.nvmlSystemGetDriverVersion()),
+            sm_mhz=int(nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM)),
+            memory_mhz=int(nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM)),
+            sm_max_mhz=int(nvml.nvmlDeviceGetMaxClockInfo(device, nvml.NVML_CLOCK_SM)),
+            power_w=nvml.nvmlDeviceGetPowerUsage(device) / 1e3,
+            power_limit_w=nvml.nvmlDeviceGetPowerManagementLimit(device) / 1e3,
+            temperature_c=int(nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU)),
+            others=len(set(running) - set(own)),
+            slowed_by=tuple(words for bit, words in REASONS.items() if bits & bit),
         )
     except nvml.NVMLError:
         return None

@@ -45,7 +45,7 @@ def usage(root: Path = Path("/")) -> Usage | None:
         cores += 1
         busy += sum(times[:3]) + sum(times[5:7])
         stolen += times[7]
-    return Usage(cores, busy, stolen, _throttled_s(root)) if cores else None
+    return Usage(cores=cores, busy_s=busy, stolen_s=stolen, throttled_s=_throttled_s(root)) if cores else None
 
 
 def _throttled_s(root: Path) -> float:

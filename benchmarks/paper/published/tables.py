@@ -9,7 +9,7 @@ FAITHFUL, SCALED, IMPOSSIBLE = "faithful", "scaled down", "not possible here"
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of Table 2 or 3.
 
     Attributes:
@@ -35,34 +35,34 @@ _GOLD = "every cell of GOLD-NAS's network differs, and no published form was fou
 _NO_MASK = "the searched branches are in a picture that the text does not have; ours keeps a random two thirds of them"
 
 TABLE_2 = (
-    Row("VGG", 94.12, 14.73, 2.14, "vgg16"),
-    Row("ResNet-18", 96.21, 11.69, 4.12, "resnet18", why="11.69 M is the ImageNet form; CIFAR-10's has 11.17 M"),
-    Row("RepVGG", 94.62, 14.73, 1.76, "repvgg_vgg16"),
-    Row("ACNet", 94.47, 14.73, 1.76, "acnet_vgg16"),
-    Row("DARTS (second)", 97.24, 3.3, 31, "darts_v2"),
-    Row("P-DARTS", 97.5, 3.4, 33, "p_darts"),
-    Row("RepNAS (VGG)", 95.43, 11.69, 1.76, None, IMPOSSIBLE,
+    PaperRow("VGG", 94.12, 14.73, 2.14, "vgg16"),
+    PaperRow("ResNet-18", 96.21, 11.69, 4.12, "resnet18", why="11.69 M is the ImageNet form; CIFAR-10's has 11.17 M"),
+    PaperRow("RepVGG", 94.62, 14.73, 1.76, "repvgg_vgg16"),
+    PaperRow("ACNet", 94.47, 14.73, 1.76, "acnet_vgg16"),
+    PaperRow("DARTS (second)", 97.24, 3.3, 31, "darts_v2"),
+    PaperRow("P-DARTS", 97.5, 3.4, 33, "p_darts"),
+    PaperRow("RepNAS (VGG)", 95.43, 11.69, 1.76, None, IMPOSSIBLE,
         "which branches it found is not published; fused, it is the VGG above (which has 14.73 M, not 11.69 M)"),
-    Row("GOLD-NAS", 97.39, 3.67, 40, None, IMPOSSIBLE, _GOLD),
-    Row("CARS", 97.38, 3.6, 27, "cars_i"),
-    Row("AmoebaNet-A", 96.60, 3.2, 38, "amoebanet_a", SCALED,
+    PaperRow("GOLD-NAS", 97.39, 3.67, 40, None, IMPOSSIBLE, _GOLD),
+    PaperRow("CARS", 97.38, 3.6, 27, "cars_i"),
+    PaperRow("AmoebaNet-A", 96.60, 3.2, 38, "amoebanet_a", SCALED,
         "its cells in the wiring DARTS trains them in, not in their authors' own"),
-    Row("IRep-ResNet18", 96.61, 11.69, 3.93, "irep_resnet18", SCALED, f"unfused only: {_NO_MASK}"),
-    Row("IRep-VGG16", 95.65, 14.73, 1.76, "irep_vgg16", SCALED, f"unfused only: {_NO_MASK}"),
+    PaperRow("IRep-ResNet18", 96.61, 11.69, 3.93, "irep_resnet18", SCALED, f"unfused only: {_NO_MASK}"),
+    PaperRow("IRep-VGG16", 95.65, 14.73, 1.76, "irep_vgg16", SCALED, f"unfused only: {_NO_MASK}"),
 )  # fmt: skip
 """CIFAR-10, images of 32x32."""
 
 TABLE_3 = (
-    Row("ResNet-50", 76.10, 25.56, 38.8, "resnet50"),
-    Row("DyRep", 77.08, 25.56, 15.6, None, IMPOSSIBLE,
+    PaperRow("ResNet-50", 76.10, 25.56, 38.8, "resnet50"),
+    PaperRow("DyRep", 77.08, 25.56, 15.6, None, IMPOSSIBLE,
         "its branches come and go in training; fused, it is the ResNet-50 above"),
-    Row("DBB", 76.71, 25.56, 15.6, "dbb_resnet50"),
-    Row("DARTS (second)", 73.30, 4.7, 67.4, "darts_v2_imagenet"),
-    Row("P-DARTS", 75.60, 4.9, 62.3, "p_darts_imagenet"),
-    Row("GOLD-NAS", 76.10, 6.4, 39.4, None, IMPOSSIBLE, _GOLD),
-    Row("CARS", 75.20, 5.1, 59.9, "cars_i_imagenet"),
-    Row("AmoebaNet-B", 74.50, 5.1, 218, None, IMPOSSIBLE, "no form of its cell was found that could be checked"),
-    Row("IRep-ResNet50", 77.92, 25.56, 15.6, "irep_resnet50", FAITHFUL,
+    PaperRow("DBB", 76.71, 25.56, 15.6, "dbb_resnet50"),
+    PaperRow("DARTS (second)", 73.30, 4.7, 67.4, "darts_v2_imagenet"),
+    PaperRow("P-DARTS", 75.60, 4.9, 62.3, "p_darts_imagenet"),
+    PaperRow("GOLD-NAS", 76.10, 6.4, 39.4, None, IMPOSSIBLE, _GOLD),
+    PaperRow("CARS", 75.20, 5.1, 59.9, "cars_i_imagenet"),
+    PaperRow("AmoebaNet-B", 74.50, 5.1, 218, None, IMPOSSIBLE, "no form of its cell was found that could be checked"),
+    PaperRow("IRep-ResNet50", 77.92, 25.56, 15.6, "irep_resnet50", FAITHFUL,
         "the branches the text tells of; it leaves open which one the eighth block lacks and which the ninth keeps"),
 )  # fmt: skip
 """ImageNet, images of 224x224."""

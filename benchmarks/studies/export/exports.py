@@ -24,7 +24,7 @@ from torch import nn
 from repconv import create_model
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.studies.common import asking, head, read_json, some_of, write_json
-from repconv.benchmarks.studies.graph.networks import Subject, randomise, subject
+from repconv.benchmarks.studies.graph.networks import Specimen, randomise, specimen
 
 SCHEMA = "repconv.exports/1"
 MODELS = ("shipped", "irep_resnet18", "irep_resnet50", "repvgg_a0", "mobileone_s0", "fastvit_t8")
@@ -48,10 +48,10 @@ def irep_resnet18() -> nn.Module:
 
 def irep_resnet50() -> nn.Module:
     """IRep-ResNet50 with random statistics."""
-    return subject("repconv:irep_resnet50").model
+    return specimen("repconv:irep_resnet50").model
 
 
-def settled(one: Subject) -> nn.Module:
+def settled(one: Specimen) -> nn.Module:
     """A network whose batch normalisations hold the statistics of noise, as a trained one's are those of images."""
     norms = [part for part in one.model.modules() if isinstance(part, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
@@ -69,17 +69,17 @@ def settled(one: Subject) -> nn.Module:
 
 def repvgg_a0() -> nn.Module:
     """timm's, with random scales and the statistics of noise."""
-    return settled(subject("repvgg_a0"))
+    return settled(specimen("repvgg_a0"))
 
 
 def mobileone_s0() -> nn.Module:
     """timm's, with random scales and the statistics of noise."""
-    return settled(subject("mobileone_s0"))
+    return settled(specimen("mobileone_s0"))
 
 
 def fastvit_t8() -> nn.Module:
     """timm's, with random scales, layer scales too, and the statistics of noise."""
-    return settled(subject("fastvit_t8"))
+    return settled(specimen("fastvit_t8"))
 
 
 IMAGES = {"irep_resnet18": "32,32", "irep_resnet50": "224,224", "repvgg_a0": "224,224", "mobileone_s0": "224,224",

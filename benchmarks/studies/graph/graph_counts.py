@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
 from repconv.benchmarks.studies.common import asking, head, kept_rows, table, write_json
-from repconv.benchmarks.studies.graph.networks import ORDINARY, RE_PARAMETERISED, Subject, subject, to_onnx
+from repconv.benchmarks.studies.graph.networks import ORDINARY, RE_PARAMETERISED, Specimen, specimen, to_onnx
 from repconv.benchmarks.studies.speed.pairs import SAMPLE_S, SESSIONS, paired
 from repconv.files.whole import write_whole
 from repconv.graph import fuse_onnx
@@ -100,7 +100,7 @@ def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
         return rewritten, export_again(program, rewritten).module()
 
 
-def program_row(one: Subject, reference: nn.Module, wanted: Tensor) -> dict[str, object]:
+def program_row(one: Specimen, reference: nn.Module, wanted: Tensor) -> dict[str, object]:
     """The same network through torch.export: counts, and how exact the collapse is in float64."""
     rewritten, module = fused_program(one.model, one.x)
     exact, exact_module = fused_program(reference, one.x.double())
@@ -155,7 +155,7 @@ def graph_seconds(model: onnx.ModelProto) -> float:
 
 def row(name: str, rounds: int) -> dict[str, object]:
     """Everything measured of one network."""
-    one = subject(name)
+    one = specimen(name)
     original = to_onnx(one.model, one.x)
     fused, _ = fuse_onnx(original, prove=False)
     reference = copy.deepcopy(one.model).double()

@@ -8,6 +8,7 @@ import importlib
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
@@ -30,7 +31,7 @@ ORDINARY = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class Specimen:
     """A network in evaluation mode, its author's conversion (None if there is none), and an input."""
 
     name: str
@@ -39,7 +40,7 @@ class Subject:
     x: Tensor
 
 
-def subject(name: str) -> Subject:
+def specimen(name: str) -> Specimen:
     """The network of a name in the tuples above, with random statistics.
 
     Raises:
@@ -50,21 +51,21 @@ def subject(name: str) -> Subject:
     if library == "repconv":
         model = randomise(create_model(entry))
         side = 224 if entry.endswith(("resnet34", "resnet50")) else 32  # the data each is made for
-        return Subject(name, model, fuse(model)[0], torch.randn(1, 3, side, side))
+        return Specimen(name, model, fuse(model)[0], torch.randn(1, 3, side, side))
     if library == "torchvision":
         models = importlib.import_module("torchvision.models")
-        return Subject(name, randomise(models.get_model(entry, weights=None)), None, torch.randn(1, 3, 224, 224))
+        return Specimen(name, randomise(models.get_model(entry, weights=None)), None, torch.randn(1, 3, 224, 224))
     if library == "ultralytics":
         network = importlib.import_module("ultralytics.nn.tasks").DetectionModel(f"{entry}.yaml", verbose=False)
         network.model[-1].export, network.model[-1].format = True, "onnx"
         model, x = randomise(network), torch.randn(1, 3, 320, 320)
         with torch.no_grad():
             model(x)  # its head computes anchors in the first run
-        return Subject(name, model, copy.deepcopy(network).fuse(verbose=False).eval(), x)
+        return Specimen(name, model, copy.deepcopy(network).fuse(verbose=False).eval(), x)
     fresh = importlib.import_module("timm").create_model(entry, pretrained=False)
     convert = importlib.import_module("timm.utils.model").reparameterize_model
     model = randomise(fresh)
-    return Subject(name, model, convert(copy.deepcopy(model)), torch.randn(1, *fresh.pretrained_cfg["input_size"]))
+    return Specimen(name, model, convert(copy.deepcopy(model)), torch.randn(1, *fresh.pretrained_cfg["input_size"]))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -89,8 +90,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def to_onnx(model: nn.Module, x: Tensor, opset: int = 18) -> onnx.ModelProto:
-    """The network as exported, batch normalisation unfolded."""
+def to_onnx(model: nn.Module, x: Tensor, opset: int = 18, **options: Any) -> onnx.ModelProto:  # noqa: ANN401
+    """The network as torch's older exporter writes it, normalisation unfolded; `options` are the exporter's."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -103,5 +104,6 @@ def to_onnx(model: nn.Module, x: Tensor, opset: int = 18) -> onnx.ModelProto:
             training=torch.onnx.TrainingMode.PRESERVE,
             input_names=["x"],
             output_names=["y"],
+            **options,
         )
     return onnx.load_from_string(buffer.getvalue())

@@ -27,7 +27,7 @@ from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
 from repconv.benchmarks.studies.common import ROOT, asking, head, kept_rows, positive, read_json, some_of, write_json
 from repconv.benchmarks.studies.graph.graph_counts import relative, runner, session
-from repconv.benchmarks.studies.graph.networks import Subject, subject, to_onnx
+from repconv.benchmarks.studies.graph.networks import Specimen, specimen, to_onnx
 from repconv.benchmarks.studies.graph.peer_tools import (
     TOOLS,
     DeclinedError,
@@ -57,7 +57,7 @@ def seconds_of(work: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - started, result
 
 
-def applied(tool: ModuleTool | FileTool, one: Subject, original: onnx.ModelProto) -> tuple[list[float], object]:
+def applied(tool: ModuleTool | FileTool, one: Specimen, original: onnx.ModelProto) -> tuple[list[float], object]:
     """Seconds of each run of the tool on a fresh copy, and the last result.
 
     Raises:
@@ -106,7 +106,7 @@ def latency(
 
 
 def result_row(
-    name: str, one: Subject, original: onnx.ModelProto, fused: onnx.ModelProto, wanted: Tensor, rounds: int
+    name: str, one: Specimen, original: onnx.ModelProto, fused: onnx.ModelProto, wanted: Tensor, rounds: int
 ) -> dict[str, object]:
     """Everything measured of one tool on one network, or why it was not."""
     tool = TOOLS[name]
@@ -132,7 +132,7 @@ def result_row(
 
 
 def openvino_row(
-    one: Subject, original: onnx.ModelProto, fused: onnx.ModelProto, wanted: Tensor, rounds: int
+    one: Specimen, original: onnx.ModelProto, fused: onnx.ModelProto, wanted: Tensor, rounds: int
 ) -> dict[str, object]:
     """OpenVINO's own transformations, and its latency of the original over that of our file."""
     try:
@@ -164,7 +164,7 @@ def rows(name: str, rounds: int, known: Mapping[str, dict[str, object]]) -> Iter
     Raises:
         ModuleNotFoundError: the network's library is not installed.
     """
-    one = subject(name)
+    one = specimen(name)
     original = to_onnx(one.model, one.x)
     fused, _ = fuse_onnx(original, prove=False)
     with torch.no_grad(), FastGroupedDouble():

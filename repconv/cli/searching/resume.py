@@ -63,7 +63,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
     config = folder.read_json(CONFIG)
     own = {"data": is_own_data, "network": is_own_network}
-    named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(config[option])]
+    named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(str(config.get(option, "")))]
     with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
         run(folder, _show, own_code=own_code)
     if not processes.first:

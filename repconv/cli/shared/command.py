@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -155,12 +156,36 @@ class Command(click.Command):
             elif any(value == DASH for p in self.params for value in self._values(ctx, p)):
                 stack.enter_context(shown_on(sys.stderr))
             try:
+                self._give(ctx, ctx.params.pop("arguments", ()))
                 self._check(ctx)
                 return super().invoke(ctx)
             except RepconvError:
                 if verbose:
                     traceback.print_exc()
                 raise
+
+    def _give(self, ctx: click.Context, arguments: Sequence[str]) -> None:
+        """Write arguments behind the name of each network that is made by name: `timm:NAME(num_classes=10)`.
+
+        Raises:
+            SourceError: they are no `KEY=VALUE`, or no network is made by name.
+        """
+        if not arguments:
+            return
+        from ...errors import SourceError
+
+        said = f"({', '.join(map(_as_argument, arguments))})"
+        given = False
+        for parameter in self.params:
+            key, kind = str(parameter.name), parameter.type
+            if not isinstance(kind, Reads) or not (kind.source or key == "model_name") or ctx.params.get(key) is None:
+                continue
+            value = ctx.params[key]
+            changed = tuple(_called(text, said) for text in self._values(ctx, parameter))
+            given = given or changed != self._values(ctx, parameter)
+            ctx.params[key] = changed if isinstance(value, tuple) else changed[0]
+        if not given:
+            raise SourceError("--arg is for networks made by name: timm:NAME, torchvision:NAME, package.module:factory")
 
     def _check(self, ctx: click.Context) -> None:
         """Refuse what cannot be read or written, before any work."""
@@ -199,6 +224,25 @@ class Command(click.Command):
     def _values(ctx: click.Context, parameter: click.Parameter) -> tuple[Any, ...]:
         value = ctx.params.get(str(parameter.name))
         return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
+def _as_argument(text: str) -> str:
+    """`KEY=VALUE` as Python writes it; what is no number or list is a text."""
+    from ...errors import SourceError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise SourceError(f"--arg {text}: expected KEY=VALUE, such as num_classes=10")
+    try:
+        return f"{key}={ast.literal_eval(value)!r}"
+    except (ValueError, SyntaxError):
+        return f"{key}={value!r}"
+
+
+def _called(text: str, arguments: str) -> str:
+    """A network's name, weights behind it or not, with arguments."""
+    name, at, weights = text.partition("@")
+    return text if ":" not in name or Path(text).exists() else f"{name}{arguments}{at}{weights}"
 
 
 def _require_readable(source: str, *, source_only: bool) -> None:

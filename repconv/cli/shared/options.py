@@ -135,6 +135,13 @@ F = TypeVar("F", bound=Callable[..., object])
 def source_options(command: F) -> F:
     """How to read a SOURCE that does not describe itself."""
     for option in (
+        click.option(
+            "--arg",
+            "arguments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Argument of the factory of a network by name, such as num_classes=10; may be repeated.",
+        ),
         click.option("--state-key", help="Key in the file under which the weights are, if there are several."),
         click.option(
             "--model",

@@ -70,18 +70,19 @@ def spared_streams() -> Iterator[None]:
     """
     _hold_descriptors()
     before = sys.stdout, sys.stderr
-    out, err = (None if stream is None else Spared(stream) for stream in before)
-    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
-    try:
-        yield
-    finally:
-        for stream in (out, err):
-            if stream is not None:
-                stream.flush()
-        if out is not None and out.lost is not None and out.lost.errno != errno.EPIPE and err is not None:
-            err.write(f"repconv: standard output could not be written ({out.lost.strerror}); nothing else was lost\n")
+    with _nowhere() as nowhere:
+        out, err = (Spared(stream or nowhere) for stream in before)  # a stream that was closed is None
+        sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+        try:
+            yield
+        finally:
+            out.flush()
+            if out.lost is not None and out.lost.errno != errno.EPIPE:
+                err.write(
+                    f"repconv: standard output could not be written ({out.lost.strerror}); nothing else was lost\n"
+                )
             err.flush()
-        sys.stdout, sys.stderr = before
+            sys.stdout, sys.stderr = before
 
 
 def write_standard_output(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,27 +49,11 @@ def elements(size: Size) -> int:
 
 @lru_cache(maxsize=REMEMBERED)
 def convolution(form: Form, source: Size, output: Size) -> Cost:
-    """One convolution, its weight read once."""
-    form = form.without_cropping()
-    return Cost(output[1] * output[2] * form.weights, elements(source) + elements(output) + form.weights, 1)
+    """One convolution as it is written, without cropping; its weight is read once."""
+    height, width = output[1:] if form.geometry.up == (1, 1) else source[1:]
+    return Cost(height * width * form.weights, elements(source) + elements(output) + form.weights, 1)
 
 
 def elementwise(reads: int, output: Size) -> Cost:
     """One pass over `reads` tensors as large as the output, and the output."""
     return Cost(0.0, (reads + 1) * elements(output))
-
-
-def emission(forms: Sequence[tuple[Form, Size]], output: Size, *, biased: bool) -> Cost:
-    """Writing `sum_s K_s * s + b`: a convolution or a scale a source that is not there as it is, additions between."""
-    computed = [pair for pair in forms if not pair[0].is_diagonal]
-    total = Cost()
-    for form, _ in forms:
-        if form.is_diagonal and not form.is_identity:
-            total += elementwise(1, output)
-    for form, source in computed:
-        total += convolution(form, source, output)
-    for _ in range(len(forms) - 1):
-        total += elementwise(2, output)
-    if biased and not computed:
-        total += elementwise(1, output)
-    return total

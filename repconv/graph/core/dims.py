@@ -24,13 +24,24 @@ def through(geometry: Geometry, dims: Dims) -> Dims:
     """The size of what a convolution makes of a tensor of size `dims`."""
     top, left, bottom, right = geometry.padding
     sides: list[Dim] = []
-    for side, pad, k, s in zip(dims[2:], (top + bottom, left + right), geometry.size, geometry.stride, strict=True):
+    for given, pad, k, s, up in zip(
+        dims[2:], (top + bottom, left + right), geometry.size, geometry.stride, geometry.up, strict=True
+    ):
+        side = given
+        if up > 1:
+            side = (given - 1) * up + 1 if isinstance(given, int) else apart(given, up)
         if isinstance(side, int):
             sides.append((side + pad - k) // s + 1)
         else:
             root, stride, excess = side
             sides.append((root, stride * s, excess + stride * (1 + pad - k)))
     return (dims[0], geometry.out_channels, sides[0], sides[1])
+
+
+def apart(side: tuple[str, int, int], up: int) -> Dim:
+    """An open side whose pixels are put `up` apart: one of its own, named by what it is made of, so equal ones are."""
+    root, stride, excess = side
+    return symbol(f"(({root}{excess:+d})/{stride})*{up}")
 
 
 def nominal(dims: Dims) -> tuple[int, int, int]:

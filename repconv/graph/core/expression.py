@@ -150,7 +150,9 @@ def _ones(geometry: Geometry) -> Weight:
 
 
 def _kernel(geometry: Geometry, weight: Tensor) -> Kernel:
-    return Kernel(weight, weight.new_zeros(weight.shape[0]), geometry.stride, geometry.padding, geometry.groups)
+    return Kernel(
+        weight, weight.new_zeros(weight.shape[0]), geometry.stride, geometry.padding, geometry.groups, geometry.up
+    )
 
 
 def _series(outer: Term, inner: Term, form: Form) -> Kernel:
@@ -256,6 +258,11 @@ def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
     Raises:
         GeometryError: not one convolution a source at every pixel; `what` names the tensor.
     """
+    if term.form.geometry.up != (1, 1) and not inner.bias.is_zero:
+        raise GeometryError(
+            f"{what} has a bias and a transposed convolution afterwards, which makes something "
+            "else of a constant at each pixel of a window"
+        )
     if max(term.form.geometry.padding) > 0 and not inner.bias.is_zero:
         raise GeometryError(
             f"{what} has a bias and is padded with zeros afterwards: where the padding shows, the two are not one "

@@ -39,8 +39,8 @@ class Form:
         """The same, of an image whose sides are these; text or anything else for one that is open."""
         g = self.geometry
         spare = [
-            0 if stride == 1 else ((n + before + after - k) % stride if isinstance(n, int) else None)
-            for n, before, after, k, stride in zip(sides, *_halves(g.padding), g.size, g.stride, strict=True)
+            0 if stride == 1 else (((n - 1) * up + 1 + before + after - k) % stride if isinstance(n, int) else None)
+            for n, up, before, after, k, stride in zip(sides, g.up, *_halves(g.padding), g.size, g.stride, strict=True)
         ]
         return replace(self, spare=tuple(spare))
 
@@ -99,6 +99,7 @@ class Form:
             f", stride {g.stride[0]}x{g.stride[1]}" if g.stride != (1, 1) else "",
             f", dilation {self.dilation[0]}x{self.dilation[1]}" if self.dilation != (1, 1) else "",
             f", groups {g.groups}" if g.groups > 1 else "",
+            f", transposed {g.up[0]}x{g.up[1]}" if g.up != (1, 1) else "",
         )
         return f"{rows}x{columns}, {g.in_channels} -> {g.out_channels}{''.join(extra)}"
 
@@ -107,8 +108,16 @@ class Form:
         """True for one number a channel: a scale."""
         g = self.geometry
         return (
-            g.in_channels == g.out_channels == g.groups and g.size == g.stride == (1, 1) and g.padding == (0, 0, 0, 0)
+            g.in_channels == g.out_channels == g.groups
+            and g.size == g.stride == g.up == (1, 1)
+            and g.padding == (0, 0, 0, 0)
         )
+
+    def covers(self, sides: Sequence[object]) -> bool:
+        """True if one window sees the whole of a larger image of these sides, and nothing else."""
+        g = self.geometry
+        alone = not any(g.padding) and g.up == self.dilation == (1, 1) and g.groups == 1
+        return alone and g.size == tuple(sides) != (1, 1)
 
     @property
     def is_identity(self) -> bool:
@@ -138,8 +147,10 @@ class Form:
         if self.ones:
             geometry = replace(geometry, groups=inner.geometry.groups)
         lattice = tuple(
-            gcd(mine * s, theirs)
-            for mine, s, theirs in zip(self.lattice, inner.geometry.stride, inner.lattice, strict=True)
+            gcd(mine * s, theirs * u)
+            for mine, s, theirs, u in zip(
+                self.lattice, inner.geometry.stride, inner.lattice, self.geometry.up, strict=True
+            )
         )
         spare = tuple(
             None if mine is None or theirs is None else mine * s + theirs
@@ -162,9 +173,19 @@ class Form:
         spare = tuple(theirs if mine is None else mine for mine, theirs in zip(self.spare, other.spare, strict=True))
         return Form(geometry, (lattice[0], lattice[1]), spare=spare)
 
+    def ungrouped(self) -> Form:
+        """The form of the same map written with one group."""
+        return replace(self, geometry=replace(self.geometry, groups=1))
+
     def without_cropping(self) -> Form:
-        """The same map `symmetric` and with padding of at least 0: a cropped pixel becomes a zero tap."""
+        """The same map `symmetric` and with padding of at least 0: a cropped pixel becomes a zero tap.
+
+        One of pixels put apart is padded as a transposed convolution can be: by less than its size, and after the image
+        by up to `up - 1` more than before it.
+        """
         form = self.symmetric()
+        if form.geometry.up != (1, 1):
+            return form.as_transposed()
         top, left, bottom, right = form.geometry.padding
         if min(top, left, bottom, right) >= 0:
             return form
@@ -173,6 +194,23 @@ class Form:
         padding = (max(top, 0), max(left, 0), max(bottom, 0), max(right, 0))
         lattice = (gcd(rows, min(top, 0), min(bottom, 0)), gcd(columns, min(left, 0), min(right, 0)))
         return Form(replace(form.geometry, size=size, padding=padding), lattice, spare=form.spare)
+
+    def as_transposed(self) -> Form:
+        """With zero taps where a transposed convolution needs them, before and after, by axis."""
+        first, last = [], []
+        for k, up, before, after in zip(
+            self.geometry.size, self.geometry.up, *_halves(self.geometry.padding), strict=True
+        ):
+            both = max(before - (k - 1), 0)  # a transposed convolution crops what its windows overlap, and never less
+            first.append(both + max(after - before - (up - 1), 0))
+            last.append(both + max(before - after, 0))
+        if not any((*first, *last)):
+            return self
+        (kh, kw), (top, left, bottom, right) = self.geometry.size, self.geometry.padding
+        size = (kh + first[0] + last[0], kw + first[1] + last[1])
+        padding = (top + first[0], left + first[1], bottom + last[0], right + last[1])
+        lattice = (gcd(self.lattice[0], first[0], last[0]), gcd(self.lattice[1], first[1], last[1]))
+        return Form(replace(self.geometry, size=size, padding=padding), lattice, spare=self.spare)
 
 
 def padded_after(geometry: Geometry, changes: Sequence[int]) -> Geometry:

@@ -26,11 +26,12 @@ def convolution_term(
     padding: Sides = (0, 0, 0, 0),
     dilation: Pair = (1, 1),
     groups: int = 1,
+    up: Pair = (1, 1),
 ) -> Term:
     """A convolution whose `weight` gives [o, i/g, kh, kw] = `shape` in float64 when its numbers are needed."""
     o, i, kh, kw = shape
     size = ((kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1)
-    geometry = Geometry(i * groups, o, size, stride, padding, groups)
+    geometry = Geometry(i * groups, o, size, stride, padding, groups, up)
     form = Form(geometry, (dilation[0] if kh > 1 else 0, dilation[1] if kw > 1 else 0))
 
     def numbers() -> Tensor:
@@ -38,6 +39,42 @@ def convolution_term(
         return Kernel(full, full.new_zeros(o)).dilate(dilation).weight
 
     return Term.leaf(source, form, numbers)
+
+
+def transposed_term(
+    source: str,
+    weight: Callable[[], Tensor],
+    shape: tuple[int, int, int, int],
+    *,
+    stride: Pair = (1, 1),
+    crop: Sides = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Term:
+    """A transposed convolution whose `weight` gives [i, o/g, kh, kw] = `shape`; the whole overlap but for `crop`."""
+    i, m, kh, kw = shape
+    top, left, bottom, right = crop
+    rows, columns = (kh - 1) * dilation[0], (kw - 1) * dilation[1]
+
+    def turned() -> Tensor:
+        return turned_around(weight(), groups)
+
+    return convolution_term(
+        source,
+        turned,
+        (m * groups, i // groups, kh, kw),
+        padding=(rows - top, columns - left, rows - bottom, columns - right),
+        dilation=dilation,
+        groups=groups,
+        up=stride,
+    )
+
+
+def turned_around(weight: Tensor, groups: int) -> Tensor:
+    """The weight [i, o/g, kh, kw] of a transposed convolution as that [o, i/g, kh, kw] of a convolution, or back."""
+    a, b, *size = weight.shape
+    blocks = weight.reshape(groups, a // groups, b, *size).transpose(1, 2)
+    return blocks.reshape(groups * b, a // groups, *size).flip(2, 3)
 
 
 def average_term(

@@ -10,7 +10,7 @@ from typing import Literal
 from ...errors import GeometryError
 from ..core.form import REMEMBERED, Form
 from .carried import Carried
-from .layout import Atom, Layout, plain, size_of
+from .layout import BATCH, Atom, Layout, plain, size_of
 
 Change = tuple[Literal["permute", "reshape"], tuple[int, ...]]
 """Axes in another order, or another shape; one side of a shape may be -1."""
@@ -41,7 +41,7 @@ def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
         GeometryError: a layout needs a reshape of more than one open side, or see `broadcasts`.
     """
     geometry = form.without_cropping().geometry
-    pointwise = geometry.size == geometry.stride == (1, 1) and not any(geometry.padding)
+    pointwise = geometry.size == geometry.stride == geometry.up == (1, 1) and not any(geometry.padding)
     same = source.frame == output.frame
     if form.is_diagonal and not form.is_identity:
         broadcasts(source)
@@ -49,6 +49,11 @@ def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
         return Arrangement((), None, () if same else changes(source, output))
     if pointwise and same and source.channel_axis == output.channel_axis == len(output.layout.axes) - 1:
         return Arrangement((), None, ())
+    if form.without_cropping().covers(source.dims[2:]):
+        # One pixel of a whole image: its rows and columns are as many more channels to a matrix.
+        flat = Layout(((BATCH,), (Atom("channels", source.layout.channels), Atom("pixel", 0), Atom("pixel", 1))))
+        made = Carried(output.name, plain(output.layout.channels, 0), output.dims)
+        return Arrangement(changes(source, Carried(source.name, flat, source.dims)), None, changes(made, output))
     pixels = _pixels(source, output)
     if source.is_plain and output.is_plain and len(source.layout.axes) == len(output.layout.axes) == pixels + 2:
         return Arrangement((), pixels, ())

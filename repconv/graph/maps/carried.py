@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..core.dims import Dims, symbol, through
 from ..core.expression import Term
 from ..core.form import Form
 from ..core.step import Offset
-from ..core.terms import matrix_term, scale_term, select_term, slice_term
+from ..core.terms import convolution_term, matrix_term, scale_term, select_term, slice_term
 from .layout import MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
 
 LARGEST_MATRIX = 2**24
@@ -301,15 +302,45 @@ def matmul(tensor: Carried, left: Tensor | None, right: Tensor | None) -> Made:
     matrix = right if left is None else left
     rank = len(tensor.layout.axes)
     axis = rank - 1 if left is None else rank - 2
+    if left is None and matrix is not None and matrix.dim() == 2 and len(tensor.layout.axes[-1]) > 1:
+        return last_axis(tensor, matrix.detach().cpu().double().T.contiguous, (matrix.shape[1], matrix.shape[0]))
     if matrix is None or matrix.dim() != 2 or rank < 2 or not tensor.layout.holds_only_channels(axis):
         raise GeometryError("it mixes pixels or images of an axis that is no channels")
     value = matrix.detach().cpu().to(torch.float64)
     out = value.shape[1] if left is None else value.shape[0]
+    if left is None and tensor.layout.channels == tensor.layout.widths[axis]:
+        return last_axis(tensor, value.T.contiguous, (out, value.shape[0]))
     axes = [*tensor.layout.axes]
     axes[axis] = (Atom("channels", out),)
-    if left is None and tensor.layout.channels == tensor.layout.widths[axis]:
-        return Made(Layout(tuple(axes)), (matrix_term(tensor.name, value.T.contiguous, (out, value.shape[0])),))
     return combine(tensor, lambda t: t @ value if left is None else value @ t, Layout(tuple(axes)))
+
+
+def last_axis(tensor: Carried, matrix: Callable[[], Tensor], shape: tuple[int, int]) -> Made:
+    """A matrix [o, i] = `shape` times the last axis: of channels alone, or with pixels, as of a flattened image.
+
+    With pixels it is a convolution whose kernel is as large as the image.
+
+    Raises:
+        GeometryError: the axis is something else, or of an open size.
+    """
+    (o, i), parts = shape, tensor.layout.axes[-1]
+    sides = [size_of(atom, tensor.size_of) for atom in parts]
+    known = [side for side in sides if isinstance(side, int)]
+    whole = tensor.layout.widths[-1] == tensor.layout.channels
+    if not whole or len(known) < len(sides) or prod(known) != i or any(atom.kind == "batch" for atom in parts):
+        raise GeometryError("the last axis of its input is not its channels, alone or with pixels of a known number")
+    layout = Layout((*tensor.layout.axes[:-1], (Atom("channels", o),)))
+    if tensor.layout.holds_only_channels(-1):
+        return Made(layout, (matrix_term(tensor.name, matrix, (o, i)),))
+    # Channels first, then rows and columns, whatever their order on the axis.
+    order = sorted(range(len(parts)), key=lambda at: parts[at].number if parts[at].kind == "pixel" else -1)
+    size = {atom.number: side for atom, side in zip(parts, known, strict=True) if atom.kind == "pixel"}
+    kernel = (o, tensor.layout.channels, size.get(0, 1), size.get(1, 1))
+
+    def numbers() -> Tensor:
+        return matrix().reshape(o, *known).permute(0, *(1 + at for at in order)).reshape(kernel)
+
+    return Made(layout, (convolution_term(tensor.name, numbers, kernel),))
 
 
 def open_side(text: object) -> object:

@@ -5,6 +5,7 @@ Each function gives what its node makes, or raises `NotAffineError`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial, reduce
 from operator import add as add_up
 
@@ -16,9 +17,9 @@ from ...algebra.kernels import batch_norm_affine
 from ..core.constant import Constant
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
-from ..core.terms import average_term, convolution_term, matrix_term, scale_term
-from ..maps.carried import Carried, Made, matmul, spread
-from ..maps.layout import Atom, Layout, plain
+from ..core.terms import average_term, convolution_term, scale_term, transposed_term
+from ..maps.carried import Carried, Made, last_axis, matmul, spread
+from ..maps.layout import plain
 from .facts import EPSILON, Facts, attributes
 from .operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
 
@@ -51,6 +52,39 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         bias = double(constant_of(facts, node.input[2], "bias"))
         offset = partial(Constant.stored, bias)
     return [Part(node.output[0], Made(plain(o, pixels), (term,), offset))]
+
+
+def transposed(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """ConvTranspose with a constant weight."""
+    known = attributes(node)
+    weight = constant_of(facts, node.input[1], "weight")
+    pixels = weight.ndim - 2
+    source = image_of(facts, node.input[0])
+    if pixels not in (1, 2) or len(source.layout.axes) != weight.ndim:
+        raise NotAffineError
+    if "output_shape" in known or known.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise NotAffineError("what it crops follows from the size that it is to have")
+    groups = integer(known.get("group"), 1)
+    i, m, kh, kw = (*weight.shape, 1)[:4]
+    if i != source.layout.channels:
+        raise NotAffineError(f"it takes {i} channels, its input has another number")
+    crop = integers(known.get("pads"), [0] * (2 * pixels))
+    top, left = pair(crop[:pixels], 0, pixels)
+    bottom, right = pair(crop[pixels:], 0, pixels)
+    below, beside = pair(known.get("output_padding"), 0, pixels)
+    term = transposed_term(
+        source.name,
+        lambda: double(weight).reshape(i, m, kh, kw),
+        (i, m, kh, kw),
+        stride=pair(known.get("strides"), 1, pixels),
+        crop=(top, left, bottom - below, right - beside),
+        dilation=pair(known.get("dilations"), 1, pixels),
+        groups=groups,
+    )
+    offset = None
+    if len(node.input) > 2 and node.input[2]:
+        offset = partial(Constant.stored, double(constant_of(facts, node.input[2], "bias")))
+    return [Part(node.output[0], Made(plain(m * groups, pixels), (term,), offset))]
 
 
 def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
@@ -188,15 +222,14 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     weight = weight if integer(known.get("transB"), 0) else weight.T
     alpha, beta = (v if isinstance(v, float) else 1.0 for v in (known.get("alpha"), known.get("beta")))
     o, i = weight.shape
-    if source.channel_axis != 1 or source.layout.channels != i:
-        raise NotAffineError("the last axis of its input is not its channels alone")
-    layout = Layout((source.layout.axes[0], (Atom("channels", o),)))
+    if len(source.layout.axes) != 2:
+        raise NotAffineError
     offset = None
     if len(node.input) > 2 and node.input[2]:
         value = double(constant_of(facts, node.input[2], "bias"))
         offset = partial(Constant.stored, beta * spread(value, Carried("", plain(o, 0), (1, o, 1, 1))))
-    term = matrix_term(source.name, lambda: alpha * double(weight), (o, i))
-    return [Part(node.output[0], Made(layout, (term,), offset))]
+    made = last_axis(source, lambda: alpha * double(weight), (o, i))
+    return [Part(node.output[0], replace(made, offset=offset))]
 
 
 def _shifted(bias: Tensor, centre: Tensor) -> Constant:

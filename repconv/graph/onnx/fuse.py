@@ -13,20 +13,24 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import numpy_helper
 
 from ...errors import FusionError
-from ...files.edited import copied
+from ...files.edited import copy_of
 from ...files.onnx import parameters, statistics_of
 from ...proof.agreement import Agreement
 from ...proof.refusal import Refusal
 from ...proof.report import FusedLayer, FusionReport, Proof, Size
 from ..core.dims import nominal_side
 from ..core.step import Step
+from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
-from .facts import Facts, captured, first_line, without_weights
+from .facts import Facts, attributes, captured, first_line, without_weights
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
-from .writer import Emission, Names, emit, without_unread
+from .writer import Names, Nodes, emit, without_unread
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+"""What a report counts as convolutions."""
 
 
 def fuse_onnx(
@@ -142,22 +146,19 @@ def _write(
     source: onnx.ModelProto, facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
 ) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal]]:
     names = Names(_taken(source))
-    emissions: dict[str, Emission] = {}
-    layers: list[FusedLayer] = []
+    written: dict[str, Nodes] = {}
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            emission = emit(facts.placed, name, where[name], found, facts.types[name], names)
+            written[name] = emit(facts.placed, name, where[name], found, facts.types[name], names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
             why = f"{error}; the whole graph was left as it is, fuse it in float32"
-            return copied(source), (), [Refusal(where[name], why)]
-        emissions[name] = emission
-        for label, shape in emission.convolutions:
-            layers.append(_layer(label, shape, chosen.origins[name], emission, facts))
-    if not emissions and not chosen.virtual:
-        return copied(source), (), []
+            return copy_of(source), (), [Refusal(where[name], why)]
+    layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
+    if not written and not chosen.virtual:
+        return copy_of(source), (), []
     result = onnx.ModelProto()
     for field, value in source.ListFields():
         if field.name != "graph":
@@ -165,7 +166,7 @@ def _write(
     for field, value in source.graph.ListFields():
         if field.name not in ("node", "value_info", "initializer"):
             _set(result.graph, field.name, value)
-    gone = chosen.virtual | set(emissions)
+    gone = chosen.virtual | set(written)
     needed = outer | {value.name for value in source.graph.output}
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
     sizes: list[onnx.TensorProto] = []
@@ -177,14 +178,14 @@ def _write(
             continue
         dropped = [name for name in node.output if name in gone]
         for name in dropped:
-            if name in emissions:
-                result.graph.node.extend(emissions[name].nodes)
+            if name in written:
+                result.graph.node.extend(written[name].nodes)
         if len(dropped) < len([n for n in node.output if n]):
             result.graph.node.append(node)
             for position, name in enumerate(node.output):
                 if name in gone:
                     result.graph.node[-1].output[position] = names.new(f"{name}.unused")
-    weights = [t for emission in emissions.values() for t in emission.weights]
+    weights = [t for made in written.values() for t in made.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
     without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
@@ -214,15 +215,20 @@ def _taken(model: onnx.ModelProto) -> set[str]:
     return taken
 
 
-def _layer(name: str, shape: str, origins: tuple[str, ...], emission: Emission, facts: Facts) -> FusedLayer:
+def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[FusedLayer]:
+    """What becomes the layers that make a tensor."""
+    origins, layers = chosen.origins[name], chosen.rewritten[name].layers
     nodes = [node for origin in origins for node in facts.named.get(origin, ())]
     before = Size(
-        sum(n.op_type == "Conv" for n in nodes),
+        sum(n.op_type in CONVOLUTIONS for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
         sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
     )
-    after = Size(len(emission.convolutions), 0, sum(int(np.prod(t.dims)) for t in emission.weights))
-    return FusedLayer(name, shape, origins, before, after)
+    after = Size(sum(isinstance(x, Convolution) for x in layers), 0, sum(int(np.prod(t.dims)) for t in written.weights))
+    return [
+        FusedLayer(node, layer.form.label, origins, before, after)
+        for node, layer in zip(written.layers, layers, strict=True)
+    ]
 
 
 def _elements(facts: Facts, name: str) -> int:
@@ -245,18 +251,22 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
     nodes = model.graph.node
     flops: int | None = 0
     for node in nodes:
-        if node.op_type != "Conv":
+        if node.op_type not in CONVOLUTIONS:
             continue
+        # What puts pixels apart multiplies every one that it reads, another convolution every one that it makes.
+        strides = attributes(node).get("strides")
+        apart = node.op_type == "ConvTranspose" and isinstance(strides, list) and max(strides) > 1
+        place = node.input[0] if apart else _stem(node.output[0], facts)
         weight = shapes.get(node.input[1])
-        tensor = facts.placed.get(_stem(node.output[0], facts))
-        sides = facts.sides.get(node.output[0])
+        tensor = facts.placed.get(place)
+        sides = facts.sides.get(place if apart else node.output[0])
         if not isinstance(weight, tuple) or (tensor is None and sides is None) or flops is None:
             flops = None
             continue
         pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
         flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
-        sum(n.op_type == "Conv" for n in nodes),
+        sum(n.op_type in CONVOLUTIONS for n in nodes),
         sum(n.op_type == "BatchNormalization" for n in nodes),
         parameters(model),
         flops,

@@ -28,7 +28,8 @@ _ROUNDING: dict[int, float] = {
 
 
 _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
-    "Conv": arithmetic.convolution, "BatchNormalization": arithmetic.batch_norm, "AveragePool": arithmetic.average,
+    "Conv": arithmetic.convolution, "ConvTranspose": arithmetic.transposed,
+    "BatchNormalization": arithmetic.batch_norm, "AveragePool": arithmetic.average,
     "Add": arithmetic.add, "Sub": arithmetic.add, "Sum": arithmetic.add, "Mul": arithmetic.multiply,
     "Div": arithmetic.multiply, "Neg": arithmetic.negate, "Gemm": arithmetic.matrix, "MatMul": arithmetic.matrix,
     "Mean": arithmetic.add, "Transpose": layout.transpose, "Gather": layout.gather, "GatherND": layout.gather,
@@ -124,7 +125,7 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
         if len(found) > 1:
             raise NotAffineError("it adds tensors that may differ in size: " + " and ".join(map(shown, found)))
         size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)
         else:
             cost = elementwise(made.moves, size) if made.moves else Cost()

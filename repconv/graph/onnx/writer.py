@@ -11,20 +11,19 @@ import onnx
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from ...algebra.kernels import Kernel
 from ...errors import FusionError
-from ..core.expression import Expression, Term
-from ..maps.arrangement import Change, arrange
+from ..maps.arrangement import Change
 from ..maps.carried import Carried
+from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
 
 
 @dataclass
-class Emission:
-    """The nodes and weights that make one tensor."""
+class Nodes:
+    """The nodes and weights that make one tensor, and the names of those that are layers, in order."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
-    convolutions: list[tuple[str, str]] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
 
 
 class Names:
@@ -46,80 +45,109 @@ class Names:
 class _Pen:
     """What writing one tensor needs to know."""
 
-    output: str
     where: str
     element_type: int
     names: Names
-    result: Emission = field(default_factory=Emission)
+    bias: Tensor | None
+    result: Nodes = field(default_factory=Nodes)
 
-    def node(self, kind: str, inputs: list[str], target: str, suffix: str = "", **settings: int | list[int]) -> str:
-        """Write a node; what it makes."""
+    def node(
+        self, kind: str, inputs: Sequence[str], target: str, suffix: str = "", **settings: int | list[int]
+    ) -> None:
+        """Write a node."""
         name = self.names.new(f"{self.where}{suffix}")
         node = helper.make_node(kind, inputs, [target], name)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in settings.items())
         self.result.nodes.append(node)
-        return target
 
     def weight(self, wanted: str, value: Tensor) -> str:
         """Write numbers; their name."""
         self.result.weights.append(_tensor(self.names.new(wanted), value, self.element_type))
         return self.result.weights[-1].name
 
-    def change(self, source: str, changes: Sequence[Change], target: str) -> str:
-        """Write changes of layout, the last to `target`; what they make."""
-        for index, (kind, numbers) in enumerate(changes, start=1):
-            made = target if index == len(changes) else self.names.new(f"{target}.{kind}")
-            if kind == "permute":
-                source = self.node("Transpose", [source], made, "/transpose", perm=list(numbers))
-                continue
-            shape = numpy_helper.from_array(np.array(numbers, np.int64), self.names.new(f"{target}.shape"))
-            self.result.weights.append(shape)
-            source = self.node("Reshape", [source, shape.name], made, "/reshape")
-        return source
+    def biased(self, layer: Layer, target: str) -> list[str]:
+        """The name of the bias, if the layer has one."""
+        return [self.weight(f"{target}.bias", self.bias)] if layer.biased and self.bias is not None else []
+
+    def move(self, source: str, change: Change, target: str) -> None:
+        """Write a change of layout."""
+        kind, numbers = change
+        if kind == "permute":
+            self.node("Transpose", [source], target, "/transpose", perm=list(numbers))
+            return
+        shape = numpy_helper.from_array(np.array(numbers, np.int64), self.names.new(f"{target}.shape"))
+        self.result.weights.append(shape)
+        self.node("Reshape", [source, shape.name], target, "/reshape")
+
+    def matrix(self, source: str, layer: Matrix, target: str, rank: int) -> None:
+        """A matrix times the last axis, as Gemm where that takes the tensor."""
+        if rank == 2:
+            inputs = [source, self.weight(f"{target}.weight", layer.weight), *self.biased(layer, target)]
+            self.node("Gemm", inputs, target, transB=1)
+        else:
+            inputs = [source, self.weight(f"{target}.weight", layer.weight.T)]
+            bias = self.biased(layer, target)
+            product = self.names.new(f"{target}.product") if bias else target
+            self.node("MatMul", inputs, product)
+            if bias:
+                self.node("Add", [product, *bias], target, "/bias")
+
+    def convolution(self, source: str, layer: Convolution, target: str) -> None:
+        """A convolution, or a transposed one."""
+        weight = layer.weight
+        inputs = [source, self.weight(f"{target}.weight", weight), *self.biased(layer, target)]
+        settings = {"dilations": layer.dilation, "kernel_shape": list(weight.shape[2:]), "strides": layer.stride}
+        group = layer.form.geometry.groups
+        if layer.is_transposed:
+            crop, more = layer.crop
+            if any(more):
+                settings["output_padding"] = more
+            self.node("ConvTranspose", inputs, target, "", group=group, pads=[*crop, *crop], **settings)
+        else:
+            self.node("Conv", inputs, target, "", group=group, pads=[*layer.padding[0], *layer.padding[1]], **settings)
 
 
 def emit(
-    placed: Mapping[str, Carried], output: str, where: str, found: Expression, element_type: int, names: Names
-) -> Emission:
-    """The nodes that make `output` as `sum_s K_s * s + b`; `placed`: the layouts of tensors.
+    placed: Mapping[str, Carried], output: str, where: str, written: Emission, element_type: int, names: Names
+) -> Nodes:
+    """The nodes that make `output`; `placed`: the layouts of tensors.
 
     Raises:
         FusionError: a number is not finite in the graph's element type.
     """
-    pen = _Pen(output, where, element_type, names)
-    bias = found.bias.value
-    computed = [term for term in found.terms if not term.form.is_diagonal]
-    scaled = [term for term in found.terms if term.form.is_diagonal and not term.form.is_identity]
-    untouched = [term for term in found.terms if term.form.is_identity]
-    loose = bias is not None and not computed
-    last = len(found.terms) == 1 and not loose
-    parts = []
-    for index, term in enumerate([*computed, *scaled, *untouched]):
+    pen = _Pen(where, element_type, names, written.bias.value)
+    operations = written.settled()
+    made: list[str] = []
+
+    def read(place: Operand) -> str:
+        return made[place] if isinstance(place, int) else place
+
+    for index, operation in enumerate(operations):
+        last = index == len(operations) - 1
         target = output if last else names.new(f"{output}.part{index}")
-        source = placed[term.source]
-        way = arrange(term.form, source, placed[output])
-        made = names.new(f"{target}.inner") if way.after else target
-        if term.form.is_identity:
-            parts.append(pen.change(term.source, way.after, target))
-            continue
-        read = pen.change(term.source, way.before, names.new(f"{target}.outer")) if way.before else term.source
-        if index >= len(computed):
-            shape = source.layout.widths if len(source.layout.axes) < 3 else _without_leading_ones(source.layout.widths)
-            factor = pen.weight(f"{target}.scale", term.kernel.weight.reshape(shape))
-            pen.node("Mul", [read, factor], made, "/scale")
-        elif way.pixels is None:
-            _matrix(pen, read, term, bias if index == 0 else None, made, len(source.layout.axes))
-        else:
-            _convolution(pen, read, term, bias if index == 0 else None, made, way.pixels)
-        parts.append(pen.change(made, way.after, target))
-    if loose and bias is not None:
-        parts.append(pen.weight(f"{output}.bias", bias.reshape(_without_leading_ones(placed[output].layout.widths))))
-    total = parts[0]
-    for index, other in enumerate(parts[1:], start=2):
-        target = output if index == len(parts) else names.new(f"{output}.sum{index}")
-        total = pen.node("Add", [total, other], target, f"/add{index}")
-    if total != output:
-        pen.node("Identity", [total], output)
+        match operation:
+            case Convolution(source=source):
+                pen.convolution(read(source), operation, target)
+            case Matrix(source=source):
+                pen.matrix(read(source), operation, target, len(placed[output].layout.axes))
+            case Scale(source=source, widths=widths):
+                shape = widths if len(widths) < 3 else _without_leading_ones(widths)
+                factors = pen.weight(f"{target}.scale", operation.factors.reshape(shape))
+                pen.node("Mul", [read(source), factors], target, "/scale")
+            case Move(source=source, change=change):
+                pen.move(read(source), change, target)
+            case Add(source=source, other=other):
+                pen.node("Add", [read(source), read(other)], target, "/add")
+            case Shift(source=source, widths=widths) if pen.bias is not None:
+                shift = pen.weight(f"{output}.bias", pen.bias.reshape(_without_leading_ones(widths)))
+                pen.node("Add", [read(source), shift], target, "/add")
+            case Same(source=source):
+                pen.node("Identity", [read(source)], target)
+            case _:
+                raise TypeError(f"{operation} is not written anew")
+        if isinstance(operation, Layer):
+            pen.result.layers.append(pen.result.nodes[-1].name)
+        made.append(target)
     return pen.result
 
 
@@ -129,49 +157,6 @@ def _without_leading_ones(shape: Sequence[int]) -> tuple[int, ...]:
     while len(found) > 1 and found[0] == 1:
         found = found[1:]
     return found
-
-
-def _matrix(pen: _Pen, source: str, term: Term, bias: Tensor | None, target: str, rank: int) -> None:
-    """A matrix times the last axis, as Gemm where that takes the tensor."""
-    matrix = term.kernel.regroup(1).weight[:, :, 0, 0]
-    if rank == 2:
-        inputs = [source, pen.weight(f"{target}.weight", matrix)]
-        if bias is not None:
-            inputs.append(pen.weight(f"{target}.bias", bias))
-        pen.node("Gemm", inputs, target, transB=1)
-        return
-    weight = pen.weight(f"{target}.weight", matrix.T)
-    product = target if bias is None else pen.names.new(f"{target}.product")
-    pen.node("MatMul", [source, weight], product)
-    if bias is not None:
-        pen.node("Add", [product, pen.weight(f"{target}.bias", bias)], target, "/bias")
-
-
-def _convolution(pen: _Pen, source: str, term: Term, bias: Tensor | None, target: str, pixels: int) -> None:
-    kernel, rows, columns = written(term)
-    taps = kernel.weight[:, :, ::rows, ::columns]
-    weight = pen.weight(f"{target}.weight", taps if pixels == 2 else taps[..., 0])
-    inputs = [source, weight]
-    if bias is not None:
-        inputs.append(pen.weight(f"{target}.bias", bias))
-    pads = [*kernel.padding[:2][:pixels], *kernel.padding[2:][:pixels]]
-    pen.node(
-        "Conv",
-        inputs,
-        target,
-        group=kernel.groups,
-        strides=list(kernel.stride)[:pixels],
-        pads=pads,
-        dilations=[rows, columns][:pixels],
-        kernel_shape=list(taps.shape[2:])[:pixels],
-    )
-    pen.result.convolutions.append((pen.result.nodes[-1].name, term.form.without_cropping().label))
-
-
-def written(term: Term) -> tuple[Kernel, int, int]:
-    """A term's numbers with padding of at least 0, and the dilation its zeros allow; the weight still holds them."""
-    rows, columns = term.form.without_cropping().dilation
-    return term.uncropped(), rows, columns
 
 
 def _tensor(name: str, value: Tensor, element_type: int) -> onnx.TensorProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import add
@@ -11,12 +11,12 @@ from operator import add
 from ...errors import GeometryError
 from ...proof.refusal import Refusal
 from ..core.constant import Constant
-from ..core.cost import Cost, Size, elementwise, emission
+from ..core.cost import Cost
 from ..core.expression import Bias, Expression, Term, merge, respond, substitute
 from ..core.ordering import dependencies_first
 from ..core.step import Offset, Step
-from ..maps.arrangement import arrange, broadcasts
 from ..maps.carried import Carried
+from .emission import Emission, Keep, emission
 
 
 class InexactError(Exception):
@@ -38,7 +38,6 @@ class Choice:
 
     steps: Sequence[Step]
     fixed: Collection[str]
-    sizes: Mapping[str, Size]
     placed: Mapping[str, Carried]
     virtual: set[str] = field(default_factory=set)
     inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
@@ -52,13 +51,13 @@ class Choice:
                 if name in self.by_output:
                     self.readers[name].append(step)
         self._expressions: dict[str, Expression] = {}
-        self._costs: dict[str, Cost] = {}
+        self._emissions: dict[str, Emission] = {}
 
     def choose(self, virtual: Collection[str]) -> None:
         """Start again from another choice."""
         self.virtual = set(virtual)
         self._expressions.clear()
-        self._costs.clear()
+        self._emissions.clear()
 
     def affected(self, names: Collection[str]) -> list[str]:
         """`names` and what is expressed through them, up to the next tensors that are written."""
@@ -74,17 +73,17 @@ class Choice:
 
     def change(self, to_write: set[str], to_hide: set[str]) -> Callable[[], None]:
         """Write some tensors and make others virtual; what is given back undoes it."""
-        known = self.virtual, self._expressions.copy(), self._costs.copy()
+        known = self.virtual, self._expressions.copy(), self._emissions.copy()
 
         def undo() -> None:
-            self.virtual, self._expressions, self._costs = known
+            self.virtual, self._expressions, self._emissions = known
 
         changed = to_write | to_hide
         stale = set(self.affected(changed))
         self.virtual = (self.virtual - to_write) | to_hide
         for name in stale | set(self.affected(changed)):
             self._expressions.pop(name, None)
-            self._costs.pop(name, None)
+            self._emissions.pop(name, None)
         return undo
 
     def note(self, error: InexactError) -> None:
@@ -160,37 +159,37 @@ class Choice:
             raise InexactError(step.where, term.source, str(error)) from None
         return Expression(merge(terms), inner.bias)
 
-    def cost(self, name: str) -> Cost:
-        """What writing `name` costs under this choice.
+    def emission(self, name: str) -> Emission:
+        """How `name` is written under this choice.
 
         Raises:
             InexactError: as `expression`, or it cannot be written in its tensors' layouts.
         """
-        if name not in self._costs:
-            if self.is_verbatim(name):
-                self._costs[name] = self.by_output[name].cost
-            else:
-                found = self.expression(name)
-                forms = [(term.form, self.sizes[term.source]) for term in found.terms]
-                biased = not found.bias.is_surely_zero
-                self._costs[name] = emission(forms, self.sizes[name], biased=biased) + self._changes(name, found)
-        return self._costs[name]
-
-    def _changes(self, name: str, found: Expression) -> Cost:
-        """What changes of layout on the way cost."""
-        try:
-            if not found.bias.is_surely_zero and all(term.form.is_diagonal for term in found.terms):
-                broadcasts(self.placed[name])
-            passes = sum(arrange(t.form, self.placed[t.source], self.placed[name]).passes for t in found.terms)
-        except GeometryError as error:
+        if name not in self._emissions:
             step = self.by_output[name]
+            kept = Emission((Keep(name, step.cost),), Bias(None, step.rounding))
+            self._emissions[name] = kept if self.is_verbatim(name) else self._write(step)
+        return self._emissions[name]
+
+    def _write(self, step: Step) -> Emission:
+        found = self.expression(step.output)
+        try:
+            return emission(self.placed[step.output], found, [self.placed[term.source] for term in found.terms])
+        except GeometryError as error:
             inner = next(source for source in step.inputs if source in self.virtual)
             raise InexactError(step.where, inner, str(error)) from None
-        return elementwise(passes, self.sizes[name]) if passes else Cost()
+
+    def cost(self, names: Iterable[str]) -> Cost:
+        """What those of `names` cost that are written.
+
+        Raises:
+            InexactError: as `emission`.
+        """
+        return sum((self.emission(name).cost for name in names if name not in self.virtual), Cost())
 
     def total(self) -> Cost:
         """What the whole region costs under this choice."""
-        return sum((self.cost(s.output) for s in self.steps if s.output not in self.virtual), Cost())
+        return self.cost(self.by_output)
 
     def closure(self, name: str) -> list[Step]:
         """The steps that writing `name` stands for, in order."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ...proof.refusal import Refusal
 from ...proof.report import Size
 from ..core.step import Step
+from .emission import Convolution
 from .plan import Plan
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
+"""The kinds of nodes that a report counts as convolutions."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,12 @@ def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[Refusal], b
     """What writing the choice would give, without a number of it computed."""
     kinds = {step.where: step.kind for step in steps}
     where = {step.output: step.where for step in steps}
-    layers = tuple(
-        Planned(where[name], term.form.without_cropping().label, chosen.origins[name])
-        for name, found in chosen.rewritten.items()
-        for term in found.terms
-        if not term.form.is_diagonal
-    )
-    removed = {kinds[node]: 0 for node in kinds}
-    for node in {node for origins in chosen.origins.values() for node in origins}:
-        removed[kinds[node]] += 1
-    convolutions = before.convolutions + len(layers) - sum(removed.get(kind, 0) for kind in ("Conv", "conv2d"))
+    layers = [(name, layer) for name, found in chosen.rewritten.items() for layer in found.layers]
+    planned = tuple(Planned(where[name], layer.form.label, chosen.origins[name]) for name, layer in layers)
+    removed = Counter(kinds[node] for node in {node for origins in chosen.origins.values() for node in origins})
+    written = sum(isinstance(layer, Convolution) for _, layer in layers)
+    convolutions = before.convolutions + written - sum(removed[kind] for kind in _CONVOLUTIONS)
     norms = before.batch_norms - sum(count for kind, count in removed.items() if "norm" in kind.lower())
     return Foresight(
-        layers, (*refusals, *chosen.refusals), (before.convolutions, convolutions), (before.batch_norms, norms)
+        planned, (*refusals, *chosen.refusals), (before.convolutions, convolutions), (before.batch_norms, norms)
     )

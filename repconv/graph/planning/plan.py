@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from ...proof.refusal import Refusal
 from ..core.cost import MOVE, Cost
-from ..core.dims import nominal
-from ..core.expression import Expression
 from ..core.step import Step
 from ..maps.carried import Carried
 from .choice import Choice, InexactError
+from .emission import Emission
 from .refusals import reasons
 
 MOVE_FIRST_MULTIPLY_ADDS = 1e-6
@@ -29,12 +28,12 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write instead of the steps: `rewritten` tensors by their expression; `virtual` ones not at all.
+    """What to write instead of the steps: `rewritten` tensors as their emission says; `virtual` ones not at all.
 
     Every other tensor stays with the node that made it. `origins`: the names of the nodes a rewritten tensor came from.
     """
 
-    rewritten: Mapping[str, Expression]
+    rewritten: Mapping[str, Emission]
     virtual: frozenset[str]
     origins: Mapping[str, tuple[str, ...]]
     refusals: tuple[Refusal, ...]
@@ -50,23 +49,22 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
         needed: tensors that must exist: read by something that is no step, or an output.
         placed: the layout and sizes of every tensor a step reads or makes.
     """
-    sizes = {name: nominal(tensor.dims) for name, tensor in placed.items()}
     made = {step.output for step in steps}
     read = {name for step in steps for name in step.reads}
     fixed = {name for name in made if name in needed or name not in read}
-    rewritten: dict[str, Expression] = {}
+    rewritten: dict[str, Emission] = {}
     virtual: set[str] = set()
     origins: dict[str, tuple[str, ...]] = {}
     refusals: list[Refusal] = []
     before = after = Cost()
     for region in regions(steps, fixed):
-        chosen = solve(Choice(region, fixed, sizes, placed))
+        chosen = solve(Choice(region, fixed, placed))
         for step in region:
             name = step.output
             if name in chosen.virtual:
                 virtual.add(name)
             elif not chosen.is_verbatim(name):
-                rewritten[name] = chosen.expression(name)
+                rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
         refusals += reasons(chosen)
         before += sum((step.cost for step in region), Cost())
@@ -146,7 +144,7 @@ def _repair(choice: Choice, step: Step) -> bool:
         try:
             choice.expression(step.output)
             if step.output not in choice.virtual:
-                choice.cost(step.output)
+                choice.emission(step.output)
         except InexactError as error:
             choice.note(error)
             choice.change({error.inner}, set())
@@ -162,10 +160,10 @@ def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost
     """
     written, unwritten = set(group) & choice.virtual, set(group) - choice.virtual
     affected = choice.affected(group)
-    before = _cost(choice, affected)
+    before = choice.cost(affected)
     undo = choice.change(written, set()) if written else choice.change(set(), unwritten)
     try:
-        after = _cost(choice, affected)
+        after = choice.cost(affected)
     except InexactError as error:
         choice.note(error)
         undo()
@@ -180,11 +178,6 @@ def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost
 def _fits(change: Cost, room: Cost) -> bool:
     pairs = (change.multiply_adds, room.multiply_adds), (change.convolutions, room.convolutions)
     return all(more <= max(left, 0) for more, left in pairs)
-
-
-def _cost(choice: Choice, names: Collection[str]) -> Cost:
-    """What those of `names` cost that are written."""
-    return sum((choice.cost(name) for name in names if name not in choice.virtual), Cost())
 
 
 def _is_better(before: Cost, after: Cost, move: float) -> bool:

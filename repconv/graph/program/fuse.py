@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -17,17 +18,20 @@ from ...proof.agreement import Agreement
 from ...proof.refusal import Refusal
 from ...proof.report import FusedLayer, FusionReport, Proof, Size
 from ..core.dims import NOMINAL
-from ..core.expression import Expression, Term
 from ..core.step import Step
-from ..maps.arrangement import Change, arrange
+from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
 from .facts import NORMS, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
+from .writer import emit
 
 _aten = torch.ops.aten
+
+CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv_transpose1d.", "aten.conv_transpose2d.")
+"""What the names of convolutions begin with."""
 
 
 def fuse_program(
@@ -76,10 +80,11 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     facts, _, chosen, refusals = _planned(module, exact)
     before = _measure(module, facts)
     nodes = dict(facts.nodes)
-    layers: dict[str, list[FusedLayer]] = {}
+    layers: dict[str, tuple[FusedLayer, ...]] = {}
     try:
         for name, found in chosen.rewritten.items():
-            layers[name] = list(_emit(module, facts, nodes, name, found, chosen.origins[name]))
+            layers[name] = _layers(module, facts, name, chosen)
+            nodes[name] = emit(module, nodes, name, found)
     except FusionError as error:
         report = FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
         return Rewritten(original, original, {}, report, facts.labels)
@@ -231,101 +236,20 @@ def _dynamic(module: fx.GraphModule, arguments: tuple[object, ...], options: dic
     return positional if not named else None
 
 
-def _emit(
-    module: fx.GraphModule,
-    facts: ProgramFacts,
-    nodes: dict[str, fx.Node],
-    name: str,
-    found: Expression,
-    origins: tuple[str, ...],
-) -> list[FusedLayer]:
-    """Put what makes `name` in its place.
-
-    Raises:
-        FusionError: a number is not finite in the program's dtype.
-    """
-    old = nodes[name]
-    like = old.meta["val"]
-    graph = module.graph
-    bias = found.bias.value
+def _layers(module: fx.GraphModule, facts: ProgramFacts, name: str, chosen: Plan) -> tuple[FusedLayer, ...]:
+    """What becomes the layers that make a tensor."""
+    origins = chosen.origins[name]
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
-    layers, parts = [], []
-    output = facts.placed[name]
-    with graph.inserting_before(old):
-        for term in sorted(found.terms, key=lambda t: t.form.is_diagonal):
-            way = arrange(term.form, facts.placed[term.source], output)
-            part = _changed(nodes[term.source], way.before)
-            if term.form.is_diagonal and not term.form.is_identity:
-                value = term.kernel.weight.reshape(facts.placed[term.source].layout.widths)
-                part = graph.call_function(_aten.mul.Tensor, (part, _held(module, f"{name}_scale", value, like)))
-            elif not term.form.is_diagonal:
-                part.meta.setdefault("val", like)
-                part = _compute(module, part, term, bias, way.pixels, name)
-                bias = None
-                layers.append(
-                    FusedLayer(facts.labels[name], term.form.label, origins, read, Size(1, 0, term.form.weights))
-                )
-            parts.append(_changed(part, way.after))
-        for part in parts:
-            part.meta.setdefault("val", like)
-        total = parts[0]
-        for part in parts[1:]:
-            total = graph.call_function(_aten.add.Tensor, (total, part))
-        if bias is not None:
-            shift = _held(module, f"{name}_shift", bias.reshape(output.layout.widths), like)
-            total = graph.call_function(_aten.add.Tensor, (total, shift))
-    total.meta["val"] = like
-    old.replace_all_uses_with(total)
-    nodes[name] = total
-    return layers
-
-
-def _changed(node: fx.Node, changes: Sequence[Change]) -> fx.Node:
-    """A tensor in another layout."""
-    kinds = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
-    for kind, numbers in changes:
-        node = node.graph.call_function(kinds[kind], (node, list(numbers)))
-    return node
-
-
-def _compute(
-    module: fx.GraphModule, source: fx.Node, term: Term, bias: Tensor | None, pixels: int | None, name: str
-) -> fx.Node:
-    """A convolution of so many pixel axes, or a matrix times the last axis."""
-    graph, form, kernel, like = module.graph, term.form.without_cropping(), term.uncropped(), source.meta["val"]
-    shift = None if bias is None else _held(module, f"{name}_bias", bias, like)
-    if pixels is None:
-        weight = _held(module, f"{name}_weight", kernel.regroup(1).weight[:, :, 0, 0], like)
-        return graph.call_function(_aten.linear.default, (source, weight, shift))
-    rows, columns = form.dilation
-    taps = kernel.weight[:, :, ::rows, ::columns]
-    weight = _held(module, f"{name}_weight", taps if pixels == 2 else taps[..., 0], like)
-    top, left, bottom, right = kernel.padding
-    if (top, left) != (bottom, right):
-        amounts = [left, right, top, bottom] if pixels == 2 else [top, bottom]
-        source = graph.call_function(_aten.pad.default, (source, amounts))
-        top = left = 0
-    function = _aten.conv2d.default if pixels == 2 else _aten.conv1d.default
-    settings = (kernel.stride, (top, left), (rows, columns))
-    return graph.call_function(
-        function, (source, weight, shift, *(list(each[:pixels]) for each in settings), kernel.groups)
+    return tuple(
+        FusedLayer(
+            facts.labels[name],
+            layer.form.label,
+            origins,
+            read,
+            Size(int(isinstance(layer, Convolution)), 0, layer.form.weights),
+        )
+        for layer in chosen.rewritten[name].layers
     )
-
-
-def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:
-    """A new parameter, cast once.
-
-    Raises:
-        FusionError: a number is not finite in the program's dtype.
-    """
-    cast = value.to(dtype=like.dtype, device=like.device).contiguous()
-    if not bool(torch.isfinite(cast).all()):
-        raise FusionError(f"{name}: a folded number is not finite in {like.dtype}; the program was left as it is")
-    wanted, count = f"fused_{name}", 1
-    while wanted in dict(module.named_parameters()):
-        wanted, count = f"fused_{name}_{count}", count + 1
-    module.register_parameter(wanted, torch.nn.Parameter(cast))
-    return module.graph.get_attr(wanted)
 
 
 def _size_of(nodes: Sequence[fx.Node], module: fx.GraphModule) -> Size:
@@ -334,7 +258,7 @@ def _size_of(nodes: Sequence[fx.Node], module: fx.GraphModule) -> Size:
     held = {str(n.target) for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
     tensors = [operator.attrgetter(name)(module) for name in held]
     return Size(
-        sum(k.startswith("aten.conv2d.") for k in kinds),
+        sum(k.startswith(CONVOLUTIONS) for k in kinds),
         sum(k in NORMS for k in kinds),
         sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)),
     )
@@ -352,22 +276,29 @@ def _drop_unread(module: fx.GraphModule) -> None:
 def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
     names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     return Size(
-        sum(n.startswith("aten.conv2d.") for n in names),
+        sum(n.startswith(CONVOLUTIONS) for n in names),
         sum(n in NORMS for n in names),
         sum(p.numel() for p in module.parameters()),
         _flops(module, facts),
     )
 
 
+def _strides(node: fx.Node) -> list[int]:
+    """Of a convolution."""
+    given = node.args[3] if len(node.args) > 3 else node.kwargs.get("stride", 1)
+    return [int(str(stride)) for stride in given] if isinstance(given, (list, tuple)) else [int(str(given))]
+
+
 def _flops(module: fx.GraphModule, facts: ProgramFacts) -> int | None:
-    """Of the 2-D convolutions of one image, two a multiply-add; None where a size is not known."""
+    """Of the convolutions of one image, two a multiply-add; None where a size is not known."""
     total = 0
     for node in module.graph.nodes:
-        if not str(node.target).startswith("aten.conv2d."):
+        if not str(node.target).startswith(CONVOLUTIONS):
             continue
         weight, value = facts.constant(node.args[1]), node.meta.get("val")
-        if weight is None or not isinstance(value, Tensor) or value.dim() != 4:
+        if "transpose" in str(node.target) and isinstance(node.args[0], fx.Node) and max(_strides(node)) > 1:
+            value = node.args[0].meta.get("val")  # every pixel that it reads is multiplied by the weight
+        if weight is None or not isinstance(value, Tensor) or value.dim() != weight.dim():
             return None
-        height, width = (side if isinstance(side, int) else NOMINAL for side in value.shape[2:])
-        total += 2 * height * width * weight.numel()
+        total += 2 * prod(side if isinstance(side, int) else NOMINAL for side in value.shape[2:]) * weight.numel()
     return total

@@ -17,13 +17,14 @@ from ...errors import GeometryError
 from ...proof.refusal import Refusal
 from ..core.constant import Constant
 from ..core.cost import Cost, convolution, elementwise
+from ..core.dims import through
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
 from ..core.step import Step
-from ..core.terms import average_term, convolution_term, grid_term, matrix_term, scale_term
+from ..core.terms import average_term, convolution_term, grid_term, scale_term, transposed_term
 from ..maps.canvas import recognised
-from ..maps.carried import Carried, Made, spread
-from ..maps.layout import Atom, Layout, plain
+from ..maps.carried import Carried, Made, last_axis, spread
+from ..maps.layout import plain
 from .facts import FUNCTIONAL_NORM, ProgramFacts, is_pointwise, kind_of
 from .moves import MOVES
 from .painting import PAINTERS
@@ -98,7 +99,7 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     made = replace(
         made, terms=tuple(term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]) for term in made.terms)
     )
-    facts.place(node, made.layout, facts.tensor(sources[0]).dims)
+    facts.place(node, made.layout, through(made.terms[0].form.geometry, facts.tensor(sources[0]).dims))
     size = facts.nominal(node)
     if kind in _CONVOLUTIONS:
         cost = convolution(made.terms[0].form, facts.nominal(sources[0]), size)
@@ -180,6 +181,29 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
     bias = _argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return Made(plain(o, pixels), (term,), offset)
+
+
+def _transposed(facts: ProgramFacts, node: fx.Node) -> Made:
+    source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
+    pixels = weight.dim() - 2
+    if pixels not in (1, 2) or len(source.layout.axes) != weight.dim():
+        raise NotAffineError
+    i, m, kh, kw = (*weight.shape, 1)[:4]
+    rows, columns = _pair(_argument(node, 4, "padding", 0), pixels, 0)
+    below, beside = _pair(_argument(node, 5, "output_padding", 0), pixels, 0)
+    groups = int(str(_argument(node, 6, "groups", 1)))
+    term = transposed_term(
+        source.name,
+        lambda: _double(weight).reshape(i, m, kh, kw),
+        (i, m, kh, kw),
+        stride=_pair(_argument(node, 3, "stride", 1), pixels),
+        crop=(rows, columns, rows - below, columns - beside),
+        dilation=_pair(_argument(node, 7, "dilation", 1), pixels),
+        groups=groups,
+    )
+    bias = _argument(node, 2, "bias")
+    offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
+    return Made(plain(m * groups, pixels), (term,), offset)
 
 
 def _batch_norm(facts: ProgramFacts, node: fx.Node) -> Made:
@@ -303,18 +327,16 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
 def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
     source = facts.tensor(node.args[0])
     weight = _constant(facts, node.args[1], "weight")
-    rank, (o, i) = len(source.layout.axes), weight.shape
-    if source.channel_axis != rank - 1 or source.layout.channels != i:
-        raise NotAffineError("the last axis of its input is not its channels alone")
-    layout = Layout((*source.layout.axes[:-1], (Atom("channels", o),)))
+    o, i = weight.shape
     bias = _argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
-    return Made(layout, (matrix_term(source.name, partial(_double, weight), (o, i)),), offset)
+    return replace(last_axis(source, partial(_double, weight), (o, i)), offset=offset)
 
 
-_CONVOLUTIONS = frozenset(("conv1d", "conv2d", "linear"))
+_CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear"))
 _READERS: dict[str, Callable[[ProgramFacts, fx.Node], Made]] = {
     "aten.conv2d.default": _conv, "aten.conv2d.padding": _conv, "aten.conv1d.default": _conv,
+    "aten.conv_transpose1d.default": _transposed, "aten.conv_transpose2d.input": _transposed,
     "aten.conv1d.padding": _conv, "aten.batch_norm.default": _batch_norm,
     FUNCTIONAL_NORM: _batch_norm, "aten.to.dtype": _same, "aten._to_copy.default": _same,
     "aten.add.Tensor": _sum, "aten.sub.Tensor": _sum, "aten.rsub.Scalar": _sum,

@@ -18,7 +18,10 @@ _aten = torch.ops.aten
 Constants = Callable[[str], Tensor]
 """Gives the parameter or buffer of a name."""
 
-_WEIGHTED = frozenset(("aten.conv1d.default", "aten.conv2d.default", "aten.linear.default", "aten.mul.Tensor"))
+_WEIGHTED = frozenset((
+    "aten.conv1d.default", "aten.conv2d.default", "aten.conv_transpose1d.default", "aten.conv_transpose2d.input",
+    "aten.linear.default", "aten.mul.Tensor",
+))  # fmt: skip
 
 _REARRANGED = frozenset(("aten.permute.default", "aten.reshape.default"))
 
@@ -27,6 +30,7 @@ _BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tenso
 _OF_IMAGES = frozenset((
     "aten.add.Tensor", "aten.avg_pool2d.default", "aten.batch_norm.default", "aten.cat.default", "aten.clone.default",
     "aten.constant_pad_nd.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding",
+    "aten.conv_transpose1d.default", "aten.conv_transpose2d.input",
     "aten.div.Tensor", "aten.mul.Tensor", "aten.neg.default", "aten.pad.default", "aten.slice.Tensor",
     "aten.sub.Tensor", "aten._native_batch_norm_legit_no_training.default", str(operator.getitem),
 ))  # fmt: skip

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
-from ....files.edited import copied, put
+from ....files.edited import copy_of, put
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
 
@@ -38,7 +38,7 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
 
 def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` whose floating-point weights, constants, inputs, casts and outputs are float64."""
-    result = copied(model)
+    result = copy_of(model)
     for imported in (result, *result.functions):
         for entry in imported.opset_import:
             entry.domain = _plain(entry.domain)

@@ -60,52 +60,74 @@ def prove_onnx(
         NotRunError: onnxruntime cannot load or run the original.
         SourceError: it cannot load or run the fused model, or a region.
     """
-    outputs = [value.name for value in before.graph.output]
-    with _original():
-        session = model_session(before, "the ONNX model", as_written=True)
-    session_after = model_session(after, "the fused ONNX model", as_written=True)
-    unmeasured: list[Refusal] = []
-    decided = decisions(before, after)
-    shown = list(dict.fromkeys([*outputs, *(n for d in decided for n in (*d.by, *d.outputs))]))
-    if decided:
-        # What is decided is seen in both runs, so that it can be replayed.
-        session, session_after = (
-            model_session(showing(m, shown), "the ONNX model", as_written=True) for m in (before, after)
-        )
-
+    pair = ModelPair(before, after)
     regions, more = region_comparisons(before, after, feeds[-1], label)
-    trusted = not more and all(region.passed for region in regions)
+    pair.trusted = not more and all(region.passed for region in regions)
+    end_to_end = compare_calls(pair.compare, feeds)
+    return Proof(Agreement(tuple(regions), end_to_end, partial=bool(more)), (*pair.unmeasured, *more))
 
-    def compare(given: Feeds) -> list[Comparison]:
+
+class ModelPair:
+    """Two models of the same inputs and outputs by name, run by onnxruntime as they are written, call by call.
+
+    decided: the decisions they share, which are replayed.
+    trusted: whether all that differs between them is proven, so that rounding the stored numbers is an excuse.
+    unmeasured: what could not be compared with float64, so far.
+
+    Raises:
+        NotRunError: onnxruntime cannot load the original.
+        SourceError: it cannot load the other.
+    """
+
+    def __init__(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+        self._before, self._after = before, after
+        self.trusted = False
+        self.unmeasured: list[Refusal] = []
+        self.decided = decisions(before, after)
+        self._outputs = [value.name for value in before.graph.output]
+        decided = (name for d in self.decided for name in (*d.by, *d.outputs))
+        self._shown = list(dict.fromkeys([*self._outputs, *decided]))
+        with _original():
+            self._session = model_session(self._showing(before), "the ONNX model", as_written=True)
+        self._session_after = model_session(self._showing(after), "the fused ONNX model", as_written=True)
+
+    def _showing(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """What is decided is seen in both runs, so that it can be replayed."""
+        return showing(model, self._shown) if self.decided else model
+
+    def compare(self, given: Feeds) -> list[Comparison]:
+        """Every output, and what decisions were made of, of one call.
+
+        Raises:
+            NotRunError, SourceError: onnxruntime cannot run the original, or the other.
+        """
+        shown, decided = self._shown, self.decided
         end_to_end: list[Comparison] = []
         where = "onnxruntime, " + " and ".join("x".join(map(str, value.shape)) for value in given.values())
         with _original():
-            own = dict(zip(shown, _run(session, shown, given), strict=True))
-        got = dict(zip(shown, _run(session_after, shown, given), strict=True))
+            own = dict(zip(shown, _run(self._session, shown, given), strict=True))
+        got = dict(zip(shown, _run(self._session_after, shown, given), strict=True))
         own, got = {**given, **own}, {**given, **got}
         exact: dict[str, Array] = own
         was: dict[str, Array] | None = None
         reference_dtype: torch.dtype | None = None
         try:
-            exact = {**given, **replayed(before, given, decided, got, shown)}
-            was = own if not decided else _with_error_of(own, replayed(before, given, decided, own, shown), exact)
+            exact = {**given, **replayed(self._before, given, decided, got, shown)}
+            was = own if not decided else _with_error_of(own, replayed(self._before, given, decided, own, shown), exact)
             reference_dtype = torch.float64
-            end_to_end += judged(before, decided, exact, got, was, where)
+            end_to_end += judged(self._before, decided, exact, got, was, where)
         except FusionError as error:
-            unmeasured.append(Refusal(where, f"{error}; compared with the original in onnxruntime instead"))
+            self.unmeasured.append(Refusal(where, f"{error}; compared with the original in onnxruntime instead"))
         rounded: Mapping[str, Array] = {}
-        for name in outputs:
+        for name in self._outputs:
             before_fusing = None if was is None else _tensor(was[name])
             found = compare_tensors(_tensor(exact[name]), _tensor(got[name]), before_fusing, None, reference_dtype)
-            if trusted and needs_explaining(found):
-                rounded = rounded or replayed(after, given, decided, got, shown)
+            if self.trusted and needs_explaining(found):
+                rounded = rounded or replayed(self._after, given, decided, got, shown)
                 found = explained(found, _tensor(exact[name]), _tensor(rounded[name]))
-            path = name if len(outputs) > 1 else ""
+            path = name if len(self._outputs) > 1 else ""
             end_to_end.append(replace(found, where=where, path=path, shape=got[name].shape))
         return end_to_end
-
-    end_to_end = compare_calls(compare, feeds)
-    return Proof(Agreement(tuple(regions), end_to_end, partial=bool(more)), (*unmeasured, *more))
 
 
 def _with_error_of(own: Feeds, wanted: Feeds, exact: Feeds) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from ....errors import FusionError
-from ....files.edited import copied
+from ....files.edited import copy_of
 from ....proof.affine import (
     Evaluated,
     Sources,
@@ -35,8 +35,8 @@ _DTYPES = {
 }  # fmt: skip
 
 _OF_IMAGES = frozenset((
-    "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "Div", "Dropout", "Gemm", "Identity", "Mul", "Neg",
-    "Pad", "Slice", "Split", "Sub", "Sum",
+    "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Dropout", "Gemm", "Identity",
+    "Mul", "Neg", "Pad", "Slice", "Split", "Sub", "Sum",
 ))  # fmt: skip
 """Operations that give a row for each image, channels second."""
 
@@ -211,7 +211,7 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
     """
     weights = {t.name: t for t in model.graph.initializer}
     sources = {value.name for value in model.graph.input}
-    result = copied(model)
+    result = copy_of(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.input[:]
     held: dict[str, onnx.TensorProto] = {}
 
@@ -239,7 +239,7 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
                 again.input[0], again.output[0] = f"{node.input[0]}{_UNWEIGHTED}", f"{node.output[0]}{_UNWEIGHTED}"
                 sources.add(node.output[0])
             continue
-        if node.op_type in ("Conv", "Gemm", "MatMul", "Mul"):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"):
             inputs = [node.input[0], squared(node.input[1])]
         elif node.op_type in ("Add", "Identity"):
             inputs = [added(name) for name in node.input]

@@ -1,0 +1,221 @@
+"""What is written for a tensor, operation by operation: the price, both writers and foresight read this list.
+
+`T = sum_s K_s * s + b` becomes a convolution, a matrix or a scale a source, between changes of layout, and the sum of
+those. Of a tensor that stays with its node that is one operation, too. Everything here follows from forms and layouts;
+numbers are computed when a writer asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from ..core.cost import Cost, convolution, elementwise
+from ..core.dims import nominal
+from ..core.expression import Bias, Expression, Term
+from ..core.form import Form
+from ..core.terms import turned_around
+from ..maps.arrangement import Change, arrange, broadcasts
+from ..maps.carried import Carried
+
+Operand = str | int
+"""A tensor of the graph by its name, or what an earlier operation of the list makes by its position."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation on `source`, and what it costs."""
+
+    source: Operand
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Keep(Operation):
+    """The node that makes `source`, as it stands."""
+
+
+@dataclass(frozen=True)
+class Same(Operation):
+    """The tensor under another name."""
+
+
+@dataclass(frozen=True)
+class Move(Operation):
+    """A change of layout."""
+
+    change: Change
+
+
+@dataclass(frozen=True)
+class Add(Operation):
+    """The sum with another tensor."""
+
+    other: Operand
+
+
+@dataclass(frozen=True)
+class Shift(Operation):
+    """The constant added, one number a channel; `widths` is the shape that broadcasts against the tensor."""
+
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scale(Operation):
+    """One factor a channel; `widths` is the shape that broadcasts against the source."""
+
+    widths: tuple[int, ...]
+    term: Term
+
+    @property
+    def factors(self) -> Tensor:
+        """Of shape `widths`, in float64."""
+        return self.term.kernel.weight.reshape(self.widths)
+
+
+@dataclass(frozen=True)
+class Layer(Operation):
+    """What multiplies and adds. form: of `term` as it is written. biased: True if it adds the constant."""
+
+    term: Term
+    form: Form
+    biased: bool
+
+
+@dataclass(frozen=True)
+class Matrix(Layer):
+    """A matrix times the last axis, that of channels or of a flattened image."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[o, i] in float64."""
+        return self.term.uncropped().regroup(1).weight.flatten(1)
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """A convolution of so many pixel axes, with padding of at least 0; or a transposed one."""
+
+    pixels: int
+
+    @property
+    def is_transposed(self) -> bool:
+        """True for one that puts the pixels of its source apart."""
+        return self.form.geometry.up != (1, 1)
+
+    @property
+    def weight(self) -> Tensor:
+        """[o, i/g, k...], of a transposed one [i, o/g, k...]: in float64, without the zeros a dilation stands for."""
+        rows, columns = self.form.dilation
+        taps = self.term.uncropped().weight[:, :, ::rows, ::columns]
+        if self.is_transposed:
+            taps = turned_around(taps, self.form.geometry.groups)
+        return taps if self.pixels == 2 else taps[..., 0]
+
+    @property
+    def stride(self) -> list[int]:
+        """By pixel axis; of a transposed one, how far it puts the pixels of its source apart."""
+        geometry = self.form.geometry
+        return list((geometry.up if self.is_transposed else geometry.stride)[: self.pixels])
+
+    @property
+    def crop(self) -> tuple[list[int], list[int]]:
+        """Of a transposed one, what it crops on both sides, and the rows and columns that it leaves after those."""
+        top, left, bottom, right = self.form.geometry.padding
+        kh, kw = self.form.geometry.size
+        return [kh - 1 - top, kw - 1 - left][: self.pixels], [bottom - top, right - left][: self.pixels]
+
+    @property
+    def dilation(self) -> list[int]:
+        """By pixel axis."""
+        return list(self.form.dilation[: self.pixels])
+
+    @property
+    def padding(self) -> tuple[list[int], list[int]]:
+        """Before and after, by pixel axis."""
+        sides = self.form.geometry.padding
+        return list(sides[: self.pixels]), list(sides[2 : 2 + self.pixels])
+
+
+@dataclass(frozen=True)
+class Emission:
+    """How one tensor is written: the last of the operations makes it, of what those before it make.
+
+    bias: the constant that a convolution, a matrix or a shift among them adds.
+    """
+
+    operations: tuple[Operation, ...]
+    bias: Bias
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What all of it costs."""
+        return sum((each.cost for each in self.operations), Cost())
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Convolutions, and matrices times the last axis."""
+        return [each for each in self.operations if isinstance(each, Layer)]
+
+    def settled(self) -> tuple[Operation, ...]:
+        """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
+        *before, last = self.operations
+        if not isinstance(last, Shift) or self.bias.value is not None:
+            return self.operations
+        return tuple(before) or (Same(last.source, Cost()),)
+
+
+def emission(output: Carried, found: Expression, sources: Sequence[Carried]) -> Emission:
+    """How to write a tensor.
+
+    Args:
+        output: the tensor.
+        found: what it is.
+        sources: the tensors of its terms.
+
+    Raises:
+        GeometryError: it cannot be written in its tensors' layouts, see `arrange`.
+    """
+    biased = not found.bias.is_surely_zero
+    size = nominal(output.dims)
+    operations: list[Operation] = []
+
+    def write(operation: Operation) -> int:
+        operations.append(operation)
+        return len(operations) - 1
+
+    def move(place: Operand, changes: Sequence[Change], tensor: Carried) -> Operand:
+        for change in changes:
+            cost = elementwise(1, nominal(tensor.dims)) if change[0] == "permute" else Cost()
+            place = write(Move(place, cost, change))
+        return place
+
+    parts: list[Operand] = []
+    # Convolutions first: the first of them takes the bias.
+    for term, source in sorted(zip(found.terms, sources, strict=True), key=_rank):
+        way = arrange(term.form, source, output)
+        place = move(source.name, way.before, source)
+        if term.form.is_diagonal and not term.form.is_identity:
+            place = write(Scale(place, elementwise(1, size), source.layout.widths, term))
+        elif not term.form.is_identity:
+            form = term.form.without_cropping()
+            form = form if way.pixels else form.ungrouped()
+            rest = convolution(form, nominal(source.dims), size), term, form, biased and not parts
+            place = write(Convolution(place, *rest, way.pixels) if way.pixels else Matrix(place, *rest))
+        parts.append(move(place, way.after, output))
+    total, *others = parts
+    for other in others:
+        total = write(Add(total, elementwise(2, size), other))
+    if biased and all(term.form.is_diagonal for term in found.terms):
+        broadcasts(output)
+        write(Shift(total, elementwise(1, size), output.layout.widths))
+    return Emission(tuple(operations) or (Same(total, Cost()),), found.bias)
+
+
+def _rank(pair: tuple[Term, Carried]) -> int:
+    form = pair[0].form
+    return 2 if form.is_identity else int(form.is_diagonal)

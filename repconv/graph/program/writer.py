@@ -1,0 +1,97 @@
+"""A plan for a program, written: operations in the places of the nodes they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import FusionError
+from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+
+_aten = torch.ops.aten
+
+_CHANGES = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
+
+
+def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> fx.Node:
+    """Put what makes `name` in its place; the node it is now. `nodes`: those that make tensors, by name.
+
+    Raises:
+        FusionError: a number is not finite in the program's dtype.
+    """
+    old, value, call = nodes[name], written.bias.value, module.graph.call_function
+    like = old.meta["val"]
+    made: list[fx.Node] = []
+
+    def read(place: Operand) -> fx.Node:
+        return made[place] if isinstance(place, int) else nodes[place]
+
+    def held(kind: str, value: Tensor) -> fx.Node:
+        return _held(module, f"{name}_{kind}", value, like)
+
+    def bias(layer: Layer) -> fx.Node | None:
+        return held("bias", value) if layer.biased and value is not None else None
+
+    operations = written.settled()
+    with module.graph.inserting_before(old):
+        for operation in operations:
+            match operation:
+                case Convolution(source=source):
+                    weight = held("weight", operation.weight)
+                    node = _convolution(read(source), operation, weight, bias(operation))
+                case Matrix(source=source):
+                    arguments = read(source), held("weight", operation.weight), bias(operation)
+                    node = call(_aten.linear.default, arguments)
+                case Scale(source=source):
+                    node = call(_aten.mul.Tensor, (read(source), held("scale", operation.factors)))
+                case Move(source=source, change=(kind, numbers)):
+                    node = call(_CHANGES[kind], (read(source), list(numbers)))
+                case Add(source=source, other=other):
+                    node = call(_aten.add.Tensor, (read(source), read(other)))
+                case Shift(source=source, widths=widths) if value is not None:
+                    node = call(_aten.add.Tensor, (read(source), held("shift", value.reshape(widths))))
+                case Same(source=source):
+                    node = read(source)
+                case _:
+                    raise TypeError(f"{operation} is not written anew")
+            made.append(node)
+    if not any(isinstance(operation, Move) for operation in operations):
+        for node in made:
+            node.meta.setdefault("val", like)
+    made[-1].meta["val"] = like
+    old.replace_all_uses_with(made[-1])
+    return made[-1]
+
+
+def _convolution(source: fx.Node, layer: Convolution, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    call, (padding, after) = source.graph.call_function, layer.padding
+    if layer.is_transposed:
+        crop, more = layer.crop
+        function = _aten.conv_transpose2d.input if layer.pixels == 2 else _aten.conv_transpose1d.default
+        return call(
+            function, (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation)
+        )
+    if padding != after:
+        amounts = [side for pair in zip(padding[::-1], after[::-1], strict=True) for side in pair]
+        source, padding = call(_aten.pad.default, (source, amounts)), [0] * layer.pixels
+    function = _aten.conv2d.default if layer.pixels == 2 else _aten.conv1d.default
+    settings = (layer.stride, padding, layer.dilation, layer.form.geometry.groups)
+    return call(function, (source, weight, bias, *settings))
+
+
+def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:
+    """A new parameter, cast once.
+
+    Raises:
+        FusionError: a number is not finite in the program's dtype.
+    """
+    cast = value.to(dtype=like.dtype, device=like.device).contiguous()
+    if not bool(torch.isfinite(cast).all()):
+        raise FusionError(f"{name}: a folded number is not finite in {like.dtype}; the program was left as it is")
+    wanted, count = f"fused_{name}", 1
+    while wanted in dict(module.named_parameters()):
+        wanted, count = f"fused_{name}_{count}", count + 1
+    module.register_parameter(wanted, torch.nn.Parameter(cast))
+    return module.graph.get_attr(wanted)
