@@ -60,6 +60,37 @@ class _Gated(nn.Module):
         return nn.functional.silu(self.a(x) + self.gate[0].sigmoid() * self.b(x) + self.gate[1].sigmoid() * self.c(x))
 
 
+class _Shuffled(nn.Module):
+    """Half of the channels go through, half through a separable branch; then they are shuffled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.branch = nn.Sequential(
+            _normed(half, half, 1), nn.ReLU(), _normed(half, half, groups=half), _normed(half, half, 1), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        both = torch.stack([left, self.branch(right)], 2)
+        return both.flatten(1, 2)
+
+
+class _Dense(nn.Module):
+    """Norms before convolutions, each of which reads all that came before."""
+
+    def __init__(self, channels: int, growth: int, layers: int) -> None:
+        super().__init__()
+        wide = [channels + i * growth for i in range(layers)]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(i) for i in wide)
+        self.convs = nn.ModuleList(_normed(i, growth) for i in wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(torch.relu(norm(x)))], 1)
+        return x
+
+
 def _plain() -> nn.Module:
     return _Ended(_normed(3, 12, bias=True), nn.ReLU(), _normed(12, 16, 3, 2), nn.ReLU(), channels=16)
 
@@ -102,6 +133,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "residual": (lambda: _Ended(_normed(3, 8), _Residual(8), _Residual(8), channels=8), 15),
     "inception": (lambda: _Ended(_normed(3, 8), nn.ReLU(), _Inception(8), _Inception(8), channels=8), 16),
     "gated": (lambda: _Ended(_Gated(3, 8), _Gated(8, 12), channels=12), 23),
+    "shuffled": (lambda: _Ended(_normed(3, 8), nn.ReLU(), _Shuffled(8), _Shuffled(8), channels=8), 14),
+    "dense": (lambda: _Ended(_normed(3, 6), _Dense(6, 4, 3), channels=18), 13),
     "repvgg": (_own("repvgg_resnet18"), 19), "acnet": (_own("acnet_resnet18"), 19),
     "dbb": (_own("dbb_resnet18"), 19),
     "mobileone_s0": (_timm("mobileone_s0"), 64), "repvgg_a0": (_timm("repvgg_a0"), 64),
