@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,16 @@ from repconv.sources.state_dicts import read_content
 
 from .supernet.architecture import read_json
 
+if sys.platform != "win32":
+    import fcntl
+
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"
 FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS)
 """What a run's folder may hold, by name."""
+
+LOCK = ".lock"
+"""Held by the process that writes."""
 
 _UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.\w{8}")
 """What `whole_file` calls a file before it is whole."""
@@ -74,6 +82,27 @@ class RunFolder:
         if not (path / CONFIG).is_file():
             raise SearchError(f"{path} holds no run: it has no {CONFIG}; start one with search run")
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only one that writes in it; whoever ends holds it no longer. Nothing where locks are unknown.
+
+        Raises:
+            OutputError: another process does.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        with (self.path / LOCK).open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"{self.path}: its run is under way in another process; wait for that to end, or end it first"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            yield
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401  # whatever the file holds
         """What one of its JSON files holds."""

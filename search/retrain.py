@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -125,7 +126,7 @@ def retrain(
     """
     if (folder.path / RESULT).exists():
         return
-    with joined(config.device) as (processes, device):
+    with joined(config.device) as (processes, device), folder.held() if processes.first else nullcontext():
         _retrain(
             folder,
             Trainer(found=found, config=config, processes=processes, device=device, own_code=own_code),

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,7 +83,7 @@ def run(
         check_asked(config.data, own_code, "--data", f"{folder.path / CONFIG}: the data")
     if is_own_network(config.network):
         check_asked(config.network, own_code, "--network", f"{folder.path / CONFIG}: the network")
-    with joined(config.device) as (processes, device):
+    with joined(config.device) as (processes, device), folder.held() if processes.first else nullcontext():
         _run(folder, Session(config, processes, device), report, clock)
 
 

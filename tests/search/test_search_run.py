@@ -263,3 +263,27 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(tmp_path) -> None:
     assert sum(point["at"] == "inside a file write" for point in found) >= 8
     assert sum(point["at"] == "inside a metrics line" for point in found) >= 3
     assert not [point for point in found if point["differs"]]
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path) -> None:
+    folder = begun(tmp_path / "run")
+    with folder.held():
+        before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        with pytest.raises(OutputError, match="under way in another process"):
+            run(folder)
+        assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+    with pytest.raises(ZeroDivisionError), folder.held():
+        raise ZeroDivisionError
+    with folder.held():
+        pass  # whoever held it has ended
+
+
+def test_a_lock_ends_with_its_process(tmp_path) -> None:
+    folder = begun(tmp_path / "run")
+    code = (
+        "import os, sys; from pathlib import Path; from repconv.search.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).held(): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False).returncode == 9
+    with folder.held():
+        pass
