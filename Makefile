@@ -20,6 +20,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # `make demo CONSTRAINTS=` installs the newest versions setup.cfg allows instead of the tested ones.
 CONSTRAINTS ?= constraints.txt
 
+# Tests at a time; each computes on one thread.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
@@ -39,8 +42,8 @@ demo: $(BIN)/.installed
 	$(BIN)/repconv demo
 
 test: $(BIN)/.installed-dev
-	$(BIN)/pytest -m "not slow and not gpu"
-	$(BIN)/pytest -m "slow and not exhaustive and not gpu"
+	$(BIN)/pytest -n $(JOBS) -m "not slow and not gpu"
+	$(BIN)/pytest -n $(JOBS) -m "slow and not exhaustive and not gpu"
 
 test-slow: $(BIN)/.installed-dev
 	$(BIN)/pytest

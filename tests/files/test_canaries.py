@@ -276,6 +276,7 @@ def line(command: str, file: str) -> list[str]:
     return [part.format(file) for part in COMMANDS[command]]
 
 
+@pytest.mark.newer
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("name", sorted(LIVE))
 def test_torch_itself_runs_what_is_planted_in_a_program(name: str, program: Parts, tmp_path: Path) -> None:
@@ -292,6 +293,7 @@ def test_a_program_runs_no_code(name: str, run, program: Parts, tmp_path: Path) 
         refused(run(*line(command, "bad.pt2")))
 
 
+@pytest.mark.newer
 def test_the_program_without_a_canary_is_read(run, program: Parts, tmp_path: Path) -> None:
     (tmp_path / "good.pt2").write_bytes(zipped(program))
     code, out, err = run("inspect", "good.pt2")
