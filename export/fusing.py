@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -205,7 +206,7 @@ def network_to_onnx(
 
     Args:
         network: in evaluation mode.
-        inputs: [n, c, h, w] to export with (the first) and to run in onnxruntime.
+        inputs: [n, c, h, w] to export with (the first) and to run in onnxruntime; the model is of their type.
         settings: opset, and whether the batch stays open.
         metadata: written into the model.
         shape: of the images that modules are compared on; None: that of `inputs`.
@@ -219,7 +220,7 @@ def network_to_onnx(
     foreign = in_graph(network, ".onnx")
     fused = None if foreign else _modules(network, shape or _image(inputs[0]), prove=prove)
     before = exported(
-        network if fused is None else fused.model,
+        network if fused is None else _in_type(fused.model, inputs[0].dtype),
         inputs[0],
         opset=settings.opset,
         optimise=not foreign,
@@ -239,6 +240,11 @@ def network_to_onnx(
     regions, unmeasured = region_comparisons(before, after, feeds, labels_of(after, report))
     proof = Proof(Agreement(tuple(regions), in_runtime.end_to_end, partial=bool(unmeasured)), tuple(unmeasured))
     return Fused(final, report.with_proof(proof).require())
+
+
+def _in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network in another type: its numbers, folded in float64, are cast this once."""
+    return network if dtype_of(network) == dtype else copy.deepcopy(network).to(dtype)
 
 
 def _image(x: Tensor) -> Shape:

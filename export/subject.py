@@ -23,7 +23,7 @@ from repconv.sources.checkpoint import Checkpoint, Normalization
 from repconv.sources.source import Source, open_source
 
 from .artefacts.artefact import artefact_of
-from .fusing import FuseSettings, network_to_onnx
+from .fusing import FuseSettings, in_graph, network_to_onnx
 from .onnx.exporter import described, exported, finished
 from .settings import BuildSettings, Preprocessing, Span
 
@@ -147,6 +147,7 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
     """Blocks of this package fold as modules, anything else affine in the graph."""
     size, normalization = _size(given.size, settings, given.name, channels), given.normalization
     class_names = () if given.is_graph else given.checkpoint.class_names
+    given_network = network
     if dtype_of(network) != torch.float32:
         # Every precision is made from float32, so that it is rounded once.
         network = copy.deepcopy(network).float()
@@ -158,7 +159,7 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
     if settings.fuse:
         # What is built of it is measured in its runtime, so nothing is compared here.
         fused = network_to_onnx(
-            network,
+            network if in_graph(network, ".onnx") else given_network,
             [example],
             FuseSettings(None, settings.wanted_opset, batch_open),
             metadata,
@@ -175,7 +176,7 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
     return Subject(
         given.name,
         model,
-        in_float64(network),
+        in_float64(given_network),
         network,
         size,
         report,

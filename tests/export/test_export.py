@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from repconv import create_model, save
+from repconv import create_model, fuse, save
 from repconv.errors import BuildError, FusionError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Preprocessing, Quantization, Span, export, to_onnx, to_openvino
 from repconv.export.int8.quantize import quantize_onnx
@@ -288,3 +288,19 @@ def test_a_program_is_exported_at_the_size_it_was_saved_with(tmp_path) -> None:
     with pytest.raises((BuildError, SourceError)):
         to_onnx(tmp_path / "m.pt2", tmp_path / "n.onnx", BuildSettings(batch=Span.of(3)))
     assert not (tmp_path / "n.onnx").exists()
+
+
+def test_a_float64_network_is_folded_before_it_is_cast_once(tmp_path, randomise) -> None:
+    torch.manual_seed(0)
+    model = randomise(create_model("irep_resnet18", width=4, blocks=(1, 1))).eval().double()
+    with torch.no_grad():
+        for parameter in model.parameters():  # digits that float32 has not
+            parameter.mul_(1 + 1e-9 * torch.rand_like(parameter))
+    to_onnx(model, tmp_path / "m.onnx", BuildSettings(image=(Span.of(16), Span.of(16))))
+    written = {t.tobytes() for t in map(numpy_helper.to_array, onnx.load(tmp_path / "m.onnx").graph.initializer)}
+    fused, _ = fuse(model, prove=False)
+    folded = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
+    assert folded
+    for conv in folded:
+        assert conv.weight.detach().float().numpy().tobytes() in written
+        assert conv.bias.detach().float().numpy().tobytes() in written
