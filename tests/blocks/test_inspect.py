@@ -105,5 +105,7 @@ def test_a_network_of_unknown_image_shape_is_not_called_unfusable(tmp_path, monk
     assert "nothing in it fuses" not in done.output
     done = CliRunner().invoke(command, ["unsized_net_of_test:network", "--input-shape", "3,8,8"])
     assert "would become one" in done.output
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+    onnx.save(to_onnx(network, torch.zeros(1, 3, 8, 8)), "f.onnx")
     result = CliRunner().invoke(command, ["f.onnx", "--input-shape", "3,8,8"])
     assert "declares its inputs itself" in str(result.exception)

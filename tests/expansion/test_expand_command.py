@@ -70,7 +70,9 @@ def test_code_of_a_user_is_not_run_unasked(run, tmp_path):
     assert "describes the network of mynet_of_test:network" in err
 
 
-@pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "torchvision:resnet18"])
+@pytest.mark.parametrize(
+    "name", ["timm:mobilenetv3_small_050", pytest.param("torchvision:resnet18", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_networks_of_libraries_come_back_from_their_file(name: str, suffix: str, tmp_path):
     pytest.importorskip(name.partition(":")[0], reason=f"{name.partition(':')[0]} is optional")

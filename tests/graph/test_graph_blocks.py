@@ -167,7 +167,7 @@ def test_a_dilated_convolution_stays_dilated() -> None:
     assert report.after.flops == report.before.flops
 
 
-@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_our_own_network_becomes_the_plain_one(dynamo: bool) -> None:
     x = torch.randn(1, 3, 32, 32)
     found = {}

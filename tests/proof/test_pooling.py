@@ -148,6 +148,7 @@ def test_rounding_the_stored_numbers_is_an_excuse_for_what_it_makes_only() -> No
     assert beyond.undecided is not None
 
 
+@pytest.mark.slow
 def test_a_deep_random_network_is_fused_whatever_it_amplifies() -> None:
     import repconv
 
