@@ -166,6 +166,7 @@ def test_no_unforeseen_end_looks_like_a_difference(error, code, words, command_l
 
 SEARCH = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from repconv.cli import main
 import repconv.search.run
 def stopped(*_, **__):
