@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from repconv.errors import SourceError, VerificationError
 from repconv.graph.onnx.facts import first_line
-from repconv.proof.agreement import Comparison, compare_tensors
+from repconv.proof.agreement import Comparison
+from repconv.proof.comparing import compare_tensors
+from repconv.proof.decisions import Recorded
+from repconv.proof.float64 import full_precision
 from repconv.proof.leaves import leaves
 from repconv.proof.pooling import compare_calls
 
@@ -143,6 +146,7 @@ class _Found:
     worst: tuple[Probe, Tensor, Tensor] | None = None
 
 
+@full_precision()
 def measure(
     subject: Subject,
     run: Run,
@@ -287,6 +291,7 @@ def _judged(
     shape = tuple(probe.given.shape)
     where = "x".join(map(str, shape))
     own: Sequence[Tensor] | None = None
+    types: Collection[torch.dtype] = ()
     for index in range(max(len(wanted), len(got))):
         a = wanted[index] if index < len(wanted) else None
         b = got[index] if index < len(got) else None
@@ -294,8 +299,9 @@ def _judged(
         if found.mismatch is None and tolerance.measure == "max" and settings.tolerance is not None:
             found = replace(found, tolerance=tolerance.limit, reason=tolerance.reason)
         elif found.mismatch is None and tolerance.measure == "max" and (always_own or not found.passed):
-            own = own if own is not None else _own(subject, probe.inputs, dtype)
-            found = found if own is None else _with_own(compare_tensors(a, b, own[index], dtype, known))
+            if own is None:
+                own, types = _own(subject, probe.inputs, dtype)
+            found = found if own is None else _with_own(compare_tensors(a, b, own[index], dtype, known, types))
         yield replace(found, where=where, shape=shape, path=f"[{index}]" if len(wanted) > 1 else "")
 
 
@@ -307,13 +313,15 @@ def _with_own(found: Comparison) -> Comparison:
     return replace(found, tolerance=min(RUNTIME_FACTOR * found.own.to_scale, found.ceiling), reason=reason)
 
 
-def _own(subject: Subject, inputs: Tensor, dtype: torch.dtype) -> Sequence[Tensor] | None:
-    """What the unfused network gives in `dtype`; None where PyTorch cannot run it so."""
+def _own(
+    subject: Subject, inputs: Tensor, dtype: torch.dtype
+) -> tuple[Sequence[Tensor] | None, Collection[torch.dtype]]:
+    """What the unfused network gives in `dtype`, None where PyTorch cannot run it so; the types it computes in."""
     if subject.network is None:
-        return None
+        return None, ()
     network = copy.deepcopy(subject.network).to(dtype)
     try:
-        with torch.no_grad():
-            return tuple(t for _, t in leaves(network(inputs.to(dtype))))
+        with torch.no_grad(), Recorded() as seen:
+            return tuple(t for _, t in leaves(network(inputs.to(dtype)))), seen.types
     except RuntimeError:
-        return None
+        return None, ()

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from .fusing import fuse as fuse
     from .models import create_model as create_model
     from .models import list_models as list_models
-    from .proof.agreement import compare as compare
-    from .proof.refusal import Refusal as Refusal
+    from .proof.comparing import compare as compare
     from .proof.report import FusionReport as FusionReport
+    from .proof.report import Refusal as Refusal
     from .sources.checkpoint import load as load
     from .sources.checkpoint import save as save
 
@@ -46,9 +46,8 @@ _HOMES = {
     ".expansion.expand": "expand expandable",
     ".fusing": "fuse",
     ".models": "create_model list_models",
-    ".proof.agreement": "compare",
-    ".proof.refusal": "Refusal",
-    ".proof.report": "FusionReport",
+    ".proof.comparing": "compare",
+    ".proof.report": "FusionReport Refusal",
     ".sources.checkpoint": "load save",
 }
 

@@ -23,8 +23,7 @@ from .models.libraries import image_shape
 from .models.spec import is_foreign
 from .proof.agreement import Agreement
 from .proof.leaves import Inputs, arguments
-from .proof.refusal import Refusal
-from .proof.report import FusionReport, Proof, Size
+from .proof.report import FusionReport, Proof, Refusal, Size
 
 _LARGEST_PROBE = 64
 """Pixels a side at most of the images on which networks of this package are compared, which take any size."""

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from repconv.errors import SourceError
 from repconv.graph.onnx.proof.prove import ModelPair
-from repconv.proof.agreement import Agreement, Comparison, Difference, comparisons
+from repconv.proof.agreement import Agreement, Comparison, Difference
+from repconv.proof.comparing import comparisons
 from repconv.proof.pooling import compare_calls
 from repconv.sources.source import Input
 
-from ..artefacts.artefact import Artefact, Run, in_float64
+from ..artefacts.artefact import Artefact, Run
 
 Inputs = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -161,7 +162,7 @@ def verify_artefacts(
         SourceError: one of them cannot run the first of the inputs.
     """
     kept, other = reference_first(a, b)
-    exact = kept.exact is not None
+    exact, run_exactly = kept.exact is not None, kept.exact or kept.run
     told = f"{kept.name} in float64" if exact else f"{kept.name} as it is, run by {kept.kind}"
     pair = _pair(kept, other)
     if pair is not None:
@@ -181,7 +182,7 @@ def verify_artefacts(
             feeds = {i.name: t.to(i.dtype).contiguous().numpy() for i, t in zip(kept.inputs, given, strict=True)}
             return [replace(c, where=where) for c in pair.compare(feeds)]
         return comparisons(
-            _function(in_float64(kept).run),
+            _function(run_exactly),
             _function(other.run),
             given,
             where=where,

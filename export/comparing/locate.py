@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from repconv.proof.agreement import Agreement, Comparison, compare_tensors
+from repconv.proof.agreement import Agreement, Comparison
+from repconv.proof.comparing import compare_tensors
 
 from ..artefacts.artefact import Artefact, Step, in_float64
 from .compare import reference_first

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from repconv.errors import BuildError
 from repconv.graph.onnx.proof.float64 import evaluate
-from repconv.proof.agreement import Agreement, Comparison, comparisons
+from repconv.proof.agreement import Agreement, Comparison
+from repconv.proof.comparing import comparisons
 from repconv.proof.float64 import in_float64
 from repconv.proof.leaves import Function
 from repconv.proof.pooling import compare_calls

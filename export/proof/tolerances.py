@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from repconv.proof.agreement import FLOORS
+from repconv.proof.comparing import FLOORS
 
 RUNTIME_FACTOR = 4.0
 """A runtime may round this many times as much as the unfused network does in PyTorch in the same precision: others

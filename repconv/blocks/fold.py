@@ -11,8 +11,7 @@ from torch import nn
 
 from ..algebra.kernels import Kernel
 from ..errors import FusionError, GeometryError
-from ..proof.refusal import Refusal
-from ..proof.report import FusedLayer, FusionReport, Size
+from ..proof.report import FusedLayer, FusionReport, Refusal, Size
 from .block import RepBlock
 from .branches import Branch, conv_kernel
 from .statistics.normalisation import Before, Moments

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..algebra.kernels import Kernel
 from ..proof.agreement import Agreement
 from ..proof.leaves import Inputs, arguments
-from ..proof.refusal import Refusal
-from ..proof.report import Proof
+from ..proof.report import Proof, Refusal
 from ..proof.whole import prove_whole
 from .fold import fuse_blocks, with_kernels
 from .proof import block_by_block

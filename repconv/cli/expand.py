@@ -12,7 +12,7 @@ from .shared.options import ImageShape, checked_output, json_option, source_opti
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..proof.refusal import Refusal
+    from ..proof.report import Refusal
 
 
 @click.command(cls=Command, epilog="Example: repconv expand timm:resnet18@pretrained -o multi.pt --set irep")
@@ -50,7 +50,7 @@ def command(
     """
     from ..blocks.verify import dtype_of, probes
     from ..expansion.expand import expand, expandable
-    from ..proof.agreement import compare
+    from ..proof.comparing import compare
     from ..sources.checkpoint import SUFFIXES, save
     from ..sources.source import open_source
     from .shared.record import file_record, write_json

@@ -13,7 +13,7 @@ from ..blocks.block import BranchSet, RepBlock
 from ..blocks.branches import Branch, ConvBranch, conv_kernel
 from ..errors import GeometryError
 from ..proof.leaves import Inputs, arguments
-from ..proof.refusal import Refusal
+from ..proof.report import Refusal
 from .initialise import moments_of, settle
 from .placement import Placement, new_block, parts, take_over, with_modules
 from .tracing import copied, follower, owners, trace, unfit_conv, unfit_norm, watched

@@ -21,7 +21,7 @@ _STEPS = frozenset(("round", "floor", "ceil", "trunc", "frac", "fix", "floor_div
 """Floats a step of 1 apart."""
 
 _JUMPS = frozenset(("sign", "sgn", "heaviside", "threshold", "hardshrink", "histc"))
-"""Floats that jump, however far."""
+"""Floats that jump, however far; they are taken whole."""
 
 _UNMOVED = ("_like", "new_", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "_shape_as_tensor", "view")
 """Parts of names of operations that read no value of floats, or none that rounding moves, to make whole numbers."""
@@ -32,7 +32,7 @@ class Decision:
     """One call: the operation, the floating-point tensors it read, what it gave, and how large a step of it is.
 
     settings: what else it was told, such as a threshold or an axis, in words.
-    step: None where what it gives is a choice, which has no size.
+    step: a number, or one for every value given (it broadcasts); None where it is a choice, which has no size.
     made: the decided ones among the tensors it gave; floats that were chosen, such as a maximum, are none.
     used: whether anything read what was decided; nobody asks a pooling layer where its maxima lay.
     """
@@ -40,7 +40,7 @@ class Decision:
     name: str
     given: tuple[Tensor, ...]
     settings: str
-    step: float | None
+    step: Tensor | None
     made: tuple[Tensor, ...]
     used: bool = False
 
@@ -50,17 +50,21 @@ def _name(func: Any) -> str:  # noqa: ANN401  # whatever is called
     return name.rstrip("_")
 
 
-def _step(name: str, args: Any, kwargs: Any) -> float | None:  # noqa: ANN401  # of any operation
+def _step(name: str, args: Any, kwargs: Any) -> Tensor | None:  # noqa: ANN401  # of any operation
     """How far neighbouring results of an operation that gives floats in steps are apart; None if it gives none."""
 
     def told(index: int, key: str) -> Any:  # noqa: ANN401
         return args[index] if len(args) > index else kwargs[key]
 
     if name.startswith("fake_quantize_per_"):
-        return float(torch.as_tensor(told(1, "scale")).max())
+        scale = torch.as_tensor(told(1, "scale")).double()
+        if scale.dim() == 0 or scale.numel() == 1:
+            return scale.reshape(())
+        return scale.reshape([-1 if axis == told(3, "axis") else 1 for axis in range(told(0, "self").dim())])
     if name in ("remainder", "fmod"):
-        return float(torch.as_tensor(told(1, "other")).abs().max())
-    return 1.0 if name in _STEPS or (name == "div" and kwargs.get("rounding_mode")) else None
+        return torch.as_tensor(told(1, "other")).double().abs()
+    in_steps = name in _STEPS or (name == "div" and kwargs.get("rounding_mode"))
+    return torch.ones((), dtype=torch.float64) if in_steps else None
 
 
 def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None:  # noqa: ANN401  # whatever is called
@@ -77,7 +81,7 @@ def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None: 
     made = tuple(t for t in tensors if not t.is_floating_point() and not t.is_complex())
     if not made or any(part in name for part in _UNMOVED):
         return None
-    step = 1.0 if name == "_to_copy" or "quantize" in name else None
+    step = torch.ones((), dtype=torch.float64) if name == "_to_copy" or "quantize" in name else None
     return Decision(name, given[:1] if "quantize" in name else given, settings, step, made)
 
 
@@ -163,24 +167,35 @@ class Replayed(EveryCall):
             return gave
         if not theirs.used:
             return gave
-        off = [(_numbers(a) - _numbers(b)).abs() for a, b in zip(mine.made, theirs.made, strict=True)]
-        limit = None if theirs.step is None else 1.001 * theirs.step
+        taken = [_with_their_steps(a, b, theirs.step) for a, b in zip(mine.made, theirs.made, strict=True)]
         self.flipped.append(
             Flipped(
                 mine.name,
                 mine.given,
                 theirs.given,
-                sum(int((o > 0).sum()) for o in off),
-                sum(o.numel() for o in off),
-                limit is None or all(bool((o <= limit).all()) for o in off),
+                sum(int((steps != 0).sum()) for _, steps in taken),
+                sum(steps.numel() for _, steps in taken),
+                theirs.step is None or all(bool((steps.abs() <= 1).all()) for _, steps in taken),
             )
         )
-        taken = {id(a): b for a, b in zip(mine.made, theirs.made, strict=True)}
         if func._schema.is_mutable:  # noqa: SLF001  # what is written into is what others read
-            for mine_too, right in zip(mine.made, theirs.made, strict=True):
-                mine_too.copy_(right)
+            for written, (right, _) in zip(mine.made, taken, strict=True):
+                written.copy_(right)
             return gave
-        return _pytree.tree_map_only(Tensor, lambda t: taken[id(t)].to(t.dtype) if id(t) in taken else t, gave)
+        by_id = {id(t): right for t, (right, _) in zip(mine.made, taken, strict=True)}
+        return _pytree.tree_map_only(Tensor, lambda t: by_id.get(id(t), t), gave)
+
+
+def _with_their_steps(mine: Tensor, theirs: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What `mine` is with the decisions of `theirs`, and by how many steps each value moves.
+
+    Between jumps of a known size, such as those of a remainder, the numbers stay `mine`.
+    """
+    apart = _numbers(theirs) - _numbers(mine)
+    if step is None or not mine.is_floating_point():
+        return theirs.to(mine.dtype), apart
+    steps = torch.nan_to_num(apart / step).round()
+    return (mine.double() + steps * step).to(mine.dtype), steps
 
 
 def _numbers(t: Tensor) -> Tensor:

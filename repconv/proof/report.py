@@ -10,10 +10,17 @@ from html import escape
 
 from ..errors import VerificationError
 from .agreement import Agreement, Comparison
-from .refusal import Refusal
 
 _WIDTH = 116
 """Characters of a line of the summary; the report has all of it."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that was left as it is, and why, in words."""
+
+    where: str
+    why: str
 
 
 @dataclass(frozen=True)

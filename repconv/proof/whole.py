@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .agreement import Agreement, Comparison, comparisons
+from .agreement import Agreement, Comparison
+from .comparing import comparisons
 from .decisions import Recorded
 from .float64 import in_float64
 from .leaves import Function, cast, leaves
 from .pooling import compare_calls
-from .refusal import Refusal
-from .report import Proof
+from .report import Proof, Refusal
 
 
 def prove_whole(

@@ -12,7 +12,8 @@ from torch import nn
 
 from repconv import VerificationError, compare, create_model, fuse
 from repconv.blocks.verify import count_flops, probes, prove_blocks
-from repconv.proof.agreement import Agreement, difference
+from repconv.proof.agreement import Agreement
+from repconv.proof.comparing import difference
 
 
 def test_errors_are_relative_to_scale_and_to_channels():

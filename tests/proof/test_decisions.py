@@ -118,6 +118,30 @@ def test_what_is_decided_may_be_an_output() -> None:
     assert repconv.compare(network, network, x, original=network).passed
 
 
+def test_between_jumps_a_remainder_is_compared_as_it_is() -> None:
+    x = torch.linspace(0.25, 0.75, 101).reshape(1, -1)
+    off = repconv.compare(lambda t: torch.remainder(t, 1.0), lambda t: torch.remainder(t, 1.0) + 1e-3, x)
+    assert [c.path for c in off.end_to_end if not c.passed] == [""]
+    around = torch.tensor([[0.999999, 1.000001, 2.5]])
+    flipped = repconv.compare(lambda t: torch.remainder(t, 1.0), lambda t: torch.remainder(t + 2e-6, 1.0), around)
+    assert flipped.passed, flipped.verdict
+
+
+def test_a_step_is_that_of_its_channel() -> None:
+    """Half of a coarse channel's step is fifty of a fine one's."""
+    scale = torch.tensor([1.0, 0.01])
+
+    def network(by: float):
+        return lambda t: torch.fake_quantize_per_channel_affine(
+            t + by * torch.tensor([[0.0], [1.0]]).to(t.dtype), scale, torch.zeros(2, dtype=torch.int32), 1, -128, 127
+        )
+
+    x = torch.full((1, 2, 5), 0.105)
+    assert repconv.compare(network(-1e-7), network(1e-7), x).passed
+    found = repconv.compare(network(0.0), network(0.5), x)
+    assert any("more than one step" in (c.mismatch or "") for c in found.end_to_end)
+
+
 def test_where_maxima_lie_is_no_decision_if_nobody_asks() -> None:
     x = torch.zeros(1, 1, 4, 4)
     found = repconv.compare(

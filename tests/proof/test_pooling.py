@@ -11,7 +11,8 @@ from torch import nn
 
 from repconv.benchmarks.studies.proof.looks import refused
 from repconv.proof import pooling
-from repconv.proof.agreement import CEILINGS, Agreement, Comparison, Difference, compare_tensors, explained
+from repconv.proof.agreement import Agreement, Comparison, Difference
+from repconv.proof.comparing import CEILINGS, compare_tensors, explained
 from repconv.proof.pooling import MOST_CALLS, compare_calls, pooled
 
 

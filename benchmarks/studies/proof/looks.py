@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from repconv.benchmarks.studies.common import asking, head, write_json
-from repconv.proof.agreement import OWN_ERROR_FACTOR
+from repconv.proof.comparing import OWN_ERROR_FACTOR
 from repconv.proof.pooling import F_QUANTILES, FACTOR, MOST_CALLS
 
 SCHEMA = "repconv.proof_looks/1"

@@ -8,8 +8,7 @@ import click
 
 from ...blocks.forecast import Forecast
 from ...graph.planning.foresight import Foresight
-from ...proof.refusal import Refusal
-from ...proof.report import FusionReport, Size
+from ...proof.report import FusionReport, Refusal, Size
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -20,18 +20,24 @@ from ..core.not_affine import NotAffineError
 from ..core.terms import average_term, convolution_term, scale_term, transposed_term
 from ..maps.carried import Carried, Made, last_axis, matmul, spread
 from ..maps.layout import plain
-from .facts import EPSILON, Facts, attributes
+from .facts import EPSILON, Array, Facts, attributes
 from .operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
 
 
-def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
-    """Conv with a constant weight."""
-    known = attributes(node)
+def _weighed(facts: Facts, node: onnx.NodeProto) -> tuple[Array, int, Carried]:
+    """The constant weight of a convolution, over how many axes of pixels it moves, and what it reads."""
     weight = constant_of(facts, node.input[1], "weight")
     pixels = weight.ndim - 2
     source = image_of(facts, node.input[0])
     if pixels not in (1, 2) or len(source.layout.axes) != weight.ndim:
         raise NotAffineError
+    return weight, pixels, source
+
+
+def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """Conv with a constant weight."""
+    known = attributes(node)
+    weight, pixels, source = _weighed(facts, node)
     groups = integer(known.get("group"), 1)
     rows, columns = pair(known.get("dilations"), 1, pixels)
     o, i, kh, kw = (*weight.shape, 1)[:4]
@@ -57,11 +63,7 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
 def transposed(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """ConvTranspose with a constant weight."""
     known = attributes(node)
-    weight = constant_of(facts, node.input[1], "weight")
-    pixels = weight.ndim - 2
-    source = image_of(facts, node.input[0])
-    if pixels not in (1, 2) or len(source.layout.axes) != weight.ndim:
-        raise NotAffineError
+    weight, pixels, source = _weighed(facts, node)
     if "output_shape" in known or known.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise NotAffineError("what it crops follows from the size that it is to have")
     groups = integer(known.get("group"), 1)

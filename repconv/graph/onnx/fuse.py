@@ -16,8 +16,7 @@ from ...errors import FusionError
 from ...files.edited import copy_of
 from ...files.onnx import parameters, statistics_of
 from ...proof.agreement import Agreement
-from ...proof.refusal import Refusal
-from ...proof.report import FusedLayer, FusionReport, Proof, Size
+from ...proof.report import FusedLayer, FusionReport, Proof, Refusal, Size
 from ..core.dims import nominal_side
 from ..core.step import Step
 from ..planning.emission import Convolution

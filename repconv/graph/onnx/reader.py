@@ -9,7 +9,7 @@ from dataclasses import replace
 import onnx
 
 from ...errors import FusionError, GeometryError
-from ...proof.refusal import Refusal
+from ...proof.report import Refusal
 from ..core.cost import Cost, convolution, elementwise
 from ..core.dims import nominal, through
 from ..core.not_affine import NotAffineError

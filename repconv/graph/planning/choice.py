@@ -9,7 +9,7 @@ from functools import partial, reduce
 from operator import add
 
 from ...errors import GeometryError
-from ...proof.refusal import Refusal
+from ...proof.report import Refusal
 from ..core.constant import Constant
 from ..core.cost import Cost
 from ..core.expression import Bias, Expression, Term, merge, respond, substitute

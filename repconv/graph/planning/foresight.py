@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ...proof.refusal import Refusal
-from ...proof.report import Size
+from ...proof.report import Refusal, Size
 from ..core.step import Step
 from .emission import Convolution
 from .plan import Plan

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...proof.refusal import Refusal
+from ...proof.report import Refusal
 from ..core.cost import MOVE, Cost
 from ..core.step import Step
 from ..maps.carried import Carried

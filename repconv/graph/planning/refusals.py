@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import GeometryError
-from ...proof.refusal import Refusal
+from ...proof.report import Refusal
 from ..core.cost import Cost
 from ..core.expression import Term
 from ..core.step import Step

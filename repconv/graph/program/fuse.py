@@ -15,8 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ...errors import FusionError
 from ...proof.agreement import Agreement
-from ...proof.refusal import Refusal
-from ...proof.report import FusedLayer, FusionReport, Proof, Size
+from ...proof.report import FusedLayer, FusionReport, Proof, Refusal, Size
 from ..core.dims import NOMINAL
 from ..core.step import Step
 from ..planning.emission import Convolution

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from ...algebra.geometry import Pair
 from ...algebra.kernels import batch_norm_affine
 from ...errors import GeometryError
-from ...proof.refusal import Refusal
+from ...proof.report import Refusal
 from ..core.constant import Constant
 from ..core.cost import Cost, convolution, elementwise
 from ..core.dims import through

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ....files.edited import only
-from ....proof.agreement import Comparison, compare_tensors
+from ....proof.agreement import Comparison
+from ....proof.comparing import compare_tensors
 from ..facts import nested
 from .float64 import Array, evaluate
 

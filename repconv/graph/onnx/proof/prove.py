@@ -16,10 +16,10 @@ from torch import Tensor
 from ....errors import FusionError, SourceError
 from ....files.edited import showing
 from ....files.onnx import model_session
-from ....proof.agreement import Agreement, Comparison, compare_tensors, explained, needs_explaining
+from ....proof.agreement import Agreement, Comparison
+from ....proof.comparing import compare_tensors, explained, needs_explaining
 from ....proof.pooling import compare_calls
-from ....proof.refusal import Refusal
-from ....proof.report import FusionReport, Proof
+from ....proof.report import FusionReport, Proof, Refusal
 from ...core.dims import NOMINAL
 from .decisions import decisions, judged, replayed
 from .float64 import Array

@@ -25,7 +25,7 @@ from ....proof.affine import (
     whole,
 )
 from ....proof.agreement import Comparison
-from ....proof.refusal import Refusal
+from ....proof.report import Refusal
 from ..facts import attributes, nested, without_weights
 from .float64 import Array, evaluate, region
 
