@@ -42,8 +42,8 @@ demo: $(BIN)/.installed
 	$(BIN)/repconv demo
 
 test: $(BIN)/.installed-dev
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 -m "not slow and not gpu"
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 -m "slow and not exhaustive and not gpu"
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist worksteal -m "not slow and not gpu"
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist worksteal -m "slow and not exhaustive and not gpu"
 
 test-slow: $(BIN)/.installed-dev
 	$(BIN)/pytest
