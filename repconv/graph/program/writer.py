@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from ...algebra.kernels import innermost_first
 from ...errors import FusionError
 from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+from .facts import CONVOLVE, SPREAD
 
 _aten = torch.ops.aten
 
@@ -69,16 +71,15 @@ def _convolution(source: fx.Node, layer: Convolution, weight: fx.Node, bias: fx.
     call, (padding, after) = source.graph.call_function, layer.padding
     if layer.is_transposed:
         crop, more = layer.crop
-        function = _aten.conv_transpose2d.input if layer.pixels == 2 else _aten.conv_transpose1d.default
         return call(
-            function, (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation)
+            SPREAD[layer.pixels],
+            (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation),
         )
     if padding != after:
-        amounts = [side for pair in zip(padding[::-1], after[::-1], strict=True) for side in pair]
+        amounts = innermost_first([*padding, *after])
         source, padding = call(_aten.pad.default, (source, amounts)), [0] * layer.pixels
-    function = _aten.conv2d.default if layer.pixels == 2 else _aten.conv1d.default
     settings = (layer.stride, padding, layer.dilation, layer.form.geometry.groups)
-    return call(function, (source, weight, bias, *settings))
+    return call(CONVOLVE[layer.pixels], (source, weight, bias, *settings))
 
 
 def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:
