@@ -119,11 +119,13 @@ class Quantization:
     per_channel: a scale for each output channel of a weight, else one a weight.
     equalise: cross-layer equalisation first.
     keep_float: layers that stay float32: so many of those furthest off, or these, by name.
+    reduce_range: weights of 7 bits, for kernels whose sums of 8-bit products saturate.
     """
 
     per_channel: bool = True
     equalise: bool = False
     keep_float: int | tuple[str, ...] = 0
+    reduce_range: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Target:
     file: the module that has its `RUNTIME`; absolute where it is none of this package.
     packages: of PyPI, the runtime's own first. module: what they are imported as. needs: more that it takes, in words.
     precisions: it can be built in. float_io: inputs and outputs are float32 in any of them.
-    options: fields of `BuildSettings` that only some targets have and this has. lacks: why it has not, where that is
-        more than that others have it.
+    options: fields of `BuildSettings` and `Quantization` that only some targets have and this has. lacks: why it has
+        not, where that is more than that others have it.
     timed: how it is timed.
     """
 
@@ -85,6 +85,8 @@ class Target:
         if settings.timing_cache is not None and "timing_cache" not in self.options:
             why = self.lacks.get("timing_cache", f"a timing cache is for {having('timing_cache')}, not {self.name}")
             raise SourceError(why)
+        if settings.quantization.reduce_range and "reduce_range" not in self.options:
+            raise SourceError(f"weights of a reduced range are for {having('reduce_range')}, not {self.name}")
 
     def imported(self) -> Any:  # noqa: ANN401  # optional, so without types
         """Its module.
@@ -111,6 +113,7 @@ TARGETS: dict[str, Target] = {
             ".runtimes.onnx",
             ("onnxruntime",),
             "onnxruntime",
+            options=frozenset({"reduce_range"}),
             timed=(
                 # onnxruntime has no bf16 convolution on CPUs.
                 Timed("onnxruntime", {**_EVERYWHERE, _CPU: ("fp32", "fp16", "int8")}, usual=True, takes_bf16=False),

@@ -16,10 +16,12 @@ from .artefacts.built import Built, Form
 from .artefacts.runtime import build
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
+from .int8.saturation import sums_saturate
 from .measuring import measure
 from .proof.evidence import Evidence, Probe
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
+from .targets import TARGETS
 from .ways_out import ways_out
 
 
@@ -75,7 +77,11 @@ class Trial:
         if self.calibration is not None:
             say("trying what would help")
             advice = ways_out(
-                self.settings.quantization, self._layers(form, self.calibration), self._attempt, time.monotonic
+                self.settings.quantization,
+                self._layers(form, self.calibration),
+                self._attempt,
+                time.monotonic,
+                saturates="reduce_range" in TARGETS[self.target].options and sums_saturate(),
             ).advice
         found.require(what, advice)
 

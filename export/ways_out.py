@@ -19,6 +19,11 @@ BUDGET_S = 120.0
 
 _SHOWN = 3
 
+_SATURATES = (
+    "onnxruntime's int8 kernels cut sums off on this processor, as on any x86 without VNNI; weights of 7 bits do "
+    "not need more, and where the file is deployed the session option session.x64quantprecision=1 avoids it, too"
+)
+
 
 @dataclass(frozen=True)
 class Way:
@@ -31,17 +36,20 @@ class Way:
 
 @dataclass(frozen=True)
 class WaysOut:
-    """The ways that were measured; `ended` where time ran out before all were."""
+    """The ways that were measured; `ended` where time ran out before all were, `saturates` as `ways_out` was told."""
 
     tried: tuple[Way, ...]
     layers: tuple[LayerError, ...]
     ended: bool
+    saturates: bool = False
 
     @property
     def advice(self) -> str:
         """A few sentences."""
         worst = ", ".join(f"{layer.name} {layer.alone:.1%}" for layer in self.layers[:_SHOWN])
         said = [f"The layers furthest off by themselves: {worst}"] if worst else []
+        if self.saturates:
+            said.append(_SATURATES)
         helps, not_so = ([way for way in self.tried if way.passed is passed] for passed in (True, False))
         if helps:
             said.append(f"Measured to pass on these images: {_listed(helps)}")
@@ -64,6 +72,7 @@ def ways_out(
     attempt: Callable[[Quantization], Evidence],
     clock: Callable[[], float],
     *,
+    saturates: bool = False,
     budget_s: float = BUDGET_S,
 ) -> WaysOut:
     """Try what may help, the simplest first: other scales, equalisation, layers left in float, then both.
@@ -73,15 +82,16 @@ def ways_out(
         layers: its int8 layers, furthest off first.
         attempt: makes the artefact so and runs it.
         clock: seconds.
+        saturates: the kernels that run it do: each way is tried with weights of a reduced range, and that alone first.
         budget_s: no way is begun that would, at the pace so far, end after so many.
     """
     start, longest = clock(), 0.0
     tried: list[Way] = []
-    for family in _families(asked, len(layers)):
+    for family in _families(asked, len(layers), saturates=saturates and not asked.reduce_range):
         for one in family:
             begun = clock()
             if begun - start + longest > budget_s:
-                return WaysOut(tuple(tried), tuple(layers), ended=True)
+                return WaysOut(tuple(tried), tuple(layers), ended=True, saturates=saturates)
             try:
                 found = attempt(one)
                 way = Way(_options(one), found.passed, found.short)
@@ -93,11 +103,14 @@ def ways_out(
                 break
         if any(way.passed for way in tried) and any("--keep-float" in way.options for way in tried):
             break
-    return WaysOut(tuple(tried), tuple(layers), ended=False)
+    return WaysOut(tuple(tried), tuple(layers), ended=False, saturates=saturates)
 
 
-def _families(asked: Quantization, layers: int) -> Iterator[list[Quantization]]:
+def _families(asked: Quantization, layers: int, *, saturates: bool) -> Iterator[list[Quantization]]:
     """Ways that differ in how much of one thing they do; within each the first that passes is enough."""
+    if saturates:
+        asked = replace(asked, reduce_range=True)
+        yield [asked]
     yield [replace(asked, per_channel=not asked.per_channel)]
     if not asked.equalise:
         yield [replace(asked, equalise=True)]
@@ -113,6 +126,7 @@ def _options(one: Quantization) -> str:
     """As the command line takes them."""
     kept = one.keep_float if isinstance(one.keep_float, int) else ",".join(one.keep_float)
     said = [
+        *(["--reduce-range"] if one.reduce_range else []),
         *([] if one.per_channel else ["--per-tensor"]), *(["--equalise"] if one.equalise else []),
         *([f"--keep-float {kept}"] if kept else []),
     ]  # fmt: skip

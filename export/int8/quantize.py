@@ -52,7 +52,7 @@ def quantize_onnx(
     Args:
         model: float32, of one input.
         calibration: batches as the model takes them.
-        asked: scales, equalisation, and layers that stay float.
+        asked: scales, bits of weights, equalisation, and layers that stay float.
         symmetric: activations as int8 around zero, which TensorRT needs, instead of uint8 with a zero point, which
             gives what follows a ReLU twice the resolution.
         int32_bias: quantise biases, which onnxruntime's kernels need and TensorRT refuses.
@@ -69,7 +69,7 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "int8.onnx"
         try:
-            _run_quantizer(copy_of(prepared), path, name, batches, asked.per_channel, symmetric, int32_bias, kept)
+            _run_quantizer(copy_of(prepared), path, name, batches, asked, symmetric, int32_bias, kept)
             quantized = onnx.load(path)
             read_unrounded(quantized, kept)
             onnx.checker.check_model(quantized, full_check=True)
@@ -100,7 +100,7 @@ def _run_quantizer(
     path: Path,
     name: str,
     batches: Sequence[Batch],
-    per_channel: bool,
+    asked: Quantization,
     symmetric: bool,
     int32_bias: bool,
     kept: Sequence[str],
@@ -124,7 +124,8 @@ def _run_quantizer(
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(LAYERS),
         nodes_to_exclude=list(kept),
-        per_channel=per_channel,
+        per_channel=asked.per_channel,
+        reduce_range=asked.reduce_range,
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": int32_bias},

@@ -227,8 +227,10 @@ def verify_onnx(content: bytes, model: nn.Module, inputs: Sequence[Tensor]) -> A
     return Agreement(end_to_end=compare_calls(compare, inputs))
 
 
-def onnx_function(model: bytes) -> Function:
+def onnx_function(model: bytes, *, exact_integers: bool = False) -> Function:
     """A serialised ONNX model of one input as a function, run by onnxruntime on the CPU; several outputs are a tuple.
+
+    With `exact_integers` no sum of int8 products saturates, whatever the processor (`repconv.files.onnx.session_of`).
 
     Raises:
         BuildError: onnxruntime cannot load it.
@@ -237,6 +239,8 @@ def onnx_function(model: bytes) -> Function:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if exact_integers:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type a failure

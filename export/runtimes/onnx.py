@@ -51,14 +51,17 @@ def build(
     return Form(model, quantized, lambda: _written(model), load, lambda: runnable(load(), model, settings.precision))
 
 
-def loaded(model: onnx.ModelProto, precision: str) -> Built:
-    """An ONNX file; onnxruntime has no bf16 convolution on CPUs, so OpenVINO runs those, where it is installed."""
+def loaded(model: onnx.ModelProto, precision: str, *, exact_integers: bool = False) -> Built:
+    """An ONNX file; onnxruntime has no bf16 convolution on CPUs, so OpenVINO runs those, where it is installed.
+
+    With `exact_integers` for a runtime that never saturates, else as onnxruntime runs it here by default.
+    """
     from ..onnx.exporter import onnx_function
 
     built = _written(model)
     content = built.files[".onnx"]
     try:
-        function = onnx_function(content)
+        function = onnx_function(content, exact_integers=exact_integers)
     except BuildError as error:
         if precision != "bf16":
             raise

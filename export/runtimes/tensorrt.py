@@ -53,7 +53,8 @@ def build(
         return replace(built, run=run, not_run=problem)
 
     def shown() -> Built:
-        return replace(runnable(loaded(model, settings.precision), model, settings.precision), stands_in=True)
+        own = loaded(model, settings.precision, exact_integers=True)
+        return replace(runnable(own, model, settings.precision), stands_in=True)
 
     return Form(model, quantized, make, load, shown)
 

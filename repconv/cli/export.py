@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ _WORST_SHOWN = 5
 @click.option("--calibration-images", type=click.IntRange(1), default=256, show_default=True, help="At most so many.")
 @click.option("--random-calibration", is_flag=True, help="int8: calibrate on noise, for a file that is only timed.")
 @click.option("--per-tensor", is_flag=True, help="int8: one scale a weight instead of one a channel.")
+@click.option("--reduce-range", is_flag=True, help="int8: weights of 7 bits, for x86 processors without VNNI.")
 @click.option("--equalise", is_flag=True, help="int8: cross-layer equalisation first.")
 @click.option("--keep-float", metavar="N|NAME,...", help="int8: leave the N layers furthest off, or these, in float32.")
 @click.option(
@@ -104,6 +106,7 @@ def command(
     calibration_images: int,
     random_calibration: bool,
     per_tensor: bool,
+    reduce_range: bool,
     equalise: bool,
     keep_float: str | None,
     max_lost: float,
@@ -142,7 +145,10 @@ def command(
     from .shared.text import paragraph
 
     out = checked_output(output, [TARGETS[target].suffix])
-    _refuse_idle(target, precision, sm=sm, per_tensor=per_tensor, equalise=equalise, keep_float=keep_float)
+    ways = {
+        "--per-tensor": per_tensor, "--reduce-range": reduce_range, "--equalise": equalise, "--keep-float": keep_float,
+    }  # fmt: skip
+    _refuse_idle(target, precision, sm, ways)
     if not preprocess and (uint8 or bgr or mean is not None or std is not None):
         raise SourceError("--mean, --std, --uint8 and --bgr say what --preprocess puts into the artefact; add it")
     given: str | Source = source
@@ -159,7 +165,7 @@ def command(
         fp32_io=fp32_io,
         fuse=not no_fuse,
         preprocessing=preprocessing,
-        quantization=Quantization(not per_tensor, equalise, _kept(keep_float)),
+        quantization=Quantization(not per_tensor, equalise, _kept(keep_float), reduce_range),
         capabilities=DEFAULT_CAPABILITIES if sm is None else check_capabilities(sm.split(",")),
         timing_cache=timing_cache,
         tolerance=tolerance,
@@ -195,16 +201,13 @@ def _kept(text: str | None) -> int | tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _refuse_idle(
-    target: str, precision: str, *, sm: str | None, per_tensor: bool, equalise: bool, keep_float: str | None
-) -> None:
-    """Options that would change nothing."""
+def _refuse_idle(target: str, precision: str, sm: str | None, ways: Mapping[str, object]) -> None:
+    """Options that would change nothing; `ways` of doing int8."""
     from ..errors import SourceError
 
     if sm is not None and "capabilities" not in TARGETS[target].options:
         raise SourceError(f"--sm is for {having('capabilities')}, not {target}")
-    asked = {"--per-tensor": per_tensor, "--equalise": equalise, "--keep-float": keep_float}
-    idle = next((option for option, value in asked.items() if value), None)
+    idle = next((option for option, value in ways.items() if value), None)
     if precision != "int8" and idle is not None:
         raise SourceError(f"{idle} is for int8, not {precision}")
 

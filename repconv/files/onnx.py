@@ -32,11 +32,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def session_of(model: Path | bytes, text: str, *, as_written: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
+def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exact_integers: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
     """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
 
     With `as_written` the operations are those of the file: else onnxruntime makes a convolution between
     DequantizeLinear and QuantizeLinear one of integers, and rounds its float weights to 8 bits for it.
+    With `exact_integers` products of 8 bits are summed without saturating: on x86 without VNNI onnxruntime's usual
+    kernels add two of them in 16 bits, and what does not fit is cut off.
 
     Raises:
         SourceError: onnxruntime cannot load it.
@@ -47,6 +49,8 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False) -> A
     options.log_severity_level = 4
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if exact_integers:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -55,14 +59,14 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False) -> A
         raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
 
 
-def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
+def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False, exact_integers: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
     """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
     if not is_large(model):
-        return session_of(model.SerializeToString(), text, as_written=as_written)
+        return session_of(model.SerializeToString(), text, as_written=as_written, exact_integers=exact_integers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_large(model, path)
-        return session_of(path, text, as_written=as_written)
+        return session_of(path, text, as_written=as_written, exact_integers=exact_integers)
 
 
 def statistics_of(node: onnx.NodeProto) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def test_one_command_from_checkpoint_to_a_verified_file(run, tmp_path, sources) 
         "--uint8",
         "--batch",
         "1:2:4",
+        "--reduce-range",
         "--json",
         "r.json",
     )
