@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,14 +18,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import GeometryError
-from .geometry import Geometry, Pair, Sides
+from .geometry import Axes, Geometry, Sides, by, halves, with_flat
+
+_CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_SPREAD = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A 2-D convolution with bias, as a value: `y = weight * pad(x) + bias`.
+    """A convolution with bias, as a value: `y = weight * pad(x) + bias`.
 
-    weight: [o, i/g, kh, kw]; bias: [o]; padding: zeros added at the top, left, bottom, right (negative: cropped).
+    weight: [o, i/g, kh, kw] for images, else [o, i/g, k...] of one to three pixel axes; bias: [o]; padding: zeros added
+    at the top, left, bottom, right (negative: cropped), or before each axis and then after each. What is left out is so
+    for any number of axes.
     up: how far apart the pixels of x are put first, zeros between them, as a transposed convolution does.
 
     Raises:
@@ -33,37 +39,49 @@ class Kernel:
 
     weight: Tensor
     bias: Tensor
-    stride: Pair = (1, 1)
+    stride: Axes = (1, 1)
     padding: Sides = (0, 0, 0, 0)
     groups: int = 1
-    up: Pair = (1, 1)
+    up: Axes = (1, 1)
 
     def __post_init__(self) -> None:
-        if self.weight.dim() != 4:
-            raise GeometryError(f"a kernel's weight is [o, i/g, kh, kw], got shape {tuple(self.weight.shape)}")
+        if self.weight.dim() - 2 not in _CONVOLVE:
+            raise GeometryError(
+                f"a kernel's weight is [o, i/g, kh, kw], got shape {tuple(self.weight.shape)}; of one to three axes of "
+                "taps"
+            )
         if self.bias.shape != self.weight.shape[:1]:
             raise GeometryError(
                 f"a kernel's bias is [o] = [{self.weight.shape[0]}], got shape {tuple(self.bias.shape)}"
             )
-        _ = self.geometry
+        shapes = self.geometry
+        if self.weight.dim() != 4:
+            for name in ("stride", "padding", "up"):
+                object.__setattr__(self, name, getattr(shapes, name))
 
     @property
     def geometry(self) -> Geometry:
         """The shapes alone."""
-        o, i, kh, kw = self.weight.shape
-        return Geometry(i * self.groups, o, (kh, kw), self.stride, self.padding, self.groups, self.up)
+        o, i, *size = self.weight.shape
+        return Geometry(i * self.groups, o, tuple(size), self.stride, self.padding, self.groups, self.up)
+
+    @property
+    def axes(self) -> int:
+        """How many pixel axes there are."""
+        return self.weight.dim() - 2
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Convolve x [n, i, h, w] -> [n, o, h', w']."""
-        top, left, bottom, right = self.padding
-        if self.up != (1, 1):
+        """Convolve x [n, i, h, w] -> [n, o, h', w'], or of as many pixel axes as there are."""
+        before, after = halves(self.padding)
+        if max(self.up) > 1:
             apart = x.new_zeros(*x.shape[:2], *((n - 1) * u + 1 for n, u in zip(x.shape[2:], self.up, strict=True)))
-            apart[:, :, :: self.up[0], :: self.up[1]] = x
+            apart[_every(self.up)] = x
             x = apart
-        if top == bottom >= 0 and left == right >= 0:
-            return functional.conv2d(x, self.weight, self.bias, self.stride, (top, left), groups=self.groups)
-        x = functional.pad(x, (left, right, top, bottom))
-        return functional.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        convolve = _CONVOLVE[self.axes]
+        if before == after and min(before) >= 0:
+            return convolve(x, self.weight, self.bias, self.stride, before, groups=self.groups)
+        x = functional.pad(x, innermost_first(self.padding))
+        return convolve(x, self.weight, self.bias, self.stride, groups=self.groups)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Kernel:
         """The same kernel in another dtype or on another device."""
@@ -77,27 +95,39 @@ class Kernel:
         if groups == self.groups:
             return self
         merged = self.groups // groups
-        o, i, kh, kw = self.weight.shape
-        blocks = self.weight.reshape(groups, merged, o // self.groups, i, kh, kw)
+        o, i, *size = self.weight.shape
+        blocks = self.weight.reshape(groups, merged, o // self.groups, i, *size)
         # diag_embed puts the merged axis on the diagonal of (out block, in block).
         square = torch.diag_embed(blocks.movedim(1, -1), dim1=1, dim2=3)
-        return Kernel(square.reshape(o, merged * i, kh, kw), self.bias, self.stride, self.padding, groups, self.up)
+        return Kernel(square.reshape(o, merged * i, *size), self.bias, self.stride, self.padding, groups, self.up)
 
-    def enlarge(self, size: Pair, padding: Sides) -> Kernel:
+    def of_axes(self, count: int) -> Kernel:
+        """The same map of so many pixel axes, of which those that come or go at the end are flat; `Geometry.of_axes`.
+
+        Raises:
+            GeometryError: one that would go is not flat.
+        """
+        if count == self.axes:
+            return self
+        g = self.geometry.of_axes(count)
+        return Kernel(self.weight.reshape(g.weight_shape), self.bias, g.stride, g.padding, g.groups, g.up)
+
+    def enlarge(self, size: Axes, padding: Sides) -> Kernel:
         """The same map with zero taps around it: `size` taps, `padding` around the image.
 
         Raises:
             GeometryError: this map has no such form.
         """
         # Every zero tap on a side is one pixel of padding more on that side.
-        top, left, bottom, right = (new - old for new, old in zip(padding, self.padding, strict=True))
-        kh, kw = self.weight.shape[2:]
-        if min(top, left, bottom, right) < 0 or size != (kh + top + bottom, kw + left + right):
+        added = [new - old for new, old in zip(padding, self.padding, strict=True)]
+        if min(added) < 0 or size != tuple(
+            k + b + a for k, b, a in zip(self.weight.shape[2:], *halves(added), strict=True)
+        ):
             raise GeometryError(
-                f"{self.geometry} cannot be written with {size[0]}x{size[1]} taps and padding "
+                f"{self.geometry} cannot be written with {by(size)} taps and padding "
                 f"{','.join(map(str, padding))}: every added tap is a pixel of padding on its side"
             )
-        weight = functional.pad(self.weight, (left, right, top, bottom))
+        weight = functional.pad(self.weight, innermost_first(added))
         return Kernel(weight, self.bias, self.stride, padding, self.groups, self.up)
 
     def __add__(self, other: Kernel) -> Kernel:
@@ -118,7 +148,7 @@ class Kernel:
             raise GeometryError(
                 f"scale a kernel by a number or by [o] = [{self.bias.shape[0]}], got shape {tuple(factor.shape)}"
             )
-        weight = self.weight * (factor[:, None, None, None] if factor.dim() else factor)
+        weight = self.weight * (factor.reshape(-1, *(1,) * (self.axes + 1)) if factor.dim() else factor)
         return Kernel(weight, self.bias * factor, self.stride, self.padding, self.groups, self.up)
 
     __rmul__ = __mul__
@@ -133,16 +163,16 @@ class Kernel:
             return NotImplemented
         return compose(self, inner)
 
-    def dilate(self, rate: int | Pair) -> Kernel:
+    def dilate(self, rate: int | Axes) -> Kernel:
         """The same taps `rate` pixels apart. Padding is kept, so set it for the dilated size."""
-        rate = (rate, rate) if isinstance(rate, int) else rate
-        if rate == (1, 1):
+        rate = (rate,) * self.axes if isinstance(rate, int) else rate
+        if set(rate) == {1}:
             return self
         if min(rate) < 1:
             raise GeometryError(f"a dilation is at least 1 in each direction, got {rate}")
         size = self.geometry.dilate(rate).size
         weight = self.weight.new_zeros((*self.weight.shape[:2], *size))
-        weight[:, :, :: rate[0], :: rate[1]] = self.weight
+        weight[_every(rate)] = self.weight
         return Kernel(weight, self.bias, self.stride, self.padding, self.groups, self.up)
 
     def fold_batch_norm(
@@ -151,6 +181,16 @@ class Kernel:
         """This convolution followed by batch normalisation with fixed statistics, all [o]; see `batch_norm_affine`."""
         scale, shift = batch_norm_affine(mean, variance, weight, bias, eps)
         return (self * scale).shift(shift)
+
+
+def innermost_first(padding: Sequence[int]) -> list[int]:
+    """Padding as PyTorch's `pad` takes it: before and after the last axis, then the one before that."""
+    return [side for pair in reversed([*zip(*halves(padding), strict=True)]) for side in pair]
+
+
+def _every(steps: Sequence[int]) -> tuple[slice, ...]:
+    """An index of [n, c, ...] that takes a pixel in so many, by axis."""
+    return (slice(None), slice(None), *(slice(None, None, step) for step in steps))
 
 
 def batch_norm_affine(
@@ -171,7 +211,7 @@ def combine(
     kernels: Sequence[Kernel],
     factors: Tensor | Sequence[Tensor | None] | None = None,
     *,
-    rates: Sequence[Pair] | None = None,
+    rates: Sequence[Axes] | None = None,
     within: Geometry | None = None,
 ) -> Kernel:
     """`sum_j factors[j] * kernels[j]` of convolutions of one input: aligned by their padding, groups merged.
@@ -188,7 +228,9 @@ def combine(
     if factors is not None and not isinstance(factors, Tensor):
         ones = torch.ones_like(kernels[0].bias)
         factors = torch.stack([ones if f is None else f.expand_as(ones) for f in factors])
-    rates = ((1, 1),) * len(kernels) if rates is None else tuple(rates)
+    axes = max(kernel.axes for kernel in kernels)
+    kernels = [kernel.of_axes(axes) for kernel in kernels]
+    rates = ((1,) * axes,) * len(kernels) if rates is None else tuple(with_flat(rate, axes, 1) for rate in rates)
     target, places = _places(tuple(kernel.geometry for kernel in kernels), rates, within)
     weight: Tensor = _WeightedSum.apply(target.weight_shape, places, factors, *(k.weight for k in kernels))
     biases = torch.stack([k.bias for k in kernels])
@@ -200,40 +242,40 @@ def combine(
 class _Place(NamedTuple):
     """Where in a larger weight another one stands: at some taps, `merged` of its groups in each of `groups`."""
 
-    rows: slice
-    columns: slice
+    taps: tuple[slice, ...]
     merged: int
     groups: int
 
     def of(self, weight: Tensor) -> Tensor:
-        """The blocks of the larger weight, a view [groups, o/groups/merged, i/groups/merged, kh, kw, merged].
+        """The blocks of the larger weight, a view [groups, o/groups/merged, i/groups/merged, k..., merged].
 
         Writing dense blocks of zeros around them costs more.
         """
-        taps = weight[:, :, self.rows, self.columns]
-        o, i, kh, kw = taps.shape
+        taps = weight[(slice(None), slice(None), *self.taps)]
+        o, i, *size = taps.shape
         merged, groups = self.merged, self.groups
-        square = taps.view(groups, merged, o // groups // merged, merged, i // merged, kh, kw)
+        square = taps.view(groups, merged, o // groups // merged, merged, i // merged, *size)
         return square.diagonal(dim1=1, dim2=3)
 
     def shaped(self, value: Tensor) -> Tensor:
         """The smaller weight, or one number for each of its channels [o], as such blocks."""
-        rest = value.shape[1:] if value.dim() > 1 else (1, 1, 1)
+        rest = value.shape[1:] if value.dim() > 1 else (1,) * (len(self.taps) + 1)
         return value.reshape(self.groups, self.merged, -1, *rest).movedim(1, -1)
 
 
 @lru_cache(maxsize=1024)  # a training step asks for the same ones as the last
 def _places(
-    geometries: tuple[Geometry, ...], rates: tuple[Pair, ...], within: Geometry | None
+    geometries: tuple[Geometry, ...], rates: tuple[Axes, ...], within: Geometry | None
 ) -> tuple[Geometry, tuple[_Place, ...]]:
     """The geometry of a sum of convolutions, and where in it each stands."""
     dilated = [geometry.dilate(rate) for geometry, rate in zip(geometries, rates, strict=True)]
     target = reduce(Geometry.parallel, dilated if within is None else (within, *dilated))
     places = []
     for geometry, rate in zip(dilated, rates, strict=True):
-        first = [new - old for new, old in zip(target.padding[:2], geometry.padding[:2], strict=True)]
-        rows, columns = (slice(f, f + k, r) for f, k, r in zip(first, geometry.size, rate, strict=True))
-        places.append(_Place(rows, columns, geometry.groups // target.groups, target.groups))
+        inside = halves(geometry.padding)[0]
+        first = [new - old for new, old in zip(halves(target.padding)[0], inside, strict=True)]
+        taps = tuple(slice(f, f + k, r) for f, k, r in zip(first, geometry.size, rate, strict=True))
+        places.append(_Place(taps, geometry.groups // target.groups, target.groups))
     return target, tuple(places)
 
 
@@ -275,7 +317,7 @@ class _WeightedSum(torch.autograd.Function):
             view = place.of(gradient)
             if of_factors is not None:
                 product = view * place.shaped(weight)
-                of_factors[index] = product.sum((2, 3, 4)).movedim(-1, 1).reshape(-1)
+                of_factors[index] = product.sum(tuple(range(2, product.dim() - 1))).movedim(-1, 1).reshape(-1)
             if not ctx.needs_input_grad[3 + index]:
                 of_weights.append(None)
                 continue
@@ -301,29 +343,32 @@ def compose(
         GeometryError: the result is not one convolution at every pixel (see `Geometry.series`).
     """
     target = outer.geometry.series(inner.geometry, closed)
+    outer, inner = outer.of_axes(target.axes), inner.of_axes(target.axes)
     if border == "zero" and max(outer.padding) > 0 and bool(torch.any(inner.bias != 0)):
         raise GeometryError(
             "a convolution with bias followed by one padded with zeros is not one convolution at the border: "
             f"{outer.geometry} after {inner.geometry}; pad with the inner bias instead, or drop it"
         )
-    response = outer.weight.sum((2, 3))  # what the outer convolution makes of a constant image, [o, m/g]
+    response = outer.weight.sum(
+        tuple(range(2, outer.axes + 2))
+    )  # what the outer convolution makes of a constant image, [o, m/g]
     constant = inner.bias.reshape(outer.groups, 1, -1)
     bias = (response.reshape(outer.groups, -1, response.shape[1]) * constant).sum(2).reshape(-1)
     inner = inner.regroup(target.groups).dilate(
         outer.up
     )  # the outer groups may stay finer: each reads inside one inner group
     groups = outer.groups
-    o, m, kh, kw = outer.weight.shape
-    if inner.weight.shape[2:] == (1, 1):
+    o, m, *size = outer.weight.shape
+    if set(inner.weight.shape[2:]) == {1}:
         # One matrix product, about three times faster than the general form below for 512 channels in float64.
         taps = outer.weight.movedim(1, -1).reshape(groups, -1, m)  # nothing is moved if it is channels last
-        full = torch.matmul(taps, inner.weight.reshape(groups, m, -1)).reshape(o, kh, kw, -1).movedim(-1, 1)
+        full = torch.matmul(taps, inner.weight.reshape(groups, m, -1)).reshape(o, *size, -1).movedim(-1, 1)
         spread = Kernel(full, outer.bias + bias, target.stride, target.padding, target.groups, target.up)
         return spread.dilate(inner.stride)
     # A transposed convolution of the outer taps by the inner ones is their full convolution, with the outer taps
     # `inner.stride` pixels apart: sum over m, u of W2[o, m, u] W1[m, i, y - u s].
-    rows = outer.weight.reshape(groups, o // groups, m, kh, kw).transpose(0, 1).reshape(-1, groups * m, kh, kw)
-    full = functional.conv_transpose2d(rows, inner.weight, stride=inner.stride, groups=groups)
+    rows = outer.weight.reshape(groups, o // groups, m, *size).transpose(0, 1).reshape(-1, groups * m, *size)
+    full = _SPREAD[target.axes](rows, inner.weight, stride=inner.stride, groups=groups)
     full = full.reshape(o // groups, groups, -1, *full.shape[2:]).transpose(0, 1).reshape(target.weight_shape)
     return Kernel(full, outer.bias + bias, target.stride, target.padding, target.groups, target.up)
 
@@ -342,12 +387,12 @@ def identity(
 def average(
     channels: int,
     *,
-    size: Pair,
-    stride: Pair = (1, 1),
+    size: Axes,
+    stride: Axes = (1, 1),
     padding: Sides = (0, 0, 0, 0),
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
 ) -> Kernel:
     """Average pooling that counts padded pixels, as a depthwise kernel."""
-    weight = torch.full((channels, 1, *size), 1 / (size[0] * size[1]), dtype=dtype, device=device)
+    weight = torch.full((channels, 1, *size), 1 / prod(size), dtype=dtype, device=device)
     return Kernel(weight, weight.new_zeros(channels), stride, padding, channels)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ..algebra.geometry import Geometry, Pair
+from ..algebra.geometry import Geometry, Pair, pair
 from ..algebra.kernels import Kernel, combine
 from ..errors import GeometryError
 from .branches import Branch, NormedBranch, branch_kind
@@ -107,7 +107,7 @@ class RepBlock(Branch):
         if one and self.sampling is not None:
             # Kernels are computed in float32 at least, whatever autocast would make of it.
             with torch.autocast(x.device.type, enabled=False):
-                statistics = self.sampling.of(x, self.geometry.stride)
+                statistics = self.sampling.of(x, pair(self.geometry.stride))
                 kernel = self._kernel(one, statistics, torch.promote_types(x.dtype, torch.float32))
             terms.append(kernel.to(dtype=x.dtype)(x))
         terms += [self.branches[name](x) for name in fixed if name not in one]
@@ -120,7 +120,7 @@ class RepBlock(Branch):
         """Those of the branches that go as one convolution: the ones that gain; all, if every position is asked for."""
         if sampling.positions is None:
             return names
-        total = positions(x, self.geometry.stride)
+        total = positions(x, pair(self.geometry.stride))
         return joined({name: self._branch(name) for name in names}, self.geometry, total, sampling.count(total))
 
     def kernel(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..algebra.geometry import Geometry, Pair
+from ..algebra.geometry import Geometry, Pair, pair
 from ..algebra.kernels import Kernel, compose, identity
 from ..errors import GeometryError
 from .statistics.normalisation import (
@@ -47,7 +47,7 @@ def conv_taps(conv: nn.Conv2d, dtype: torch.dtype) -> Before:
     """
     if conv.padding_mode != "zeros":
         raise GeometryError(f"a convolution with padding_mode={conv.padding_mode!r} does not pad with zeros: {conv}")
-    rows, columns = _pair(conv.dilation)
+    rows, columns = pair(conv.dilation)
     if isinstance(conv.padding, str):
         # "same" puts the odd pixel of an even total at the bottom and right, as torch does.
         taps, same = conv.weight.shape[2:], conv.padding == "same"
@@ -55,15 +55,10 @@ def conv_taps(conv: nn.Conv2d, dtype: torch.dtype) -> Before:
         top, left = (t // 2 for t in total)
         bottom, right = total[0] - top, total[1] - left
     else:
-        top, left = bottom, right = _pair(conv.padding)
+        top, left = bottom, right = pair(conv.padding)
     weight = conv.weight.to(dtype)
     bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.to(dtype)
-    return Before(Kernel(weight, bias, _pair(conv.stride), (top, left, bottom, right), conv.groups), (rows, columns))
-
-
-def _pair(value: tuple[int, ...]) -> Pair:
-    first, second = value
-    return first, second
+    return Before(Kernel(weight, bias, pair(conv.stride), (top, left, bottom, right), conv.groups), (rows, columns))
 
 
 def _centred(size: Pair, dilation: Pair = (1, 1)) -> Pair:
@@ -249,7 +244,7 @@ class PoolBranch(NormedBranch):
 
     def before(self, statistics: Statistics, dtype: torch.dtype) -> Before:
         """W1 of averages: at the border, too, since what pads W1's output is W1's answer to a zero pixel."""
-        stride = _pair(self.pool.stride)  # type: ignore[arg-type]  # always built from a pair
+        stride = pair(self.pool.stride)  # type: ignore[arg-type]  # always built from a pair
         inner = self.inner.kernel(statistics, dtype)
         return Before(Kernel(inner.weight, inner.bias, stride, groups=inner.groups), pooled=True)
 
@@ -259,7 +254,7 @@ def _conv(target: Geometry, bias: bool, *, size: Pair, dilation: Pair = (1, 1)) 
         target.in_channels,
         target.out_channels,
         size,
-        stride=target.stride,
+        stride=pair(target.stride),
         dilation=dilation,
         groups=target.groups,
         bias=bias,
@@ -268,12 +263,12 @@ def _conv(target: Geometry, bias: bool, *, size: Pair, dilation: Pair = (1, 1)) 
 
 def _series(target: Geometry, bias: bool) -> NormedBranch:
     i, o = target.in_channels, target.out_channels
-    return SeriesBranch(i, o, stride=target.stride, groups=target.groups, bias=bias)
+    return SeriesBranch(i, o, stride=pair(target.stride), groups=target.groups, bias=bias)
 
 
 def _pool(target: Geometry, bias: bool) -> NormedBranch:
     i, o = target.in_channels, target.out_channels
-    return PoolBranch(i, o, stride=target.stride, groups=target.groups, bias=bias)
+    return PoolBranch(i, o, stride=pair(target.stride), groups=target.groups, bias=bias)
 
 
 def _skip(target: Geometry, bias: bool) -> NormedBranch:  # noqa: ARG001  # the table's signature

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from ..algebra.geometry import pair
 from ..algebra.kernels import Kernel
 from ..errors import FusionError, GeometryError
 from ..proof.report import FusedLayer, FusionReport, Refusal, Size
@@ -127,8 +128,8 @@ def to_conv2d(kernel: Kernel) -> nn.Conv2d:
     conv = nn.Conv2d(
         shape.in_channels,
         shape.out_channels,
-        shape.size,
-        shape.stride,
+        pair(shape.size),
+        pair(shape.stride),
         (rows, columns),
         groups=shape.groups,
         device="meta",

@@ -19,6 +19,7 @@ from repconv.algebra.kernels import average, combine, compose, identity
 from repconv.blocks.branches import conv_kernel
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
+SIDES = (12, 11, 10)
 laws = settings(max_examples=60, derandomize=True, deadline=None)
 assert_close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
 
@@ -31,9 +32,14 @@ def random_kernel(geometry: Geometry, bias: bool = True) -> Kernel:
     return Kernel(weight, offset, geometry.stride, geometry.padding, geometry.groups)
 
 
-def image(channels: int, height: int = 12, width: int = 11) -> Tensor:
-    """Two random float64 images."""
-    return torch.randn(2, channels, height, width, dtype=torch.float64)
+def image(channels: int, *sides: int) -> Tensor:
+    """Two random float64 images, of two axes unless `sides` say otherwise."""
+    return torch.randn(2, channels, *(sides or SIDES[:2]), dtype=torch.float64)
+
+
+def read_by(kernel: Kernel, *sides: int) -> Tensor:
+    """An image for a kernel of any number of axes."""
+    return image(kernel.geometry.in_channels, *(sides or SIDES)[: kernel.axes])
 
 
 def assert_same(a: Kernel, b: Kernel) -> None:
@@ -43,44 +49,64 @@ def assert_same(a: Kernel, b: Kernel) -> None:
     assert_close(a.bias, b.bias)
 
 
-def assert_same_map(a: Kernel, b: Kernel, height: int = 12, width: int = 11) -> None:
+def assert_same_map(a: Kernel, b: Kernel) -> None:
     """Both kernels make the same of an image, whatever they are written like."""
-    x = image(a.geometry.in_channels, height, width)
+    x = read_by(a)
     assert_close(a(x), b(x))
 
 
-sizes = st.tuples(st.integers(1, 4), st.integers(1, 3))
-strides = st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1)])
+def by_channel(numbers: Tensor, kernel: Kernel) -> Tensor:
+    """One number a channel of what a kernel makes, as it broadcasts."""
+    return numbers.reshape(-1, *(1,) * kernel.axes)
+
+
+axes = st.integers(1, 3)
+
+
+def each(numbers: st.SearchStrategy[int], count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """So many numbers."""
+    return st.tuples(*(numbers,) * count)
+
+
+def sizes(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """1..4 x 1..3 x 1..3 taps."""
+    return st.tuples(*(st.integers(1, most) for most in (4, 3, 3)[:count]))
+
+
+def strides(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """How many pixels apart windows are."""
+    return st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 2, 1), (3, 1, 2)]).map(lambda found: found[:count])
 
 
 @st.composite
 def addable(draw: Draw, count: int) -> list[Kernel]:
-    """Kernels of one image that agree in channels, stride and output size, and in nothing else.
+    """Kernels of one image that agree in axes, channels, stride and output size, and in nothing else.
 
     1..4 x 1..3 taps, any padding of -2..5 a side that gives the drawn output size, any groups dividing 12 and 6.
     """
-    stride, excess = draw(strides), draw(st.tuples(st.integers(-3, 2), st.integers(-3, 2)))
+    of = draw(axes)
+    stride, excess = draw(strides(of)), draw(each(st.integers(-3, 2), of))
     found = []
     for _ in range(count):
-        size, groups = draw(sizes), draw(st.sampled_from([1, 2, 3, 6]))
-        top, left = draw(st.integers(-1, 2)), draw(st.integers(-1, 2))
-        padding = (top, left, excess[0] + size[0] - top, excess[1] + size[1] - left)
-        found.append(random_kernel(Geometry(12, 6, size, stride, padding, groups)))
+        size, groups = draw(sizes(of)), draw(st.sampled_from([1, 2, 3, 6]))
+        before = draw(each(st.integers(-1, 2), of))
+        after = [e + k - b for e, k, b in zip(excess, size, before, strict=True)]
+        found.append(random_kernel(Geometry(12, 6, size, stride, (*before, *after), groups)))
     return found
 
 
 @st.composite
 def chainable(draw: Draw, count: int, *, inner_padding: bool = True) -> list[Kernel]:
     """Kernels, outermost first, of which only the innermost pads; the others may crop; any size, stride and groups."""
-    channels = [draw(st.sampled_from([2, 4, 6])) for _ in range(count + 1)]
+    of, channels = draw(axes), [draw(st.sampled_from([2, 4, 6])) for _ in range(count + 1)]
     found = []
     for depth in range(count):
         o, i = channels[depth], channels[depth + 1]
         innermost = depth == count - 1 and inner_padding
         sides = st.integers(-1, 2) if innermost else st.integers(-1, 0)
         groups = draw(st.sampled_from([g for g in (1, 2, 3, 6) if o % g == 0 and i % g == 0]))
-        padding = (draw(sides), draw(sides), draw(sides), draw(sides))
-        found.append(random_kernel(Geometry(i, o, draw(sizes), draw(strides), padding, groups)))
+        padding = draw(each(sides, 2 * of))
+        found.append(random_kernel(Geometry(i, o, draw(sizes(of)), draw(strides(of)), padding, groups)))
     return found
 
 
@@ -91,7 +117,7 @@ class TestParallel:
     @given(addable(2))
     def test_the_sum_of_kernels_is_the_sum_of_outputs(self, kernels: list[Kernel]) -> None:
         a, b = kernels
-        x = image(12)
+        x = read_by(a)
         assert_close((a + b)(x), a(x) + b(x))
 
     @laws
@@ -144,8 +170,8 @@ class TestScaling:
         a, b = kernels
         c = torch.randn(6, dtype=torch.float64)
         assert_same(c * (a + b), c * a + c * b)
-        x = image(12)
-        assert_close((c * a)(x), c[:, None, None] * a(x))
+        x = read_by(a)
+        assert_close((c * a)(x), by_channel(c, a) * a(x))
 
     @laws
     @given(chainable(2))
@@ -167,7 +193,7 @@ class TestSeries:
     @given(chainable(2))
     def test_the_chain_of_kernels_is_the_chain_of_maps(self, kernels: list[Kernel]) -> None:
         outer, inner = kernels
-        x = image(inner.geometry.in_channels, 17, 19)
+        x = read_by(inner, 17, 19, 14)
         assume(min(inner(x).shape[2:]) > 5)
         assert_close((outer @ inner)(x), outer(inner(x)))
 
@@ -182,8 +208,8 @@ class TestSeries:
     def test_series_distributes_over_parallel_inside(self, data: st.DataObject) -> None:
         """outer (a + b) = outer a + outer b for an outer kernel without bias, which would count twice."""
         a, b = data.draw(addable(2))
-        size, groups = data.draw(sizes), data.draw(st.sampled_from([1, 2]))
-        outer = random_kernel(Geometry(6, 4, size, data.draw(strides), groups=groups), bias=False)
+        size, groups = data.draw(sizes(a.axes)), data.draw(st.sampled_from([1, 2]))
+        outer = random_kernel(Geometry(6, 4, size, data.draw(strides(a.axes)), groups=groups), bias=False)
         assert_same(outer @ (a + b), outer @ a + outer @ b)
 
     @laws
@@ -191,32 +217,35 @@ class TestSeries:
     def test_series_distributes_over_parallel_outside(self, data: st.DataObject) -> None:
         """(a + b) inner = a inner + b inner; one may pad where inner is a single tap without bias."""
         a, b = data.draw(addable(2))
-        inner = random_kernel(Geometry(4, 12, stride=data.draw(strides), groups=data.draw(st.sampled_from([1, 4]))))
+        stride, groups = data.draw(strides(a.axes)), data.draw(st.sampled_from([1, 4]))
+        inner = random_kernel(Geometry(4, 12, (1,) * a.axes, stride, groups=groups))
         inner = Kernel(inner.weight, torch.zeros_like(inner.bias), inner.stride, inner.padding, inner.groups)
         assert_same((a + b) @ inner, a @ inner + b @ inner)
 
     @laws
     @given(st.data())
     def test_padding_zeros_after_a_single_tap_without_bias_is_exact(self, data: st.DataObject) -> None:
-        side = st.integers(0, 2)
-        padding = tuple(data.draw(side) for _ in range(4))
-        outer = random_kernel(Geometry(6, 4, (3, 2), data.draw(strides), padding))
-        inner = random_kernel(Geometry(4, 6, stride=data.draw(strides), padding=(1, 0, 0, 2)), bias=False)
-        x = image(4, *data.draw(st.tuples(st.integers(9, 13), st.integers(9, 13))))
+        of = data.draw(axes)
+        padding, around = data.draw(each(st.integers(0, 2), 2 * of)), (1, 0, 0, 2, 1, 0)[: 2 * of]
+        outer = random_kernel(Geometry(6, 4, (3, 2, 2)[:of], data.draw(strides(of)), padding))
+        inner = random_kernel(Geometry(4, 6, (1,) * of, data.draw(strides(of)), around), bias=False)
+        x = image(4, *data.draw(each(st.integers(9, 13), of)))
         assert_close((outer @ inner)(x), outer(inner(x)))
 
     @laws
     @given(st.data())
     def test_padding_the_inner_bias_is_exact(self, data: st.DataObject) -> None:
         """`border="inner"`: the border holds what the inner kernel makes of a zero pixel."""
-        top, left, bottom, right = padding = tuple(data.draw(st.integers(0, 2)) for _ in range(4))
-        outer = random_kernel(Geometry(6, 4, (3, 2), data.draw(strides), padding, data.draw(st.sampled_from([1, 2]))))
-        inner = random_kernel(Geometry(4, 6, stride=data.draw(strides), groups=data.draw(st.sampled_from([1, 2]))))
-        x = image(4, *data.draw(st.tuples(st.integers(9, 13), st.integers(9, 13))))
+        of, groups = data.draw(axes), data.draw(each(st.sampled_from([1, 2]), 2))
+        before, after = data.draw(each(st.integers(0, 2), of)), data.draw(each(st.integers(0, 2), of))
+        size, padding = (3, 2, 2)[:of], (*before, *after)
+        outer = random_kernel(Geometry(6, 4, size, data.draw(strides(of)), padding, groups[0]))
+        inner = random_kernel(Geometry(4, 6, (1,) * of, data.draw(strides(of)), groups=groups[1]))
+        x = image(4, *data.draw(each(st.integers(9, 13), of)))
         middle = inner(x)
-        n, m, h, w = middle.shape
-        bordered = inner.bias[:, None, None].expand(n, m, h + top + bottom, w + left + right).clone()
-        bordered[:, :, top : top + h, left : left + w] = middle
+        sides = [b + n + a for b, n, a in zip(before, middle.shape[2:], after, strict=True)]
+        bordered = by_channel(inner.bias, inner).expand(*middle.shape[:2], *sides).clone()
+        bordered[(..., *(slice(b, b + n) for b, n in zip(before, middle.shape[2:], strict=True)))] = middle
         unpadded = Kernel(outer.weight, outer.bias, outer.stride, groups=outer.groups)
         assert_close(compose(outer, inner, border="inner")(x), unpadded(bordered))
 
@@ -247,12 +276,13 @@ class TestCall:
         assert_close(a(x), expected)
 
     @laws
-    @given(addable(1), st.integers(7, 12), st.integers(7, 12))
-    def test_the_geometry_knows_the_output_size_and_cost(self, kernels: list[Kernel], height: int, width: int) -> None:
+    @given(addable(1), each(st.integers(7, 12), 3))
+    def test_the_geometry_knows_the_output_size_and_cost(self, kernels: list[Kernel], sides: tuple[int, ...]) -> None:
         (a,) = kernels
-        y = a(image(12, height, width))
-        assert a.geometry.output_size(height, width) == y.shape[2:]
-        assert a.geometry.multiply_adds(height, width) == y[0].numel() * a.weight[0].numel()
+        x = read_by(a, *sides)
+        y = a(x)
+        assert a.geometry.output_size(*x.shape[2:]) == y.shape[2:]
+        assert a.geometry.multiply_adds(*x.shape[2:]) == y[0].numel() * a.weight[0].numel()
 
 
 class TestRegroup:
@@ -270,6 +300,48 @@ class TestRegroup:
         larger = a.enlarge((4, 3), (1, 1, 2, 0))
         assert larger.geometry.size == (4, 3)
         assert_same_map(larger, a)
+
+
+class TestAxes:
+    """Kernels of different numbers of pixel axes: the ones that one lacks are flat."""
+
+    @laws
+    @given(addable(1), addable(1), chainable(1))
+    def test_what_meets_is_of_the_larger_number(
+        self, first: list[Kernel], second: list[Kernel], third: list[Kernel]
+    ) -> None:
+        """As if the axes that one lacks had been there, flat, in sums and series; and back again."""
+        a, b, c = *first, *second, *third
+        count = max(a.axes, b.axes)
+        try:
+            assert_same(a + b, a.of_axes(count) + b.of_axes(count))
+        except GeometryError:
+            with pytest.raises(GeometryError):
+                a.of_axes(count) + b.of_axes(count)
+        point = random_kernel(Geometry(c.geometry.out_channels, 12, (1,) * b.axes), bias=False)
+        count = max(b.axes, c.axes)
+        assert_same(point @ c, point.of_axes(count) @ c.of_axes(count))
+        assert_same(a.of_axes(3).of_axes(a.axes), a)
+        x = read_by(a)
+        assert_close(a.of_axes(3)(x.reshape(*x.shape, *(1,) * (3 - a.axes))).flatten(), a(x).flatten())
+
+    def test_what_is_left_out_is_so_for_every_axis(self) -> None:
+        kernel = Kernel(torch.ones(2, 1, 3, 3, 3), torch.zeros(2))
+        assert (kernel.stride, kernel.padding, kernel.up) == ((1, 1, 1), (0,) * 6, (1, 1, 1))
+        assert str(Geometry(4, 4, (3, 1, 3), (1, 2, 2))) == "4->4 3x1x3 stride 1x2x2 padding 0,0,0,0,0,0 groups 1"
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"stride": (2, 2)}, r"of 3 pixel axes has a stride of 3 numbers, got \(2, 2\)"),
+            ({"padding": (1, 1, 1, 1)}, r"of 3 pixel axes has a padding of 6 numbers"),
+        ],
+    )
+    def test_other_numbers_of_axes_are_refused(self, arguments: dict[str, Any], words: str) -> None:
+        with pytest.raises(GeometryError, match=words):
+            Kernel(torch.ones(2, 1, 3, 3, 3), torch.zeros(2), **arguments)
+        with pytest.raises(GeometryError, match="is no convolution of 2 pixel axes"):
+            Geometry(4, 4, (3, 1, 3)).of_axes(2)
 
 
 class TestDilate:

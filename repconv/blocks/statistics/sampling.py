@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...algebra.geometry import Pair
+from ...algebra.geometry import Pair, pair
 from ...errors import GeometryError
 from .moments import moments
 from .normalisation import Before, Moments, Statistics, running_statistics, update_running_statistics
@@ -70,7 +70,7 @@ class Sampling:
             asked = [j for j in range(len(norms)) if j not in kept]
             if not asked:
                 return running_statistics(norms, given)
-            step, dtype = given[0].kernel.stride, given[0].kernel.weight.dtype
+            step, dtype = pair(given[0].kernel.stride), given[0].kernel.weight.dtype
             measured = moments(sample(step, dtype), [given[j] for j in asked])
             update_running_statistics([norms[j] for j in asked], measured, positions(x, step))
             if not kept:
