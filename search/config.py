@@ -37,8 +37,9 @@ class SearchConfig:
         branch by branch.
     evaluation_batch, evaluation_dtype: how candidates are measured. reestimation_images: training images from which
         each candidate's batch statistics are taken anew, 0: those of the supernet.
-    device: "auto", "cpu", "cuda" ... precision: of training. channels_last: memory format of both. workers: processes
-        that load images. seed: of everything. checkpoint_steps: updates between checkpoints.
+    device: "auto", "cpu", "cuda" ... precision: of training. channels_last: memory format of both, where it
+        is safe (see `supernet.layout`). workers: processes that load images. seed: of everything. checkpoint_steps:
+        updates between checkpoints.
 
     Raises:
         SearchError: a value that makes no sense, with the name of the setting.

@@ -29,6 +29,7 @@ from .session import chosen_device
 from .supernet.architecture import Architecture
 from .supernet.evaluate import EvaluationSettings, accuracy
 from .supernet.joint_update import backward
+from .supernet.layout import memory_format, said_of
 from .supernet.supernet import Supernet, evaluating, subnetwork
 from .tasks.data import open_data
 from .tasks.network import build_network, is_own_network, set_positions
@@ -114,7 +115,7 @@ def retrain(
         folder: of this retraining.
         found: the architecture.
         config: the settings.
-        report: is shown every line of the metrics as it is written.
+        report: is shown every line of the metrics as it is written, and notes, as of a search.
         clock: seconds.
         own_code: as of `searched_network`.
 
@@ -147,6 +148,9 @@ def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callabl
             report(record)
 
     at = trainer.restore(folder)
+    if first:
+        for note in trainer.notes:
+            report({"kind": "note", "note": note})
     while at.epoch < config.epochs:
         batches = trainer.batches(at.epoch, at.step)
         rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, clock=clock)
@@ -179,7 +183,8 @@ class Trainer:
             raise SearchError(f"{len(self.split.train)} images to learn from fill no batch of {config.batch}")
         torch.manual_seed(config.seed)
         model = searched_network(found, self.task, config.supernet, own_code=own_code)
-        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        name = str(found.network["name"])
+        self.memory_format = memory_format(model, name, self.device, wanted=config.channels_last)
         model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         set_positions(model, config.positions)
         self.model = model
@@ -196,6 +201,12 @@ class Trainer:
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.generator = torch.Generator().manual_seed(config.seed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is otherwise than the settings say."""
+        note = said_of(self.memory_format, str(self.found.network["name"]), wanted=self.config.channels_last)
+        return () if note is None else (note,)
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch's training batches from the `first` on, on the device: this process's images of them."""
@@ -316,7 +327,7 @@ def measure_both(
 def _finish(folder: RunFolder, trainer: Trainer) -> None:
     model, task, config = trainer.result(), trainer.task, trainer.config
     fused, _ = fuse_modules(model)  # VerificationError, and nothing is written, where it differs
-    settings = EvaluationSettings(channels_last=config.channels_last, device=trainer.device)
+    settings = EvaluationSettings(channels_last=trainer.memory_format == torch.channels_last, device=trainer.device)
     multi, single = measure_both(model, fused, trainer.judged(), settings, task)
     images = "test" if task.test is not None else "validation"
     for net, name, value in ((model, RETRAINED, multi), (fused, FUSED, single)):

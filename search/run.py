@@ -66,7 +66,8 @@ def run(
 
     Args:
         folder: with its configuration.
-        report: is shown every line of the metrics as it is written, by the first process where there are several.
+        report: is shown every line of the metrics as it is written, and first what is otherwise than the settings say,
+            of kind `note`; by the first process where there are several.
         clock: seconds.
         own_code: for data or a network made by `package.module:factory`, those names again: what a configuration names
             is not run without being asked for.
@@ -104,6 +105,9 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
             writer.flush()
         report(record)
 
+    if first:
+        for note in session.notes:
+            report({"kind": "note", "note": note})
     while progress.at.epoch < config.epochs:
         progress = _epoch(folder, session, strategy, progress, tell, clock)
     _finish(folder, session, strategy, progress.state)

@@ -22,6 +22,7 @@ from .supernet.adaptive import AdaptiveBatch
 from .supernet.architecture import Architecture
 from .supernet.evaluate import Batches, Evaluation, EvaluationSettings, evaluate
 from .supernet.joint_update import backward
+from .supernet.layout import memory_format, said_of
 from .supernet.supernet import Supernet
 from .tasks.data import open_data
 from .tasks.network import build_network, set_positions
@@ -61,9 +62,8 @@ class Session:
             fixed=config.fixed,
             branches=config.branches,
         )
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.memory_format = memory_format
-        model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.memory_format = memory_format(model, config.network, self.device, wanted=config.channels_last)
+        model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         set_positions(model, config.positions)
         self.supernet = Supernet(model)
         self.initial = self.supernet.gates()
@@ -81,9 +81,15 @@ class Session:
         )
         self.evaluation_settings = EvaluationSettings(
             torch.bfloat16 if config.evaluation_dtype == "bfloat16" else torch.float32,
-            config.channels_last,
+            self.memory_format == torch.channels_last,
             self.device,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is otherwise than the settings say."""
+        note = said_of(self.memory_format, self.config.network, wanted=self.config.channels_last)
+        return () if note is None else (note,)
 
     @property
     def steps(self) -> int:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .shared.command import Command, Reads, WritesFolder
 from .shared.ending import going_on_is_said
 from .shared.options import json_option
-
-if TYPE_CHECKING:
-    pass
 
 
 def _written() -> list[str]:
@@ -102,6 +99,9 @@ def command(
 
 
 def _show(record: Mapping[str, Any]) -> None:
+    if record["kind"] == "note":
+        click.echo(f"repconv: {record['note']}", err=True)
+        return
     click.echo(
         f"epoch {record['epoch']}: loss {record['loss']:.4f}, learning rate {record['learning_rate']:.4g}, "
         f"{record['seconds_a_step']:.3f} s an update"

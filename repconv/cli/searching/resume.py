@@ -90,7 +90,9 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
 def _show(record: Mapping[str, Any]) -> None:
     """A line of the metrics in words."""
-    if record["kind"] == "epoch":
+    if record["kind"] == "note":
+        click.echo(f"repconv: {record['note']}", err=True)
+    elif record["kind"] == "epoch":
         click.echo(
             f"epoch {record['epoch']}: loss {record['loss']:.4f}, learning rate {record['learning_rate']:.4g}, "
             f"{record['seconds_a_step']:.3f} s an update"

@@ -101,6 +101,8 @@ def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: 
         rows.append([key, text or "-", "yours" if value != usual[key] else chosen.origin(key)])
     click.echo(f"{preset_name}: {chosen.what}\n\n{table(rows)}\n")
     session = Session(config)
+    for note in session.notes:
+        click.echo(f"repconv: {note}", err=True)
     click.echo(f"  {len(session.split.train):,} images to learn from, {len(session.split.validation):,} to judge by")
     found = estimate(session)
     click.echo(_estimate(found, session.device.type))

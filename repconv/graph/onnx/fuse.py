@@ -26,7 +26,7 @@ from ..planning.plan import Plan, plan
 from .facts import Facts, attributes, captured, first_line, without_weights
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
-from .writer import Names, Nodes, emit, without_unread
+from .writer import DIALECT, Names, Nodes, emit, without_unread
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """What a report counts as convolutions."""
@@ -110,7 +110,7 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    return facts, steps, plan(steps, needed, facts.placed), refusals
+    return facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -149,7 +149,7 @@ def _write(
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            written[name] = emit(facts.placed, name, where[name], found, facts.types[name], names)
+            written[name] = emit(name, where[name], found, element_type=facts.types[name], names=names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
