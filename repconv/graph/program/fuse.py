@@ -246,6 +246,7 @@ def _layers(module: fx.GraphModule, facts: ProgramFacts, name: str, chosen: Plan
             origins,
             read,
             Size(int(isinstance(layer, Convolution)), 0, layer.form.weights),
+            name,
         )
         for layer in chosen.rewritten[name].layers
     )
