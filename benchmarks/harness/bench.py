@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from repconv.errors import BuildError, OutputError, SourceError
+from repconv.files.held import temporary_folder
 
 from ..environment import environment
 from .backends import choose
@@ -68,13 +67,13 @@ def bench(
     measured = [_measured(text, one) for text, one in zip(sources, given, strict=True)]
     found: list[GroupResult] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="repconv-bench-") as folder:
-            shop = Workshop(Path(folder))
+        with temporary_folder() as folder:
+            shop = Workshop(folder)
             for batch in settings.batches:
                 for precision in settings.precisions:
                     say(f"building {len(forms) * len(backends)} subjects: batch {batch}, {precision}")
                     entries, inputs = build_group(shop, forms, backends, batch, precision, settings.seed)
-                    found.append(measure_group(entries, inputs, settings, Path(folder), say, progress))
+                    found.append(measure_group(entries, inputs, settings, folder, say, progress))
     except OSError as error:
         if isinstance(error, OutputError):
             raise
