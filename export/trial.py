@@ -16,12 +16,11 @@ from .artefacts.built import Built, Form
 from .artefacts.runtime import build
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
-from .int8.saturation import sums_saturate
+from .int8.saturation import saturates_here
 from .measuring import measure
 from .proof.evidence import Evidence, Probe
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
-from .targets import TARGETS
 from .ways_out import ways_out
 
 
@@ -81,7 +80,7 @@ class Trial:
                 self._layers(form, self.calibration),
                 self._attempt,
                 time.monotonic,
-                saturates="reduce_range" in TARGETS[self.target].options and sums_saturate(),
+                saturates=saturates_here(self.target),
             ).advice
         found.require(what, advice)
 

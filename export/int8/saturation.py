@@ -10,6 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repconv.files.onnx import model_session
 
+from ..targets import TARGETS
+
 _DEPTH = 64
 """Products a sum has: more than any kernel adds one at a time."""
 
@@ -32,3 +34,8 @@ def sums_saturate() -> bool:
     onnx.checker.check_model(model)
     (found,) = model_session(model, "a sum of products").run(["y"], {"x": np.full((1, _DEPTH), 255, np.uint8)})
     return bool((found != 255 * 127 * _DEPTH).any())
+
+
+def saturates_here(target: str) -> bool:
+    """Whether int8 artefacts of a target are run by such kernels: those that can be told to do with 7 bits."""
+    return "reduce_range" in TARGETS[target].options and sums_saturate()

@@ -146,6 +146,14 @@ def test_a_drawn_block_is_its_kernel(case: Case, randomise: Randomise, apart: Ap
 
 
 @pytest.mark.slow
+@settings(max_examples=500, **common)
+@given(case=cases())
+def test_hundreds_of_drawn_blocks_are_their_kernels(case: Case, randomise: Randomise, apart: Apart) -> None:
+    law(case, randomise, apart)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=2200, **common)
 @given(case=cases())
 def test_thousands_of_drawn_blocks_are_their_kernels(case: Case, randomise: Randomise, apart: Apart) -> None:

@@ -130,8 +130,11 @@ TIMM = {
 """Networks of different authors, and how many 3x3 convolutions of theirs a block can stand for."""
 
 
+LARGE = ("dla34", "selecsls42", "cspresnet50", "res2net50_14w_8s")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.exhaustive) if n in LARGE else n for n in TIMM])
 def test_timm(name: str):
     timm = pytest.importorskip("timm", reason="timm is optional")
     check_whole_life(

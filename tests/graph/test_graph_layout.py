@@ -312,8 +312,9 @@ def test_random_graphs_of_any_layout_compute_the_same_after_fusing(seed: int) ->
 
 
 @pytest.mark.slow
-def test_two_thousand_random_graphs_of_any_layout() -> None:
-    assert sum(map(check, range(2000))) > 500
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.exhaustive)])
+def test_many_random_graphs_of_any_layout(count: int) -> None:
+    assert sum(map(check, range(count))) > count // 4
 
 
 class Module(nn.Module):

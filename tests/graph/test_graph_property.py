@@ -278,7 +278,8 @@ def test_random_graphs_compute_the_same_after_fusing(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_random_graphs_and_why_some_stay() -> None:
-    why = sum((check(seed) for seed in range(1000)), Counter[str]())
-    assert all(why[phrase] >= 10 for phrase in EXPLANATIONS[:3]), why
-    assert why["a padded convolution after one larger than 1x1"] >= 10
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def test_many_random_graphs_and_why_some_stay(count: int) -> None:
+    why = sum((check(seed) for seed in range(count)), Counter[str]())
+    assert all(why[phrase] >= count // 100 for phrase in EXPLANATIONS[:3]), why
+    assert why["a padded convolution after one larger than 1x1"] >= count // 100

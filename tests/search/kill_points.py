@@ -2,7 +2,8 @@
 
     python tests/search/kill_points.py FOLDER COUNT
 
-Writes FOLDER/found.json: for each kill point where it was, the signal the run ended by, and what differed.
+COUNT of each kind of moment, spread over the run. Writes FOLDER/found.json: for each where it was, the signal the run
+ended by, and what differed.
 """
 
 from __future__ import annotations
@@ -135,6 +136,16 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def spread(names: list[str], count: int) -> list[int]:
+    """Moments, numbered from 1: of each name at most `count`, from its first to its last."""
+    chosen = []
+    for name in dict.fromkeys(names):
+        all_of_it = [number for number, other in enumerate(names, start=1) if other == name]
+        last, most = len(all_of_it) - 1, min(count, len(all_of_it))
+        chosen += [all_of_it[round(index * last / max(most - 1, 1))] for index in range(most)]
+    return sorted(chosen)
+
+
 def begin(folder: Path) -> RunFolder:
     """A new run's folder."""
     return RunFolder.create(folder, settings_to_dict(CONFIG, SCHEMA), {})
@@ -156,7 +167,7 @@ def main(base: Path, count: int) -> None:
     names = json.loads((base / "events.json").read_text())
     expected = left(base / "whole")
     found = []
-    for point in range(1, min(count, len(names)) + 1):
+    for point in spread(names, count):
         folder = base / str(point)
 
         def doomed(folder: Path = folder, point: int = point) -> None:

@@ -107,7 +107,11 @@ def launch(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "architectures", "weighting"),
-    [(2, 5, "softmax"), (2, 2, "uniform"), (2, 4, "literal"), (2, 1, "softmax"), (3, 2, "softmax")],
+    [
+        (2, 5, "softmax"),
+        (3, 2, "literal"),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((2, 2, "uniform"), (2, 1, "softmax"))),
+    ],
 )
 def test_an_update_of_several_processes_is_that_of_one(
     tmp_path, count: int, architectures: int, weighting: str

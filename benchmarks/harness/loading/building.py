@@ -12,9 +12,10 @@ from repconv.errors import OutputError
 from repconv.export.artefacts.loaded import Job
 from repconv.export.artefacts.runtime import build
 from repconv.export.inputs.images import random_images
+from repconv.export.int8.saturation import saturates_here
 from repconv.export.proof.tolerances import DTYPES
 from repconv.export.runtimes.engine_runtime import gpu_here
-from repconv.export.settings import DEFAULT_CAPABILITIES, BuildSettings, Span
+from repconv.export.settings import DEFAULT_CAPABILITIES, BuildSettings, Quantization, Span
 from repconv.export.subject import Subject
 from repconv.export.targets import TARGETS
 
@@ -86,6 +87,7 @@ class Workshop:
             spans,
             fp32_io=precision == "bf16" and not backend.takes_bf16,
             capabilities=DEFAULT_CAPABILITIES if gpu is None else (gpu["capability"],),
+            quantization=Quantization(reduce_range=precision == "int8" and saturates_here(backend.target)),
         )
         calibration = calibration_of(form.given, batch) if precision == "int8" else None
         built = build(subject.model, backend.target, settings, spans, calibration).make()

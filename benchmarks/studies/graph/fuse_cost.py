@@ -1,0 +1,167 @@
+"""Time and peak memory of fusing, of this checkout beside an earlier commit, in turns.
+
+    python benchmarks/studies/graph/fuse_cost.py [--before COMMIT] [--rounds 5] [--output FILE]
+
+`module` is `repconv.fuse(irep_resnet18, x)` in a process that has imported everything; `file` is the whole process of
+`repconv fuse` on an ONNX file of 30 million parameters (RepVGG's branches, as another author would export them), with
+its proof. Seconds are wall time, memory is the most the process held, of `module` beyond what it held before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from repconv.benchmarks.environment import environment
+from repconv.benchmarks.studies.common import ROOT, asking, head, table, write_json
+from repconv.benchmarks.studies.graph.networks import randomise
+from repconv.files.whole import write_whole
+
+SCHEMA = "repconv.fuse_cost/1"
+BEFORE = "04a8af6"
+"""The last commit that knew affine operations by their spelling."""
+
+_START = """
+import json, resource, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+def held(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+"""
+
+_MODULE = """
+import torch, onnx, onnxruntime, repconv, repconv.graph
+torch.manual_seed(0)
+model, x = repconv.create_model("irep_resnet18").eval(), torch.randn(1, 3, 32, 32)
+Path("/proc/self/clear_refs").write_text("5")
+before, start = held("VmRSS"), time.perf_counter()
+repconv.fuse(model, x)
+print(json.dumps({"seconds": time.perf_counter() - start, "bytes": held("VmHWM") - before}))
+"""
+
+_FILE = """
+from repconv.cli import main
+start = time.perf_counter()
+code = 0
+try:
+    sys.argv = ["repconv", "fuse", sys.argv[2], "-o", sys.argv[2] + ".fused.onnx"]
+    main()
+except SystemExit as left:
+    code = left.code
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "bytes": held("VmHWM"), "code": code or 0}))
+"""
+
+
+class Branches(nn.Module):
+    """RepVGG's three branches over 512 channels."""
+
+    def __init__(self, channels: int) -> None:
+        """`channels` in and out."""
+        super().__init__()
+        self.full = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.point = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.skip = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape as it came."""
+        return torch.relu(self.full(x) + self.point(x) + self.skip(x))
+
+
+def subject(path: Path, channels: int = 512, blocks: int = 11) -> int:
+    """Write the network as ONNX, norms kept; returns how many parameters it has."""
+    network = nn.Sequential(nn.Conv2d(3, channels, 1), *(Branches(channels) for _ in range(blocks)))
+    randomise(network)
+    torch.onnx.export(
+        network.eval(), (torch.randn(1, 3, 16, 16),), str(path), dynamo=False, opset_version=17,
+        training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,
+    )  # fmt: skip
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def laid_out(checkout: Path, tree: Path) -> Path:
+    """The package of a checkout as it installs, as links below `tree`."""
+    (tree / "repconv").mkdir(parents=True)
+    for part in (*(checkout / "repconv").iterdir(), *(checkout / name for name in ("search", "export", "benchmarks"))):
+        (tree / "repconv" / part.name).symlink_to(part)
+    return tree
+
+
+def earlier(commit: str, folder: Path) -> Path:
+    """The files of a commit below `folder`."""
+    folder.mkdir()
+    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout  # noqa: S603, S607
+    subprocess.run(["tar", "-x"], cwd=folder, input=packed, check=True)  # noqa: S607  # what git just packed
+    return folder
+
+
+def measured(code: str, tree: Path, *more: str) -> dict[str, float]:
+    """What a new process says of itself, on one thread."""
+    told = subprocess.run(  # noqa: S603  # code of this file
+        [sys.executable, "-c", _START + code, str(tree), *more],
+        check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return dict(json.loads(told.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Measure, print, write JSON and a table beside it."""
+    parser = asking(__doc__, "fuse_cost")
+    parser.add_argument("--before", default=BEFORE, metavar="COMMIT", help="the commit to compare with (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        path = folder / "branches.onnx"
+        parameters = subject(path)
+        trees = {
+            "before": laid_out(earlier(asked.before, folder / "earlier"), folder / "before"),
+            "now": laid_out(ROOT, folder / "now"),
+        }
+        cases = {"module": (_MODULE,), "file": (_FILE, str(path))}
+        samples: dict[str, dict[str, list[dict[str, float]]]] = {name: {side: [] for side in trees} for name in cases}
+        for index in range(asked.rounds):
+            sides = list(trees.items())[:: 1 if index % 2 else -1]
+            for name, (code, *more) in cases.items():
+                for side, tree in sides:
+                    samples[name][side].append(measured(code, tree, *more))
+                    print(name, side, samples[name][side][-1], flush=True)
+        result = {
+            **head(__file__, SCHEMA, f"--before {asked.before} --rounds {asked.rounds}"),
+            "environment": environment(),
+            "file": {"parameters": parameters, "bytes": path.stat().st_size},
+            "samples": samples,
+            "median": {
+                name: {side: _medians(found) for side, found in sides.items()} for name, sides in samples.items()
+            },
+        }
+    write_json(asked.output, result)
+    write_whole({asked.output.with_suffix(".md"): _table(result).encode()})
+
+
+def _medians(samples: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+
+
+def _table(result: dict[str, object]) -> str:
+    """Medians, before and now, and their ratio."""
+    rows = []
+    for name, sides in result["median"].items():  # type: ignore[attr-defined]  # plain containers
+        was, now = sides["before"], sides["now"]
+        seconds = (was["seconds"], now["seconds"], now["seconds"] / was["seconds"])
+        size = (was["bytes"] / 1e6, now["bytes"] / 1e6, now["bytes"] / was["bytes"])
+        rows.append([name, *(f"{value:.2f}" for value in seconds), *(f"{value:.2f}" for value in size)])
+    return table(["", "s before", "s now", "ratio", "MB before", "MB now", "ratio"], rows) + "\n"
+
+
+if __name__ == "__main__":
+    main()
