@@ -39,7 +39,7 @@ def temporary_file(parent: Path, name: str) -> Iterator[tuple[IO[bytes], Path]]:
         stream.close()
     try:
         with stream:
-            yield stream, path  # type: ignore[misc]  # NamedTemporaryFile wraps an IO[bytes]
+            yield stream, path
     finally:
         path.unlink(missing_ok=True)
 
