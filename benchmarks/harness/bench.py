@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from repconv.errors import BuildError, OutputError, SourceError
+from repconv.errors import BuildError, SourceError
 from repconv.files.held import temporary_folder
 
 from ..environment import environment
@@ -66,18 +66,13 @@ def bench(
     say("fusing, and checking block by block")
     measured = [_measured(text, one) for text, one in zip(sources, given, strict=True)]
     found: list[GroupResult] = []
-    try:
-        with temporary_folder() as folder:
-            shop = Workshop(folder)
-            for batch in settings.batches:
-                for precision in settings.precisions:
-                    say(f"building {len(forms) * len(backends)} subjects: batch {batch}, {precision}")
-                    entries, inputs = build_group(shop, forms, backends, batch, precision, settings.seed)
-                    found.append(measure_group(entries, inputs, settings, folder, say, progress))
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write temporary files ({error.strerror or error}); TMPDIR names a folder") from error
+    with temporary_folder() as folder:
+        shop = Workshop(folder)
+        for batch in settings.batches:
+            for precision in settings.precisions:
+                say(f"building {len(forms) * len(backends)} subjects: batch {batch}, {precision}")
+                entries, inputs = build_group(shop, forms, backends, batch, precision, settings.seed)
+                found.append(measure_group(entries, inputs, settings, folder, say, progress))
     rows = [row for group in found for row in group.rows]
     loads = [group.others for group in found if group.others is not None]
     worst = max(loads, key=lambda load: load.others, default=None)

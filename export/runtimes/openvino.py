@@ -19,7 +19,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from repconv.errors import BackendError, BuildError, SourceError
+from repconv.errors import BackendError, BuildError, RepconvError, SourceError
 from repconv.files.held import temporary_folder
 from repconv.graph.onnx.facts import first_line
 from repconv.sources.source import Input
@@ -195,7 +195,7 @@ def _quantise(network: Any, calibration: Sequence[Tensor], asked: Quantization, 
 def _failing_in_words(what: str) -> Iterator[None]:
     try:
         yield
-    except BackendError:
+    except RepconvError:
         raise
     except Exception as error:  # OpenVINO and NNCF raise anything
         raise BuildError(f"{what}: {first_line(error)}") from error

@@ -15,9 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ..errors import OutputError
+
 if sys.platform != "win32":
     import fcntl
 
+_FULL_BYTES = 1 << 16
+"""A disk with less room than this is full: what failed to be written is larger than what still fits."""
+_ELSEWHERE = "; it is for temporary files, and TMPDIR names another"
 MARK = "repconv-"
 """In the name of everything temporary, so that nothing of the user's is taken for it."""
 
@@ -49,10 +54,33 @@ def temporary_folder(parent: Path | None = None, name: str = "") -> Iterator[Pat
     """A folder in `parent`, or where temporary files go (TMPDIR), that is gone at the end.
 
     Raises:
-        OSError: it cannot be made.
+        OutputError: it cannot be made, or what was to be done in it failed on a disk that is full or read-only, which
+            libraries say in words of their own.
     """
     where = Path(tempfile.gettempdir()) if parent is None else parent
-    stem = f".{name}.{MARK}" if name else MARK
+    try:
+        with _held_folder(where, f".{name}.{MARK}" if name else MARK) as path:
+            try:
+                yield path
+            except Exception as error:
+                why = _why_not_writable(path)
+                if why is None or isinstance(error, OutputError):
+                    raise
+                raise OutputError(f"cannot write in {where}: {why}{_ELSEWHERE if parent is None else ''}") from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot write in {where}: {error.strerror or error}{_ELSEWHERE if parent is None else ''}"
+        ) from error
+
+
+def _why_not_writable(path: Path) -> str | None:
+    if shutil.disk_usage(path).free < _FULL_BYTES:
+        return "its disk is full"
+    return None if os.access(path, os.W_OK) else "it is read-only"
+
+
+@contextmanager
+def _held_folder(where: Path, stem: str) -> Iterator[Path]:
     _sweep(where, stem)
     while True:
         path = Path(tempfile.mkdtemp(dir=where, prefix=stem))

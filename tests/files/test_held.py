@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from repconv.errors import OutputError
 from repconv.files.held import temporary_file, temporary_folder
 from repconv.files.whole import whole_file
 
@@ -37,3 +39,20 @@ def test_folders_where_temporary_files_go_too(tmp_path, monkeypatch) -> None:
     with temporary_folder() as mine, temporary_folder() as other:
         assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name}
     assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_on_a_full_disk_is_said_to_whatever_a_library_says(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ZeroDivisionError), temporary_folder():
+        raise ZeroDivisionError
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    said = "its disk is full; it is for temporary files, and TMPDIR names another"
+    with pytest.raises(OutputError, match=said), temporary_folder():
+        raise RuntimeError("basic_ios::clear: iostream error")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_no_folder_can_be_made(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match="No such file or directory; it is for temporary files"), temporary_folder():
+        pass
