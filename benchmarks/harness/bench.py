@@ -33,7 +33,6 @@ def bench(
     model: str | None = None,
     state_key: str | None = None,
     say: Say = lambda _: None,
-    progress: Callable[[float], None] = lambda _: None,
 ) -> BenchResult:
     """Measure sources as `settings` asks.
 
@@ -45,7 +44,6 @@ def bench(
         model: for state dicts, their network's name.
         state_key: the key in a file under which the weights are.
         say: told what is being done.
-        progress: told what part of the turns of a batch size and precision is done.
 
     Raises:
         SourceError, CheckpointError, FusionError: bad input, or settings that do not fit it.
@@ -72,7 +70,7 @@ def bench(
             for precision in settings.precisions:
                 say(f"building {len(forms) * len(backends)} subjects: batch {batch}, {precision}")
                 entries, inputs = build_group(shop, forms, backends, batch, precision, settings.seed)
-                found.append(measure_group(entries, inputs, settings, folder, say, progress))
+                found.append(measure_group(entries, inputs, settings, folder, say))
     rows = [row for group in found for row in group.rows]
     loads = [group.others for group in found if group.others is not None]
     worst = max(loads, key=lambda load: load.others, default=None)

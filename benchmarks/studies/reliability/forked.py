@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -13,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from repconv.cli import main
 
 LIMIT_S = 120
 """After which a run counts as hanging."""
@@ -56,7 +55,7 @@ class Running:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
             sys.argv = ["repconv", *line]
-            main()
+            importlib.import_module("repconv.cli").main()
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
         except BaseException:  # noqa: BLE001  # a fork must not return into its parent's code
