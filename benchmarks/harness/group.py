@@ -31,7 +31,7 @@ from .player import PlayerLost, Process
 from .results import Key, Row
 from .settings import BenchSettings
 from .turns.noise import series_warnings
-from .turns.turns import Place, play
+from .turns.turns import Seat, play
 
 Say = Callable[[str], None]
 
@@ -144,7 +144,7 @@ def measure_group(
 
         before, began = usage(), time.perf_counter()
         own = sum(map(process_seconds, own_pids))
-        places = [Place(e.key.name, processes[e.backend.name], e.key.name) for e in ready]
+        places = [Seat(e.key.name, processes[e.backend.name], e.key.name) for e in ready]
         played = play(places, settings, between)
         own = sum(map(process_seconds, own_pids)) - own
         load = others(before, usage(), time.perf_counter() - began, own)

@@ -21,7 +21,7 @@ from .tracing import copied, follower, owners, trace, unfit_conv, unfit_norm, wa
 
 
 @dataclass(frozen=True)
-class Target:
+class Replaceable:
     """A convolution that a block can replace, and the batch normalisation module whose work the block takes over.
 
     norm: None where none follows (the block takes the convolution alone) and for a `ConvBranch`, which has its own.
@@ -105,13 +105,15 @@ def expand(
     return with_modules(model, blocks, norms)
 
 
-def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[dict[str, Target], tuple[Refusal, ...]]:
+def expandable(
+    model: nn.Module, example_inputs: Inputs | None = None
+) -> tuple[dict[str, Replaceable], tuple[Refusal, ...]]:
     """The convolutions of `model` that `expand` would replace, by module name, and why the others stay.
 
     Those inside a block are neither. `example_inputs` as in `expand`.
     """
     tied = owners(model)
-    targets: dict[str, Target] = {}
+    targets: dict[str, Replaceable] = {}
     reasons: dict[str, str] = {}
     traced: dict[str, nn.Conv2d] = {}
     inside: set[int] = set()
@@ -133,7 +135,7 @@ def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[
         elif conv is module:
             traced[name] = conv
         else:
-            targets[name] = Target(_geometry(conv))
+            targets[name] = Replaceable(_geometry(conv))
     if traced:
         try:
             flows = trace(model, example_inputs)
@@ -144,7 +146,7 @@ def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[
                 norm = follower(name, flows)
                 if norm is not None:
                     _check_norm(model, name, norm, tied)
-                targets[name] = Target(_geometry(conv), norm)
+                targets[name] = Replaceable(_geometry(conv), norm)
             except GeometryError as error:
                 reasons[name] = str(error)
     return targets, _refusals(reasons)

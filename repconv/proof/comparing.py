@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import RepconvError
 from .agreement import Agreement, Comparison, Difference, nearest_limit, ratio
-from .decisions import Decision, Flipped, Recorded, Replayed
+from .decisions import DecidedCall, Flipped, Recorded, Replayed
 from .float64 import Reference, full_precision, in_float64
 from .leaves import Function, call, cast, leaves
 
@@ -181,7 +181,7 @@ class _Run:
     """What a call gave, what it decided on the way, and the types of floating point it computed in."""
 
     outputs: dict[str, Tensor]
-    decisions: list[Decision]
+    decisions: list[DecidedCall]
     types: set[torch.dtype]
 
     @classmethod
