@@ -18,7 +18,7 @@ from .artefacts.built import Built, Provenance
 from .artefacts.runtime import runtime_of
 from .engines.builder import with_names
 from .inputs.data import Data, batches, check_calibration, origin_of, read_data
-from .measuring import probes
+from .measuring import probe_calls
 from .onnx.overflow import peaks, require_fp16
 from .onnx.preprocess import preprocess
 from .record import ExportRecord
@@ -107,7 +107,7 @@ def export(
         done = preprocess(network, settings.preprocessing)
         network, folded = done.model, done.folded
     in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and not row.float_io
-    calls = probes(subject, settings, read.evaluation, in_half=in_half)
+    calls = probe_calls(subject, settings, read.evaluation, in_half=in_half)
     if settings.precision == "fp16":
         say("checking ranges")
         float_calls = [p.inputs if settings.preprocessing is None else p.given for p in calls]

@@ -17,7 +17,7 @@ from .artefacts.runtime import build
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
 from .int8.saturation import saturates_here
-from .measuring import measure
+from .measuring import compare_with_source
 from .proof.evidence import Evidence, Probe
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
@@ -47,10 +47,10 @@ class Trial:
         return build(self.network, self.target, settings, self.spans, self.calibration)
 
     def evidence(self, built: Built) -> Evidence | None:
-        """What running it shows, None where it cannot run here; errors as `measuring.measure`."""
+        """What running it shows, None where it cannot run here; errors as `measuring.compare_with_source`."""
         if built.run is None:
             return None
-        return measure(
+        return compare_with_source(
             self.subject,
             built.run,
             self.calls,

@@ -34,7 +34,7 @@ def watched(by: Watch) -> Iterator[None]:
         _watching.reset(before)
 
 
-def told(what: str, done: int, total: int) -> None:
+def tell_progress(what: str, done: int, total: int) -> None:
     """Tell whoever watches."""
     watch = _watching.get()
     if watch is not None:
@@ -43,7 +43,7 @@ def told(what: str, done: int, total: int) -> None:
 
 def counted(items: Collection[T], what: str) -> Iterator[T]:
     """`items`, telling after each how many of them are done."""
-    told(what, 0, len(items))
+    tell_progress(what, 0, len(items))
     for number, item in enumerate(items, 1):
         yield item
-        told(what, number, len(items))
+        tell_progress(what, number, len(items))

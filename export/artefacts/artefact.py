@@ -82,7 +82,7 @@ class Artefact:
         return {"name": self.name, "runtime": self.kind, "inputs": inputs, **file}
 
 
-def in_float64(artefact: Artefact) -> Artefact:
+def exact_artefact(artefact: Artefact) -> Artefact:
     """The same artefact in float64; as it is where nothing known can compute it so."""
     if artefact.exact is None:
         return artefact

@@ -11,7 +11,7 @@ from torch import Tensor
 from repconv.proof.agreement import Agreement, Comparison
 from repconv.proof.comparing import compare_tensors
 
-from ..artefacts.artefact import Artefact, Intermediate, in_float64
+from ..artefacts.artefact import Artefact, Intermediate, exact_artefact
 from .compare import reference_first
 
 BY_NAME = "by name"
@@ -64,7 +64,7 @@ def locate(a: Artefact, b: Artefact, inputs: Sequence[Tensor]) -> Located:
     in the reference that is nearest to it.
     """
     kept, other = reference_first(a, b)
-    wanted, got = in_float64(kept).trace(inputs), other.trace(inputs)
+    wanted, got = exact_artefact(kept).trace(inputs), other.trace(inputs)
     own = {step.name: step.tensor for step in kept.trace(inputs)} if kept.model is not None else {}
     judge = _Judge(
         own,

@@ -229,7 +229,7 @@ def unfit_conv(conv: nn.Conv2d, tied: Mapping[int, int]) -> str | None:
     if type(conv) is not nn.Conv2d or "forward" in vars(conv):
         return f"a {type(conv).__name__} may compute something else than nn.Conv2d does"
     reason = unfit_shape(conv)
-    if reason is None and watched(conv):
+    if reason is None and hooked(conv):
         reason = "a hook on it would be lost; remove it to expand"
     if reason is None and any(tied[id(parameter)] > 1 for parameter in conv.parameters()):
         reason = "its weight or bias is tied to another module's"
@@ -255,7 +255,7 @@ def unfit_norm(norm: nn.Module, tied: Mapping[int, int]) -> str | None:
         return f"a {type(norm).__name__} may compute something else than nn.BatchNorm2d does"
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         return "it keeps no running statistics, so nothing would fold"
-    if watched(norm):
+    if hooked(norm):
         return "a hook on it would be lost; remove it to expand"
     if any(tied[id(tensor)] > 1 for tensor in (*norm.parameters(), *norm.buffers())):
         return "its weights or statistics are tied to another module's"
@@ -271,7 +271,7 @@ def is_norm_act(norm: nn.Module) -> bool:
     return type(norm) is BatchNormAct2d
 
 
-def watched(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether a hook of a user sees what goes through `module`."""
     # torch has no public way to ask.
     before, after = module._forward_pre_hooks, module._forward_hooks  # noqa: SLF001

@@ -10,7 +10,7 @@ import pytest
 
 from repconv.cli.shared.progress import Epochs, Shown, duration, watch
 from repconv.cli.shared.terminal import Spared
-from repconv.progress import Tally, counted, told, watched
+from repconv.progress import Tally, counted, tell_progress, watched
 
 
 class Clock:
@@ -30,7 +30,7 @@ def test_what_is_counted_is_told_to_whoever_watches_and_to_nobody_else() -> None
     seen: list[Tally] = []
     with watched(seen.append):
         assert list(counted("ab", "letters")) == ["a", "b"]
-    told("letters", 1, 2)
+    tell_progress("letters", 1, 2)
     assert seen == [Tally("letters", n, 2) for n in range(3)]
 
 

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_json
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_result
 from repconv.benchmarks.studies.reliability.commands import (
     OLD,
     SUBJECTS,
@@ -247,7 +247,7 @@ def main() -> None:
             found = piece(name, fault, chosen.moments, known[name], given, base / name)
             print(found["piece"], found["ended"], len(found["wrong"]), "wrong", flush=True)
             kept[found["piece"]] = found
-            write_json(
+            write_result(
                 chosen.output,
                 {**head(__file__, SCHEMA), "environment": environment(), "pieces": list(kept.values())},
             )
