@@ -29,7 +29,7 @@ class Trial:
     """What artefacts of one export are made of and run on.
 
     network: of `subject`, float32, preprocessed; target, settings, spans, calibration: see `Runtime.build`.
-    calls: of `measuring.probes`; origin: what they are, in words.
+    calls: of `measuring.probe_calls`; origin: what they are, in words.
     """
 
     subject: Subject
