@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from repconv.blocks.verify import dtype_of
+from repconv.blocks.probing import dtype_of
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
@@ -23,7 +23,7 @@ from repconv.sources.checkpoint import Checkpoint, Normalization
 from repconv.sources.source import Source, open_source
 
 from .artefacts.artefact import artefact_of
-from .fusing import FuseSettings, in_graph, network_to_onnx
+from .from_source import FuseSettings, in_graph, network_to_onnx
 from .onnx.exporter import described, exported, finished
 from .settings import BuildSettings, Preprocessing, Span
 

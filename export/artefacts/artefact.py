@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repconv.blocks.verify import dtype_of
+from repconv.blocks.probing import dtype_of
 from repconv.errors import SourceError
 from repconv.files.edited import showing
 from repconv.files.onnx import model_session, session_of

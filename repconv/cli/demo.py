@@ -37,7 +37,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from repconv.benchmarks.harness.bench import bench
     from repconv.benchmarks.harness.page import bench_report
     from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
-    from repconv.export.fusing import FuseSettings, fuse_source, write_fused
+    from repconv.export.from_source import FuseSettings, fuse_source, write_fused
     from repconv.export.inputs.images import read_images
     from repconv.export.onnx.exporter import onnx_function
 

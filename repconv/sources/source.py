@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..blocks.verify import dtype_of
+from ..blocks.probing import dtype_of
 from ..errors import SourceError
 from ..files.edited import inputs_of
 from ..files.onnx import read_onnx

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from repconv.blocks.fold import outermost_branches
 from repconv.blocks.forecast import Forecast, forecast
-from repconv.blocks.verify import count_flops, dtype_of, probes
+from repconv.blocks.probing import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.held import temporary_folder
 from repconv.files.onnx import is_large, save_large

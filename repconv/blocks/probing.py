@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..algebra.kernels import Kernel
 from ..proof.agreement import Agreement
+from ..proof.end_to_end import prove_whole
 from ..proof.leaves import Inputs, arguments
 from ..proof.report import Proof, Refusal
-from ..proof.whole import prove_whole
 from .fold import fuse_blocks, with_kernels
 from .proof import block_by_block
 
