@@ -18,7 +18,8 @@ from repconv.benchmarks.harness.results import BenchResult, Key, Measured, Row
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.benchmarks.harness.turns.timing import LatencyReport
 from repconv.blocks.inspection import inspect
-from repconv.blocks.probing import probes, prove_blocks
+from repconv.blocks.probing import probes
+from repconv.blocks.proof import prove_blocks
 from repconv.cli.shared.bench_text import differing, findings, markdown, tables
 from repconv.export.proof.evidence import Evidence
 from repconv.export.proof.tolerances import tolerance_for
