@@ -13,7 +13,7 @@ DEVICES = ("cpu", "cuda")
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchSettings:
     """What was asked for.
 

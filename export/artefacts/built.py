@@ -14,7 +14,7 @@ from ..settings import BuildSettings
 Run = Callable[[Tensor], Sequence[Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Built:
     """An artefact in memory.
 
@@ -37,7 +37,7 @@ class Built:
     stands_in: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lowered:
     """A network lowered for a target, and what can be made of it.
 
@@ -56,10 +56,10 @@ class Lowered:
     @classmethod
     def of(cls, model: onnx.ModelProto, built: Built) -> Lowered:
         """Of an artefact that was built and loaded at once."""
-        return cls(model, None, lambda: built, lambda: built, lambda: built)
+        return cls(model=model, quantized=None, make=lambda: built, load=lambda: built, shown=lambda: built)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What an artefact is called and was made of, for what lies beside it.
 

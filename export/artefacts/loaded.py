@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One form for one backend.
 
@@ -31,7 +31,7 @@ class Job:
     target: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class How:
     """How a backend runs: device, threads of its pool (None: its own choice), and `BenchSettings`' switches."""
 
@@ -42,7 +42,7 @@ class How:
     cuda_events: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A form that runs.
 

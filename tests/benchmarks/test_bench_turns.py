@@ -177,7 +177,7 @@ class Fake:
         return (0.001,) * calls
 
 
-SETTINGS = BenchSettings(("torch",), rounds=6, sessions=2, calls=12, seconds=0.1)
+SETTINGS = BenchSettings(backends=("torch",), rounds=6, sessions=2, calls=12, seconds=0.1)
 
 
 def test_subjects_take_turns_in_changing_order_and_are_loaded_anew_each_session() -> None:

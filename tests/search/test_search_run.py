@@ -147,7 +147,7 @@ def test_one_update_moves_weights_by_sgd_and_gates_by_adam_from_the_same_gradien
 def _start(session: Session):
     from repconv.search.strategies import State
 
-    return State(session.initial)
+    return State(gates=session.initial)
 
 
 def test_the_learning_rate_falls_as_a_cosine_over_the_whole_search() -> None:

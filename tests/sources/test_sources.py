@@ -235,7 +235,7 @@ def test_a_format_is_one_reader_for_every_command(tmp_path, monkeypatch, command
     def read(path, *_):
         torch.manual_seed(int(path.read_text()))
         network = create_model("irep_resnet18", width=2, blocks=(1,)).eval()
-        return Checkpoint(network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
+        return Checkpoint(model=network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
 
     monkeypatch.setitem(READERS, ".seed", read)
     monkeypatch.chdir(tmp_path)
