@@ -16,6 +16,7 @@ import torch
 from repconv import OutputError, SearchError, load
 from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
+from repconv.search.presets import PRESETS
 from repconv.search.reports.found import read_found
 from repconv.search.run import run
 from repconv.search.session import Session, chosen_device
@@ -26,18 +27,15 @@ from repconv.search.strategies.evolution import age_term
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-TINY = SearchConfig(
-    network="irep_resnet18",
+TINY = dataclasses.replace(
+    PRESETS["smoke"].config,
     width=2,
     blocks=(1,),
-    data="digits",
     train_images=120,
-    validation_share=0.2,
     population=4,
     epochs=4,
     warmup_epochs=1,
     generation_epochs=1,
-    architectures=2,
     batch=32,
     checkpoint_steps=2,
 )
