@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from ...errors import OutputError
+from ...errors import BuildError, OutputError
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
@@ -30,10 +30,10 @@ class Ended(BaseException):
 
 @contextmanager
 def going_on_is_said(how: str) -> Iterator[None]:
-    """Say how to go on with what is cut short: by a signal, or since nothing more could be written."""
+    """Say how to go on with what is cut short: by a signal, a lost process, or since nothing more could be written."""
     try:
         yield
-    except (KeyboardInterrupt, Ended, OutputError):
+    except (KeyboardInterrupt, Ended, OutputError, BuildError):
         click.echo(f"\nrepconv: go on where it was with: {how}", err=True)
         raise
 
