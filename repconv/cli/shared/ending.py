@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,11 @@ def ended_by_signals() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
+    unraisable = sys.unraisablehook
+
     def end(number: int, _: FrameType | None) -> None:
+        # Destructors of what was being made just then fail, and would print a traceback each.
+        sys.unraisablehook = _unsaid
         raise Ended(number)
 
     for number, handler in before.items():
@@ -55,6 +60,11 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             if handler == signal.SIG_DFL:
                 signal.signal(number, handler)
+
+
+def _unsaid(_: object) -> None:
+    """An exception that nobody can catch, not printed."""
