@@ -15,7 +15,6 @@ from typing import Literal
 from torch import nn
 
 from ..blocks.block import BranchSet
-from ..blocks.branches import BRANCHES
 from ..errors import GeometryError
 from ..expansion.expand import expand
 from .resnet import ResNet
@@ -31,12 +30,15 @@ BASES: Mapping[str, Mapping[str, object]] = MappingProxyType({
 """Plain networks and their defaults: the data set the paper trains each on (ResNet-34: as ResNet-50)."""
 
 SETS: Mapping[str, BranchSet] = MappingProxyType({
-    "irep": BranchSet(("3x3",), tuple(name for name in BRANCHES if name != "3x3")),
+    "irep": BranchSet(("3x3",), ("1x3", "3x1", "1x1", "1x1_3x3", "avg", "skip", "1x2_d2", "2x1_d2", "2x2_d2")),
     "repvgg": BranchSet(("3x3", "1x1", "skip")),
     "acnet": BranchSet(("3x3", "1x3", "3x1")),
     "dbb": BranchSet(("3x3", "1x1", "1x1_3x3", "avg")),
 })  # fmt: skip
-"""Sets of branches. `irep` is the paper's (on a VGG, `skip` is fixed as well); the others are all fixed."""
+"""Sets of branches. `irep` is the paper's ten kinds, whatever others `BRANCHES` has; on a VGG, `skip` is fixed as well.
+
+The others are all fixed.
+"""
 
 
 def list_models() -> list[str]:
