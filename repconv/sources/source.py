@@ -17,7 +17,7 @@ from ..blocks.verify import dtype_of
 from ..errors import SourceError
 from ..files.edited import inputs_of
 from ..files.onnx import read_onnx
-from ..files.programs import read_program
+from ..files.programs import open_program
 from ..files.whole import sha256
 from ..models.spec import ModelSpec
 from .checkpoint import Checkpoint, Normalization
@@ -147,7 +147,7 @@ class Format:
 
 READERS: dict[str, Format] = {
     ".onnx": Format(_graph(read_onnx), graph=True, fused=(".onnx",)),
-    ".pt2": Format(_graph(read_program), graph=True, fused=(".pt2", ".onnx")),
+    ".pt2": Format(_graph(open_program), graph=True, fused=(".pt2", ".onnx")),
     **dict.fromkeys(SUFFIXES, Format(of_weights)),
 }
 """By suffix."""
