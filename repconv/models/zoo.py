@@ -17,6 +17,7 @@ from torch import nn
 from ..blocks.block import BranchSet
 from ..errors import GeometryError
 from ..expansion.expand import expand
+from .libraries import create_named
 from .resnet import ResNet
 from .spec import ModelSpec
 from .vgg import VGG
@@ -90,11 +91,14 @@ def create_model(
 
 
 def create_plain(spec: ModelSpec) -> nn.Module:
-    """The plain network of `spec`, which the model keeps as `model.spec`.
+    """The network of `spec` as it was before any expanding, of new weights; it keeps `spec` as `model.spec`.
 
     Raises:
         GeometryError: an unknown name, or an argument the network does not have.
+        SourceError, BackendError: as `create_named`, for a network of another package.
     """
+    if ":" in spec.name:
+        return create_named(spec.name, arguments=spec.arguments)
     base, _ = resolve(spec.name)
     family = VGG if base.startswith("vgg") else ResNet
     _check(spec, inspect.signature(family).parameters)
