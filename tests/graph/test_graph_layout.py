@@ -161,7 +161,7 @@ def test_a_change_of_layout_gives_the_other_layout(data: st.DataObject) -> None:
 
 KINDS = [
     "conv", "conv", "norm", "norm", "relu", "transpose", "back", "split", "merge", "stack", "sum", "gather", "matmul",
-    "scale", "shift", "add", "unsqueeze", "squeeze", "slice", "einsum",
+    "scale", "shift", "add", "unsqueeze", "squeeze", "slice", "einsum", "mean",
 ]  # fmt: skip
 
 
@@ -237,6 +237,11 @@ class Draft:
         elif kind == "sum" and rank > 2:
             new, how = (*shape[:axis], *shape[axis + 1 :]), self.pick(["ReduceSum", "ReduceMean"])
             self.add(str(how), [source, self.integers(axis)], new, keepdims=0)
+        elif kind == "mean" and rank > 2:
+            left = [0, 1 + int(self.random.integers(rank - 1))]
+            axes, keep = [i for i in range(rank) if i not in left], int(self.pick([0, 1]))
+            new = tuple(side if i in left else 1 for i, side in enumerate(shape) if i in left or keep)
+            self.add("ReduceMean", [source, self.integers(*axes)], new, keepdims=keep)
         elif kind == "gather":
             places = [int(i) for i in self.random.integers(shape[axis], size=int(self.pick([1, 2, 4])))]
             self.add(

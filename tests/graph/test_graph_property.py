@@ -81,6 +81,8 @@ class Draft:
                 "transposed",
                 "tiles",
                 "strip",
+                "global",
+                "mean",
             ]
         )
         if kind == "conv":
@@ -102,6 +104,10 @@ class Draft:
             self.transposed(source)
         elif kind == "tiles":
             self.tiles(source)
+        elif kind == "global":
+            self.add("GlobalAveragePool", [source], (c, 1, 1))
+        elif kind == "mean":
+            self.add("ReduceMean", [source], (c, 1, 1), axes=[2, 3], keepdims=1)
         elif kind == "strip":
             self.strip(source)
         elif kind == "bordered" and min(sides) > 2:

@@ -151,7 +151,9 @@ def _write(
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            written[name] = emit(name, where[name], found, element_type=facts.types[name], names=names)
+            written[name] = emit(
+                name, where[name], found, element_type=facts.types[name], names=names, opset=facts.opset
+            )
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.

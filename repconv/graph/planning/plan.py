@@ -110,7 +110,22 @@ def solve(choice: Choice) -> Choice:
         if best or len(choice.steps) < 2:
             break
     choice.choose(best)
+    _keep_pools(choice)
     return choice
+
+
+def _keep_pools(choice: Choice) -> None:
+    """Leave pools with their nodes where writing them anew gains nothing."""
+    for step in choice.steps:
+        if step.output not in choice.virtual or not any(term.pool or term.pooled for term in step.terms):
+            continue
+        affected = choice.affected([step.output])
+        before = choice.cost(affected)
+        undo = choice.change({step.output}, set())
+        after = choice.cost(choice.affected([step.output]))
+        fits = after.multiply_adds <= before.multiply_adds and after.convolutions <= before.convolutions
+        if not fits or after.price() > before.price() * (1 + 1e-9):
+            undo()
 
 
 def _start(choice: Choice) -> set[str]:
