@@ -105,9 +105,9 @@ class Draft:
         elif kind == "tiles":
             self.tiles(source)
         elif kind == "global":
-            self.add("GlobalAveragePool", [source], (c, 1, 1))
+            self.add("GlobalAveragePool", [source], (c, *(1 for _ in sides)))
         elif kind == "mean":
-            self.add("ReduceMean", [source], (c, 1, 1), axes=[2, 3], keepdims=1)
+            self.add("ReduceMean", [source], (c, *(1 for _ in sides)), axes=[*range(2, 2 + len(sides))], keepdims=1)
         elif kind == "strip":
             self.strip(source)
         elif kind == "bordered" and min(sides) > 2:

@@ -186,13 +186,13 @@ class Term:
         if self.pool is None:
             found = self._after(inner)
             return found if found is inner else found.with_pool(inner.pool, self._pooled_after(inner))
-        if inner.pool is not None or not inner.form.is_pointwise:
-            what = f"({inner.form.label})" if inner.pool is None else f"of {inner.pool.label}"
+        if not inner.form.is_pointwise or inner.pool not in (None, Pool()):
             raise GeometryError(
-                f"{self.pool.label} of a convolution {what} is none of what that reads: only a matrix at every pixel "
-                "may be averaged before"
+                f"it is {self.pool.label} of a convolution ({inner.form.label}), and only a matrix at every pixel may "
+                "come after the average as well as before"
             )
-        return self._after(inner).with_pool(self.pool, None)
+        # The average of a single pixel is that.
+        return self._after(inner).with_pool(inner.pool or self.pool, None)
 
     def _pooled_after(self, inner: Term) -> Term | None:
         """What this term of the tensor that `inner` makes is of a pool; None if that is not known."""

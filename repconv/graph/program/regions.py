@@ -222,8 +222,8 @@ def _power(
             # The mean of N numbers weighs each by 1/N: N times the square of that is another 1/N.
             given = read(node.args[0])
             mean = node.target(given, *node.args[1:])  # type: ignore[operator]  # a function, as fx has it
-            windows = node.args[1] if "pool" in kind else [given.shape[axis] for axis in node.args[1]]  # type: ignore[union-attr]
-            values[node] = mean / math.prod(windows)  # type: ignore[arg-type]  # integers
+            numbers = [int(str(number)) for number in node.args[1]]  # type: ignore[union-attr]  # a list
+            values[node] = mean / math.prod(numbers if "pool" in kind else [given.shape[axis] for axis in numbers])
             if node.args[0] in unweighted:
                 unweighted.add(node)
         elif kind == "aten.pad.default":

@@ -277,12 +277,12 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
 
 def _averaged(node: onnx.NodeProto, shape: Sequence[int], weights: Mapping[str, onnx.TensorProto]) -> int:
     """How many numbers a pool of a tensor of this shape takes the mean of."""
-    known = attributes(node)
+    known = {a.name: a for a in node.attribute}
     if node.op_type == "AveragePool":
-        return math.prod(int(side) for side in known["kernel_shape"])  # type: ignore[attr-defined]  # integers
+        return int(np.prod(known["kernel_shape"].ints))
     if node.op_type == "GlobalAveragePool":
         return math.prod(shape[2:])
-    axes = numpy_helper.to_array(weights[node.input[1]]).tolist() if len(node.input) > 1 else known["axes"]
+    axes = numpy_helper.to_array(weights[node.input[1]]).tolist() if len(node.input) > 1 else known["axes"].ints
     return math.prod(shape[axis] for axis in axes)
 
 
