@@ -279,6 +279,7 @@ EXPLANATIONS = (
     "a padded convolution after one larger than 1x1", "out of an open number of them", "may differ in size",
     "outputs differ in size", "a piece that it is put together of is read elsewhere",
     "a stride and a transposed convolution", "a transposed convolution afterwards", "strides of the input differ",
+    "what is averaged is no matrix at every pixel",
 )  # fmt: skip
 
 

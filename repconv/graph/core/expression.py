@@ -139,8 +139,9 @@ class Term:
             GeometryError: they are not one convolution together.
         """
         if self.pool != other.pool:
-            which = next(each.pool.label for each in (self, other) if each.pool is not None)
-            raise GeometryError(f"cannot add {which} to what reads the pixels, or averages others")
+            raise GeometryError(
+                "cannot add what reads an average of pixels to what reads the pixels, or another average"
+            )
         mine, theirs = aligned(self.form, other.form)
         pooled = None
         if self.pooled is not None and other.pooled is not None:
@@ -188,8 +189,8 @@ class Term:
             return found if found is inner else found.with_pool(inner.pool, self._pooled_after(inner))
         if not inner.form.is_pointwise or inner.pool not in (None, Pool()):
             raise GeometryError(
-                f"it is {self.pool.label} of a convolution ({inner.form.label}), and only a matrix at every pixel may "
-                "come after the average as well as before"
+                "what is averaged is no matrix at every pixel, which alone may come after the average as well: "
+                f"{inner.form.label}, padding {','.join(map(str, inner.form.geometry.padding))}"
             )
         # The average of a single pixel is that.
         return self._after(inner).with_pool(inner.pool or self.pool, None)

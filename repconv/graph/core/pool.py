@@ -19,11 +19,6 @@ class Pool:
     size: Axes = ()
     stride: Axes = ()
 
-    @property
-    def label(self) -> str:
-        """What a report calls it."""
-        return f"the average of {'x'.join(map(str, self.size))} pixels" if self.size else "the average of all pixels"
-
     def sides(self, sides: Sequence[Dim]) -> Dims:
         """The sides of what it makes of an image of these."""
         if not self.size:

@@ -91,10 +91,10 @@ class Carried:
         """What it is once its pixels are averaged; keep: the axes that held them stay, as single elements.
 
         Raises:
-            GeometryError: pixels share an axis with channels or images, or there are none.
+            GeometryError: pixels share an axis with channels or images.
         """
         gone = self.axes_of_pixels
-        if not gone or any(atom.kind != "pixel" for axis in gone for atom in self.layout.axes[axis]):
+        if any(atom.kind != "pixel" for axis in gone for atom in self.layout.axes[axis]):
             raise GeometryError("its pixels share an axis with channels or images, so they cannot be averaged in place")
         axes = [() if i in gone else axis for i, axis in enumerate(self.layout.axes) if keep or i not in gone]
         return Carried(self.name, Layout(tuple(axes)), Pool().through(self.dims))

@@ -16,8 +16,7 @@ from ..maps.arrangement import Change
 from ..planning.dialect import Dialect
 from ..planning.emission import Add, Average, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
 
-DIALECT = Dialect(pads_unevenly=True, adds_to_matrices=False)
-"""A Conv pads as it likes; a MatMul adds nothing, and Gemm takes rank 2."""
+DIALECT = Dialect(pads_unevenly=True)
 
 
 @dataclass
@@ -89,7 +88,12 @@ class _Pen:
             inputs = [source, self.weight(f"{target}.weight", layer.weight), *self.biased(layer, target)]
             self.node("Gemm", inputs, target, transB=1)
         else:
-            self.node("MatMul", [source, self.weight(f"{target}.weight", layer.weight.T)], target)
+            inputs = [source, self.weight(f"{target}.weight", layer.weight.T)]
+            bias = self.biased(layer, target)
+            product = self.names.new(f"{target}.product") if bias else target
+            self.node("MatMul", inputs, product)
+            if bias:
+                self.node("Add", [product, *bias], target, "/bias")
 
     def average(self, source: str, layer: Average, target: str) -> None:
         """The mean of windows, or of all pixels."""

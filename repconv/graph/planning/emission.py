@@ -115,7 +115,11 @@ class Layer(Operation):
 
 @dataclass(frozen=True)
 class Matrix(Layer):
-    """A matrix times the last axis, that of channels or of a flattened image; flat: of a tensor of two axes."""
+    """A matrix times the last axis, that of channels or of a flattened image; flat: of a tensor of two axes.
+
+    Where a product by a matrix adds no constant, one added right behind is no pass of its own: runtimes make one kernel
+    of the two, as of a convolution and its bias.
+    """
 
     flat: bool
 
@@ -189,24 +193,10 @@ class Emission:
 
     def settled(self) -> tuple[Operation, ...]:
         """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
-        if not any(isinstance(each, Shift) for each in self.operations) or self.bias.value is not None:
+        *before, last = self.operations
+        if not isinstance(last, Shift) or self.bias.value is not None:
             return self.operations
-        found: list[Operation] = []
-        places: list[Operand] = []  # what each operation makes, among those that are left
-
-        def moved(operand: Operand) -> Operand:
-            return places[operand] if isinstance(operand, int) else operand
-
-        for each in self.operations:
-            if isinstance(each, Shift):
-                places.append(moved(each.source))
-                continue
-            places.append(len(found))
-            if isinstance(each, Add):
-                found.append(replace(each, source=moved(each.source), other=moved(each.other)))
-            else:
-                found.append(replace(each, source=moved(each.source)))
-        return tuple(found) or (Same(places[-1], Cost()),)
+        return tuple(before) or (Same(last.source, Cost()),)
 
 
 def emission(output: Carried, found: Expression, sources: Sequence[Carried], dialect: Dialect) -> Emission:
@@ -246,7 +236,7 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
 
     def average(term: Term, source: Carried) -> tuple[Operand, Carried]:
         """The pool that a term reads; of a tensor itself nothing is written."""
-        if term.pool is None:
+        if term.pool is None or source.dims[2:] == (1,) * len(source.dims[2:]):
             return source.name, source
         keeps = source.is_plain or len(source.layout.axes) == len(output.layout.axes)
         made = source.without_pixels(keep=keeps)
@@ -278,14 +268,11 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
         else:
             form = form.ungrouped()
             flat = way.flat or len(output.layout.axes) == 2
-            inside = takes_bias and (flat or dialect.adds_to_matrices)
-            place = write(Matrix(place, convolution(form, read, size), term, form, inside, flat))
-            if takes_bias and not inside:
-                place = write(Shift(place, elementwise(1, size), (form.geometry.out_channels,)))
+            place = write(Matrix(place, convolution(form, read, size), term, form, takes_bias, flat))
         return move(place, way.after, output), takes_bias
 
     def cheapest(term: Term, source: Carried, *, takes_bias: bool) -> tuple[Operand, bool]:
-        """A term as a convolution, or as one of a pool where that costs less."""
+        """A term as a convolution, or as one of a pool where that multiplies less, which `plan` asks for first."""
         found = part(term, source, takes_bias=takes_bias)
         if term.pooled is None:
             return found
@@ -293,7 +280,8 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
         del operations[start:]
         other = part(term.pooled, source, takes_bias=takes_bias)
         pooled = operations[start:]
-        if sum((each.cost for each in pooled), Cost()).price() < sum((each.cost for each in direct), Cost()).price():
+        less, more = (sum((each.cost for each in way), Cost()) for way in (pooled, direct))
+        if (less.multiply_adds, less.price()) < (more.multiply_adds, more.price()):
             return other
         operations[start:] = direct
         return found

@@ -28,8 +28,7 @@ from .facts import CONVOLVE, SPREAD
 
 _aten = torch.ops.aten
 
-DIALECT = Dialect(pads_unevenly=False, adds_to_matrices=True)
-"""A convolution pads alike on both sides; a linear of any rank adds its bias."""
+DIALECT = Dialect(pads_unevenly=False)
 
 _CHANGES = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
 
