@@ -15,6 +15,7 @@ from ...errors import FusionError
 from ..maps.arrangement import Change
 from ..planning.dialect import Dialect
 from ..planning.emission import Add, Average, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+from .facts import captured
 
 DIALECT = Dialect(pads_unevenly=True)
 
@@ -41,6 +42,15 @@ class Names:
             name, count = f"{wanted}_{count}", count + 1
         self._taken.add(name)
         return name
+
+
+def taken(model: onnx.ModelProto) -> set[str]:
+    """The names in a model."""
+    graph = model.graph
+    found = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)} | captured(graph)
+    for node in graph.node:
+        found.update(node.input, node.output, (node.name,))
+    return found
 
 
 @dataclass

@@ -41,6 +41,12 @@ class Plan:
     before: Cost
     after: Cost
 
+    def is_cheaper(self, other: Plan) -> bool:
+        """True if it costs less than one of the same graph in other words, and multiplies no more."""
+        mine, theirs = self.after, other.after
+        within = mine.multiply_adds <= theirs.multiply_adds and mine.convolutions <= theirs.convolutions
+        return within and mine.price() < theirs.price() * (1 - 1e-9)
+
 
 def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
     """Choose, region by region, what to write.
