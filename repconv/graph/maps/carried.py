@@ -88,7 +88,7 @@ class Carried:
         return tuple(i for i, axis in enumerate(self.layout.axes) if any(atom.kind == "pixel" for atom in axis))
 
     def without_pixels(self, *, keep: bool) -> Carried:
-        """What it is once its pixels are averaged; keep: the axes that held them stay, as single elements.
+        """What it is once its pixels are averaged; keep: the axes that held them stay, of one pixel.
 
         Raises:
             GeometryError: pixels share an axis with channels or images.
@@ -96,7 +96,7 @@ class Carried:
         gone = self.axes_of_pixels
         if any(atom.kind != "pixel" for axis in gone for atom in self.layout.axes[axis]):
             raise GeometryError("its pixels share an axis with channels or images, so they cannot be averaged in place")
-        axes = [() if i in gone else axis for i, axis in enumerate(self.layout.axes) if keep or i not in gone]
+        axes = [axis for i, axis in enumerate(self.layout.axes) if keep or i not in gone]
         return Carried(self.name, Layout(tuple(axes)), Pool().through(self.dims))
 
     @property

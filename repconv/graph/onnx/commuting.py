@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import helper
 
+from ...errors import GeometryError
 from ...files.edited import copy_of
 from ..core.step import Step
 from ..maps.arrangement import changes
@@ -91,7 +92,10 @@ def _order(facts: Facts, node: onnx.NodeProto, affine: set[str]) -> tuple[int, .
     image = Carried(first.name, plain(first.layout.channels, pixels), first.dims)
     if pixels < 1 or any(len(axis) != 1 for axis in first.layout.axes):
         return None
-    ((kind, order),) = changes(first, image)
+    try:
+        ((kind, order),) = changes(first, image)
+    except GeometryError:
+        return None  # pixel axes that are not the first ones
     return order if kind == "permute" else None
 
 

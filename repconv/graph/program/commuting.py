@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from ...errors import GeometryError
 from ..core.step import Step
 from ..maps.arrangement import changes
 from ..maps.carried import Carried
@@ -87,5 +88,9 @@ def _order(facts: ProgramFacts, node: fx.Node, kinds: dict[str, str]) -> tuple[i
     pixels = len(first.layout.axes) - 2
     if pixels < 1 or any(facts.size(n) != facts.size(node) for n in computed):
         return None
-    ((kind, order),) = changes(first, Carried(first.name, plain(first.layout.channels, pixels), first.dims))
+    image = Carried(first.name, plain(first.layout.channels, pixels), first.dims)
+    try:
+        ((kind, order),) = changes(first, image)
+    except GeometryError:
+        return None  # pixel axes that are not the first ones
     return order if kind == "permute" else None
