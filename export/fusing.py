@@ -333,7 +333,7 @@ def _summary(report: FusionReport) -> dict[str, str]:
     }
 
 
-def write(fused: Fused[Model], out: Path) -> None:
+def write_fused(fused: Fused[Model], out: Path) -> None:
     """Write what was fused, whole or not at all; above 2 GB an ONNX model's weights go to OUT.data.
 
     Raises:

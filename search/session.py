@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from repconv.errors import SearchError
 
 from .config import SearchConfig
 from .processes import Processes
-from .strategies import Plan, Strategy, create_strategy
+from .strategies import SearchPlan, Strategy, create_strategy
 from .strategies.evolution import Breeding
 from .supernet.adaptive import AdaptiveBatch
 from .supernet.architecture import Architecture
@@ -101,7 +101,7 @@ class Session:
         config = self.config
         return create_strategy(
             config.strategy,
-            Plan(
+            SearchPlan(
                 space=self.supernet.space,
                 budget=self.budget,
                 population=config.population,
@@ -122,7 +122,7 @@ class Session:
             return self.config.learning_rate
         return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * step / self.steps))
 
-    def batches(self, epoch: int, first: int, architectures: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, first: int, architectures: int) -> Generator[tuple[Tensor, Tensor]]:
         """An epoch's training batches from the `first` on, on the device: what this process needs of them.
 
         That is all, unless processes split the batches, since an update has fewer `architectures` than there are.

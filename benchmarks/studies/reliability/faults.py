@@ -34,20 +34,32 @@ from typing import Any
 import torch
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_json
+from repconv.benchmarks.studies.common import (
+    ROOT,
+    asking,
+    head,
+    kept_rows,
+    markdown_table,
+    positive,
+    read_result,
+    write_result,
+)
 from repconv.benchmarks.studies.reliability.commands import (
     OLD,
     SUBJECTS,
-    Subject,
+    Command,
     differing,
     fingerprint,
     inputs,
     left,
     stands,
 )
-from repconv.benchmarks.studies.reliability.forked import Ended, Running, small_disk
+from repconv.benchmarks.studies.reliability.forked import Outcome, Running, small_disk
+from repconv.files.whole import write_whole
 
 SCHEMA = "repconv.reliability-faults/1"
+PAGE = ROOT / "docs" / "reliability.md"
+MARKS = ("<!-- reliability_faults.json: start -->", "<!-- reliability_faults.json: end -->")
 ROOM = 64 << 20
 """Bytes of a disk that is not full."""
 IMPORTS = (
@@ -77,14 +89,14 @@ class Undisturbed:
 
 
 @dataclass(frozen=True)
-class Place:
+class Scene:
     """Where the runs of a fault are: `work` is the command's folder, `temporary` its TMPDIR."""
 
     work: Path
     temporary: Path
 
     @classmethod
-    def made(cls, folder: Path, given: Path, subject: Subject) -> Place:
+    def made(cls, folder: Path, given: Path, subject: Command) -> Scene:
         """In `folder`, with copies of what is given and old outputs."""
         place = cls(folder / "work", folder / "tmp")
         place.temporary.mkdir(parents=True)
@@ -93,18 +105,18 @@ class Place:
             (place.work / name).write_bytes(OLD)
         return place
 
-    def strays(self, subject: Subject, given: Path) -> list[str]:
+    def strays(self, subject: Command, given: Path) -> list[str]:
         """Files nobody asked for."""
         known = {file.name for file in given.iterdir()} | set(subject.outputs) | ({"run"} if subject.is_run else set())
         found = [file.name for file in self.work.iterdir() if file.name not in known]
         return found + [f"TMPDIR/{file.name}" for file in self.temporary.iterdir()]
 
 
-def undisturbed(subject: Subject, given: Path, base: Path) -> Undisturbed:
+def undisturbed(subject: Command, given: Path, base: Path) -> Undisturbed:
     """Run it twice, the second time as it is measured."""
 
-    def once(folder: Path) -> tuple[Place, Ended, dict[str, str]]:
-        place = Place.made(folder, given, subject)
+    def once(folder: Path) -> tuple[Scene, Outcome, dict[str, str]]:
+        place = Scene.made(folder, given, subject)
         ended = Running(subject.line, place.work, place.temporary).ended()
         if ended.code:
             raise SystemExit(f"{' '.join(subject.line)} fails by itself:\n{ended.said}")
@@ -121,8 +133,8 @@ def undisturbed(subject: Subject, given: Path, base: Path) -> Undisturbed:
 
 
 def trial(
-    fault: str, part: float, subject: Subject, known: Undisturbed, given: Path, place: Place
-) -> tuple[Ended, list[str]]:
+    fault: str, part: float, subject: Command, known: Undisturbed, given: Path, place: Scene
+) -> tuple[Outcome, list[str]]:
     """One fault, at this part of the run; how it ended, and what is wrong."""
     wrong: list[str] = []
     at = part * known.seconds
@@ -133,7 +145,7 @@ def trial(
             disk = place.work.parent / "disk"
             disk.mkdir(exist_ok=True)
             again = stack.enter_context(small_disk(disk, ROOM))
-            place = Place.made(disk / "in", given, subject)
+            place = Scene.made(disk / "in", given, subject)
             used = sum(-(-f.stat().st_size // 4096) * 4096 for f in disk.rglob("*") if f.is_file())
             again(f"size={used + size}" if fault == "full disk" else f"size={ROOM}")
         running = Running(subject.line, place.work, place.temporary)
@@ -172,7 +184,7 @@ def trial(
     return ended, wrong
 
 
-def _gone_on_with(subject: Subject, known: Undisturbed, place: Place) -> list[str]:
+def _gone_on_with(subject: Command, known: Undisturbed, place: Scene) -> list[str]:
     """What is wrong with a run that is gone on with to its end; its folder is removed."""
     begun = (place.work / "run" / "config.json").exists()
     ended = Running(subject.resume if begun else subject.line, place.work, place.temporary).ended()
@@ -184,7 +196,7 @@ def _gone_on_with(subject: Subject, known: Undisturbed, place: Place) -> list[st
 def piece(name: str, fault: str, moments: int, known: Undisturbed, given: Path, base: Path) -> dict[str, Any]:
     """All moments of a fault, and a run after them, which has to leave nothing but its outputs."""
     subject = SUBJECTS[name]
-    place = Place.made(base / fault.replace(" ", "_"), given, subject)
+    place = Scene.made(base / fault.replace(" ", "_"), given, subject)
     ends: Counter[str] = Counter()
     wrong = []
     for number in range(moments):
@@ -221,12 +233,39 @@ def pieces() -> Iterator[tuple[str, str]]:
                 yield name, fault
 
 
+def table_of(content: Mapping[str, Any]) -> str:
+    """Exit codes by fault and command, and what was wrong."""
+    found = {(row["command"], row["fault"]): row for row in content["pieces"]}
+
+    def cell(name: str, fault: str) -> str:
+        row = found.get((name, fault))
+        if row is None:
+            return "-"
+        ends = ", ".join(f"{code} ({count})" for code, count in row["ended"].items())
+        return f"{ends}{'; ' + str(len(row['wrong'])) + ' wrong' if row['wrong'] else ''}"
+
+    rows = [(fault, *(cell(name, fault) for name in SUBJECTS)) for fault in CODES]
+    moments, wrong = sum(row["moments"] for row in found.values()), sum(len(row["wrong"]) for row in found.values())
+    return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults, {wrong} with something wrong."
+
+
+def write_page(content: Mapping[str, Any]) -> None:
+    """The table of docs/reliability.md, from the result."""
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    write_whole({PAGE: f"{before}{start}\n\n{table_of(content)}\n\n{MARKS[1]}{after}".encode()})
+
+
 def main() -> None:
     """Do what is missing, piece by piece."""
     parser = asking(__doc__, "reliability_faults")
     parser.add_argument("--only", default="", help="pieces whose name holds this: search, SIGKILL")
     parser.add_argument("--moments", type=positive, default=20, help="of each fault and command (%(default)s)")
+    parser.add_argument("--table", action="store_true", help="write the table of the page, and measure nothing")
     chosen = parser.parse_args()
+    if chosen.table:
+        write_page(read_result(chosen.output, SCHEMA))
+        return
     _warm_up()
     kept = kept_rows(chosen.output, SCHEMA, "piece", "pieces")
     known: dict[str, Undisturbed] = {}
@@ -234,7 +273,7 @@ def main() -> None:
         base, given = Path(text), Path(text) / "given"
         given.mkdir()
         inputs(given)
-        first = Place.made(base / "searched", given, SUBJECTS["search"])
+        first = Scene.made(base / "searched", given, SUBJECTS["search"])
         if Running(SUBJECTS["search"].line, first.work, first.temporary).ended().code:
             raise SystemExit("the search for an architecture fails by itself")
         shutil.copy(first.work / "run" / "best.arch.json", given)
@@ -247,7 +286,7 @@ def main() -> None:
             found = piece(name, fault, chosen.moments, known[name], given, base / name)
             print(found["piece"], found["ended"], len(found["wrong"]), "wrong", flush=True)
             kept[found["piece"]] = found
-            write_json(
+            write_result(
                 chosen.output,
                 {**head(__file__, SCHEMA), "environment": environment(), "pieces": list(kept.values())},
             )
