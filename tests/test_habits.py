@@ -11,7 +11,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_POSITIONAL = 3
-BY_POSITION = {"BuildSettings", "Data", "ExportRecord", "FusionReport", "Preprocessing", "Quantization"}
+BY_POSITION = {
+    "BenchSettings",
+    "BuildSettings",
+    "Data",
+    "ExportRecord",
+    "FusionReport",
+    "Preprocessing",
+    "Quantization",
+}
 """Public classes with more arguments: those who call them by position may go on."""
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 

@@ -13,7 +13,7 @@ DEVICES = ("cpu", "cuda")
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BenchSettings:
     """What was asked for.
 

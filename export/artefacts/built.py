@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import onnx
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..settings import BuildSettings
 Run = Callable[[Tensor], Sequence[Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Built:
     """An artefact in memory.
 
@@ -30,6 +30,7 @@ class Built:
     files: Mapping[str, bytes]
     run: Run | None
     runtime: str
+    _: KW_ONLY
     not_run: str | None = None
     observed: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ class How:
     cuda_events: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Loaded:
     """A form that runs.
 
@@ -55,6 +55,7 @@ class Loaded:
     call: Callable[[], object]
     wait: Callable[[], None]
     outputs: Callable[[], list[Array]]
+    _: KW_ONLY
     observed: Mapping[str, str] = field(default_factory=dict)
     clock: Callable[[Callable[[], object]], float] | None = None
 

@@ -149,7 +149,7 @@ def test_folded_normalisations_and_in_place_activations_mislead_nobody(tmp_path)
         trace=artefacts.module_trace(net),
         inputs=(artefacts.Input("x", torch.float32, (None, 3, None, None)),),
         model=net,
-        (3, 9, 9),
+        input_size=(3, 9, 9),
     )
     for opset in (17, 18):
         onnx.save(to_onnx(broken, torch.randn(1, 3, 9, 9), opset=opset), tmp_path / "b.onnx")
