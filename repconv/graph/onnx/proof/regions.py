@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....errors import FusionError
 from ....files.edited import copy_of
+from ....files.onnx import without_weights
 from ....proof.affine import (
     Evaluated,
     Sources,
@@ -26,7 +27,7 @@ from ....proof.affine import (
 )
 from ....proof.agreement import Comparison
 from ....proof.report import Refusal
-from ..facts import attributes, nested, without_weights
+from ..facts import attributes, nested
 from .float64 import Array, evaluate, region
 
 _DTYPES = {
