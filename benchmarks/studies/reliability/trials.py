@@ -1,33 +1,35 @@
-"""One command of repconv in a fork of a process that has imported everything: how it ends, how long, how much."""
+"""One reading of a file in a fork of a process that has imported everything: how it ends, how long, how much."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import signal
-import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 WARM = (
-    "torch", "onnx", "onnx.reference", "onnxruntime", "safetensors.torch", "PIL.Image", "scipy", "repconv.cli.fuse",
-    "repconv.cli.inspect", "repconv.cli.verify", "repconv.export.fusing", "repconv.export.artefacts.open",
-    "repconv.export.comparing.locate", "repconv.export.inputs.given", "repconv.export.onnx.summary",
-    "repconv.graph.program.fuse", "repconv.cli.shared.text", "repconv.search.retrain",
+    "onnx.reference", "onnxruntime", "safetensors.torch", "PIL.Image", "PIL.PngImagePlugin",
+    "repconv.blocks.inspection", "repconv.export.fusing", "repconv.export.inputs.images",
+    "repconv.export.onnx.summary",
+    "repconv.export.runtimes.engine_runtime", "repconv.graph.program.fuse", "repconv.search.supernet.architecture",
 )  # fmt: skip
-"""What the commands import, which is no part of what a trial takes."""
+"""What reading takes, and is no part of what a trial takes."""
 
 _TICK_S = 0.01
+_ENDS = {0: "ok", 1: "traceback", 2: "words"}
+"""Exit codes of a fork."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended.
 
-    kind: `ok` (exit code 0), `words` (another, and a message), `traceback`, `crash` (a signal), `time` or `memory`
-        (ended at the limit).
+    kind: `ok`, `words` (an error of this package's, or too little memory), `traceback` (any other), `crash` (a
+        signal), `time` or `memory` (ended at the limit).
     seconds: wall clock. bytes: memory of its own above that of the process it was forked from, at most. said: its last
         line.
     """
@@ -39,61 +41,63 @@ class Outcome:
 
 
 def warm() -> None:
-    """Import what the commands import."""
+    """Import what reading takes."""
     for name in WARM:
         importlib.import_module(name)
 
 
-def trial(arguments: Sequence[str], folder: Path, *, seconds: float = 60, memory: int = 2 << 30) -> Outcome:
-    """Run `repconv ARGUMENTS` in `folder`, in a fork of this process, and end it at the limits.
+def trial(work: Callable[[], object], log: Path, *, seconds: float, memory: int) -> Outcome:
+    """Do `work` in a fork of this process, and end it at the limits.
 
     Args:
-        arguments: of the command line.
-        folder: its working directory; `log.txt` in it takes what is said.
+        work: what is tried.
+        log: a file that takes what is said.
         seconds: at most, wall clock.
-        memory: bytes resident above this process's own, at most.
+        memory: bytes above this process's own, at most.
     """
-    log = folder / "log.txt"
-    start, before = time.monotonic(), _resident(os.getpid())
+    start, before = time.monotonic(), _own_memory(os.getpid())
     child = os.fork()
     if child == 0:
-        _run(arguments, folder, log)
-    peak, ended = 0, None
-    while ended is None:
+        _run(work, log)
+    peak = 0
+    while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            ended = os.waitstatus_to_exitcode(status)
-            break
-        peak = max(peak, _resident(child) - before)
+            kind = _ENDS.get(os.waitstatus_to_exitcode(status), "crash")
+            return Outcome(kind, time.monotonic() - start, peak, _last(log))
+        peak = max(peak, _own_memory(child) - before)
         over = "time" if time.monotonic() - start > seconds else "memory" if peak > memory else None
         if over is not None:
-            os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return Outcome(over, time.monotonic() - start, peak, _last(log))
         time.sleep(_TICK_S)
-    return Outcome(_kind(ended, log), time.monotonic() - start, peak, _last(log))
 
 
-def _run(arguments: Sequence[str], folder: Path, log: Path) -> None:
+def _run(work: Callable[[], object], log: Path) -> None:
     """In the fork; does not return."""
-    from repconv.cli import _exit_code
+    from repconv.errors import RepconvError
 
-    os.setpgid(0, 0)
-    os.chdir(folder)
-    stream = log.open("w", encoding="utf-8", errors="backslashreplace")
-    for number in (1, 2):
-        os.dup2(stream.fileno(), number)
-    sys.stdout = sys.stderr = stream
-    sys.argv = ["repconv", *arguments]
-    code = 70
-    try:
-        code = _exit_code()
-    finally:
-        stream.flush()
-        os._exit(code)
+    code = 1
+    with log.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+        try:
+            work()
+            code = 0
+        except RepconvError as error:
+            stream.write(str(error))
+            code = 2
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is what is counted
+            little = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+            code = 2 if little else 1
+            traceback.print_exc(file=stream)
+        finally:
+            stream.flush()
+            os._exit(code)
 
 
-def _resident(pid: int) -> int:
+def _own_memory(pid: int) -> int:
     """Bytes of memory that is no file's; 0 where the process has gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -102,16 +106,7 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _kind(code: int, log: Path) -> str:
-    if code < 0:
-        return "crash"
-    text = log.read_text(encoding="utf-8", errors="replace")
-    if code == 70 or "Traceback (most recent call last)" in text:
-        return "traceback"
-    return "ok" if code == 0 else "words"
-
-
 def _last(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    said = [line for line in lines if line.strip() and "please report it" not in line]
-    return said[-1].strip()[:300] if said else ""
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:200] if said else ""
