@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from repconv.blocks.forecast import Forecast, forecast
 from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.edited import inputs_of
+from repconv.files.held import temporary_folder
 from repconv.files.onnx import is_large, save_large
 from repconv.files.whole import followed, whole_file
 from repconv.fusing import exported_program, fuse_modules, fuse_network
@@ -238,7 +237,7 @@ def network_to_onnx(
             raise VerificationError(f"the ONNX model in onnxruntime: {in_runtime.verdict}; nothing was written", report)
         return Fused(final, report, fused.modules, in_runtime)
     feeds = {before.graph.input[0].name: inputs[0].numpy()}
-    regions, unmeasured = region_comparisons(before, after, feeds, labels_of(after, report))
+    regions, unmeasured = region_comparisons(before, after, feeds, labels_of(report))
     proof = Proof(Agreement(tuple(regions), in_runtime.end_to_end, partial=bool(unmeasured)), tuple(unmeasured))
     return Fused(final, report.with_proof(proof).require())
 
@@ -345,7 +344,7 @@ def _summary(report: FusionReport) -> dict[str, str]:
     }
 
 
-def write(fused: Fused[Model], out: Path) -> None:
+def write_fused(fused: Fused[Model], out: Path) -> None:
     """Write what was fused, whole or not at all; above 2 GB an ONNX model's weights go to OUT.data.
 
     Raises:
@@ -379,14 +378,11 @@ def write(fused: Fused[Model], out: Path) -> None:
 def _write_large(model: onnx.ModelProto, out: Path) -> None:
     out = followed(out)
     try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
+        with temporary_folder(out.parent, out.name) as folder:
             save_large(model, folder / out.name)
             data = f"{out.name}.data"
             if (folder / data).exists():
                 (folder / data).replace(out.with_name(data))
             (folder / out.name).replace(out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}; nothing was written") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,15 @@ import onnx
 import torch
 from torch import Tensor
 
-from repconv.errors import BackendError, BuildError, SourceError
+from repconv.errors import BackendError, BuildError, RepconvError, SourceError
+from repconv.files.held import temporary_folder
 from repconv.graph.onnx.facts import first_line
 from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
-from ..artefacts.built import Built, Form, Run
+from ..artefacts.built import Built, Lowered, Run
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
-from ..artefacts.runtime import Backend, Runtime, tried
+from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..int8.equalise import equalise
 from ..int8.quantize import kept_float
 from ..onnx.quiet import quiet
@@ -45,7 +45,7 @@ def build(
     settings: BuildSettings,
     spans: tuple[Span, Span],
     calibration: Sequence[Tensor] | None,
-) -> Form:
+) -> Lowered:
     """`model`, float32, as IR.
 
     Args:
@@ -66,7 +66,7 @@ def build(
         kept = kept_float(model, calibration, settings.quantization)
         if settings.quantization.equalise:
             model, streams = equalise(model)
-    with _failing_in_words("OpenVINO cannot convert the model"), tempfile.TemporaryDirectory() as folder:
+    with _failing_in_words("OpenVINO cannot convert the model"), temporary_folder() as folder:
         network = ov.Core().read_model(model.SerializeToString())
         channels = network.input(0).partial_shape[1].get_length()
         sizes = [settings.batch, Span.of(channels), *spans]
@@ -76,7 +76,7 @@ def build(
             network = _quantise(network, calibration, settings.quantization, kept)
         hint = HINTS[settings.precision]
         network.set_rt_info(hint, ["repconv", "inference_precision"])
-        path = Path(folder) / "model.xml"
+        path = folder / "model.xml"
         ov.save_model(network, str(path), compress_to_fp16=settings.precision == "fp16")
         files = {".bin": path.with_suffix(".bin").read_bytes(), ".xml": path.read_bytes()}
         run, observed = compile_openvino(path, hint)
@@ -87,7 +87,7 @@ def build(
     if settings.precision == "int8":
         details |= {"equalised_streams": streams, "kept_float": list(kept)}
     runtime = f"{target.title} {ov.__version__.split('-')[0]}, CPU"
-    return Form.of(model, Built(files, run, runtime, None, observed, details))
+    return Lowered.of(model, Built(files, run, runtime, None, observed, details))
 
 
 def compile_openvino(path: Path, hint: str) -> tuple[Run, dict[str, str]]:
@@ -195,7 +195,7 @@ def _quantise(network: Any, calibration: Sequence[Tensor], asked: Quantization, 
 def _failing_in_words(what: str) -> Iterator[None]:
     try:
         yield
-    except BackendError:
+    except RepconvError:
         raise
     except Exception as error:  # OpenVINO and NNCF raise anything
         raise BuildError(f"{what}: {first_line(error)}") from error
@@ -234,7 +234,7 @@ def _open(text: str, path: Path) -> Artefact:
     return opaque_artefact(text, path, kind, run, taken, Input(given.any_name, computed, sizes))
 
 
-def _look(target: Target) -> tuple[Backend, ...]:
+def _look(target: Target) -> tuple[Diagnosis, ...]:
     def devices() -> tuple[str, ...]:
         core = target.imported().Core()
         found = []

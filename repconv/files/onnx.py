@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -14,6 +13,7 @@ import onnx
 from ..errors import SourceError
 from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
 from .edited import copy_of
+from .held import temporary_folder
 
 _NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 _LARGE = 1024
@@ -188,8 +188,8 @@ def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False
     """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
     if not is_large(model):
         return session_of(model.SerializeToString(), text, as_written=as_written, exact_integers=exact_integers)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         save_large(model, path)
         return session_of(path, text, as_written=as_written, exact_integers=exact_integers)
 

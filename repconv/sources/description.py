@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import CheckpointError
-from ..files.schema import Rule, each, many, number, optional, plain, record, text, truth, whole
 from ..limits import LARGEST_INPUT
+from .schema import Rule, each, many, number, optional, plain, record, text, truth, whole
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LARGEST_SIDE = 2**20

@@ -12,7 +12,7 @@ from ..supernet.architecture import Architecture
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 from .evolution import first_population
-from .protocol import Member, Plan, Question, State, architectures_of, measured
+from .protocol import Member, Question, SearchPlan, State, architectures_of, measured
 
 SHARE = 4
 """A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
@@ -27,7 +27,13 @@ class Aging:
     stays. Nothing is measured twice.
     """
 
-    plan: Plan
+    plan: SearchPlan
+
+    @property
+    def measurements(self) -> int:
+        """Of the first population, then of children alone."""
+        plan = self.plan
+        return 2 * plan.population + (plan.generations - 1) * min(plan.children, _share(plan.population))
 
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """New children; all that live are trained."""
@@ -50,7 +56,7 @@ class Aging:
         return architectures_of(state.members)
 
     def _children(self, members: Sequence[Member], generator: torch.Generator) -> tuple[Architecture, ...]:
-        share = max(1, len(members) // SHARE)
+        share = _share(len(members))
         living = set(architectures_of(members))
         children: list[Architecture] = []
         for _ in range(min(share, self.plan.children)):
@@ -63,6 +69,10 @@ class Aging:
                     children.append(child)
                     break
         return tuple(children)
+
+
+def _share(members: int) -> int:
+    return max(1, members // SHARE)
 
 
 def _exchanged(space: SearchSpace, architecture: Architecture, generator: torch.Generator) -> Architecture:

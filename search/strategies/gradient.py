@@ -11,7 +11,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
-from .protocol import Member, Plan, Question, State, measured
+from .protocol import Member, Question, SearchPlan, State, measured
 
 
 @final
@@ -19,7 +19,12 @@ from .protocol import Member, Plan, Question, State, measured
 class Gradient:
     """The whole supernet is trained; the architecture is the `budget` slots with the largest `s(beta) s(alpha)`."""
 
-    plan: Plan
+    plan: SearchPlan
+
+    @property
+    def measurements(self) -> int:
+        """One a generation."""
+        return self.plan.generations + 1
 
     def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
         """Train everything; measure what the gates would choose now."""

@@ -17,7 +17,7 @@ from .evolution import Breeding, check_age, first_population
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """The settings of a search, the same for every strategy; each uses those it has a use for.
 
     budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
@@ -93,6 +93,10 @@ class Question(NamedTuple):
 class Strategy(Protocol):
     """A search strategy: pure functions from one state to the next."""
 
+    @property
+    def measurements(self) -> int:
+        """Candidates measured in the whole search, at most; its outcome, measured again at the end, included."""
+
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """What to train and measure in this generation."""
 
@@ -114,10 +118,15 @@ def measured(state: State, scores: Sequence[float]) -> tuple[Member, ...]:
     return tuple(replace(m, accuracy=a, score=a) for m, a in zip(state.asked, scores, strict=True))
 
 
-def first_question(state: State, plan: Plan, generator: torch.Generator) -> Question:
+def first_question(state: State, plan: SearchPlan, generator: torch.Generator) -> Question:
     """The usual first one: a population drawn uniformly among architectures of the budget's size."""
     start = first_population(plan.space, plan.budget, plan.population, generator)
     return asked(state, [Member(architecture) for architecture in start])
+
+
+def generational(plan: SearchPlan) -> int:
+    """The measurements of a first population, then of those that live and their children, then of those that live."""
+    return 2 * plan.population + (plan.generations - 1) * (plan.population + plan.children)
 
 
 def asked(state: State, members: Sequence[Member]) -> Question:

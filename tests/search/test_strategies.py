@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from repconv import SearchError
-from repconv.search.strategies import STRATEGIES, Member, Plan, State, create_strategy, state_from_dict
+from repconv.search.strategies import STRATEGIES, Member, SearchPlan, State, create_strategy, state_from_dict
 from repconv.search.strategies.cars import crowding, fronts
 from repconv.search.strategies.evolution import Breeding, age_term
 from repconv.search.supernet.architecture import Architecture
@@ -28,8 +28,8 @@ Score = Callable[[Architecture], float]
 every = pytest.mark.parametrize("name", STRATEGIES)
 
 
-def plan(**changes: object) -> Plan:
-    usual = Plan(SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
+def plan(**changes: object) -> SearchPlan:
+    usual = SearchPlan(SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
     return dataclasses.replace(usual, **changes)
 
 
@@ -37,7 +37,9 @@ def goodness(architecture: Architecture) -> float:
     return sum(architecture.mask[i] for i in GOOD) / len(GOOD)
 
 
-def searched(name: str, wanted: Plan, score: Score = goodness, gates: Gates = LEARNT, seed: int = 0) -> list[State]:
+def searched(
+    name: str, wanted: SearchPlan, score: Score = goodness, gates: Gates = LEARNT, seed: int = 0
+) -> list[State]:
     """The state after each generation."""
     strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(seed)
     state, states = State(wanted.initial), []
@@ -59,6 +61,21 @@ def test_what_is_found_is_within_the_budget_and_no_larger_than_the_population(na
     assert all(a.size <= wanted.budget for a in found)
     assert [s.generation for s in states] == list(range(1, 7))
     assert not states[-1].asked
+
+
+@every
+@pytest.mark.parametrize("changes", [{}, {"population": 3, "children": 1}, {"children": 0}], ids=str)
+def test_no_more_is_measured_than_it_says(name: str, changes: dict[str, int]) -> None:
+    wanted, measured = plan(**changes), 0
+    strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(0)
+    state = State(wanted.initial)
+    for _ in range(wanted.generations):
+        question = strategy.ask(state, generator)
+        measured += len(question.measure)
+        state = strategy.tell(question.state, [goodness(a) for a in question.measure], LEARNT)
+    measured += len(strategy.outcome(state))
+    assert measured <= strategy.measurements
+    assert changes or name == "cars" or measured == strategy.measurements  # a front may be smaller
 
 
 @every

@@ -1,1 +1,1 @@
-"""What repconv does with what goes wrong: damaged files, full disks, sudden ends."""
+"""What happens when things go wrong."""

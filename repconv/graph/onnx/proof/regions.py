@@ -14,6 +14,7 @@ from torch import Tensor
 from ....errors import FusionError
 from ....files.edited import copy_of
 from ....files.onnx import without_weights
+from ....progress import counted
 from ....proof.affine import (
     Evaluated,
     Sources,
@@ -67,7 +68,7 @@ def prove_regions(
     sources = list(dict.fromkeys(n for (_, old), (_, new) in pairs.values() for n in (*old, *new)))
     sizes = shapes(sources)
     found, unmeasured = list(_altered(before, after)), []
-    for name, ((old, read), (new, read_after)) in pairs.items():
+    for name, ((old, read), (new, read_after)) in counted(pairs.items(), "regions proved:"):
         missing = [n for n in (*read, *read_after) if n not in sizes]
         if missing:
             unmeasured.append(Refusal(label(name), f"the size of {missing[0]}, which it reads, is not known"))
