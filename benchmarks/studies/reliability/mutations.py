@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from repconv import create_model, save
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_json
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_result
 from repconv.benchmarks.studies.reliability.trials import Outcome, trial, warm
 
 SCHEMA = "repconv.reliability_mutations/1"
@@ -166,7 +166,7 @@ def main() -> None:
             asked_for = f"--mutations {asked.mutations}" if asked.mutations != 300 else ""
             limits = {"seconds": SECONDS, "memory_bytes": MEMORY, "cuts": CUTS}
             content = {**head(__file__, SCHEMA, asked_for), "limits": limits, "cpus": os.cpu_count()}
-            write_json(asked.output, {**content, "rows": list(rows.values())})
+            write_result(asked.output, {**content, "rows": list(rows.values())})
             print(json.dumps({key: value for key, value in rows[name].items() if key != "said"}), flush=True)
 
 
