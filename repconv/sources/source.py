@@ -115,7 +115,7 @@ class Source:
         return (Input("input", dtype_of(network), (None, known[0] if known else None, None, None) if own else None),)
 
 
-ONNX_TYPES = {
+ONNX_TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.INT8: torch.int8, onnx.TensorProto.INT16: torch.int16,
     onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64, onnx.TensorProto.UINT8: torch.uint8,
