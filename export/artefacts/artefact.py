@@ -284,7 +284,9 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
 
 def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
     inputs = source.inputs
-    session = model_session(proto, source.name) if source.path is None else session_of(source.path, source.name)
+    # A file of another format that was read as ONNX is none that onnxruntime loads.
+    path = source.path if source.path is not None and source.path.suffix == ".onnx" else None
+    session = model_session(proto, source.name) if path is None else session_of(path, source.name)
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(_run_session(session, inputs, given))

@@ -249,7 +249,7 @@ def table_of(content: Mapping[str, Any]) -> str:
 
     rows = [(fault, *(cell(name, fault) for name in SUBJECTS)) for fault in CODES]
     moments, wrong = sum(row["moments"] for row in found.values()), sum(len(row["wrong"]) for row in found.values())
-    return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults, {wrong} with something wrong."
+    return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults; {wrong} findings."
 
 
 def write_page(content: Mapping[str, Any]) -> None:
