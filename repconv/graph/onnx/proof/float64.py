@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
 from ....files.edited import copy_of, put
+from ....files.onnx import longest_run
+from ....limits import at_most
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
 
@@ -30,7 +32,8 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
     """
     cast = {name: _double(value) for name, value in feeds.items()}
     try:
-        found = Evaluator(in_float64(model)).run(list(names), cast)
+        with at_most(longest_run(model)):
+            found = Evaluator(in_float64(model)).run(list(names), cast)
     except Exception as error:  # each operation is somebody else's code
         raise FusionError(f"it cannot be evaluated in float64 ({first_line(error)})") from error
     return [np.asarray(value) for value in found]
