@@ -66,7 +66,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
     own = {"data": is_own_data, "network": is_own_network}
     named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(str(config.get(option, "")))]
     with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
-        run(folder, Epochs(config["epochs"], _show), own_code=own_code)
+        run(folder, Epochs(config.get("epochs", 0), _show), own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)
