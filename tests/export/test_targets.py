@@ -78,7 +78,7 @@ def opened(text, path):
 
 def load(backend, job, how):
     run, x = run_of((job.file / "graph" / "network").read_bytes()), torch.from_numpy(np.load(job.input))
-    return Loaded(lambda: run(x), nothing, lambda: [y.numpy() for y in run(x)], {"asked": backend})
+    return Loaded(lambda: run(x), nothing, lambda: [y.numpy() for y in run(x)], observed={"asked": backend})
 
 
 def look(target):
