@@ -64,14 +64,19 @@ def nested(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def captured(graph: onnx.GraphProto) -> set[str]:
     """Every name that nodes of subgraphs read, wherever it is made."""
+    return set().union(*(captured_by(node) for node in graph.node))
+
+
+def captured_by(node: onnx.NodeProto) -> set[str]:
+    """Every name that is read inside a node's subgraphs, wherever it is made."""
     found: set[str] = set()
-    pending = [sub for node in graph.node for sub in nested(node)]
+    pending = list(nested(node))
     while pending:
         sub = pending.pop()
         found.update(value.name for value in sub.output)
-        for node in sub.node:
-            found.update(node.input)
-            pending.extend(nested(node))
+        for inner in sub.node:
+            found.update(inner.input)
+            pending.extend(nested(inner))
     return found
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
-from ....files.edited import copy_of, put
+from ....files.edited import put
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
+from .stretches import stretches
 
 Array = NDArray[np.generic]
 
@@ -28,25 +29,32 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
     Raises:
         FusionError: the reference evaluator knows an operation of the model not at all, or not in float64.
     """
-    cast = {name: _double(value) for name, value in feeds.items()}
+    known = {name: _double(value) for name, value in feeds.items()}
     try:
-        found = Evaluator(in_float64(model)).run(list(names), cast)
+        for stretch in stretches(model, known.keys(), names):
+            _widen_model(stretch.model)
+            evaluator = Evaluator(stretch.model)
+            found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
+            evaluator.release()
+            known |= zip(stretch.made, found, strict=True)
+            known = {name: value for name, value in known.items() if name in stretch.later}
+        held = {tensor.name: tensor for tensor in model.graph.initializer}
+        return [
+            np.asarray(known[name] if name in known else _double(numpy_helper.to_array(held[name]))) for name in names
+        ]
     except Exception as error:  # each operation is somebody else's code
         raise FusionError(f"it cannot be evaluated in float64 ({first_line(error)})") from error
-    return [np.asarray(value) for value in found]
 
 
-def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose floating-point weights, constants, inputs, casts and outputs are float64."""
-    result = copy_of(model)
-    for imported in (result, *result.functions):
+def _widen_model(model: onnx.ModelProto) -> None:
+    """Make floating-point weights, constants, casts and outputs of a model float64."""
+    for imported in (model, *model.functions):
         for entry in imported.opset_import:
             entry.domain = _plain(entry.domain)
-    for function in result.functions:
+    for function in model.functions:
         for node in function.node:
             _widen_node(node)
-    _widen(result.graph)
-    return result
+    _widen(model.graph)
 
 
 def _plain(domain: str) -> str:
