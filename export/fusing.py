@@ -237,7 +237,7 @@ def network_to_onnx(
             raise VerificationError(f"the ONNX model in onnxruntime: {in_runtime.verdict}; nothing was written", report)
         return Fused(final, report, fused.modules, in_runtime)
     feeds = {before.graph.input[0].name: inputs[0].numpy()}
-    regions, unmeasured = region_comparisons(before, after, feeds, labels_of(after, report))
+    regions, unmeasured = region_comparisons(before, after, feeds, labels_of(report))
     proof = Proof(Agreement(tuple(regions), in_runtime.end_to_end, partial=bool(unmeasured)), tuple(unmeasured))
     return Fused(final, report.with_proof(proof).require())
 

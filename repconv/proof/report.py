@@ -37,7 +37,8 @@ class Size:
 class FusedLayer:
     """One convolution of the result and what it was made of.
 
-    `branches` names the kinds of a block, and is empty for a plain convolution with batch normalisation.
+    `branches` names the kinds of a block, and is empty for a plain convolution with batch normalisation. `tensor` is
+    what it makes in a graph, alone or with other layers and sums; empty for a module.
     """
 
     name: str
@@ -45,6 +46,7 @@ class FusedLayer:
     branches: tuple[str, ...]
     before: Size
     after: Size
+    tensor: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from repconv.graph.core.expression import Bias, Expression, Term, merge
 from repconv.graph.core.terms import convolution_term, grid_term, transposed_term
 from repconv.graph.maps.carried import Carried
 from repconv.graph.maps.layout import plain
+from repconv.graph.onnx.writer import DIALECT
 from repconv.graph.planning.emission import emission
 
 SIDES = st.integers(1, 9)
@@ -154,7 +155,7 @@ def as_written(term: Term, x: torch.Tensor) -> torch.Tensor:
     """What the operation that is written for a term makes of x."""
     tensor = Carried("x", plain(2, 2), tuple(x.shape))
     output = Carried("y", plain(2, 2), through(term.form.geometry, tensor.dims))
-    layers = emission(output, Expression((term,), Bias(None, 2**-53)), [tensor]).layers
+    layers = emission(output, Expression((term,), Bias(None, 2**-53)), [tensor], DIALECT).layers
     if not layers or not layers[0].is_transposed:
         return term.uncropped()(x)
     layer = layers[0]

@@ -182,6 +182,19 @@ def test_nodes_without_names_or_with_one_name(name: str) -> None:
     assert_same(model, fused, in_reference)
 
 
+def test_a_tensor_called_as_one_on_the_way_to_another_keeps_its_own_label_and_size() -> None:
+    """`y.part0` is what fusing would call the first convolution of a sum that makes `y`."""
+    calls = (("Conv", "x w3", "p"), ("BatchNormalization", "p g s m v", "y.part0"), ("Relu", "y.part0", "a"))
+    model = build(*calls, ("Conv", "a w3", "q"), ("BatchNormalization", "q g s m v", "b"), ("Add", "b x", "y"))
+    fused, report = fuse_onnx(model)
+    named = {layer.tensor: layer.name for layer in report.layers}
+    assert named.keys() == {"y.part0", "y"}
+    assert len({*named.values()}) == 2
+    assert [found.where for found in report.agreement.blocks] == [named["y.part0"], named["y"]]
+    assert report.after.flops == report.before.flops == 2 * 2 * 64 * 4 * 4 * 9
+    assert_same(model, fused)
+
+
 def test_sparse_weights_are_left_in_words() -> None:
     values, places = np.array([1, 2, 3], np.float32), np.array([0, 5, 10], np.int64)
     for is_node in (False, True):

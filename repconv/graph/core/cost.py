@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 from .form import REMEMBERED, Form
 
@@ -11,8 +12,8 @@ MOVE = 16.0
 """Multiply-adds that one element read or written is worth. A processor core that does 50 G multiply-adds a second and
 moves 3 G floats a second sits at about 16; choices hardly depend on it between 4 and 60."""
 
-Size = tuple[int, int, int]
-"""Channels, height and width of one image; open sizes stand at a nominal value."""
+Size = tuple[int, ...]
+"""Channels and the sides of one image; open ones stand at a nominal value."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Cost:
 
 def elements(size: Size) -> int:
     """How many numbers one image of this size holds."""
-    return size[0] * size[1] * size[2]
+    return prod(size)
 
 
 @lru_cache(maxsize=REMEMBERED)

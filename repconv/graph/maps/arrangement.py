@@ -20,12 +20,14 @@ Change = tuple[Literal["permute", "reshape"], tuple[int, ...]]
 class Arrangement:
     """What to do to the source, whether the last axis is multiplied by a matrix or [n, c, pixels] convolved, and after.
 
-    pixels: pixel axes of the convolution; None for the matrix, and for scales, which any layout takes.
+    pixels: pixel axes of the convolution; None for the matrix, and for scales, which any layout takes. flat: the matrix
+    is multiplied by a tensor of two axes.
     """
 
     before: tuple[Change, ...]
     pixels: int | None
     after: tuple[Change, ...]
+    flat: bool = False
 
     @property
     def passes(self) -> int:
@@ -53,7 +55,9 @@ def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
         # One pixel of a whole image: its rows and columns are as many more channels to a matrix.
         flat = Layout(((BATCH,), (Atom("channels", source.layout.channels), Atom("pixel", 0), Atom("pixel", 1))))
         made = Carried(output.name, plain(output.layout.channels, 0), output.dims)
-        return Arrangement(changes(source, Carried(source.name, flat, source.dims)), None, changes(made, output))
+        return Arrangement(
+            changes(source, Carried(source.name, flat, source.dims)), None, changes(made, output), flat=True
+        )
     pixels = _pixels(source, output)
     if source.is_plain and output.is_plain and len(source.layout.axes) == len(output.layout.axes) == pixels + 2:
         return Arrangement((), pixels, ())

@@ -26,7 +26,7 @@ from ..planning.plan import Plan, plan
 from .facts import Facts, attributes, captured, first_line, without_weights
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
-from .writer import Names, Nodes, emit, without_unread
+from .writer import DIALECT, Names, Nodes, emit, without_unread
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """What a report counts as convolutions."""
@@ -57,9 +57,10 @@ def fuse_onnx(
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
     facts, steps, chosen, refusals = _planned(source)
-    result, layers, more = _write(source, facts, steps, chosen, captured(source.graph))
+    result, layers, more, owners = _write(source, facts, steps, chosen, captured(source.graph))
     _check(result)
-    report = FusionReport(layers, (*refusals, *chosen.refusals, *more), measure(source, facts), measure(result, facts))
+    before, after = measure(source, facts), measure(result, facts, owners)
+    report = FusionReport(layers, (*refusals, *chosen.refusals, *more), before, after)
     proof = proof_of(source, result, report, feeds) if prove else None
     return result, report.with_proof(proof).require("the fused ONNX model")
 
@@ -77,12 +78,12 @@ def proof_of(
     if not drawn:
         return Proof(Agreement(), unmeasured)
     try:
-        return prove_onnx(before, after, drawn, labels_of(after, report))
+        return prove_onnx(before, after, drawn, labels_of(report))
     except NotRunError as error:
         if feeds is not None:
             raise
         said = f"{error}; pass inputs that it takes: feeds=[{{name: array}}]"
-        regions, more = region_comparisons(before, after, drawn[-1], labels_of(after, report))
+        regions, more = region_comparisons(before, after, drawn[-1], labels_of(report))
         return Proof(Agreement(tuple(regions)), (Refusal("end to end", said), *more))
 
 
@@ -110,7 +111,7 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    return facts, steps, plan(steps, needed, facts.placed), refusals
+    return facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -143,21 +144,22 @@ def _check(model: onnx.ModelProto) -> None:
 
 def _write(
     source: onnx.ModelProto, facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
-) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal]]:
+) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal], dict[str, str]]:
+    """The fused model, its layers, what could not be written, and of each tensor written the one it is a part of."""
     names = Names(_taken(source))
     written: dict[str, Nodes] = {}
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            written[name] = emit(facts.placed, name, where[name], found, facts.types[name], names)
+            written[name] = emit(name, where[name], found, element_type=facts.types[name], names=names)
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
             why = f"{error}; the whole graph was left as it is, fuse it in float32"
-            return copy_of(source), (), [Refusal(where[name], why)]
+            return copy_of(source), (), [Refusal(where[name], why)], {}
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:
-        return copy_of(source), (), []
+        return copy_of(source), (), [], {}
     result = onnx.ModelProto()
     for field, value in source.ListFields():
         if field.name != "graph":
@@ -188,7 +190,8 @@ def _write(
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
     without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
-    return result, tuple(layers), []
+    owners = {made: name for name, nodes in written.items() for node in nodes.nodes for made in node.output}
+    return result, tuple(layers), [], owners
 
 
 def _is_size(facts: Facts, node: onnx.NodeProto) -> bool:
@@ -225,7 +228,7 @@ def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[Fused
     )
     after = Size(sum(isinstance(x, Convolution) for x in layers), 0, sum(int(np.prod(t.dims)) for t in written.weights))
     return [
-        FusedLayer(node, layer.form.label, origins, before, after)
+        FusedLayer(node, layer.form.label, origins, before, after, name)
         for node, layer in zip(written.layers, layers, strict=True)
     ]
 
@@ -234,16 +237,10 @@ def _elements(facts: Facts, name: str) -> int:
     return int(np.prod(facts.initializers[name].dims)) if name in facts.initializers else 0
 
 
-def _stem(name: str, facts: Facts) -> str:
-    """The tensor that one written on the way to it, such as `y.part0.inner`, is as large as."""
-    while name not in facts.placed and "." in name:
-        name = name.rpartition(".")[0]
-    return name
-
-
-def measure(model: onnx.ModelProto, facts: Facts) -> Size:
+def measure(model: onnx.ModelProto, facts: Facts, owners: Mapping[str, str] | None = None) -> Size:
     """Convolutions, batch normalisations, parameters as PyTorch counts them, and one image's flops in convolutions.
 
+    facts: of the original. owners: of tensors that it has not, the one on whose way each is written, as large as it.
     Open sides count as `sizes.NOMINAL`; flops are None where a size is not known at all.
     """
     shapes: Mapping[str, object] = {t.name: tuple(t.dims) for t in model.graph.initializer}
@@ -255,7 +252,7 @@ def measure(model: onnx.ModelProto, facts: Facts) -> Size:
         # What puts pixels apart multiplies every one that it reads, another convolution every one that it makes.
         strides = attributes(node).get("strides")
         apart = node.op_type == "ConvTranspose" and isinstance(strides, list) and max(strides) > 1
-        place = node.input[0] if apart else _stem(node.output[0], facts)
+        place = node.input[0] if apart else (owners or {}).get(node.output[0], node.output[0])
         weight = shapes.get(node.input[1])
         tensor = facts.placed.get(place)
         sides = facts.sides.get(place if apart else node.output[0])

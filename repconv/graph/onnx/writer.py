@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ...errors import FusionError
 from ..maps.arrangement import Change
-from ..maps.carried import Carried
+from ..planning.dialect import Dialect
 from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+
+DIALECT = Dialect(pads_unevenly=True, adds_to_matrices=False)
+"""A Conv pads as it likes; a MatMul adds nothing, and Gemm takes rank 2."""
 
 
 @dataclass
@@ -79,18 +82,13 @@ class _Pen:
         self.result.weights.append(shape)
         self.node("Reshape", [source, shape.name], target, "/reshape")
 
-    def matrix(self, source: str, layer: Matrix, target: str, rank: int) -> None:
+    def matrix(self, source: str, layer: Matrix, target: str) -> None:
         """A matrix times the last axis, as Gemm where that takes the tensor."""
-        if rank == 2:
+        if layer.flat:
             inputs = [source, self.weight(f"{target}.weight", layer.weight), *self.biased(layer, target)]
             self.node("Gemm", inputs, target, transB=1)
         else:
-            inputs = [source, self.weight(f"{target}.weight", layer.weight.T)]
-            bias = self.biased(layer, target)
-            product = self.names.new(f"{target}.product") if bias else target
-            self.node("MatMul", inputs, product)
-            if bias:
-                self.node("Add", [product, *bias], target, "/bias")
+            self.node("MatMul", [source, self.weight(f"{target}.weight", layer.weight.T)], target)
 
     def convolution(self, source: str, layer: Convolution, target: str) -> None:
         """A convolution, or a transposed one."""
@@ -107,10 +105,8 @@ class _Pen:
             self.node("Conv", inputs, target, "", group=group, pads=[*layer.padding[0], *layer.padding[1]], **settings)
 
 
-def emit(
-    placed: Mapping[str, Carried], output: str, where: str, written: Emission, element_type: int, names: Names
-) -> Nodes:
-    """The nodes that make `output`; `placed`: the layouts of tensors.
+def emit(output: str, where: str, written: Emission, *, element_type: int, names: Names) -> Nodes:
+    """The nodes that make `output`.
 
     Raises:
         FusionError: a number is not finite in the graph's element type.
@@ -129,7 +125,7 @@ def emit(
             case Convolution(source=source):
                 pen.convolution(read(source), operation, target)
             case Matrix(source=source):
-                pen.matrix(read(source), operation, target, len(placed[output].layout.axes))
+                pen.matrix(read(source), operation, target)
             case Scale(source=source, widths=widths):
                 shape = widths if len(widths) < 3 else _without_leading_ones(widths)
                 factors = pen.weight(f"{target}.scale", operation.factors.reshape(shape))

@@ -16,6 +16,7 @@ from ..core.expression import Bias, Expression, Term, merge, respond, substitute
 from ..core.ordering import dependencies_first
 from ..core.step import Offset, Step
 from ..maps.carried import Carried
+from .dialect import Dialect
 from .emission import Emission, Keep, emission
 
 
@@ -32,13 +33,14 @@ class InexactError(Exception):
 class Choice:
     """Which tensors of a region's `steps` are virtual; those of `fixed` never are.
 
-    placed: the layouts of all tensors. inexact: why a tensor could not be substituted, by where and what, whenever that
-        was tried.
+    placed: the layouts of all tensors. dialect: of the graph that is written. inexact: why a tensor could not be
+        substituted, by where and what, whenever that was tried.
     """
 
     steps: Sequence[Step]
     fixed: Collection[str]
     placed: Mapping[str, Carried]
+    dialect: Dialect
     virtual: set[str] = field(default_factory=set)
     inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
 
@@ -174,7 +176,8 @@ class Choice:
     def _write(self, step: Step) -> Emission:
         found = self.expression(step.output)
         try:
-            return emission(self.placed[step.output], found, [self.placed[term.source] for term in found.terms])
+            sources = [self.placed[term.source] for term in found.terms]
+            return emission(self.placed[step.output], found, sources, self.dialect)
         except GeometryError as error:
             inner = next(source for source in step.inputs if source in self.virtual)
             raise InexactError(step.where, inner, str(error)) from None

@@ -8,18 +8,20 @@ numbers are computed when a writer asks for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
-from ..core.cost import Cost, convolution, elementwise
+from ...algebra.geometry import halves, with_flat
+from ..core.cost import Cost, Size, convolution, elements, elementwise
 from ..core.dims import nominal
 from ..core.expression import Bias, Expression, Term
 from ..core.form import Form
 from ..core.terms import turned_around
 from ..maps.arrangement import Change, arrange, broadcasts
 from ..maps.carried import Carried
+from .dialect import Dialect
 
 Operand = str | int
 """A tensor of the graph by its name, or what an earlier operation of the list makes by its position."""
@@ -48,6 +50,14 @@ class Move(Operation):
     """A change of layout."""
 
     change: Change
+
+
+@dataclass(frozen=True)
+class Pad(Operation):
+    """Zeros around [n, c, pixels], before and after, by pixel axis."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,9 @@ class Layer(Operation):
 
 @dataclass(frozen=True)
 class Matrix(Layer):
-    """A matrix times the last axis, that of channels or of a flattened image."""
+    """A matrix times the last axis, that of channels or of a flattened image; flat: of a tensor of two axes."""
+
+    flat: bool
 
     @property
     def weight(self) -> Tensor:
@@ -163,19 +175,34 @@ class Emission:
 
     def settled(self) -> tuple[Operation, ...]:
         """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
-        *before, last = self.operations
-        if not isinstance(last, Shift) or self.bias.value is not None:
+        if not any(isinstance(each, Shift) for each in self.operations) or self.bias.value is not None:
             return self.operations
-        return tuple(before) or (Same(last.source, Cost()),)
+        found: list[Operation] = []
+        places: list[Operand] = []  # what each operation makes, among those that are left
+
+        def moved(operand: Operand) -> Operand:
+            return places[operand] if isinstance(operand, int) else operand
+
+        for each in self.operations:
+            if isinstance(each, Shift):
+                places.append(moved(each.source))
+                continue
+            places.append(len(found))
+            if isinstance(each, Add):
+                found.append(replace(each, source=moved(each.source), other=moved(each.other)))
+            else:
+                found.append(replace(each, source=moved(each.source)))
+        return tuple(found) or (Same(places[-1], Cost()),)
 
 
-def emission(output: Carried, found: Expression, sources: Sequence[Carried]) -> Emission:
+def emission(output: Carried, found: Expression, sources: Sequence[Carried], dialect: Dialect) -> Emission:
     """How to write a tensor.
 
     Args:
         output: the tensor.
         found: what it is.
         sources: the tensors of its terms.
+        dialect: of the graph it is written in.
 
     Raises:
         GeometryError: it cannot be written in its tensors' layouts, see `arrange`.
@@ -194,6 +221,15 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried]) -> 
             place = write(Move(place, cost, change))
         return place
 
+    def pad(place: Operand, form: Form, read: Size, pixels: int) -> tuple[Operand, Form, Size]:
+        """Zeros by an operation of their own, and what is left to do."""
+        before, after = halves(form.geometry.padding)
+        sides = with_flat(read[1:], len(before), 1)
+        larger = read[0], *(n + first + last for n, first, last in zip(sides, before, after, strict=True))
+        cost = Cost(0.0, elements(read) + elements(larger))
+        bare = replace(form, geometry=replace(form.geometry, padding=(0,) * len(form.geometry.padding)))
+        return write(Pad(place, cost, tuple(before[:pixels]), tuple(after[:pixels]))), bare, larger
+
     parts: list[Operand] = []
     # Convolutions first: the first of them takes the bias.
     for term, source in sorted(zip(found.terms, sources, strict=True), key=_rank):
@@ -203,9 +239,20 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried]) -> 
             place = write(Scale(place, elementwise(1, size), source.layout.widths, term))
         elif not term.form.is_identity:
             form = term.form.without_cropping()
-            form = form if way.pixels else form.ungrouped()
-            rest = convolution(form, nominal(source.dims), size), term, form, biased and not parts
-            place = write(Convolution(place, *rest, way.pixels) if way.pixels else Matrix(place, *rest))
+            read: Size = nominal(source.dims)
+            takes_bias = biased and not parts
+            if way.pixels:
+                if not dialect.pads_unevenly and _is_uneven(form):
+                    place, form, read = pad(place, form, read, way.pixels)
+                cost = convolution(form, read, size)
+                place = write(Convolution(place, cost, term, form, takes_bias, way.pixels))
+            else:
+                form = form.ungrouped()
+                flat = way.flat or len(output.layout.axes) == 2
+                inside = takes_bias and (flat or dialect.adds_to_matrices)
+                place = write(Matrix(place, convolution(form, read, size), term, form, inside, flat))
+                if takes_bias and not inside:
+                    place = write(Shift(place, elementwise(1, size), (form.geometry.out_channels,)))
         parts.append(move(place, way.after, output))
     total, *others = parts
     for other in others:
@@ -219,3 +266,9 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried]) -> 
 def _rank(pair: tuple[Term, Carried]) -> int:
     form = pair[0].form
     return 2 if form.is_identity else int(form.is_diagonal)
+
+
+def _is_uneven(form: Form) -> bool:
+    """True for a convolution that pads otherwise before than after."""
+    before, after = halves(form.geometry.padding)
+    return not form.geometry.is_transposed and before != after

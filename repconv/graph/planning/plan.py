@@ -16,6 +16,7 @@ from ..core.cost import MOVE, Cost
 from ..core.step import Step
 from ..maps.carried import Carried
 from .choice import Choice, InexactError
+from .dialect import Dialect
 from .emission import Emission
 from .refusals import reasons
 
@@ -41,13 +42,14 @@ class Plan:
     after: Cost
 
 
-def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried]) -> Plan:
+def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
         steps: in the order they run.
         needed: tensors that must exist: read by something that is no step, or an output.
         placed: the layout and sizes of every tensor a step reads or makes.
+        dialect: of the graph that is written.
     """
     made = {step.output for step in steps}
     read = {name for step in steps for name in step.reads}
@@ -58,7 +60,7 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
     refusals: list[Refusal] = []
     before = after = Cost()
     for region in regions(steps, fixed):
-        chosen = solve(Choice(region, fixed, placed))
+        chosen = solve(Choice(region, fixed, placed, dialect))
         for step in region:
             name = step.output
             if name in chosen.virtual:

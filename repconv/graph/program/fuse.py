@@ -25,7 +25,7 @@ from ..planning.plan import Plan, plan
 from .facts import NORMS, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
-from .writer import emit
+from .writer import DIALECT, emit
 
 _aten = torch.ops.aten
 
@@ -132,7 +132,7 @@ def _planned(
     ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
-    return facts, steps, plan(steps, needed, facts.placed), refusals
+    return facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals
 
 
 def _unguarded(program: ExportedProgram) -> torch.nn.Module:
@@ -246,6 +246,7 @@ def _layers(module: fx.GraphModule, facts: ProgramFacts, name: str, chosen: Plan
             origins,
             read,
             Size(int(isinstance(layer, Convolution)), 0, layer.form.weights),
+            name,
         )
         for layer in chosen.rewritten[name].layers
     )

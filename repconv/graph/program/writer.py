@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import FusionError
-from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+from ..planning.dialect import Dialect
+from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Pad, Same, Scale, Shift
 
 _aten = torch.ops.aten
+
+DIALECT = Dialect(pads_unevenly=False, adds_to_matrices=True)
+"""A convolution pads alike on both sides; a linear of any rank adds its bias."""
 
 _CHANGES = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
 
@@ -48,6 +52,9 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                     node = call(_aten.mul.Tensor, (read(source), held("scale", operation.factors)))
                 case Move(source=source, change=(kind, numbers)):
                     node = call(_CHANGES[kind], (read(source), list(numbers)))
+                case Pad(source=source, before=before, after=after):
+                    amounts = [side for pair in zip(before[::-1], after[::-1], strict=True) for side in pair]
+                    node = call(_aten.pad.default, (read(source), amounts))
                 case Add(source=source, other=other):
                     node = call(_aten.add.Tensor, (read(source), read(other)))
                 case Shift(source=source, widths=widths) if value is not None:
@@ -58,24 +65,22 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                     raise TypeError(f"{operation} is not written anew")
             made.append(node)
     if not any(isinstance(operation, Move) for operation in operations):
-        for node in made:
-            node.meta.setdefault("val", like)
+        for operation, node in zip(operations, made, strict=True):
+            if not isinstance(operation, Pad):
+                node.meta.setdefault("val", like)
     made[-1].meta["val"] = like
     old.replace_all_uses_with(made[-1])
     return made[-1]
 
 
 def _convolution(source: fx.Node, layer: Convolution, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    call, (padding, after) = source.graph.call_function, layer.padding
+    call, (padding, _) = source.graph.call_function, layer.padding
     if layer.is_transposed:
         crop, more = layer.crop
         function = _aten.conv_transpose2d.input if layer.pixels == 2 else _aten.conv_transpose1d.default
         return call(
             function, (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation)
         )
-    if padding != after:
-        amounts = [side for pair in zip(padding[::-1], after[::-1], strict=True) for side in pair]
-        source, padding = call(_aten.pad.default, (source, amounts)), [0] * layer.pixels
     function = _aten.conv2d.default if layer.pixels == 2 else _aten.conv1d.default
     settings = (layer.stride, padding, layer.dilation, layer.form.geometry.groups)
     return call(function, (source, weight, bias, *settings))

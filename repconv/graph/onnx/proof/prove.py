@@ -167,14 +167,9 @@ def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ..
     return feeds, ()
 
 
-def labels_of(model: onnx.ModelProto, report: FusionReport) -> Callable[[str], str]:
-    """What the report calls the convolution that makes a tensor."""
-    named = {layer.name for layer in report.layers}
-    made = {
-        node.output[0].split(".part")[0]: node.name
-        for node in reversed(model.graph.node)
-        if node.name in named and node.output
-    }
+def labels_of(report: FusionReport) -> Callable[[str], str]:
+    """What the report calls the first convolution that makes a tensor."""
+    made = {layer.tensor: layer.name for layer in reversed(report.layers)}
     return lambda name: made.get(name, name)
 
 
