@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def artefact_of(source: Source) -> Artefact:
     """A source as something that runs: a network or a program in PyTorch, an ONNX model in onnxruntime.
 
     Raises:
-        SourceError: it takes no tensors, or onnxruntime cannot load it.
+        SourceError: it takes no tensors; on running it, onnxruntime cannot load it.
     """
     proto = None
     if isinstance(source.held, onnx.ModelProto):
@@ -282,10 +283,14 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
 
 def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
     inputs = source.inputs
-    session = model_session(proto, source.name) if source.path is None else session_of(source.path, source.name)
+
+    @cache
+    def session() -> Any:  # noqa: ANN401  # onnxruntime has no types
+        """It holds the weights once more, and some who open a model never run it."""
+        return model_session(proto, source.name) if source.path is None else session_of(source.path, source.name)
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(_run_session(session, inputs, given))
+        return tuple(_run_session(session(), inputs, given))
 
     def trace(given: Sequence[Tensor]) -> list[Step]:
         nodes = [(node, name) for node in proto.graph.node for name in node.output if name]

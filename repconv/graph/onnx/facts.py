@@ -21,6 +21,9 @@ from ..maps.layout import Layout, with_channels_at
 
 Array = NDArray[np.generic]
 
+_KEPT = 1 << 16
+"""Bytes of a stored weight that is kept as an array besides, having been read once."""
+
 _LARGE = 1024
 """Initialisers with more elements are only shapes to shape inference, which so works above 2 GB."""
 
@@ -338,6 +341,8 @@ class Facts:
         Raises:
             FusionError: its bytes cannot be read.
         """
+        if name in self.initializers:
+            return self.as_run(name)
         if name not in self._exact:
             self._exact[name] = self._widened(name)
         return self._exact[name]
@@ -360,6 +365,8 @@ class Facts:
         Raises:
             FusionError: its bytes cannot be read.
         """
+        if name in self.initializers and self.initializers[name].ByteSize() > _KEPT:
+            return self._evaluate(name)  # whoever needs it reads it once; kept, all weights were held twice
         if name not in self._values:
             self._values[name] = self._evaluate(name) if self.is_constant(name) else None
         return self._values[name]

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
 from ....files.edited import put
+from ....files.onnx import LARGE, return_freed
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
 from .stretches import stretches
@@ -24,7 +25,12 @@ _TYPES = frozenset(("to", "dtype", "output_dtype"))
 
 
 def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
-    """The named outputs of `model` for `feeds`, every floating-point number of it in float64.
+    """The named tensors of `model`, every floating-point number of it in float64.
+
+    Args:
+        model: what runs of it is what `names` need.
+        feeds: its inputs by name, and any other tensors, which are then not computed.
+        names: outputs, or any other tensors.
 
     Raises:
         FusionError: the reference evaluator knows an operation of the model not at all, or not in float64.
@@ -36,6 +42,8 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
             evaluator = Evaluator(stretch.model)
             found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
             evaluator.release()
+            if stretch.model.ByteSize() > LARGE:
+                return_freed()
             known |= zip(stretch.made, found, strict=True)
             known = {name: value for name, value in known.items() if name in stretch.later}
         held = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -9,7 +9,7 @@ import onnx
 
 from ..facts import captured_by
 
-BYTES = 1 << 25
+BYTES = 1 << 23
 """Weights of a stretch, as they are stored; those that a single node reads may be more."""
 
 _Weight = onnx.TensorProto | onnx.SparseTensorProto
