@@ -112,6 +112,16 @@ class Geometry:
         return len(self.size)
 
     @property
+    def spanned(self) -> int:
+        """How many axes there are up to the last that is not flat."""
+        before, after = halves(self.padding)
+        flat = [
+            k == s == u == 1 and not b and not a
+            for k, s, u, b, a in zip(self.size, self.stride, self.up, before, after, strict=True)
+        ]
+        return max((axis + 1 for axis, is_flat in enumerate(flat) if not is_flat), default=0)
+
+    @property
     def is_transposed(self) -> bool:
         """True if pixels of the input are put apart."""
         return max(self.up) > 1

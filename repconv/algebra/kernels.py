@@ -75,7 +75,7 @@ class Kernel:
         before, after = halves(self.padding)
         if max(self.up) > 1:
             apart = x.new_zeros(*x.shape[:2], *((n - 1) * u + 1 for n, u in zip(x.shape[2:], self.up, strict=True)))
-            apart[_every(self.up)] = x
+            apart[every(self.up)] = x
             x = apart
         convolve = _CONVOLVE[self.axes]
         if before == after and min(before) >= 0:
@@ -172,7 +172,7 @@ class Kernel:
             raise GeometryError(f"a dilation is at least 1 in each direction, got {rate}")
         size = self.geometry.dilate(rate).size
         weight = self.weight.new_zeros((*self.weight.shape[:2], *size))
-        weight[_every(rate)] = self.weight
+        weight[every(rate)] = self.weight
         return Kernel(weight, self.bias, self.stride, self.padding, self.groups, self.up)
 
     def fold_batch_norm(
@@ -188,7 +188,7 @@ def innermost_first(padding: Sequence[int]) -> list[int]:
     return [side for pair in reversed([*zip(*halves(padding), strict=True)]) for side in pair]
 
 
-def _every(steps: Sequence[int]) -> tuple[slice, ...]:
+def every(steps: Sequence[int]) -> tuple[slice, ...]:
     """An index of [n, c, ...] that takes a pixel in so many, by axis."""
     return (slice(None), slice(None), *(slice(None, None, step) for step in steps))
 

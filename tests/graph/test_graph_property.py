@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 
 import numpy as np
 import onnx
@@ -14,19 +15,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repconv.graph import fuse_onnx
 
-SIZES = [(2, 13, 12), (2, 13, 12), (1, 12, 12), (3, 8, 10), (3, 1, 9), (1, 6, 1)]
-"""Batch, height and width of the inputs."""
+SIZES = [(2, 13, 12), (2, 13, 12), (1, 12, 12), (3, 8, 10), (3, 1, 9), (1, 6, 1), (2, 14), (2, 5, 7, 6), (1, 4, 6, 4)]
+"""Batch and sides of the inputs, of one to three axes."""
+
+Shape = tuple[int, ...]
 
 
 class Draft:
-    """A random graph under construction; `shapes` are the channels, height and width of every tensor."""
+    """A random graph under construction; `shapes` are the channels and sides of every tensor."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.batch, *sides = SIZES[seed // 14 % len(SIZES)]
-        self.shapes: dict[str, tuple[int, int, int]] = {"x": (4, *sides)}
+        self.axes = len(sides)
+        self.shapes: dict[str, Shape] = {"x": (4, *sides)}
         self.inputs = ["x"]
 
     def constant(self, *shape: int) -> str:
@@ -40,7 +44,7 @@ class Draft:
         self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
-    def add(self, kind: str, inputs: list[str], shape: tuple[int, int, int], **attributes: object) -> None:
+    def add(self, kind: str, inputs: list[str], shape: Shape, **attributes: object) -> None:
         name = f"t{len(self.shapes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], f"{kind}_{name}", **attributes))
         self.shapes[name] = shape
@@ -50,7 +54,7 @@ class Draft:
 
     def grow(self) -> None:
         source = self.pick(list(self.shapes)[-6:])
-        c, h, w = self.shapes[source]
+        c, *sides = shape = self.shapes[source]
         kind = self.pick(
             [
                 "conv",
@@ -82,74 +86,78 @@ class Draft:
         if kind == "conv":
             o = int(self.pick([2, 4, 6]))
             groups = int(self.pick([g for g in (1, 1, 2, c) if c % g == 0 and o % g == 0]))
-            size = [int(self.pick([1, 1, 2, 3])) for _ in range(2)]
-            dilations = [int(self.pick([1, 1, 2])) for _ in range(2)]
-            strides = [int(self.pick([1, 1, 1, 2]))] * 2
+            size = [int(self.pick([1, 1, 2, 3])) for _ in sides]
+            dilations = [int(self.pick([1, 1, 2])) for _ in sides]
+            strides = [int(self.pick([1, 1, 1, 2]))] * self.axes
             reach = [d * (k - 1) for d, k in zip(dilations, size, strict=True)]
             pads = [int(self.pick([0, r // 2, r - r // 2])) for r in (*reach, *reach)]
-            out = [(n + pads[a] + pads[a + 2] - reach[a] - 1) // strides[a] + 1 for a, n in enumerate((h, w))]
+            out = [(n + pads[a] + pads[a + self.axes] - reach[a] - 1) // strides[a] + 1 for a, n in enumerate(sides)]
             if min(out) < 1:
                 return
             inputs = [source, self.constant(o, c // groups, *size)]
             if self.random.random() < 0.5:
                 inputs.append(self.constant(o))
             self.add("Conv", inputs, (o, *out), group=groups, dilations=dilations, strides=strides, pads=pads)
-        elif kind == "transposed" and h * w < 400:
+        elif kind == "transposed" and prod(sides) < 400:
             self.transposed(source)
         elif kind == "tiles":
             self.tiles(source)
         elif kind == "strip":
             self.strip(source)
-        elif kind == "bordered" and h > 2 and w > 2:
+        elif kind == "bordered" and min(sides) > 2:
             # DBB: what a shift takes away before zeros are padded comes back afterwards.
-            border = self.constant(c, 1, 1)
-            self.add("Sub", [source, border], (c, h, w))
+            border, around, wide = (
+                self.constant(c, *(1,) * self.axes),
+                (0, 0, *(1,) * self.axes),
+                [n + 2 for n in sides],
+            )
+            self.add("Sub", [source, border], shape)
             name = list(self.shapes)[-1]
-            self.add("Pad", [name, self.integers(0, 0, 1, 1, 0, 0, 1, 1)], (c, h + 2, w + 2))
-            self.add("Add", [list(self.shapes)[-1], border], (c, h + 2, w + 2))
+            self.add("Pad", [name, self.integers(*around, *around)], (c, *wide))
+            self.add("Add", [list(self.shapes)[-1], border], (c, *wide))
         elif kind == "bn":
             mean, scale, shift = (self.constant(c) for _ in range(3))
             variance = f"w{len(self.weights)}"
             values = self.random.uniform(0.3, 2, c).astype(np.float32)
             self.weights.append(numpy_helper.from_array(values, variance))
-            self.add("BatchNormalization", [source, scale, shift, mean, variance], (c, h, w))
+            self.add("BatchNormalization", [source, scale, shift, mean, variance], shape)
         elif kind in ("add", "sub", "sum"):
-            same = [n for n, s in self.shapes.items() if s == (c, h, w)]
+            same = [n for n, s in self.shapes.items() if s == shape]
             others = [str(self.pick(same)) for _ in range(2 if kind == "sum" else 1)]
-            self.add(kind.capitalize(), [source, *others], (c, h, w))
+            self.add(kind.capitalize(), [source, *others], shape)
         elif kind in ("shift", "scale", "div"):
-            shape = self.pick([(), (1,), (c, 1, 1), (1, c, 1, 1)])
-            constant = self.constant(*shape)
+            flat = (1,) * self.axes
+            constant = self.constant(*self.pick([(), (1,), (c, *flat), (1, c, *flat)]))
             inputs = [source, constant]
             if kind != "div" and self.random.random() < 0.5:
                 inputs.reverse()
             operation = {"shift": self.pick(["Add", "Sub"]), "scale": "Mul", "div": "Div"}[kind]
-            self.add(str(operation), inputs, (c, h, w))
+            self.add(str(operation), inputs, shape)
         elif kind == "relu":
-            self.add("Relu", [source], (c, h, w))
-        elif kind == "pool" and h > 3 and w > 3:
-            pads = [int(self.random.integers(2)) for _ in range(4)]
+            self.add("Relu", [source], shape)
+        elif kind == "pool" and min(sides) > 3:
+            pads = [int(self.random.integers(2)) for _ in range(2 * self.axes)]
             stride = int(self.pick([1, 2]))
-            out = [(n + pads[a] + pads[a + 2] - 2) // stride + 1 for a, n in enumerate((h, w))]
+            out = [(n + pads[a] + pads[a + self.axes] - 2) // stride + 1 for a, n in enumerate(sides)]
             self.add(
                 "AveragePool",
                 [source],
                 (c, *out),
-                kernel_shape=[2, 2],
-                strides=[stride] * 2,
+                kernel_shape=[2] * self.axes,
+                strides=[stride] * self.axes,
                 pads=pads,
                 count_include_pad=int(self.random.integers(2)),
             )
         elif kind == "pad":
-            a = [int(v) for v in self.random.integers(-1, 2, 4)]
-            out = (h + a[0] + a[2], w + a[1] + a[3])
+            before, after = self.random.integers(-1, 2, (2, self.axes)).tolist()
+            out = [n + b + a for n, b, a in zip(sides, before, after, strict=True)]
             if min(out) < 2:
                 return
-            self.add("Pad", [source, self.integers(0, 0, a[0], a[1], 0, 0, a[2], a[3])], (c, *out))
+            self.add("Pad", [source, self.integers(0, 0, *before, 0, 0, *after)], (c, *out))
         elif kind == "concat" and c < 8:
-            same = [n for n, s in self.shapes.items() if s[1:] == (h, w) and s[0] < 8]
+            same = [n for n, s in self.shapes.items() if s[1:] == shape[1:] and s[0] < 8]
             other = str(self.pick(same))
-            self.add("Concat", [source, other], (c + self.shapes[other][0], h, w), axis=1)
+            self.add("Concat", [source, other], (c + self.shapes[other][0], *sides), axis=1)
         elif kind == "split" and c % 2 == 0:
             first, second = f"t{len(self.shapes)}", f"t{len(self.shapes) + 1}"
             self.nodes.append(
@@ -157,25 +165,24 @@ class Draft:
                     "Split", [source, self.integers(c // 2, c // 2)], [first, second], f"Split_{first}", axis=1
                 )
             )
-            self.shapes[first] = self.shapes[second] = (c // 2, h, w)
-        elif kind == "slice" and h > 4:
-            start, end, step = self.integers(0, 1), self.integers(max(c // 2, 1), h), self.integers(1, 1)
-            self.add("Slice", [source, start, end, self.integers(1, 2), step], (max(c // 2, 1), h - 1, w))
+            self.shapes[first] = self.shapes[second] = (c // 2, *sides)
+        elif kind == "slice" and sides[-1] > 4:
+            start, end, step = self.integers(0, 1), self.integers(max(c // 2, 1), sides[-1]), self.integers(1, 1)
+            out = (max(c // 2, 1), *sides[:-1], sides[-1] - 1)
+            self.add("Slice", [source, start, end, self.integers(1, self.axes + 1), step], out)
         elif kind in ("neg", "identity"):
-            self.add(kind.capitalize(), [source], (c, h, w))
+            self.add(kind.capitalize(), [source], shape)
 
     def transposed(self, source: str) -> None:
-        c, h, w = self.shapes[source]
+        c, *sides = self.shapes[source]
         groups = int(self.pick([g for g in (1, 1, 2, c) if c % g == 0]))
         o = groups * int(self.pick([1, 2]))
-        size, strides, dilations = (
-            [int(self.pick(values)) for _ in range(2)] for values in ([1, 2, 3], [1, 2], [1, 2])
-        )
-        pads = [int(self.random.integers(2)) for _ in range(4)]
+        size, strides, dilations = ([int(self.pick(values)) for _ in sides] for values in ([1, 2, 3], [1, 2], [1, 2]))
+        pads = [int(self.random.integers(2)) for _ in range(2 * self.axes)]
         more = [int(self.random.integers(s)) for s in strides]
         out = [
-            (n - 1) * strides[a] + dilations[a] * (size[a] - 1) + 1 + more[a] - pads[a] - pads[a + 2]
-            for a, n in enumerate((h, w))
+            (n - 1) * strides[a] + dilations[a] * (size[a] - 1) + 1 + more[a] - pads[a] - pads[a + self.axes]
+            for a, n in enumerate(sides)
         ]
         if min(out) < 1:
             return
@@ -188,24 +195,26 @@ class Draft:
         self.add("ConvTranspose", inputs, (o, *out), **known)
 
     def tiles(self, source: str) -> None:
-        """Every other row and column, joined as channels in any order; a Focus layer has all four."""
-        c, h, w = self.shapes[source]
-        if h % 2 or w % 2 or c > 4:
+        """Every other pixel of each axis, joined as channels in any order; a Focus layer has all four."""
+        c, *sides = self.shapes[source]
+        if any(n % 2 for n in sides) or c > 4:
             return
+        axes, halves = range(self.axes), [n // 2 for n in sides]
         parts = []
-        for place in self.random.permutation(4)[: int(self.pick([2, 4]))]:
-            starts, ends = self.integers(int(place) // 2, int(place) % 2), self.integers(h, w)
-            self.add("Slice", [source, starts, ends, self.integers(2, 3), self.integers(2, 2)], (c, h // 2, w // 2))
+        for place in self.random.permutation(2**self.axes)[: int(self.pick([2, 4]))].tolist():
+            starts, ends = self.integers(*(place >> axis & 1 for axis in axes)), self.integers(*sides)
+            along, steps = self.integers(*(2 + axis for axis in axes)), self.integers(*(2 for _ in axes))
+            self.add("Slice", [source, starts, ends, along, steps], (c, *halves))
             parts.append(list(self.shapes)[-1])
-        self.add("Concat", parts, (c * len(parts), h // 2, w // 2), axis=1)
+        self.add("Concat", parts, (c * len(parts), *halves), axis=1)
 
     def strip(self, source: str) -> None:
-        """A convolution that pads one axis, after one along the other."""
-        c, h, w = self.shapes[source]
-        order = [(1, 3), (3, 1)] if self.random.random() < 0.5 else [(3, 1), (1, 3)]
-        for size in order:
+        """Convolutions that pad one axis each, one after another."""
+        c, *sides = self.shapes[source]
+        for axis in self.random.permutation(self.axes).tolist():
+            size = [3 if axis == other else 1 for other in range(self.axes)]
             pads = [k // 2 for k in size]
-            self.add("Conv", [source, self.constant(c, c, *size)], (c, h, w), pads=pads * 2)
+            self.add("Conv", [source, self.constant(c, c, *size)], (c, *sides), pads=pads * 2)
             source = list(self.shapes)[-1]
 
     def model(self, *, open_size: bool) -> onnx.ModelProto:
@@ -213,13 +222,15 @@ class Draft:
         outputs = [name for name in self.shapes if name not in read]
         outputs += [n for n in list(self.shapes)[1:] if n in read and self.random.random() < 0.05]
         side = ["n", 4, "h", "w"] if open_size else [self.batch, *self.shapes["x"]]
+        if open_size and self.axes != 2:
+            side = ["n", 4, "h", *self.shapes["x"][2:]]
         graph = helper.make_graph(
             self.nodes,
             "random",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, side)],
             [
                 helper.make_tensor_value_info(
-                    n, TensorProto.FLOAT, [None] * 4 if open_size else [self.batch, *self.shapes[n]]
+                    n, TensorProto.FLOAT, [None] * (2 + self.axes) if open_size else [self.batch, *self.shapes[n]]
                 )
                 for n in outputs
                 if n != "x"

@@ -59,8 +59,9 @@ class Constant:
         def apply(response: Tensor, constant: Tensor) -> Tensor:
             return (response.reshape(g, o // g, m) @ constant.reshape(g, m, 1)).reshape(o)
 
-        size = torch.linalg.vector_norm(taps, 1, (2, 3))
-        return Constant(apply(taps.sum((2, 3)), self.value), apply(size, self.parts), apply(size, self.written))
+        axes = tuple(range(2, taps.dim()))
+        size = torch.linalg.vector_norm(taps, 1, axes)
+        return Constant(apply(taps.sum(axes), self.value), apply(size, self.parts), apply(size, self.written))
 
     def cancels(self, rounding: float) -> bool:
         """True if nothing but rounding tells it from zero: then padding with zeros continues it.

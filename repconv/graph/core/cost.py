@@ -51,8 +51,8 @@ def elements(size: Size) -> int:
 @lru_cache(maxsize=REMEMBERED)
 def convolution(form: Form, source: Size, output: Size) -> Cost:
     """One convolution as it is written, without cropping; its weight is read once."""
-    height, width = output[1:] if form.geometry.up == (1, 1) else source[1:]
-    return Cost(height * width * form.weights, elements(source) + elements(output) + form.weights, 1)
+    pixels = prod((source if form.geometry.is_transposed else output)[1:])
+    return Cost(pixels * form.weights, elements(source) + elements(output) + form.weights, 1)
 
 
 def elementwise(reads: int, output: Size) -> Cost:

@@ -1,4 +1,4 @@
-"""Sizes of tensors whose height, width or batch may be open, comparable without knowing them.
+"""Sizes of tensors whose sides or batch may be open, comparable without knowing them.
 
 Every pass of a convolution maps a side n to floor((n + e) / s) + 1, and such maps compose. So an open side is
 (root, s, e): two are equal for every input if these agree.
@@ -6,10 +6,13 @@ Every pass of a convolution maps a side n to floor((n + e) / s) + 1, and such ma
 
 from __future__ import annotations
 
-from ...algebra.geometry import Geometry
+from collections.abc import Sequence
+
+from ...algebra.geometry import Geometry, halves, with_flat
 
 Dim = int | tuple[str, int, int]
-Dims = tuple[Dim, Dim, Dim, Dim]
+Dims = tuple[Dim, ...]
+"""[n, c, h, w], or of as many sides as there are pixel axes, two at least; sides that are not told are 1."""
 
 NOMINAL = 64
 """What an open side counts as when something is priced."""
@@ -20,14 +23,28 @@ def symbol(name: str) -> Dim:
     return (name, 1, -1)
 
 
+def told(dims: Sequence[Dim]) -> Dims:
+    """The one way to tell a size: without sides of 1 at the end but the first two."""
+    count = len(dims)
+    while count > 4 and dims[count - 1] == 1:
+        count -= 1
+    return with_flat(dims, count, 1)
+
+
 def through(geometry: Geometry, dims: Dims) -> Dims:
     """The size of what a convolution makes of a tensor of size `dims`."""
-    top, left, bottom, right = geometry.padding
+    count = max(geometry.axes, len(dims) - 2)
+    geometry = geometry.of_axes(count)
     sides: list[Dim] = []
-    for given, pad, k, s, up in zip(
-        dims[2:], (top + bottom, left + right), geometry.size, geometry.stride, geometry.up, strict=True
+    for given, before, after, k, s, up in zip(
+        with_flat(dims[2:], count, 1),
+        *halves(geometry.padding),
+        geometry.size,
+        geometry.stride,
+        geometry.up,
+        strict=True,
     ):
-        side = given
+        side, pad = given, before + after
         if up > 1:
             side = (given - 1) * up + 1 if isinstance(given, int) else apart(given, up)
         if isinstance(side, int):
@@ -35,7 +52,7 @@ def through(geometry: Geometry, dims: Dims) -> Dims:
         else:
             root, stride, excess = side
             sides.append((root, stride * s, excess + stride * (1 + pad - k)))
-    return (dims[0], geometry.out_channels, sides[0], sides[1])
+    return told((dims[0], geometry.out_channels, *sides))
 
 
 def apart(side: tuple[str, int, int], up: int) -> Dim:
@@ -44,10 +61,9 @@ def apart(side: tuple[str, int, int], up: int) -> Dim:
     return symbol(f"(({root}{excess:+d})/{stride})*{up}")
 
 
-def nominal(dims: Dims) -> tuple[int, int, int]:
-    """Channels, height and width with `NOMINAL` for open roots, at least 1."""
-    channels, height, width = map(nominal_side, dims[1:])
-    return channels, height, width
+def nominal(dims: Dims) -> tuple[int, ...]:
+    """Channels and sides with `NOMINAL` for open roots, at least 1."""
+    return tuple(map(nominal_side, dims[1:]))
 
 
 def nominal_side(side: Dim) -> int:

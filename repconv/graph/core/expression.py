@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ...algebra.geometry import Geometry
+from ...algebra.geometry import Geometry, halves
 from ...algebra.kernels import Kernel, combine, compose, identity
 from ...errors import GeometryError
 from .constant import Constant
@@ -45,6 +45,10 @@ class Addend:
         """The same with one more scale, a diagonal term."""
         scales = (*self.scales, lambda: scale.kernel.weight.reshape(-1))
         return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale))
+
+    def of_axes(self, count: int) -> Addend:
+        """The same of so many pixel axes."""
+        return self if count == self.form.geometry.axes else replace(self, form=self.form.of_axes(count))
 
     def padded(self, change: Sequence[int]) -> Addend:
         """The same with so much more padding, which no window reads."""
@@ -103,7 +107,8 @@ class Term:
         factors = [addend.factor() for addend in self._addends]
         if len(kernels) > 1:
             return combine(kernels, factors)
-        return kernels[0] if factors[0] is None else kernels[0] * factors[0]
+        kernel = kernels[0] if factors[0] is None else kernels[0] * factors[0]
+        return kernel.of_axes(self.form.geometry.axes)
 
     def plus(self, other: Term) -> Term:
         """The sum with another term of this source.
@@ -122,9 +127,10 @@ class Term:
         """The same numbers under another padding after the image, or with more known of it."""
         if form == self.form:
             return self
-        old, new = self.form.geometry.padding[2:], form.geometry.padding[2:]
+        count = form.geometry.axes
+        old, new = (halves(each.geometry.padding)[1] for each in (self.form.of_axes(count), form))
         change = [mine - theirs for mine, theirs in zip(new, old, strict=True)]
-        return Term(self.source, form, [addend.padded(change) for addend in self._addends])
+        return Term(self.source, form, [addend.of_axes(count).padded(change) for addend in self._addends])
 
     def uncropped(self) -> Kernel:
         """The numbers as `form.without_cropping()` has them."""
@@ -159,6 +165,7 @@ def _ones(geometry: Geometry) -> Weight:
 
 
 def _kernel(geometry: Geometry, weight: Tensor) -> Kernel:
+    weight = weight.reshape(geometry.weight_shape)  # it may have fewer axes
     return Kernel(
         weight, weight.new_zeros(weight.shape[0]), geometry.stride, geometry.padding, geometry.groups, geometry.up
     )
@@ -170,10 +177,11 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
     if outer.form.ones:
         return _kernel(target, inner.kernel.weight)
     if inner.form.ones or inner.form.is_diagonal:
-        g, (o, m, kh, kw) = outer.kernel.groups, outer.kernel.weight.shape
-        scale = inner.kernel.weight.reshape(g, 1, m, 1, 1)
-        weight = (outer.kernel.weight.reshape(g, o // g, m, kh, kw) * scale).reshape(o, m, kh, kw)
-        return _kernel(target, _kernel(target, weight).dilate(inner.form.geometry.stride).weight)
+        taps, g = outer.kernel.weight, outer.kernel.groups
+        o, m = taps.shape[:2]
+        scaled = taps.reshape(g, o // g, m, -1) * inner.kernel.weight.reshape(g, 1, m, 1)
+        kernel = replace(outer.kernel, weight=scaled.reshape(taps.shape)).of_axes(target.axes)
+        return _kernel(target, kernel.dilate(inner.form.of_axes(target.axes).geometry.stride).weight)
     return compose(outer.kernel, inner.kernel, closed=inner.form.closed)
 
 
@@ -267,7 +275,7 @@ def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
     Raises:
         GeometryError: not one convolution a source at every pixel; `what` names the tensor.
     """
-    if term.form.geometry.up != (1, 1) and not inner.bias.is_zero:
+    if term.form.geometry.is_transposed and not inner.bias.is_zero:
         raise GeometryError(
             f"{what} has a bias and a transposed convolution afterwards, which makes something "
             "else of a constant at each pixel of a window"

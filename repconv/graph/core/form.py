@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import gcd
-from typing import TypeVar
+from math import gcd, prod
 
-from ...algebra.geometry import Geometry, Pair
-
-T = TypeVar("T")
+from ...algebra.geometry import Axes, Geometry, by, halves, with_flat
 
 REMEMBERED = 4096
 """Results kept of combining forms: searches ask the same few questions thousands of times."""
@@ -27,20 +24,41 @@ class Form:
     zeros: every number is 0, as after the factor of a gate that is shut.
     spare: by axis, how many rows or columns at the end of the image and its padding no window reads; None where that
         depends on a size that is not known. So much of the padding may be left out, and some be added.
+
+    What is left out of lattice and spare is so for any number of axes.
     """
 
     geometry: Geometry
-    lattice: Pair = (0, 0)
+    lattice: Axes = (0, 0)
     ones: bool = False
     zeros: bool = False
     spare: tuple[int | None, ...] = (None, None)
 
+    def __post_init__(self) -> None:
+        axes = self.geometry.axes
+        if not len(self.lattice) == len(self.spare) == axes:
+            object.__setattr__(self, "lattice", with_flat(self.lattice, axes, 0))
+            object.__setattr__(self, "spare", with_flat(self.spare, axes, None))
+
+    @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
+    def of_axes(self, count: int) -> Form:
+        """The same of so many pixel axes; see `Geometry.of_axes`. Of one that comes, a single element is read."""
+        if count == self.geometry.axes:
+            return self
+        spare = with_flat(self.spare, count, 0)
+        return replace(
+            self, geometry=self.geometry.of_axes(count), lattice=with_flat(self.lattice, count, 0), spare=spare
+        )
+
     def of_sides(self, sides: Sequence[object]) -> Form:
-        """The same, of an image whose sides are these; text or anything else for one that is open."""
+        """The same, of an image whose sides are these, 1 for those left out; anything but a number for an open one."""
+        if self.geometry.axes < len(sides):
+            return self.of_axes(len(sides)).of_sides(sides)
         g = self.geometry
+        sides = with_flat(sides, g.axes, 1)
         spare = [
             0 if stride == 1 else (((n - 1) * up + 1 + before + after - k) % stride if isinstance(n, int) else None)
-            for n, up, before, after, k, stride in zip(sides, g.up, *_halves(g.padding), g.size, g.stride, strict=True)
+            for n, up, before, after, k, stride in zip(sides, g.up, *halves(g.padding), g.size, g.stride, strict=True)
         ]
         return replace(self, spare=tuple(spare))
 
@@ -48,11 +66,11 @@ class Form:
     def closed(self) -> tuple[bool, ...]:
         """See `Geometry.closed`: here of images of the size that `spare` knows."""
         g = self.geometry
-        before, after = _halves(g.closed)
+        before, after = halves(g.closed)
         known = [
             shut or (spare is not None and pad + stride >= k + spare)
             for shut, spare, pad, k, stride in zip(
-                after, self.spare, _halves(g.padding)[1], g.size, g.stride, strict=True
+                after, self.spare, halves(g.padding)[1], g.size, g.stride, strict=True
             )
         ]
         return (*before, *known)
@@ -65,7 +83,7 @@ class Form:
         """The same map padded alike before and after where that is possible, and not cropped where that is needless."""
         changes = []
         for before, after, stride, spare in zip(
-            *_halves(self.geometry.padding), self.geometry.stride, self.spare, strict=True
+            *halves(self.geometry.padding), self.geometry.stride, self.spare, strict=True
         ):
             least = after - (spare or 0)
             most = after if spare is None else least + stride - 1
@@ -81,43 +99,45 @@ class Form:
         return replace(self, geometry=padded_after(self.geometry, changes), spare=tuple(spare))
 
     @property
-    def dilation(self) -> Pair:
+    def dilation(self) -> Axes:
         """How far apart taps are when written as a dilated convolution, at least 1."""
-        return max(self.lattice[0], 1), max(self.lattice[1], 1)
+        return tuple(max(step, 1) for step in self.lattice)
 
     @property
-    def taps(self) -> Pair:
-        """Rows and columns of taps, without the zeros a dilation stands for."""
-        rows, columns = ((k - 1) // d + 1 for k, d in zip(self.geometry.size, self.dilation, strict=True))
-        return rows, columns
+    def taps(self) -> Axes:
+        """Taps by axis, without the zeros a dilation stands for."""
+        return tuple((k - 1) // d + 1 for k, d in zip(self.geometry.size, self.dilation, strict=True))
 
     @property
     def label(self) -> str:
         """What a table shows: `3x3, 8 -> 16, stride 2x2, dilation 2x2, groups 4`."""
-        g, (rows, columns) = self.geometry, self.taps
+        g = self.geometry
         extra = (
-            f", stride {g.stride[0]}x{g.stride[1]}" if g.stride != (1, 1) else "",
-            f", dilation {self.dilation[0]}x{self.dilation[1]}" if self.dilation != (1, 1) else "",
+            f", stride {by(g.stride)}" if max(g.stride) > 1 else "",
+            f", dilation {by(self.dilation)}" if max(self.dilation) > 1 else "",
             f", groups {g.groups}" if g.groups > 1 else "",
-            f", transposed {g.up[0]}x{g.up[1]}" if g.up != (1, 1) else "",
+            f", transposed {by(g.up)}" if g.is_transposed else "",
         )
-        return f"{rows}x{columns}, {g.in_channels} -> {g.out_channels}{''.join(extra)}"
+        return f"{by(self.taps)}, {g.in_channels} -> {g.out_channels}{''.join(extra)}"
 
     @property
     def is_diagonal(self) -> bool:
         """True for one number a channel: a scale."""
         g = self.geometry
-        return (
-            g.in_channels == g.out_channels == g.groups
-            and g.size == g.stride == g.up == (1, 1)
-            and g.padding == (0, 0, 0, 0)
-        )
+        return g.in_channels == g.out_channels == g.groups and self.is_pointwise
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True if each pixel is made of the one at its place."""
+        g = self.geometry
+        return max(*g.size, *g.stride, *g.up) == 1 and not any(g.padding)
 
     def covers(self, sides: Sequence[object]) -> bool:
         """True if one window sees the whole of a larger image of these sides, and nothing else."""
         g = self.geometry
-        alone = not any(g.padding) and g.up == self.dilation == (1, 1) and g.groups == 1
-        return alone and g.size == tuple(sides) != (1, 1)
+        alone = not any(g.padding) and max(*g.up, *self.dilation) == 1 and g.groups == 1
+        count = max(g.axes, len(sides))
+        return alone and max(g.size) > 1 and with_flat(g.size, count, 1) == with_flat(sides, count, 1)
 
     @property
     def is_identity(self) -> bool:
@@ -127,8 +147,7 @@ class Form:
     @property
     def weights(self) -> int:
         """How many numbers the weight holds."""
-        o, i, _, _ = self.geometry.weight_shape
-        return o * i * self.taps[0] * self.taps[1]
+        return prod((*self.geometry.weight_shape[:2], *self.taps))
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def series(self, inner: Form) -> Form:
@@ -141,6 +160,9 @@ class Form:
             return self
         if self.is_identity:
             return inner
+        if self.geometry.axes != inner.geometry.axes:
+            count = max(self.geometry.axes, inner.geometry.axes)
+            return self.of_axes(count).series(inner.of_axes(count))
         geometry = self.geometry.series(inner.geometry, inner.closed)
         if inner.ones:
             geometry = replace(geometry, groups=self.geometry.groups)
@@ -156,7 +178,7 @@ class Form:
             None if mine is None or theirs is None else mine * s + theirs
             for mine, s, theirs in zip(self.spare, inner.geometry.stride, inner.spare, strict=True)
         )
-        return Form(geometry, (lattice[0], lattice[1]), self.ones and inner.ones, self.zeros or inner.zeros, spare)
+        return Form(geometry, lattice, self.ones and inner.ones, self.zeros or inner.zeros, spare)
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def parallel(self, other: Form) -> Form:
@@ -165,13 +187,16 @@ class Form:
         Raises:
             GeometryError: see `Geometry.parallel`.
         """
+        if self.geometry.axes != other.geometry.axes:
+            count = max(self.geometry.axes, other.geometry.axes)
+            return self.of_axes(count).parallel(other.of_axes(count))
         geometry = self.geometry.parallel(other.geometry)
         lattice = tuple(
             gcd(mine, theirs, self.geometry.padding[axis] - other.geometry.padding[axis])
             for axis, (mine, theirs) in enumerate(zip(self.lattice, other.lattice, strict=True))
         )
         spare = tuple(theirs if mine is None else mine for mine, theirs in zip(self.spare, other.spare, strict=True))
-        return Form(geometry, (lattice[0], lattice[1]), spare=spare)
+        return Form(geometry, lattice, spare=spare)
 
     def ungrouped(self) -> Form:
         """The form of the same map written with one group."""
@@ -184,52 +209,46 @@ class Form:
         by up to `up - 1` more than before it.
         """
         form = self.symmetric()
-        if form.geometry.up != (1, 1):
+        if form.geometry.is_transposed:
             return form.as_transposed()
-        top, left, bottom, right = form.geometry.padding
-        if min(top, left, bottom, right) >= 0:
-            return form
-        (kh, kw), (rows, columns) = form.geometry.size, form.lattice
-        size = (kh + max(-top, 0) + max(-bottom, 0), kw + max(-left, 0) + max(-right, 0))
-        padding = (max(top, 0), max(left, 0), max(bottom, 0), max(right, 0))
-        lattice = (gcd(rows, min(top, 0), min(bottom, 0)), gcd(columns, min(left, 0), min(right, 0)))
-        return Form(replace(form.geometry, size=size, padding=padding), lattice, spare=form.spare)
+        return form.enlarged([max(-side, 0) for side in form.geometry.padding])
 
     def as_transposed(self) -> Form:
         """With zero taps where a transposed convolution needs them, before and after, by axis."""
-        first, last = [], []
+        first: list[int] = []
+        last: list[int] = []
         for k, up, before, after in zip(
-            self.geometry.size, self.geometry.up, *_halves(self.geometry.padding), strict=True
+            self.geometry.size, self.geometry.up, *halves(self.geometry.padding), strict=True
         ):
             both = max(before - (k - 1), 0)  # a transposed convolution crops what its windows overlap, and never less
             first.append(both + max(after - before - (up - 1), 0))
             last.append(both + max(before - after, 0))
-        if not any((*first, *last)):
+        return self.enlarged([*first, *last])
+
+    def enlarged(self, added: Sequence[int]) -> Form:
+        """The same map with so many zero taps more on each side, each of which is a pixel of padding more."""
+        if not any(added):
             return self
-        (kh, kw), (top, left, bottom, right) = self.geometry.size, self.geometry.padding
-        size = (kh + first[0] + last[0], kw + first[1] + last[1])
-        padding = (top + first[0], left + first[1], bottom + last[0], right + last[1])
-        lattice = (gcd(self.lattice[0], first[0], last[0]), gcd(self.lattice[1], first[1], last[1]))
+        ends = [*zip(*halves(added), strict=True)]
+        size = tuple(k + sum(end) for k, end in zip(self.geometry.size, ends, strict=True))
+        padding = tuple(pad + more for pad, more in zip(self.geometry.padding, added, strict=True))
+        lattice = tuple(gcd(step, *end) for step, end in zip(self.lattice, ends, strict=True))
         return Form(replace(self.geometry, size=size, padding=padding), lattice, spare=self.spare)
 
 
 def padded_after(geometry: Geometry, changes: Sequence[int]) -> Geometry:
     """A geometry with so much more padding at the end of each axis."""
-    top, left, bottom, right = geometry.padding
-    return replace(geometry, padding=(top, left, bottom + changes[0], right + changes[1]))
+    before, after = halves(geometry.padding)
+    return replace(geometry, padding=(*before, *(a + change for a, change in zip(after, changes, strict=True))))
 
 
 def aligned(first: Form, second: Form) -> tuple[Form, Form]:
     """Two forms of one input, so padded that outputs of equal size are known to be."""
+    count = max(first.geometry.axes, second.geometry.axes)
+    first, second = first.of_axes(count), second.of_axes(count)
     if first.geometry.excess == second.geometry.excess:
         return first, second
     return first.flush(), second.flush()
-
-
-def _halves(sides: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """What comes before, and what comes after the pixels, by axis."""
-    middle = len(sides) // 2
-    return sides[:middle], sides[middle:]
 
 
 def identity_form(channels: int) -> Form:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ...algebra.geometry import Geometry, Pair, Sides
+from ...algebra.geometry import Axes, Geometry, Pair, Sides, with_flat
 from ...algebra.kernels import Kernel
 from ...errors import GeometryError
 from .expression import Term
@@ -20,19 +21,19 @@ _TO_THE_END = 2**31 - 1
 def convolution_term(
     source: str,
     weight: Callable[[], Tensor],
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, ...],
     *,
-    stride: Pair = (1, 1),
+    stride: Axes = (1, 1),
     padding: Sides = (0, 0, 0, 0),
-    dilation: Pair = (1, 1),
+    dilation: Axes = (1, 1),
     groups: int = 1,
-    up: Pair = (1, 1),
+    up: Axes = (1, 1),
 ) -> Term:
-    """A convolution whose `weight` gives [o, i/g, kh, kw] = `shape` in float64 when its numbers are needed."""
-    o, i, kh, kw = shape
-    size = ((kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1)
-    geometry = Geometry(i * groups, o, size, stride, padding, groups, up)
-    form = Form(geometry, (dilation[0] if kh > 1 else 0, dilation[1] if kw > 1 else 0))
+    """A convolution whose `weight` gives [o, i/g, k...] = `shape` in float64 when its numbers are needed."""
+    o, i, *taps = shape
+    dilation = with_flat(dilation, len(taps), 1)
+    geometry = Geometry(i * groups, o, extent(taps, dilation), stride, padding, groups, up)
+    form = Form(geometry, tuple(d if k > 1 else 0 for k, d in zip(taps, dilation, strict=True)))
 
     def numbers() -> Tensor:
         full = weight()
@@ -44,17 +45,18 @@ def convolution_term(
 def transposed_term(
     source: str,
     weight: Callable[[], Tensor],
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, ...],
     *,
-    stride: Pair = (1, 1),
+    stride: Axes = (1, 1),
     crop: Sides = (0, 0, 0, 0),
-    dilation: Pair = (1, 1),
+    dilation: Axes = (1, 1),
     groups: int = 1,
 ) -> Term:
-    """A transposed convolution whose `weight` gives [i, o/g, kh, kw] = `shape`; the whole overlap but for `crop`."""
-    i, m, kh, kw = shape
-    top, left, bottom, right = crop
-    rows, columns = (kh - 1) * dilation[0], (kw - 1) * dilation[1]
+    """A transposed convolution whose `weight` gives [i, o/g, k...] = `shape`; the whole overlap but for `crop`."""
+    i, m, *taps = shape
+    dilation = with_flat(dilation, len(taps), 1)
+    overlap = [k - 1 for k in extent(taps, dilation)] * 2
+    crop = crop if any(crop) else (0,) * len(overlap)
 
     def turned() -> Tensor:
         return turned_around(weight(), groups)
@@ -62,29 +64,34 @@ def transposed_term(
     return convolution_term(
         source,
         turned,
-        (m * groups, i // groups, kh, kw),
-        padding=(rows - top, columns - left, rows - bottom, columns - right),
+        (m * groups, i // groups, *taps),
+        padding=tuple(pixels - cut for pixels, cut in zip(overlap, crop, strict=True)),
         dilation=dilation,
         groups=groups,
         up=stride,
     )
 
 
+def extent(taps: Sequence[int], dilation: Sequence[int]) -> Axes:
+    """Pixels from the first tap to the last, by axis."""
+    return tuple((k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True))
+
+
 def turned_around(weight: Tensor, groups: int) -> Tensor:
-    """The weight [i, o/g, kh, kw] of a transposed convolution as that [o, i/g, kh, kw] of a convolution, or back."""
+    """The weight [i, o/g, k...] of a transposed convolution as that [o, i/g, k...] of a convolution, or back."""
     a, b, *size = weight.shape
     blocks = weight.reshape(groups, a // groups, b, *size).transpose(1, 2)
-    return blocks.reshape(groups * b, a // groups, *size).flip(2, 3)
+    return blocks.reshape(groups * b, a // groups, *size).flip(tuple(range(2, weight.dim())))
 
 
 def average_term(
-    source: str, channels: int, taps: Pair, *, stride: Pair, padding: Sides, dilation: Pair = (1, 1)
+    source: str, channels: int, taps: Axes, *, stride: Axes, padding: Sides, dilation: Axes = (1, 1)
 ) -> Term:
     """Average pooling that counts padded pixels."""
     shape = (channels, 1, *taps)
     return convolution_term(
         source,
-        lambda: torch.full(shape, 1 / (taps[0] * taps[1]), dtype=torch.float64),
+        lambda: torch.full(shape, 1 / prod(taps), dtype=torch.float64),
         shape,
         stride=stride,
         padding=padding,
@@ -105,9 +112,10 @@ def matrix_term(source: str, matrix: Callable[[], Tensor], shape: Pair) -> Term:
     return Term.leaf(source, Form(Geometry(i, o)), lambda: matrix()[:, :, None, None])
 
 
-def grid_term(source: str, channels: int, *, stride: Pair = (1, 1), padding: Sides = (0, 0, 0, 0)) -> Term:
+def grid_term(source: str, channels: int, *, stride: Axes = (1, 1), padding: Sides = (0, 0, 0, 0)) -> Term:
     """Zeros around every channel, or rows and columns taken out of it."""
-    return Term.leaf(source, Form(Geometry(channels, channels, (1, 1), stride, padding, channels), ones=True))
+    size = (1,) * (len(padding) // 2 if any(padding) else len(stride))
+    return Term.leaf(source, Form(Geometry(channels, channels, size, stride, padding, channels), ones=True))
 
 
 def select_term(source: str, channels: int, index: Sequence[int]) -> Term:
@@ -121,12 +129,13 @@ def select_term(source: str, channels: int, index: Sequence[int]) -> Term:
 def slice_term(
     source: str, dims: Sequence[object], axis: int, start: int | None, end: int | None, step: int = 1
 ) -> Term:
-    """`start:end:step` of one axis of a tensor of size `dims`, [n, c] or [n, c, h, w] with text for open sides.
+    """`start:end:step` of one axis of a tensor of size `dims`, [n, c, ...] with something else for open sides.
 
     Raises:
         GeometryError: images, nothing at all, rows backwards, or rows of an open number counted from both ends.
     """
-    channels, side = dims[1], dims[axis]
+    count = max(len(dims), axis + 1) - 2
+    channels, side = dims[1], with_flat(dims, count + 2, 1)[axis]
     if not isinstance(channels, int):
         raise GeometryError("it takes something out of an open number of channels")
     if axis == 1:
@@ -145,10 +154,9 @@ def slice_term(
         before, after = -first, last - side
     else:
         before, after = _open_crop(start or 0, end)
-    crop, stride = [0, 0, 0, 0], [1, 1]
-    crop[axis - 2], crop[axis], stride[axis - 2] = before, after, step
-    sides = (crop[0], crop[1], crop[2], crop[3])
-    return grid_term(source, channels, stride=(stride[0], stride[1]), padding=sides)
+    crop, stride = [0] * (2 * count), [1] * count
+    crop[axis - 2], crop[count + axis - 2], stride[axis - 2] = before, after, step
+    return grid_term(source, channels, stride=tuple(stride), padding=tuple(crop))
 
 
 def _open_crop(start: int, end: int | None) -> Pair:

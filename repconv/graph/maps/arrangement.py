@@ -42,23 +42,23 @@ def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
     Raises:
         GeometryError: a layout needs a reshape of more than one open side, or see `broadcasts`.
     """
-    geometry = form.without_cropping().geometry
-    pointwise = geometry.size == geometry.stride == geometry.up == (1, 1) and not any(geometry.padding)
+    written = form.without_cropping()
     same = source.frame == output.frame
     if form.is_diagonal and not form.is_identity:
         broadcasts(source)
     if form.is_diagonal:
         return Arrangement((), None, () if same else changes(source, output))
-    if pointwise and same and source.channel_axis == output.channel_axis == len(output.layout.axes) - 1:
+    if written.is_pointwise and same and source.channel_axis == output.channel_axis == len(output.layout.axes) - 1:
         return Arrangement((), None, ())
-    if form.without_cropping().covers(source.dims[2:]):
+    if written.covers(source.dims[2:]):
         # One pixel of a whole image: its rows and columns are as many more channels to a matrix.
-        flat = Layout(((BATCH,), (Atom("channels", source.layout.channels), Atom("pixel", 0), Atom("pixel", 1))))
+        parts = (Atom("pixel", number) for number in range(len(source.dims) - 2))
+        flat = Layout(((BATCH,), (Atom("channels", source.layout.channels), *parts)))
         made = Carried(output.name, plain(output.layout.channels, 0), output.dims)
         return Arrangement(
             changes(source, Carried(source.name, flat, source.dims)), None, changes(made, output), flat=True
         )
-    pixels = _pixels(source, output)
+    pixels = max(source.layout.pixel_axes, output.layout.pixel_axes, written.geometry.spanned, 1)
     if source.is_plain and output.is_plain and len(source.layout.axes) == len(output.layout.axes) == pixels + 2:
         return Arrangement((), pixels, ())
     read = Carried(source.name, plain(source.layout.channels, pixels), source.dims)
@@ -76,11 +76,6 @@ def broadcasts(tensor: Carried) -> None:
         raise GeometryError(
             "its channels share an axis with pixels or images, where no constant broadcasts against them"
         )
-
-
-def _pixels(*tensors: Carried) -> int:
-    numbers = [a.number for t in tensors for axis in t.layout.axes for a in axis if a.kind == "pixel"]
-    return max(numbers, default=0) + 1
 
 
 def changes(source: Carried, target: Carried) -> tuple[Change, ...]:

@@ -1,8 +1,9 @@
 """Tensors put together of a window onto another tensor and of constants: borders, however they are spelled.
 
 Assigning to a slice, copying into the middle, joining strips, masking and choosing by a mask all paint constants around
-a tensor, or it into constants. A `Canvas` cuts rows and columns into runs and says what each cell of that grid shows.
-The runs are as many for every size of the image, one may be of open length, and nothing is as large as the image.
+a tensor, or it into constants. A `Canvas` cuts rows, columns and further axes into runs and says what each cell of that
+grid shows. The runs are as many for every size of the image, one may be of open length, and nothing is as large as the
+image.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ...algebra.geometry import Sides
+from ...algebra.geometry import Sides, halves
 from ...errors import GeometryError
 from ..core.constant import Constant
-from ..core.dims import Dim, Dims
+from ..core.dims import Dim, Dims, told
 from ..core.terms import grid_term
 from .carried import Carried, Made
 from .layout import Layout
@@ -33,38 +34,52 @@ MOST_RUNS = 4096
 class Canvas:
     """A tensor of this layout: `source` as far as it is shown, plus constants.
 
-    source: [n, c, h, w] of the tensor it is a window onto; None if there is none. padding: of the window; what is
-        outside is never shown. runs: of rows and of columns. shown: bool [rows, columns]. value: float64 [c, rows,
-        columns], added where the source is shown, alone where it is not.
+    dims: with a side for every axis. source: the tensor it is a window onto; None if there is none. padding: of the
+        window; what is outside is never shown. runs: of each axis, such as rows and columns. shown: bool [runs...].
+        value: float64 [c, runs...], added where the source is shown, alone where it is not.
     """
 
     layout: Layout
     dims: Dims
     source: Carried | None
     padding: Sides
-    runs: tuple[tuple[Run, ...], tuple[Run, ...]]
+    runs: tuple[tuple[Run, ...], ...]
     shown: Tensor
     value: Tensor
 
     @property
     def carried(self) -> Carried:
         """Its layout and size."""
-        return Carried("", self.layout, self.dims)
+        return Carried("", self.layout, told(self.dims))
+
+    @property
+    def axes(self) -> int:
+        """How many pixel axes there are, two at least."""
+        return len(self.runs)
+
+    def others(self, axis: int) -> list[int]:
+        """The other axes."""
+        return [other for other in range(self.axes) if other != axis]
 
 
 def of_tensor(tensor: Carried) -> Canvas:
     """A tensor, all of it shown."""
-    rows, columns = (side if isinstance(side, int) else None for side in tensor.dims[2:])
-    value = torch.zeros(tensor.layout.channels, 1, 1, dtype=torch.float64)
+    count = _axes(tensor)
+    sides, cell = tensor.sides(count), (1,) * count
     return Canvas(
         tensor.layout,
-        tensor.dims,
+        (*tensor.dims[:2], *sides),
         tensor,
-        (0, 0, 0, 0),
-        ((rows,), (columns,)),
-        torch.ones(1, 1, dtype=torch.bool),
-        value,
+        (0,) * (2 * count),
+        tuple((side if isinstance(side, int) else None,) for side in sides),
+        torch.ones(cell, dtype=torch.bool),
+        torch.zeros(tensor.layout.channels, *cell, dtype=torch.float64),
     )
+
+
+def _axes(tensor: Carried) -> int:
+    """How many axes the canvas of a tensor has."""
+    return max(tensor.layout.pixel_axes, len(tensor.dims) - 2)
 
 
 def of_constant(value: Tensor, like: Carried, *, broadcasts: bool) -> Canvas:
@@ -82,7 +97,8 @@ def of_constant(value: Tensor, like: Carried, *, broadcasts: bool) -> Canvas:
         for i, axis in enumerate(layout.axes)
         if axis
     }
-    places = [order.get(key) for key in (("batch", 0), ("channels", 0), ("pixel", 0), ("pixel", 1))]
+    count = _axes(like)
+    places = [order.get(("batch", 0)), order.get(("channels", 0)), *(order.get(("pixel", i)) for i in range(count))]
     known = [place for place in places if place is not None]
     rest = [i for i in range(rank) if i not in known]
     if any(value.shape[i] != 1 for i in rest):
@@ -95,10 +111,10 @@ def of_constant(value: Tensor, like: Carried, *, broadcasts: bool) -> Canvas:
         raise GeometryError("its constant makes several images of one")
     if value.shape[1] not in (1, layout.channels):
         raise GeometryError("its constant is not one number a channel")
-    image = value[0].expand(layout.channels, -1, -1)
-    dims: list[Dim] = list(like.dims)
+    image = value[0].expand(layout.channels, *(-1,) * count)
+    dims: list[Dim] = [*like.dims[:2], *like.sides(count)]
     runs: list[tuple[Run, ...]] = []
-    for axis in (1, 2):
+    for axis in range(1, count + 1):
         side = dims[1 + axis]
         if image.shape[axis] == 1 and broadcasts:
             runs.append((side if isinstance(side, int) else None,))
@@ -109,7 +125,7 @@ def of_constant(value: Tensor, like: Carried, *, broadcasts: bool) -> Canvas:
         image = image.index_select(axis, torch.tensor(first))
         runs.append(tuple(b - a for a, b in zip(first, [*first[1:], dims[1 + axis]], strict=True)))
     cells = torch.zeros(image.shape[1:], dtype=torch.bool)
-    return Canvas(layout, (dims[0], dims[1], dims[2], dims[3]), None, (0, 0, 0, 0), (runs[0], runs[1]), cells, image)
+    return Canvas(layout, tuple(dims), None, (0,) * (2 * count), tuple(runs), cells, image)
 
 
 def _cut(canvas: Canvas, axis: int, place: int, *, from_end: bool = False) -> Canvas:
@@ -151,7 +167,7 @@ def _with(canvas: Canvas, axis: int, runs: Sequence[Run], shown: Tensor, value: 
     dims: list[Dim] = list(canvas.dims)
     if None not in runs:
         dims[2 + axis] = sum(run for run in runs if run is not None)
-    return replace(canvas, runs=(both[0], both[1]), shown=shown, value=value, dims=(dims[0], dims[1], dims[2], dims[3]))
+    return replace(canvas, runs=tuple(both), shown=shown, value=value, dims=tuple(dims))
 
 
 def _alike(first: Canvas, second: Canvas, axis: int) -> tuple[Canvas, Canvas]:
@@ -176,7 +192,9 @@ def _alike(first: Canvas, second: Canvas, axis: int) -> tuple[Canvas, Canvas]:
 def _together(first: Canvas, second: Canvas) -> tuple[Canvas, Canvas]:
     if first.carried.frame != second.carried.frame and first.layout != second.layout:
         raise GeometryError("it puts together tensors whose channels are on different axes")
-    for axis in (0, 1):
+    if first.axes != second.axes:
+        raise GeometryError("it puts together tensors of different numbers of axes")
+    for axis in range(first.axes):
         first, second = _alike(first, second, axis)
     return first, second
 
@@ -199,7 +217,7 @@ def _only_source(first: Canvas, second: Canvas, shown: Tensor, of_second: Tensor
 def choose(mask: Canvas, first: Canvas, second: Canvas) -> Canvas:
     """`first` where a mask is not 0, `second` elsewhere."""
     first, second = _together(first, second)
-    for axis in (0, 1):
+    for axis in range(first.axes):
         mask, first = _alike(mask, first, axis)
         first, second = _alike(first, second, axis)
         mask, first = _alike(mask, first, axis)
@@ -246,7 +264,8 @@ def paint(base: Canvas, patch: Canvas, axis: int, start: int | None, end: int | 
     last = 0 if end is None or end >= 2**31 - 1 else end
     base = _cut(base, axis, abs(first), from_end=first_from_end)
     base = _cut(base, axis, abs(last), from_end=last_from_end)
-    base, patch = _alike(base, patch, 1 - axis)
+    for other in base.others(axis):
+        base, patch = _alike(base, patch, other)
     low, high = (
         _index(base, axis, abs(place), from_end=backwards)
         for place, backwards in ((first, first_from_end), (last, last_from_end))
@@ -296,34 +315,18 @@ def _moved(padding: Sides, axis: int, before: Sequence[Run], after: Sequence[Run
         raise GeometryError("where it shows a tensor depends on the open input size")
     sides = list(padding)
     sides[axis] += sizes[0]
-    sides[2 + axis] += sizes[1]
-    return (sides[0], sides[1], sides[2], sides[3])
+    sides[len(sides) // 2 + axis] += sizes[1]
+    return tuple(sides)
 
 
 def pad(canvas: Canvas, amounts: Sides, number: float) -> Canvas:
     """A number around a canvas; no cropping."""
     if min(amounts) < 0:
         raise GeometryError("it crops what is put together of constants and a tensor")
-    for axis in (0, 1):
-        for at, amount in ((0, amounts[axis]), (1, amounts[2 + axis])):
+    for axis, both in enumerate(zip(*halves(amounts), strict=True)):
+        for at, amount in enumerate(both):
             if amount:
-                channels = canvas.value.shape[0]
-                grid = [1, 1]
-                grid[1 - axis] = canvas.shown.shape[1 - axis]
-                value = torch.full((channels, *grid), number, dtype=torch.float64)
-                runs: list[tuple[Run, ...]] = list(canvas.runs)
-                runs[axis] = (amount,)
-                dims: list[Dim] = list(canvas.dims)
-                dims[2 + axis] = amount
-                strip = Canvas(
-                    canvas.layout,
-                    (dims[0], dims[1], dims[2], dims[3]),
-                    None,
-                    (0, 0, 0, 0),
-                    (runs[0], runs[1]),
-                    torch.zeros(grid, dtype=torch.bool),
-                    value,
-                )
+                strip = line(canvas, axis, torch.full((canvas.layout.channels,), number, dtype=torch.float64), amount)
                 canvas = join([canvas, strip] if at else [strip, canvas], axis)
     return canvas
 
@@ -332,7 +335,9 @@ def join(parts: Sequence[Canvas], axis: int) -> Canvas:
     """Canvases one after another along a pixel axis."""
     total = parts[0]
     for part in parts[1:]:
-        first, second = _alike(total, part, 1 - axis)
+        first, second = total, part
+        for other in total.others(axis):
+            first, second = _alike(first, second, other)
         runs = (*first.runs[axis], *second.runs[axis])
         if runs.count(None) > 1:
             raise GeometryError("it joins two open numbers of rows or columns")
@@ -342,7 +347,7 @@ def join(parts: Sequence[Canvas], axis: int) -> Canvas:
         if None in second.runs[axis]:
             dims = list(wide.dims)
             dims[2 + axis] = second.dims[2 + axis]
-            wide = replace(wide, dims=(dims[0], dims[1], dims[2], dims[3]))
+            wide = replace(wide, dims=tuple(dims))
         if bool(first.shown.any()) and bool(second.shown.any()):
             raise GeometryError("it shows a part of one tensor beside a part of another")
         if bool(second.shown.any()):
@@ -362,17 +367,17 @@ def recognised(canvas: Canvas) -> tuple[Made, Constant | None]:
         raise GeometryError("it shows nothing but constants")
     padding = list(canvas.padding)
     inside = []
-    for axis in (0, 1):
-        some = canvas.shown.any(1 - axis)
+    for axis in range(canvas.axes):
+        some = canvas.shown.movedim(axis, 0).flatten(1).any(1)
         first = int(torch.nonzero(some)[0])
         last = int(torch.nonzero(some)[-1]) + 1
         inside.append(slice(first, last))
         before, after = _length(canvas.runs[axis][:first]), _length(canvas.runs[axis][last:])
         if before is None or after is None:
             raise GeometryError("how much of a tensor it shows depends on the open input size")
-        padding[axis], padding[2 + axis] = before, after
+        padding[axis], padding[canvas.axes + axis] = before, after
     box = torch.zeros_like(canvas.shown)
-    box[inside[0], inside[1]] = True
+    box[tuple(inside)] = True
     if not bool((canvas.shown == box).all()) or bool(canvas.value[:, box].any()):
         raise GeometryError("what it shows of a tensor is no window, or has constants of its own added")
     crop = [mine - whole for mine, whole in zip(padding, canvas.padding, strict=True)]
@@ -382,8 +387,7 @@ def recognised(canvas: Canvas) -> tuple[Made, Constant | None]:
         raise GeometryError("it paints over the outermost pixels of a tensor")
     border = canvas.value[:, ~box]
     channels = canvas.layout.channels
-    sides = (padding[0], padding[1], padding[2], padding[3])
-    term = grid_term(canvas.source.name, channels, padding=sides)
+    term = grid_term(canvas.source.name, channels, padding=tuple(padding))
     made = Made(canvas.layout, (term,))
     if not border.numel() or not bool(border.any()):
         return made, None
@@ -406,7 +410,7 @@ def crop(canvas: Canvas, axis: int, start: int, end: int) -> Canvas:
         raise GeometryError("where it shows a tensor depends on the open input size")
     sides = list(canvas.padding)
     sides[axis] -= start
-    sides[2 + axis] -= after
+    sides[canvas.axes + axis] -= after
     part = _with(
         canvas,
         axis,
@@ -414,7 +418,7 @@ def crop(canvas: Canvas, axis: int, start: int, end: int) -> Canvas:
         canvas.shown.narrow(axis, low, high - low),
         canvas.value.narrow(axis + 1, low, high - low),
     )
-    return replace(part, padding=(sides[0], sides[1], sides[2], sides[3]))
+    return replace(part, padding=tuple(sides))
 
 
 def numbers(canvas: Canvas) -> Tensor:
@@ -423,24 +427,22 @@ def numbers(canvas: Canvas) -> Tensor:
     Raises:
         GeometryError: it is something else.
     """
-    first = canvas.value[:, :1, :1]
-    if bool(canvas.shown.any()) or not bool((canvas.value == first).all()):
+    cells = canvas.value.flatten(1)
+    if bool(canvas.shown.any()) or not bool((cells == cells[:, :1]).all()):
         raise GeometryError("what it paints is not one number a channel")
-    return first.flatten()
+    return cells[:, 0]
 
 
-def line(canvas: Canvas, axis: int, value: Tensor) -> Canvas:
-    """One row or column of a canvas, of one number a channel [c]."""
-    runs, dims, grid = list(canvas.runs), list(canvas.dims), [1, 1]
-    runs[axis], dims[2 + axis] = (1,), 1
-    grid[1 - axis] = canvas.shown.shape[1 - axis]
-    shown = torch.zeros(grid, dtype=torch.bool)
+def line(canvas: Canvas, axis: int, value: Tensor, width: int = 1) -> Canvas:
+    """So many rows or columns beside a canvas, of one number a channel [c]."""
+    runs, dims, grid = list(canvas.runs), list(canvas.dims), list(canvas.shown.shape)
+    runs[axis], dims[2 + axis], grid[axis] = (width,), width, 1
     return Canvas(
         canvas.layout,
-        (dims[0], dims[1], dims[2], dims[3]),
+        tuple(dims),
         None,
-        (0, 0, 0, 0),
-        (runs[0], runs[1]),
-        shown,
-        value.reshape(-1, 1, 1).expand(-1, *grid),
+        (0,) * (2 * canvas.axes),
+        tuple(runs),
+        torch.zeros(grid, dtype=torch.bool),
+        value.reshape(-1, *(1,) * canvas.axes).expand(-1, *grid),
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...algebra.geometry import Geometry
+from ...algebra.geometry import Geometry, with_flat
 from ...errors import GeometryError
-from ..core.dims import Dims, symbol, through
+from ..core.dims import Dim, Dims, symbol, through
 from ..core.expression import Term
 from ..core.form import Form
 from ..core.step import Offset
@@ -25,9 +26,13 @@ LARGEST_MATRIX = 2**24
 """A matrix over channels of more numbers is not looked for."""
 
 
+Reader = Literal["convolution", "norm"]
+"""An operation that takes a tensor in some layouts only: [n, c, pixels], or channels alone on axis 1."""
+
+
 @dataclass(frozen=True)
 class Carried:
-    """A tensor as convolutions see it: its name, the layout of its axes, and [n, c, h, w], 1 where there is no side."""
+    """A tensor as convolutions see it: its name, the layout of its axes, and its size, see `Dims`."""
 
     name: str
     layout: Layout
@@ -35,7 +40,11 @@ class Carried:
 
     def size_of(self, atom: Atom) -> object:
         """How many elements a part of an axis has."""
-        return self.dims[0] if atom.kind == "batch" else self.dims[2 + atom.number]
+        return self.dims[0] if atom.kind == "batch" else self.sides(atom.number + 1)[atom.number]
+
+    def sides(self, count: int) -> tuple[Dim, ...]:
+        """So many sides of the image, 1 for those there are not."""
+        return with_flat(self.dims[2:], count, 1)
 
     @property
     def size(self) -> tuple[object, ...]:
@@ -66,6 +75,12 @@ class Carried:
         found = [i for i, axis in enumerate(self.frame) if "channels" in axis]
         return found[0] if len(found) == 1 and len(self.frame[found[0]]) == 1 else None
 
+    def suits(self, reader: Reader | None) -> bool:
+        """True if whoever reads it takes it in its layout."""
+        if reader == "convolution":
+            return self.is_plain
+        return reader is None or self.layout.holds_only_channels(1)
+
     @property
     def itself(self) -> Term:
         """The term that is this tensor."""
@@ -74,7 +89,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class Made:
-    """What a node makes: terms and a constant over [n, c, h, w], and the layout of its axes.
+    """What a node makes: terms and a constant over [n, c, pixels], and the layout of its axes.
 
     moves: passes over the output that the node takes.
     """
@@ -335,7 +350,7 @@ def last_axis(tensor: Carried, matrix: Callable[[], Tensor], shape: tuple[int, i
     # Channels first, then rows and columns, whatever their order on the axis.
     order = sorted(range(len(parts)), key=lambda at: parts[at].number if parts[at].kind == "pixel" else -1)
     size = {atom.number: side for atom, side in zip(parts, known, strict=True) if atom.kind == "pixel"}
-    kernel = (o, tensor.layout.channels, size.get(0, 1), size.get(1, 1))
+    kernel = (o, tensor.layout.channels, *(size.get(number, 1) for number in range(max(size) + 1)))
 
     def numbers() -> Tensor:
         return matrix().reshape(o, *known).permute(0, *(1 + at for at in order)).reshape(kernel)

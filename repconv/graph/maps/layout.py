@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...errors import GeometryError
 
-MOST_PIXEL_AXES = 2
-"""Kernels have two pixel axes; a tensor with one stands as a column of pixels."""
+MOST_PIXEL_AXES = 3
+"""Of kernels; a tensor with one stands as a column of pixels."""
 
 
 class Atom(NamedTuple):
@@ -47,6 +47,11 @@ class Layout:
     def channels(self) -> int:
         """How many channels there are."""
         return prod(self.widths)
+
+    @property
+    def pixel_axes(self) -> int:
+        """How many pixel axes there are."""
+        return max((a.number + 1 for axis in self.axes for a in axis if a.kind == "pixel"), default=0)
 
     def holds_only_channels(self, axis: int) -> bool:
         """True if an axis is channels, or a single element."""

@@ -13,15 +13,16 @@ import onnx
 import torch
 from torch import Tensor
 
+from ...algebra.geometry import halves
 from ...algebra.kernels import batch_norm_affine
 from ..core.constant import Constant
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
-from ..core.terms import average_term, convolution_term, scale_term, transposed_term
+from ..core.terms import average_term, convolution_term, extent, scale_term, transposed_term
 from ..maps.carried import Carried, Made, last_axis, matmul, spread
-from ..maps.layout import plain
+from ..maps.layout import MOST_PIXEL_AXES, plain
 from .facts import EPSILON, Array, Facts, attributes
-from .operands import Part, by_channel, constant_of, double, image_of, integer, integers, pair, shown, window
+from .operands import Part, by_axis, by_channel, constant_of, double, image_of, integer, shown, window
 
 
 def _weighed(facts: Facts, node: onnx.NodeProto) -> tuple[Array, int, Carried]:
@@ -29,7 +30,7 @@ def _weighed(facts: Facts, node: onnx.NodeProto) -> tuple[Array, int, Carried]:
     weight = constant_of(facts, node.input[1], "weight")
     pixels = weight.ndim - 2
     source = image_of(facts, node.input[0])
-    if pixels not in (1, 2) or len(source.layout.axes) != weight.ndim:
+    if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.ndim:
         raise NotAffineError
     return weight, pixels, source
 
@@ -39,18 +40,18 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     known = attributes(node)
     weight, pixels, source = _weighed(facts, node)
     groups = integer(known.get("group"), 1)
-    rows, columns = pair(known.get("dilations"), 1, pixels)
-    o, i, kh, kw = (*weight.shape, 1)[:4]
-    stride, padding = window(facts, node, ((kh - 1) * rows + 1, (kw - 1) * columns + 1), pixels)
+    dilation = by_axis(known.get("dilations"), 1, pixels)
+    o, i, *taps = weight.shape
+    stride, padding = window(facts, node, extent(taps, dilation))
     if i * groups != source.layout.channels:
         raise NotAffineError(f"it takes {i * groups} channels, its input has another number")
     term = convolution_term(
         source.name,
-        lambda: double(weight).reshape(o, i, kh, kw),
-        (o, i, kh, kw),
+        lambda: double(weight),
+        weight.shape,
         stride=stride,
         padding=padding,
-        dilation=(rows, columns),
+        dilation=dilation,
         groups=groups,
     )
     offset = None
@@ -67,20 +68,18 @@ def transposed(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     if "output_shape" in known or known.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise NotAffineError("what it crops follows from the size that it is to have")
     groups = integer(known.get("group"), 1)
-    i, m, kh, kw = (*weight.shape, 1)[:4]
+    i, m = weight.shape[:2]
     if i != source.layout.channels:
         raise NotAffineError(f"it takes {i} channels, its input has another number")
-    crop = integers(known.get("pads"), [0] * (2 * pixels))
-    top, left = pair(crop[:pixels], 0, pixels)
-    bottom, right = pair(crop[pixels:], 0, pixels)
-    below, beside = pair(known.get("output_padding"), 0, pixels)
+    before, after = halves(by_axis(known.get("pads"), 0, 2 * pixels))
+    more = by_axis(known.get("output_padding"), 0, pixels)
     term = transposed_term(
         source.name,
-        lambda: double(weight).reshape(i, m, kh, kw),
-        (i, m, kh, kw),
-        stride=pair(known.get("strides"), 1, pixels),
-        crop=(top, left, bottom - below, right - beside),
-        dilation=pair(known.get("dilations"), 1, pixels),
+        lambda: double(weight),
+        weight.shape,
+        stride=by_axis(known.get("strides"), 1, pixels),
+        crop=(*before, *(cut - kept for cut, kept in zip(after, more, strict=True))),
+        dilation=by_axis(known.get("dilations"), 1, pixels),
         groups=groups,
     )
     offset = None
@@ -94,24 +93,17 @@ def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     known = attributes(node)
     source = image_of(facts, node.input[0])
     pixels = len(source.layout.axes) - 2
-    taps = integers(known.get("kernel_shape"), [])
-    if len(taps) != pixels or pixels not in (1, 2):
-        raise NotAffineError
-    kh, kw = pair(taps, 1, pixels)
-    rows, columns = pair(known.get("dilations"), 1, pixels)
-    size = ((kh - 1) * rows + 1, (kw - 1) * columns + 1)
-    stride, padding = window(facts, node, size, pixels)
+    taps = by_axis(known.get("kernel_shape"), 1, pixels)
+    dilation = by_axis(known.get("dilations"), 1, pixels)
+    size = extent(taps, dilation)
+    stride, padding = window(facts, node, size)
     if any(padding) and not integer(known.get("count_include_pad"), 0):
         raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
     if integer(known.get("ceil_mode"), 0):
-        for side, pads, k, s in zip(
-            source.dims[2:], (padding[0] + padding[2], padding[1] + padding[3]), size, stride, strict=True
-        ):
-            if s != 1 and (not isinstance(side, int) or (side + pads - k) % s):
+        for side, before, after, k, s in zip(source.sides(pixels), *halves(padding), size, stride, strict=True):
+            if s != 1 and (not isinstance(side, int) or (side + before + after - k) % s):
                 raise NotAffineError("with ceil_mode its last windows hang over the border and average fewer pixels")
-    term = average_term(
-        source.name, source.layout.channels, (kh, kw), stride=stride, padding=padding, dilation=(rows, columns)
-    )
+    term = average_term(source.name, source.layout.channels, taps, stride=stride, padding=padding, dilation=dilation)
     return [Part(node.output[0], Made(source.layout, (term,)))]
 
 

@@ -12,12 +12,13 @@ import onnx.reference
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ...algebra.geometry import with_flat
 from ...errors import FusionError, GeometryError
-from ..core.dims import Dim, Dims, broadcast, symbol
+from ..core.dims import Dim, Dims, broadcast, symbol, told
 from ..core.not_affine import NotAffineError
 from ..maps.canvas import Canvas
-from ..maps.carried import Carried
-from ..maps.layout import Layout, with_channels_at
+from ..maps.carried import Carried, Reader
+from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
 
 Array = NDArray[np.generic]
 
@@ -150,6 +151,7 @@ class Facts:
         self._constant: dict[str, bool] = {}
         self._infer(model)
         self._channel_axes = channel_axes(graph.node, self.sides)
+        self._readers = _readers(graph.node)
 
     def _infer(self, model: onnx.ModelProto) -> None:
         light = without_weights(model)
@@ -182,11 +184,11 @@ class Facts:
                 layout = with_channels_at(axis, width, len(sides))
             except GeometryError:
                 raise NotAffineError from None
-            dims: list[Dim] = [1, width, 1, 1]
+            dims: list[Dim] = [1, width, *(1,) * MOST_PIXEL_AXES]
             for side, parts in zip(sides, layout.axes, strict=True):
                 if parts[0].kind != "channels":
                     dims[0 if parts[0].kind == "batch" else 2 + parts[0].number] = side
-            self._carried[name] = Carried(name, layout, (dims[0], dims[1], dims[2], dims[3]))
+            self._carried[name] = Carried(name, layout, told(dims))
         return self._carried[name]
 
     @property
@@ -195,8 +197,12 @@ class Facts:
         return self._carried
 
     def place(self, name: str, layout: Layout, dims: Dims) -> Carried:
-        """Note the layout and size of a tensor; sides that are known already stay."""
-        known, found = list(self.sides.get(name, ())), [*dims]
+        """Note the layout and size of a tensor; sides that are known already stay.
+
+        Raises:
+            NotAffineError: its reader does not take that layout, so it is better a tensor of its own, as it stands.
+        """
+        known, found = list(self.sides.get(name, ())), [*with_flat(dims, 2 + MOST_PIXEL_AXES, 1)]
         if len(known) != len(layout.axes):
             known = [symbol(f"{name}#{axis}") for axis in range(len(layout.axes))]
         for axis, parts in enumerate(layout.axes):
@@ -204,7 +210,9 @@ class Facts:
                 number = 0 if parts[0].kind == "batch" else 2 + parts[0].number
                 side = known[axis]
                 found[number] = known[axis] = side if isinstance(side, int) else found[number]
-        tensor = Carried(name, layout, (found[0], found[1], found[2], found[3]))
+        tensor = Carried(name, layout, told(found))
+        if not tensor.suits(self._readers.get(name)):
+            raise NotAffineError
         whole = tensor.size
         self.sides[name] = tuple(
             side if isinstance(side, int) else (total if isinstance(total, (int, tuple)) else side)
@@ -443,6 +451,19 @@ def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[o
             mine, theirs = sides.get(first, ()), sides.get(node.output[0], ())
             last = bool(mine and theirs) and known == len(theirs) - 1 and mine[-1] == theirs[-1]
             found[first] = rank - 1 if last else 1
+    return found
+
+
+def _readers(nodes: Iterable[onnx.NodeProto]) -> dict[str, Reader]:
+    """The operation that reads a tensor, by way of operations on each number too, and takes it in some layouts only."""
+    found: dict[str, Reader] = {}
+    for node in reversed(list(nodes)):
+        if node.op_type in ("Conv", "ConvTranspose", "AveragePool"):
+            found[node.input[0]] = "convolution"
+        elif node.op_type == "BatchNormalization":
+            found[node.input[0]] = found.get(node.output[0], "norm")
+        elif node.output and node.output[0] in found and node.op_type in KEEPS_SIZE | _ELEMENTWISE:
+            found.update(dict.fromkeys(node.input, found[node.output[0]]))
     return found
 
 

@@ -47,8 +47,8 @@ def pad(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     after = dict(zip(axes, amounts[len(axes) :], strict=True))
     if any(before.get(a, 0) or after.get(a, 0) for a in (0, 1)):
         raise NotAffineError("it pads channels or the batch")
-    padding = (before.get(2, 0), before.get(3, 0), after.get(2, 0), after.get(3, 0))
-    term = grid_term(source.name, source.layout.channels, padding=padding)
+    padding = [sides.get(axis, 0) for sides in (before, after) for axis in range(2, rank)]
+    term = grid_term(source.name, source.layout.channels, padding=tuple(padding))
     return [Part(node.output[0], Made(source.layout, (term,)))]
 
 

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from ...algebra.geometry import Pair, Sides
+from ...algebra.geometry import Axes, Sides
 from ..core.dims import Dim
 from ..core.not_affine import NotAffineError
 from ..maps.carried import Carried, Made, spread
@@ -80,36 +80,39 @@ def integer(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
-def window(facts: Facts, node: onnx.NodeProto, size: Pair, pixels: int) -> tuple[Pair, Sides]:
-    """Stride and padding of a Conv or pool whose window, dilation included, is `size`; one pixel axis is rows."""
+def window(facts: Facts, node: onnx.NodeProto, size: Axes) -> tuple[Axes, Sides]:
+    """Stride and padding of a Conv or pool whose window, dilation included, is `size`."""
     known = attributes(node)
-    rows, columns = pair(known.get("strides"), 1, pixels)
+    stride = by_axis(known.get("strides"), 1, len(size))
     auto = known.get("auto_pad", b"NOTSET")
     auto = auto.decode() if isinstance(auto, bytes) else str(auto)
     if auto in ("NOTSET", ""):
-        before_after = integers(known.get("pads"), [0] * (2 * pixels))
-        top, left = pair(before_after[:pixels], 0, pixels)
-        bottom, right = pair(before_after[pixels:], 0, pixels)
-        return (rows, columns), (top, left, bottom, right)
+        return stride, by_axis(known.get("pads"), 0, 2 * len(size))
     if auto == "VALID":
-        return (rows, columns), (0, 0, 0, 0)
-    sides = []
-    for side, k, s in zip(facts.tensor(node.input[0]).dims[2:], size, (rows, columns), strict=True):
+        return stride, (0,) * (2 * len(size))
+    less, more = [], []
+    for side, k, s in zip(facts.tensor(node.input[0]).sides(len(size)), size, stride, strict=True):
         if s == 1:
             total = k - 1
         elif isinstance(side, int):
             total = max((-(-side // s) - 1) * s + k - side, 0)
         else:
             raise NotAffineError(f"auto_pad={auto} with a stride pads by what depends on the open input size")
-        sides.append((total // 2, total - total // 2) if auto == "SAME_UPPER" else (total - total // 2, total // 2))
-    (top, bottom), (left, right) = sides
-    return (rows, columns), (top, left, bottom, right)
+        less.append(total // 2)
+        more.append(total - total // 2)
+    return stride, (*less, *more) if auto == "SAME_UPPER" else (*more, *less)
 
 
-def pair(value: object, default: int, pixels: int) -> Pair:
-    """One number for rows and one for columns, `default` where none is given."""
-    rows, *columns = integers(value, [default] * pixels)
-    return rows, columns[0] if columns else default
+def by_axis(value: object, default: int, count: int) -> Axes:
+    """An attribute of so many numbers, `default` where none is given.
+
+    Raises:
+        NotAffineError: it has another number of them.
+    """
+    found = tuple(integers(value, [default] * count))
+    if len(found) != count:
+        raise NotAffineError(f"it has {len(found)} numbers where its input has {count} axes or sides")
+    return found
 
 
 def by_channel(facts: Facts, value: Array, name: str) -> Tensor:

@@ -54,12 +54,12 @@ def _pad(facts: Facts, node: onnx.NodeProto) -> Canvas:
     filled = len(node.input) > 2 and node.input[2]
     number = float(constant_of(facts, node.input[2], "value").reshape(-1)[0]) if filled else 0.0
     axes = [axis % rank for axis in (integers_of(facts, node, 3) or range(rank))]
-    sides = [0, 0, 0, 0]
+    sides = [0] * (2 * whole.axes)
     for axis, before, after in zip(axes, amounts[: len(axes)], amounts[len(axes) :], strict=True):
         if before or after:
             place = canvas.pixel_axis(whole, axis)
-            sides[place], sides[2 + place] = before, after
-    return canvas.pad(whole, (sides[0], sides[1], sides[2], sides[3]), number)
+            sides[place], sides[whole.axes + place] = before, after
+    return canvas.pad(whole, tuple(sides), number)
 
 
 def _concat(facts: Facts, node: onnx.NodeProto) -> Canvas:

@@ -14,6 +14,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ...algebra.geometry import halves, with_flat
+from ...algebra.kernels import every
 from ..core.cost import Cost, Size, convolution, elements, elementwise
 from ..core.dims import nominal
 from ..core.expression import Bias, Expression, Term
@@ -117,16 +118,13 @@ class Convolution(Layer):
     @property
     def is_transposed(self) -> bool:
         """True for one that puts the pixels of its source apart."""
-        return self.form.geometry.up != (1, 1)
+        return self.form.geometry.is_transposed
 
     @property
     def weight(self) -> Tensor:
         """[o, i/g, k...], of a transposed one [i, o/g, k...]: in float64, without the zeros a dilation stands for."""
-        rows, columns = self.form.dilation
-        taps = self.term.uncropped().weight[:, :, ::rows, ::columns]
-        if self.is_transposed:
-            taps = turned_around(taps, self.form.geometry.groups)
-        return taps if self.pixels == 2 else taps[..., 0]
+        taps = self.term.uncropped().of_axes(self.pixels).weight[every(self.dilation)]
+        return turned_around(taps, self.form.geometry.groups) if self.is_transposed else taps
 
     @property
     def stride(self) -> list[int]:
@@ -137,9 +135,9 @@ class Convolution(Layer):
     @property
     def crop(self) -> tuple[list[int], list[int]]:
         """Of a transposed one, what it crops on both sides, and the rows and columns that it leaves after those."""
-        top, left, bottom, right = self.form.geometry.padding
-        kh, kw = self.form.geometry.size
-        return [kh - 1 - top, kw - 1 - left][: self.pixels], [bottom - top, right - left][: self.pixels]
+        before, after = self.padding
+        cut = [k - 1 - b for k, b in zip(self.form.geometry.size, before, strict=False)]
+        return cut, [a - b for a, b in zip(after, before, strict=True)]
 
     @property
     def dilation(self) -> list[int]:
@@ -149,8 +147,8 @@ class Convolution(Layer):
     @property
     def padding(self) -> tuple[list[int], list[int]]:
         """Before and after, by pixel axis."""
-        sides = self.form.geometry.padding
-        return list(sides[: self.pixels]), list(sides[2 : 2 + self.pixels])
+        before, after = halves(self.form.geometry.padding)
+        return list(before[: self.pixels]), list(after[: self.pixels])
 
 
 @dataclass(frozen=True)
@@ -247,6 +245,7 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
             read: Size = nominal(source.dims)
             takes_bias = biased and not parts
             if way.pixels:
+                form = form.of_axes(max(way.pixels, 2))
                 if not dialect.pads_unevenly and _is_uneven(form):
                     place, form, read = pad(place, form, read, way.pixels)
                 cost = convolution(form, read, size)

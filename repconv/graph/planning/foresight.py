@@ -11,7 +11,9 @@ from ..core.step import Step
 from .emission import Convolution
 from .plan import Plan
 
-_CONVOLUTIONS = ("Conv", "ConvTranspose", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
+_CONVOLUTIONS = (
+    "Conv", "ConvTranspose", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+)  # fmt: skip
 """The kinds of nodes that a report counts as convolutions."""
 
 

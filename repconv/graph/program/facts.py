@@ -10,13 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...algebra.geometry import with_flat
 from ...errors import GeometryError
-from ..core.dims import Dims, nominal, symbol
+from ..core.dims import Dims, nominal, symbol, told
 from ..core.not_affine import NotAffineError
 from ..core.ordering import dependencies_first
 from ..maps.canvas import Canvas
-from ..maps.carried import Carried
-from ..maps.layout import Layout, with_channels_at
+from ..maps.carried import Carried, Reader
+from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
+
+_aten = torch.ops.aten
+
+CONVOLVE = {1: _aten.conv1d.default, 2: _aten.conv2d.default, 3: _aten.conv3d.default}
+"""Convolutions by their number of pixel axes."""
+
+PADDED = tuple(f"aten.conv{axes}d.padding" for axes in CONVOLVE)
+"""The same with their padding in words."""
+
+SPREAD = {
+    1: _aten.conv_transpose1d.default, 2: _aten.conv_transpose2d.input, 3: _aten.conv_transpose3d.input,
+}  # fmt: skip
+"""Transposed convolutions by their number of pixel axes."""
 
 FUNCTIONAL_NORM = "aten._native_batch_norm_legit_no_training.default"
 
@@ -29,11 +43,11 @@ SPLITS = (
 """Operations that give a tuple of slices."""
 
 _SMOOTH = frozenset((
-    "abs", "add", "alias", "cat", "clone", "contiguous", "conv2d", "detach", "div", "exp", "expand", "linear",
-    "log", "matmul", "mean", "mm", "mul", "neg", "pad", "permute", "pow", "reciprocal", "reshape", "rsqrt",
-    "chunk", "einsum", "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "to",
-    "_to_copy", "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "batch_norm", "_softmax",
-    "_unsafe_view",
+    "abs", "add", "alias", "cat", "clone", "contiguous", "conv1d", "conv2d", "conv3d", "detach", "div", "exp",
+    "expand", "linear", "log", "matmul", "mean", "mm", "mul", "neg", "pad", "permute", "pow", "reciprocal", "reshape",
+    "rsqrt", "chunk", "einsum", "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum",
+    "tanh", "to", "_to_copy", "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "batch_norm",
+    "_softmax", "_unsafe_view",
 ))  # fmt: skip
 """Operations that give nearly the same of nearly the same numbers: no steps, such as those of floor."""
 
@@ -59,6 +73,7 @@ class ProgramFacts:
         self.canvases: dict[str, Canvas] = {}
         """Tensors put together of a window onto another and constants."""
         self._channel_axes = _channel_axes(module.graph)
+        self._readers = _readers(module.graph)
         self._widened: dict[fx.Node, Any] = {}
 
     def constant(self, node: object) -> Tensor | None:
@@ -135,22 +150,29 @@ class ProgramFacts:
                 raise NotAffineError from None
         return self._carried[node.name]
 
-    def place(self, node: fx.Node, layout: Layout, inherited: Dims = (1, 1, 1, 1)) -> None:
-        """Note a node's layout; `inherited` are sides which several share an axis of it."""
-        dims = [inherited[0], layout.channels, *inherited[2:]]
+    def place(self, node: fx.Node, layout: Layout, inherited: Dims = (1, 1)) -> None:
+        """Note a node's layout; `inherited` are sides which several share an axis of it.
+
+        Raises:
+            NotAffineError: its reader does not take that layout, so it is better a tensor of its own, as it stands.
+        """
+        dims = [inherited[0], layout.channels, *with_flat(inherited[2:], MOST_PIXEL_AXES, 1)]
         for side, axis in zip(self.size(node), layout.axes, strict=True):
             if len(axis) == 1 and axis[0].kind != "channels":
                 place = 0 if axis[0].kind == "batch" else 2 + axis[0].number
                 dims[place] = side if isinstance(side, int) else symbol(str(side))
-        self._carried[node.name] = Carried(node.name, layout, (dims[0], dims[1], dims[2], dims[3]))
+        tensor = Carried(node.name, layout, told(dims))
+        if not tensor.suits(self._readers.get(node)):
+            raise NotAffineError
+        self._carried[node.name] = tensor
 
     @property
     def placed(self) -> Mapping[str, Carried]:
         """The tensors whose layout was asked for, by name."""
         return self._carried
 
-    def nominal(self, node: fx.Node) -> tuple[int, int, int]:
-        """Channels, height and width, `NOMINAL` where open."""
+    def nominal(self, node: fx.Node) -> tuple[int, ...]:
+        """Channels and sides, `NOMINAL` where open."""
         return nominal(self.tensor(node).dims)
 
 
@@ -239,6 +261,20 @@ def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
         elif kind in ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"):
             last = known == value.dim() - 1 and value.shape[-1] == first.meta["val"].shape[-1]
             found[first] = rank - 1 if last else 1
+    return found
+
+
+def _readers(graph: fx.Graph) -> dict[fx.Node, Reader]:
+    """The operation that reads a tensor, by way of operations on each number too, and takes it in some layouts only."""
+    found: dict[fx.Node, Reader] = {}
+    for node in reversed(graph.nodes):
+        kind = str(node.target)
+        if kind.startswith(("aten.conv", "aten.avg_pool")):
+            found[node.all_input_nodes[0]] = "convolution"
+        elif kind.startswith(("aten.batch_norm", FUNCTIONAL_NORM)):
+            found[node.all_input_nodes[0]] = found.get(node, "norm")
+        elif node in found and is_pointwise(node):
+            found.update(dict.fromkeys(node.all_input_nodes, found[node]))
     return found
 
 

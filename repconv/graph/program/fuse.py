@@ -22,14 +22,14 @@ from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
-from .facts import NORMS, ProgramFacts, gives_several
+from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
 from .writer import DIALECT, emit
 
 _aten = torch.ops.aten
 
-CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv_transpose1d.", "aten.conv_transpose2d.")
+CONVOLUTIONS = tuple(str(kind).rpartition(".")[0] + "." for kind in (*CONVOLVE.values(), *SPREAD.values()))
 """What the names of convolutions begin with."""
 
 

@@ -107,13 +107,13 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Canvas:
     if mode != "constant" or not isinstance(value, (int, float)) or not isinstance(sides, Sequence):
         raise NotAffineError("it pads with something other than zeros")
     rank = len(whole.layout.axes)
-    amounts = [0, 0, 0, 0]
+    amounts = [0] * (2 * whole.axes)
     for index in range(len(sides) // 2):
         before, after = int(str(sides[2 * index])), int(str(sides[2 * index + 1]))
         if before or after:
             axis = canvas.pixel_axis(whole, rank - 1 - index)
-            amounts[axis], amounts[2 + axis] = before, after
-    return canvas.pad(whole, (amounts[0], amounts[1], amounts[2], amounts[3]), float(value))
+            amounts[axis], amounts[whole.axes + axis] = before, after
+    return canvas.pad(whole, tuple(amounts), float(value))
 
 
 def _cat(facts: ProgramFacts, node: fx.Node) -> Canvas:

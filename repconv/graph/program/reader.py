@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
-from ...algebra.geometry import Pair
+from ...algebra.geometry import Axes
 from ...algebra.kernels import batch_norm_affine
 from ...errors import GeometryError
 from ...proof.report import Refusal
@@ -21,11 +21,11 @@ from ..core.dims import through
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
 from ..core.step import Step
-from ..core.terms import average_term, convolution_term, grid_term, scale_term, transposed_term
+from ..core.terms import average_term, convolution_term, extent, grid_term, scale_term, transposed_term
 from ..maps.canvas import recognised
 from ..maps.carried import Carried, Made, last_axis, spread
-from ..maps.layout import plain
-from .facts import FUNCTIONAL_NORM, ProgramFacts, is_pointwise, kind_of
+from ..maps.layout import MOST_PIXEL_AXES, plain
+from .facts import CONVOLVE, FUNCTIONAL_NORM, PADDED, SPREAD, ProgramFacts, is_pointwise, kind_of
 from .moves import MOVES
 from .painting import PAINTERS
 
@@ -112,12 +112,12 @@ def _argument(node: fx.Node, position: int, name: str, default: object = None) -
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _pair(value: object, pixels: int = 2, beyond: int = 1) -> Pair:
-    """A number for each pixel axis, `beyond` for one that is not there."""
-    numbers = [v for v in value if isinstance(v, int)] if isinstance(value, (list, tuple)) else [value]
+def _by_axis(value: object, pixels: int) -> Axes:
+    """A number for each pixel axis; one stands for all."""
+    numbers = value if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(v, int) for v in numbers) or len(numbers) not in (1, pixels):
         raise NotAffineError
-    return int(str(numbers[0])), int(str(numbers[-1])) if pixels == 2 else beyond
+    return tuple(numbers) * (pixels if len(numbers) == 1 else 1)
 
 
 def _constant(facts: ProgramFacts, value: object, what: str) -> Tensor:
@@ -157,53 +157,50 @@ def _image(facts: ProgramFacts, node: object) -> Carried:
 def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
     source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
     pixels = weight.dim() - 2
-    if pixels not in (1, 2) or len(source.layout.axes) != weight.dim():
+    if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.dim():
         raise NotAffineError
-    dilation = _pair(_argument(node, 5, "dilation", 1), pixels)
-    o, i, kh, kw = (*weight.shape, 1)[:4]
-    padding = _argument(node, 4, "padding", 0)
-    if isinstance(padding, str):
-        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, (kh, kw), strict=True)]
-        top, left = reach[0] // 2, reach[1] // 2
-        bottom, right = reach[0] - top, reach[1] - left
+    dilation = _by_axis(_argument(node, 5, "dilation", 1), pixels)
+    given = _argument(node, 4, "padding", 0)
+    if isinstance(given, str):
+        reach = [k - 1 if given == "same" else 0 for k in extent(weight.shape[2:], dilation)]
+        padding = (*(pixels // 2 for pixels in reach), *(pixels - pixels // 2 for pixels in reach))
     else:
-        top, left = bottom, right = _pair(padding, pixels, 0)
+        padding = _by_axis(given, pixels) * 2
     groups = _argument(node, 6, "groups", 1)
     term = convolution_term(
         source.name,
-        lambda: _double(weight).reshape(o, i, kh, kw),
-        (o, i, kh, kw),
-        stride=_pair(_argument(node, 3, "stride", 1), pixels),
-        padding=(top, left, bottom, right),
+        partial(_double, weight),
+        tuple(weight.shape),
+        stride=_by_axis(_argument(node, 3, "stride", 1), pixels),
+        padding=padding,
         dilation=dilation,
         groups=groups if isinstance(groups, int) else 1,
     )
     bias = _argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
-    return Made(plain(o, pixels), (term,), offset)
+    return Made(plain(weight.shape[0], pixels), (term,), offset)
 
 
 def _transposed(facts: ProgramFacts, node: fx.Node) -> Made:
     source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
     pixels = weight.dim() - 2
-    if pixels not in (1, 2) or len(source.layout.axes) != weight.dim():
+    if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.dim():
         raise NotAffineError
-    i, m, kh, kw = (*weight.shape, 1)[:4]
-    rows, columns = _pair(_argument(node, 4, "padding", 0), pixels, 0)
-    below, beside = _pair(_argument(node, 5, "output_padding", 0), pixels, 0)
+    cut = _by_axis(_argument(node, 4, "padding", 0), pixels)
+    more = _by_axis(_argument(node, 5, "output_padding", 0), pixels)
     groups = int(str(_argument(node, 6, "groups", 1)))
     term = transposed_term(
         source.name,
-        lambda: _double(weight).reshape(i, m, kh, kw),
-        (i, m, kh, kw),
-        stride=_pair(_argument(node, 3, "stride", 1), pixels),
-        crop=(rows, columns, rows - below, columns - beside),
-        dilation=_pair(_argument(node, 7, "dilation", 1), pixels),
+        partial(_double, weight),
+        tuple(weight.shape),
+        stride=_by_axis(_argument(node, 3, "stride", 1), pixels),
+        crop=(*cut, *(both - kept for both, kept in zip(cut, more, strict=True))),
+        dilation=_by_axis(_argument(node, 7, "dilation", 1), pixels),
         groups=groups,
     )
     bias = _argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
-    return Made(plain(m * groups, pixels), (term,), offset)
+    return Made(plain(weight.shape[1] * groups, pixels), (term,), offset)
 
 
 def _batch_norm(facts: ProgramFacts, node: fx.Node) -> Made:
@@ -297,15 +294,15 @@ def _same(facts: ProgramFacts, node: fx.Node) -> Made:
 
 def _average(facts: ProgramFacts, node: fx.Node) -> Made:
     source = _image(facts, node.args[0])
-    taps = _pair(node.args[1])
-    stride = _argument(node, 2, "stride") or taps
-    rows, columns = _pair(_argument(node, 3, "padding", 0))
+    pixels = len(source.layout.axes) - 2
+    taps = _by_axis(node.args[1], pixels)
+    stride = _by_axis(_argument(node, 2, "stride") or taps, pixels)
+    padding = _by_axis(_argument(node, 3, "padding", 0), pixels)
     if _argument(node, 6, "divisor_override") is not None or _argument(node, 4, "ceil_mode", False):
         raise NotAffineError("its windows at the border do not all average the same number of pixels")
-    if (rows or columns) and not _argument(node, 5, "count_include_pad", True):
+    if any(padding) and not _argument(node, 5, "count_include_pad", True):
         raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
-    padding = (rows, columns, rows, columns)
-    term = average_term(source.name, source.layout.channels, taps, stride=_pair(stride), padding=padding)
+    term = average_term(source.name, source.layout.channels, taps, stride=stride, padding=padding * 2)
     return Made(source.layout, (term,))
 
 
@@ -319,8 +316,8 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
     pixels = len(source.layout.axes) - 2
     if len(sides) % 2 or not 2 <= len(sides) <= 2 * pixels or not isinstance(amounts, (list, tuple)):
         raise NotAffineError
-    (left, right), (top, bottom) = ([*sides, 0, 0][:2], [*sides, 0, 0][2:4])
-    padding = (top, left, bottom, right) if pixels == 2 else (left, 0, right, 0)
+    sides += [0] * (2 * pixels - len(sides))  # the last axis comes first
+    padding = (*sides[-2::-2], *sides[::-2])
     return Made(source.layout, (grid_term(source.name, source.layout.channels, padding=padding),))
 
 
@@ -333,16 +330,17 @@ def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
     return replace(last_axis(source, partial(_double, weight), (o, i)), offset=offset)
 
 
-_CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear"))
+_CONVOLUTIONS = frozenset((
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+))  # fmt: skip
 _READERS: dict[str, Callable[[ProgramFacts, fx.Node], Made]] = {
-    "aten.conv2d.default": _conv, "aten.conv2d.padding": _conv, "aten.conv1d.default": _conv,
-    "aten.conv_transpose1d.default": _transposed, "aten.conv_transpose2d.input": _transposed,
-    "aten.conv1d.padding": _conv, "aten.batch_norm.default": _batch_norm,
+    **dict.fromkeys((*map(str, CONVOLVE.values()), *PADDED), _conv),
+    **dict.fromkeys(map(str, SPREAD.values()), _transposed), "aten.batch_norm.default": _batch_norm,
     FUNCTIONAL_NORM: _batch_norm, "aten.to.dtype": _same, "aten._to_copy.default": _same,
     "aten.add.Tensor": _sum, "aten.sub.Tensor": _sum, "aten.rsub.Scalar": _sum,
     "aten.mul.Tensor": _product, "aten.div.Tensor": _product,
     "aten.neg.default": _negative, "aten.dropout.default": _same, "aten.clone.default": _same,
     "aten.contiguous.default": _same, "aten.alias.default": _same, "aten.detach.default": _same,
-    "aten.avg_pool2d.default": _average, "aten.pad.default": _pad, "aten.constant_pad_nd.default": _pad,
-    "aten.linear.default": _linear, **MOVES,
+    "aten.avg_pool2d.default": _average, "aten.avg_pool3d.default": _average, "aten.linear.default": _linear,
+    "aten.pad.default": _pad, "aten.constant_pad_nd.default": _pad, **MOVES,
 }  # fmt: skip

@@ -13,14 +13,14 @@ from torch import Tensor, fx
 from ...errors import FusionError
 from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, square, whole
 from ...proof.agreement import Comparison
+from .facts import CONVOLVE, PADDED, SPREAD
 
 _aten = torch.ops.aten
 Constants = Callable[[str], Tensor]
 """Gives the parameter or buffer of a name."""
 
 _WEIGHTED = frozenset((
-    "aten.conv1d.default", "aten.conv2d.default", "aten.conv_transpose1d.default", "aten.conv_transpose2d.input",
-    "aten.linear.default", "aten.mul.Tensor",
+    *map(str, (*CONVOLVE.values(), *SPREAD.values())), "aten.linear.default", "aten.mul.Tensor",
 ))  # fmt: skip
 
 _REARRANGED = frozenset(("aten.permute.default", "aten.reshape.default"))
@@ -28,9 +28,9 @@ _REARRANGED = frozenset(("aten.permute.default", "aten.reshape.default"))
 _BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))
 
 _OF_IMAGES = frozenset((
-    "aten.add.Tensor", "aten.avg_pool2d.default", "aten.batch_norm.default", "aten.cat.default", "aten.clone.default",
-    "aten.constant_pad_nd.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding",
-    "aten.conv_transpose1d.default", "aten.conv_transpose2d.input",
+    "aten.add.Tensor", "aten.avg_pool2d.default", "aten.avg_pool3d.default", "aten.batch_norm.default",
+    "aten.cat.default", "aten.clone.default", "aten.constant_pad_nd.default",
+    *map(str, (*CONVOLVE.values(), *SPREAD.values())), *PADDED,
     "aten.div.Tensor", "aten.mul.Tensor", "aten.neg.default", "aten.pad.default", "aten.slice.Tensor",
     "aten.sub.Tensor", "aten._native_batch_norm_legit_no_training.default", str(operator.getitem),
 ))  # fmt: skip

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from ...algebra.kernels import innermost_first
 from ...errors import FusionError
 from ..planning.dialect import Dialect
 from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Pad, Same, Scale, Shift
+from .facts import CONVOLVE, SPREAD
 
 _aten = torch.ops.aten
 
@@ -53,8 +55,7 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                 case Move(source=source, change=(kind, numbers)):
                     node = call(_CHANGES[kind], (read(source), list(numbers)))
                 case Pad(source=source, before=before, after=after):
-                    amounts = [side for pair in zip(before[::-1], after[::-1], strict=True) for side in pair]
-                    node = call(_aten.pad.default, (read(source), amounts))
+                    node = call(_aten.pad.default, (read(source), innermost_first([*before, *after])))
                 case Add(source=source, other=other):
                     node = call(_aten.add.Tensor, (read(source), read(other)))
                 case Shift(source=source, widths=widths) if value is not None:
@@ -77,13 +78,12 @@ def _convolution(source: fx.Node, layer: Convolution, weight: fx.Node, bias: fx.
     call, (padding, _) = source.graph.call_function, layer.padding
     if layer.is_transposed:
         crop, more = layer.crop
-        function = _aten.conv_transpose2d.input if layer.pixels == 2 else _aten.conv_transpose1d.default
         return call(
-            function, (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation)
+            SPREAD[layer.pixels],
+            (source, weight, bias, layer.stride, crop, more, layer.form.geometry.groups, layer.dilation),
         )
-    function = _aten.conv2d.default if layer.pixels == 2 else _aten.conv1d.default
     settings = (layer.stride, padding, layer.dilation, layer.form.geometry.groups)
-    return call(function, (source, weight, bias, *settings))
+    return call(CONVOLVE[layer.pixels], (source, weight, bias, *settings))
 
 
 def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.Node:

@@ -148,7 +148,10 @@ def _double(value: Array) -> NDArray[np.float64]:
 
 
 def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ...]]:
-    """Two random draws of a model's inputs, or none and the reason; an open batch is 2, other open sides `NOMINAL`."""
+    """Two random draws of a model's inputs, or none and the reason.
+
+    An open batch is 2; other open sides are `NOMINAL`, or half that where an input has more than two.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     generator = np.random.default_rng(0)
     feeds: list[Feeds] = []
@@ -160,8 +163,9 @@ def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ..
             tensor = value.type.tensor_type
             if not tensor.HasField("shape"):
                 return [], (Refusal(value.name, "its rank is not declared; pass feeds=[{name: array}]"),)
-            dims = enumerate(tensor.shape.dim)
-            shape = [d.dim_value if d.HasField("dim_value") else NOMINAL if axis else 2 for axis, d in dims]
+            known = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+            side = NOMINAL if known[1:].count(None) <= 2 else NOMINAL // 2
+            shape = [(side if axis else 2) if n is None else n for axis, n in enumerate(known)]
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             is_float = kind.kind == "f" or kind.name == "bfloat16"
             drawn = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
