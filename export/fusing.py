@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from repconv.blocks.fold import outermost_branches
 from repconv.blocks.forecast import Forecast, forecast
 from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
+from repconv.files.held import temporary_folder
 from repconv.files.onnx import is_large, save_large
 from repconv.files.whole import followed, whole_file
 from repconv.fusing import exported_program, fuse_modules, fuse_network
@@ -368,14 +367,11 @@ def write(fused: Fused[Model], out: Path) -> None:
 def _write_large(model: onnx.ModelProto, out: Path) -> None:
     out = followed(out)
     try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
+        with temporary_folder(out.parent, out.name) as folder:
             save_large(model, folder / out.name)
             data = f"{out.name}.data"
             if (folder / data).exists():
                 (folder / data).replace(out.with_name(data))
             (folder / out.name).replace(out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}; nothing was written") from error

@@ -31,7 +31,7 @@ FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPUL
 LOCK = ".lock"
 """Held by the process that writes."""
 
-_UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.\w{8}")
+_UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.(repconv-)?\w{8}")
 """What `whole_file` calls a file before it is whole."""
 
 

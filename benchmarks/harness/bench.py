@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from repconv.errors import BuildError, OutputError, SourceError
+from repconv.errors import BuildError, SourceError
+from repconv.files.held import temporary_folder
 
 from ..environment import environment
 from .backends import choose
@@ -34,7 +33,6 @@ def bench(
     model: str | None = None,
     state_key: str | None = None,
     say: Say = lambda _: None,
-    progress: Callable[[float], None] = lambda _: None,
 ) -> BenchResult:
     """Measure sources as `settings` asks.
 
@@ -46,7 +44,6 @@ def bench(
         model: for state dicts, their network's name.
         state_key: the key in a file under which the weights are.
         say: told what is being done.
-        progress: told what part of the turns of a batch size and precision is done.
 
     Raises:
         SourceError, CheckpointError, FusionError: bad input, or settings that do not fit it.
@@ -67,18 +64,13 @@ def bench(
     say("fusing, and checking block by block")
     measured = [_measured(text, one) for text, one in zip(sources, given, strict=True)]
     found: list[GroupResult] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="repconv-bench-") as folder:
-            shop = Workshop(Path(folder))
-            for batch in settings.batches:
-                for precision in settings.precisions:
-                    say(f"building {len(forms) * len(backends)} subjects: batch {batch}, {precision}")
-                    entries, inputs = build_group(shop, forms, backends, batch, precision, settings.seed)
-                    found.append(measure_group(entries, inputs, settings, Path(folder), say, progress))
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write temporary files ({error.strerror or error}); TMPDIR names a folder") from error
+    with temporary_folder() as folder:
+        shop = Workshop(folder)
+        for batch in settings.batches:
+            for precision in settings.precisions:
+                say(f"building {len(forms) * len(backends)} subjects: batch {batch}, {precision}")
+                entries, inputs = build_group(shop, forms, backends, batch, precision, settings.seed)
+                found.append(measure_group(entries, inputs, settings, folder, say))
     rows = [row for group in found for row in group.rows]
     loads = [group.others for group in found if group.others is not None]
     worst = max(loads, key=lambda load: load.others, default=None)

@@ -20,6 +20,7 @@ from repconv.export.measuring import measure as compare_with_source
 from repconv.export.proof.evidence import Evidence, Probe
 from repconv.export.settings import BuildSettings
 from repconv.export.subject import Subject
+from repconv.progress import told
 
 from .backends import Backend
 from .forms import Form, Given
@@ -101,7 +102,6 @@ def measure_group(
     settings: BenchSettings,
     folder: Path,
     say: Say,
-    progress: Callable[[float], None],
 ) -> GroupResult:
     """Load everything, compare it with its source, and let it take turns.
 
@@ -111,7 +111,6 @@ def measure_group(
         settings: what is asked for.
         folder: for temporary files.
         say: told what is being done.
-        progress: told what part of the turns is done.
 
     Raises:
         BackendError: a runtime cannot be imported.
@@ -141,7 +140,7 @@ def measure_group(
         def between(part: float) -> None:
             look = gpu_state(visible_gpu(), own_pids) if on_gpu else None
             looks.extend([] if look is None else [look])
-            progress(part)
+            told("rounds", round(part * settings.rounds), settings.rounds)
 
         before, began = usage(), time.perf_counter()
         own = sum(map(process_seconds, own_pids))

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import onnx
 
 from repconv.errors import BackendError, BuildError
 from repconv.files.edited import copy_of, inputs_of
+from repconv.files.held import temporary_folder
 
 from ..artefacts.built import Built
 from ..settings import BuildSettings, Span, check_capabilities
@@ -39,8 +39,8 @@ class EngineProbe:
 
 def probe_engines(target: str, *, timeout_s: float = 120) -> EngineProbe:
     """Ask TensorRT or TensorRT-RTX, in a process of its own, whether it can build here."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = _ask({"module": TARGETS[target].module, "probe": True}, Path(folder), timeout_s)
+    with temporary_folder() as folder:
+        answer = _ask({"module": TARGETS[target].module, "probe": True}, folder, timeout_s)
     if "error" in answer:
         return EngineProbe(None, (), str(answer["said"]), answer["error"] == "missing")
     return EngineProbe(str(answer["version"]), tuple(answer["capabilities"]))  # type: ignore[arg-type]
@@ -72,8 +72,7 @@ def build_engine(
     """
     row = TARGETS[target]
     row.check(settings)
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
+    with temporary_folder() as folder:
         named = with_names(model)
         onnx.save(named, str(folder / MODEL))
         asked = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from repconv.errors import BuildError
 from repconv.files.edited import copy_of, inputs_of
+from repconv.files.held import temporary_folder
 from repconv.graph.onnx.facts import first_line
 
 from ..settings import Quantization
@@ -66,8 +66,8 @@ def quantize_onnx(
     batches = [batch.numpy() for batch in calibration]
     prepared, streams = equalise(model) if asked.equalise else (model, 0)
     prepared = _named(prepared)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder) / "int8.onnx"
+    with temporary_folder() as folder, _quiet():
+        path = folder / "int8.onnx"
         try:
             _run_quantizer(copy_of(prepared), path, name, batches, asked, symmetric, int32_bias, kept)
             quantized = onnx.load(path)

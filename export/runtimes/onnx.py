@@ -5,7 +5,6 @@ What it takes to build them is imported where it is used: the process that times
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from repconv.errors import BackendError, BuildError
+from repconv.files.held import temporary_folder
 from repconv.files.record import versions
 
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
@@ -96,8 +96,8 @@ def _bf16_in_openvino(content: bytes, why: str) -> Built:
     from ..artefacts.built import Built
     from .openvino import compile_openvino
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(content)
         try:
             run, observed = compile_openvino(path, "bf16")

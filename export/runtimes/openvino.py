@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from repconv.errors import BackendError, BuildError, SourceError
+from repconv.errors import BackendError, BuildError, RepconvError, SourceError
+from repconv.files.held import temporary_folder
 from repconv.graph.onnx.facts import first_line
 from repconv.sources.source import Input
 
@@ -66,7 +66,7 @@ def build(
         kept = kept_float(model, calibration, settings.quantization)
         if settings.quantization.equalise:
             model, streams = equalise(model)
-    with _failing_in_words("OpenVINO cannot convert the model"), tempfile.TemporaryDirectory() as folder:
+    with _failing_in_words("OpenVINO cannot convert the model"), temporary_folder() as folder:
         network = ov.Core().read_model(model.SerializeToString())
         channels = network.input(0).partial_shape[1].get_length()
         sizes = [settings.batch, Span.of(channels), *spans]
@@ -76,7 +76,7 @@ def build(
             network = _quantise(network, calibration, settings.quantization, kept)
         hint = HINTS[settings.precision]
         network.set_rt_info(hint, ["repconv", "inference_precision"])
-        path = Path(folder) / "model.xml"
+        path = folder / "model.xml"
         ov.save_model(network, str(path), compress_to_fp16=settings.precision == "fp16")
         files = {".bin": path.with_suffix(".bin").read_bytes(), ".xml": path.read_bytes()}
         run, observed = compile_openvino(path, hint)
@@ -195,7 +195,7 @@ def _quantise(network: Any, calibration: Sequence[Tensor], asked: Quantization, 
 def _failing_in_words(what: str) -> Iterator[None]:
     try:
         yield
-    except BackendError:
+    except RepconvError:
         raise
     except Exception as error:  # OpenVINO and NNCF raise anything
         raise BuildError(f"{what}: {first_line(error)}") from error

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..progress import counted
 from ..proof.affine import Sources, Written, affine_agreement, different, largest_on_the_way, same_numbers, square
 from ..proof.agreement import Comparison
 from .fold import outermost_branches
@@ -21,7 +22,7 @@ def block_by_block(model: nn.Module, fused: nn.Module) -> Iterator[Comparison]:
     What else the networks hold has to be the same, number by number, and is only mentioned where it is not.
     """
     convs: dict[int, nn.Conv2d] = {}
-    for name, branch in outermost_branches(model):
+    for name, branch in counted(tuple(outermost_branches(model)), "layers proved:"):
         conv = fused.get_submodule(name)
         if isinstance(conv, nn.Conv2d):
             convs[id(branch)] = conv

@@ -143,7 +143,6 @@ def command(
         model=model_name,
         state_key=state_key,
         say=lambda doing: click.echo(f"repconv: {doing}", err=True),
-        progress=_progress(),
     )
     for note in result.notes:
         click.echo(f"repconv: {note}", err=True)
@@ -166,26 +165,6 @@ def _sessions(rounds: int, asked: int) -> int:
     if chosen is click.core.ParameterSource.DEFAULT and rounds % asked:
         return next(n for n in range(min(asked, rounds), 0, -1) if rounds % n == 0)
     return asked
-
-
-def _progress() -> _Progress:
-    return _Progress(terminal=sys.stderr.isatty())
-
-
-class _Progress:
-    """Says how far the turns are: on a terminal in place, in a log at every quarter."""
-
-    def __init__(self, *, terminal: bool) -> None:
-        self._terminal = terminal
-        self._said = 0
-
-    def __call__(self, part: float) -> None:
-        """Say it."""
-        if self._terminal:
-            click.echo(f"\rrepconv: measured {part:4.0%}", err=True, nl=part >= 1)
-        elif int(4 * part) > self._said % 4 or part >= 1:
-            click.echo(f"repconv: measured {part:.0%}", err=True)
-        self._said = 0 if part >= 1 else int(4 * part)
 
 
 def _command() -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
 from .shared.command import Command, Reads, WritesFolder
 from .shared.ending import going_on_is_said
 from .shared.options import json_option
+from .shared.progress import Epochs
 
 
 def _written() -> list[str]:
@@ -77,7 +76,7 @@ def command(
             RunFolder.create_or_resume(folder.path, wanted, environment())
         processes.gathered([output])  # until then the others have no folder to read
         with going_on_is_said("the same line again"):
-            retrain(folder, found, config, _show, own_code=network)
+            retrain(folder, found, config, Epochs(config.epochs), own_code=network)
     if not processes.first:
         return
     result = folder.read_json(RESULT)
@@ -96,13 +95,3 @@ def command(
                 "outputs": [file_record(folder.path / name) for name in (RETRAINED, FUSED)],
             },
         )
-
-
-def _show(record: Mapping[str, Any]) -> None:
-    if record["kind"] == "note":
-        click.echo(f"repconv: {record['note']}", err=True)
-        return
-    click.echo(
-        f"epoch {record['epoch']}: loss {record['loss']:.4f}, learning rate {record['learning_rate']:.4g}, "
-        f"{record['seconds_a_step']:.3f} s an update"
-    )

@@ -12,6 +12,7 @@ from ..algebra.geometry import Geometry
 from ..blocks.block import BranchSet, RepBlock
 from ..blocks.branches import Branch, ConvBranch, conv_kernel
 from ..errors import GeometryError
+from ..progress import counted
 from ..proof.leaves import Inputs, arguments
 from ..proof.report import Refusal
 from .initialise import moments_of, settle
@@ -98,7 +99,7 @@ def expand(
     alone = any(parts(model, name, norm)[1] is None for name, norm in norms.items())
     if example_inputs is not None and (preserve or alone):
         _watch(model, list(targets), build, example_inputs)
-    for name in targets:
+    for name in counted(targets, "blocks"):
         if name not in blocks:
             build(name)
     return with_modules(model, blocks, norms)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import contextlib
 import ctypes
 import tempfile
+=======
+>>>>>>> main
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import onnx
 
 from ..errors import SourceError
 from .edited import copy_of
+from .held import temporary_folder
 
 _NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 _LARGEST_MESSAGE = 2**31 - 2**24
@@ -81,8 +85,8 @@ def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False
     """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
     if not is_large(model):
         return session_of(model.SerializeToString(), text, as_written=as_written, exact_integers=exact_integers)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         save_large(model, path)
         return session_of(path, text, as_written=as_written, exact_integers=exact_integers)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import OutputError
+from .held import temporary_file, temporary_folder
 
 
 @contextmanager
@@ -25,21 +26,17 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = followed(path)
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a directory; name a file")
-    temporary: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as stream:
-            temporary = Path(stream.name)
-            yield stream  # type: ignore[misc]  # NamedTemporaryFile wraps a BinaryIO
+        with temporary_file(target.parent, target.name) as (stream, temporary):
+            yield stream  # type: ignore[misc]  # an IO[bytes] is a BinaryIO
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-        temporary = None
+            if os.name == "nt":  # where a file that is open has no other name
+                stream.close()
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was written") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
@@ -64,8 +61,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         OutputError: it cannot be written, and what stood there before still does.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as text:
-            made, old = Path(text) / "new", Path(text) / "old"
+        with temporary_folder(folder.parent, folder.name) as room:
+            made, old = room / "new", room / "old"
             for name, content in contents.items():
                 path = made / name
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from repconv.blocks.branches import Branch
 from repconv.blocks.fold import fold, fuse_blocks, outermost_branches, refuse_hooks, to_conv2d
 from repconv.errors import SearchError
 from repconv.expansion.tracing import copied
+from repconv.progress import counted
 
 from .architecture import Architecture
 from .supernet import Supernet, evaluating, subnetwork
@@ -207,7 +208,7 @@ def evaluate(
     bank = None if settled else KernelBank(supernet, settings)
     times = {"fold": clock() - start, "reestimate": 0.0, "write": 0.0, "run": 0.0}
     accuracies = []
-    for architecture in architectures:
+    for architecture in counted(architectures, "candidates"):
         start = clock()
         if bank is not None:
             net = bank.write(architecture)

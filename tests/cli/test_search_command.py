@@ -97,7 +97,7 @@ def test_an_interrupted_search_is_resumed_from_the_command_line(run, tmp_path, m
             main()
     monkeypatch.setattr(Session, "update", update)
     assert not (tmp_path / "a" / "result.json").exists()
-    code, out, err = run("search", "resume", "a")
+    code, _, err = run("search", "resume", "a")
     assert code == 0, err
-    assert "epoch 2:" in out
-    assert out.count("epoch 1:") == 1  # before it was interrupted
+    assert "epoch 2 of" in err
+    assert err.count("epoch 1 of") == 1  # before it was interrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import onnxruntime
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repconv
+from repconv.algebra.kernels import innermost_first
 from repconv.benchmarks.studies.graph.networks import to_onnx
 from repconv.errors import GeometryError
 from repconv.graph import fuse_onnx
-from repconv.graph.core.dims import symbol
+from repconv.graph.core.dims import symbol, told
 from repconv.graph.maps import canvas
 from repconv.graph.maps.canvas import Canvas
 from repconv.graph.maps.carried import Carried
@@ -26,25 +28,24 @@ from repconv.graph.maps.layout import plain
 C = 2
 
 
-def dense(found: Canvas, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """What a canvas of `size` shows of x [1, c, h, w]."""
+def dense(found: Canvas, x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """What a canvas of `size` shows of x [1, c, pixels]."""
     shown, value = found.shown, found.value
-    for axis in (0, 1):
+    for axis in range(found.axes):
         known = sum(run for run in found.runs[axis] if run is not None)
         repeats = torch.tensor([size[axis] - known if run is None else run for run in found.runs[axis]])
         shown, value = shown.repeat_interleave(repeats, axis), value.repeat_interleave(repeats, axis + 1)
     if found.source is None:
         return value[None]
-    top, left, bottom, right = found.padding
-    window = functional.pad(x, (left, right, top, bottom))
+    window = functional.pad(x, innermost_first(found.padding))
     return torch.where(shown, window, 0.0) + value[None]
 
 
 def painted(draw: st.DrawFn, found: Canvas, value: Tensor) -> tuple[Canvas, Tensor]:
     """One operation that is drawn, on a canvas and on the tensor it stands for."""
     kind = draw(st.sampled_from(["pad", "first", "last", "join", "mask", "choose", "add"]))
-    axis = draw(st.sampled_from([0, 1]))
-    numbers = torch.tensor(draw(st.lists(st.integers(-3, 3), min_size=C, max_size=C))).double().reshape(1, C, 1, 1)
+    axis, flat = draw(st.integers(0, found.axes - 1)), (1,) * found.axes
+    numbers = torch.tensor(draw(st.lists(st.integers(-3, 3), min_size=C, max_size=C))).double().reshape(1, C, *flat)
     shape = list(value.shape)
     shape[2 + axis] = 1
     strip = numbers.expand(shape)
@@ -55,12 +56,9 @@ def painted(draw: st.DrawFn, found: Canvas, value: Tensor) -> tuple[Canvas, Tens
     dims[2 + axis] = 1
     line = replace(constant, runs=tuple(runs), dims=tuple(dims))
     if kind == "pad":
-        top, left, bottom, right = (draw(st.integers(0, 2)) for _ in range(4))
+        amounts = tuple(draw(st.integers(0, 2)) for _ in range(2 * found.axes))
         number = float(draw(st.integers(-1, 1)))
-        return (
-            canvas.pad(found, (top, left, bottom, right), number),
-            functional.pad(value, (left, right, top, bottom), value=number),
-        )
+        return canvas.pad(found, amounts, number), functional.pad(value, innermost_first(amounts), value=number)
     if kind == "first":
         return canvas.paint(found, line, axis, 0, 1), value.slice_scatter(strip, 2 + axis, 0, 1)
     if kind == "last":
@@ -73,7 +71,7 @@ def painted(draw: st.DrawFn, found: Canvas, value: Tensor) -> tuple[Canvas, Tens
         return canvas.add(found, constant), value + numbers
     inside = torch.ones(1, 1, *value.shape[2:]).double()
     inside.narrow(2 + axis, 0, 1).fill_(0)
-    mask = canvas.pad(canvas.of_tensor(found.carried), (0, 0, 0, 0), 0)
+    mask = canvas.pad(canvas.of_tensor(found.carried), (0,) * (2 * found.axes), 0)
     mask = replace(mask, source=None, shown=mask.shown & False, value=mask.value + 1)
     mask = canvas.paint(mask, replace(line, value=line.value * 0), axis, 0, 1)
     if kind == "mask":
@@ -84,10 +82,11 @@ def painted(draw: st.DrawFn, found: Canvas, value: Tensor) -> tuple[Canvas, Tens
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.data())
 def test_a_chain_of_painting_is_what_torch_paints_for_fixed_and_open_sizes(data: st.DataObject) -> None:
-    h, w = data.draw(st.sampled_from([1, 2, 5])), data.draw(st.sampled_from([1, 3, 4]))
-    sides = [data.draw(st.sampled_from([side, symbol(name)])) for side, name in ((h, "h"), (w, "w"))]
-    x = torch.arange(1.0, 1 + C * h * w).double().reshape(1, C, h, w)
-    found, value = canvas.of_tensor(Carried("x", plain(C, 2), (1, C, *sides))), x
+    size = [data.draw(st.sampled_from(sides)) for sides in ([1, 2, 5], [1, 3, 4])]
+    size += data.draw(st.sampled_from([(), (), (1,), (3,)]))
+    sides = [data.draw(st.sampled_from([side, symbol(f"side{axis}")])) for axis, side in enumerate(size)]
+    x = torch.arange(1.0, 1 + C * prod(size)).double().reshape(1, C, *size)
+    found, value = canvas.of_tensor(Carried("x", plain(C, len(size)), told((1, C, *sides)))), x
     for _ in range(data.draw(st.integers(1, 6))):
         try:
             found, value = data.draw(st.composite(painted)(found, value))
@@ -98,11 +97,11 @@ def test_a_chain_of_painting_is_what_torch_paints_for_fixed_and_open_sizes(data:
         made, border = canvas.recognised(found)
     except GeometryError:
         return
-    kernel = made.terms[0].kernel
-    top, left, bottom, right = kernel.padding
-    ones = functional.pad(torch.ones_like(x), (left, right, top, bottom))
+    kernel = made.terms[0].kernel.of_axes(len(size))
+    ones = functional.pad(torch.ones_like(x), innermost_first(kernel.padding))
     numbers = torch.zeros(C).double() if border is None else border.value
-    torch.testing.assert_close(kernel(x) + (1 - ones) * numbers.reshape(1, -1, 1, 1), value, rtol=0, atol=0)
+    around = (1 - ones) * numbers.reshape(1, -1, *(1,) * len(size))
+    torch.testing.assert_close(kernel(x) + around, value, rtol=0, atol=0)
 
 
 def by_slices(y: Tensor, e: Tensor) -> Tensor:

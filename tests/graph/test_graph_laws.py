@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from repconv.algebra.kernels import every
 from repconv.errors import GeometryError
 from repconv.graph.core.expression import Term
 from repconv.graph.core.terms import (
@@ -22,15 +23,23 @@ from repconv.graph.core.terms import (
 CHANNELS = 4
 KINDS = ("convolution", "transposed", "average", "grid", "scale", "matrix", "select", "itself")
 laws = settings(max_examples=200, derandomize=True, deadline=None)
-pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+def each(numbers: st.SearchStrategy[int], count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """So many numbers."""
+    return st.tuples(*(numbers,) * count)
 
 
 @st.composite
 def terms(draw: st.DrawFn, source: str = "x", sides: tuple[int, int] = (-1, 2)) -> Term:
-    """A term of any kind from 4 to 4 channels: 1..3 taps, strides and dilations of 1..3, padding within `sides`."""
-    kind, stride, dilation, taps = draw(st.sampled_from(KINDS)), draw(pairs), draw(pairs), draw(pairs)
-    side = st.integers(*sides)
-    padding, groups = draw(st.tuples(side, side, side, side)), draw(st.sampled_from([1, 2, 4]))
+    """A term of any kind from 4 to 4 channels: 1..3 taps, strides and dilations of 1..3, padding within `sides`.
+
+    Of one, two or three axes, whatever others have: what one lacks is flat.
+    """
+    axes = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    numbers = each(st.integers(1, 3), axes)
+    kind, stride, dilation, taps = draw(st.sampled_from(KINDS)), draw(numbers), draw(numbers), draw(numbers)
+    padding, groups = draw(each(st.integers(*sides), 2 * axes)), draw(st.sampled_from([1, 2, 4]))
     numbers = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
     def random(*shape: int) -> Tensor:
@@ -58,7 +67,7 @@ def terms(draw: st.DrawFn, source: str = "x", sides: tuple[int, int] = (-1, 2)) 
 def assert_same(a: Term, b: Term) -> None:
     """One source and geometry, up to how many groups it is written in, and the same numbers to float64's rounding."""
     assert a.source == b.source
-    mine, theirs = a.kernel.regroup(1), b.kernel.regroup(1)
+    mine, theirs = a.kernel.of_axes(3).regroup(1), b.kernel.of_axes(3).regroup(1)
     assert mine.geometry == theirs.geometry
     torch.testing.assert_close(mine.weight, theirs.weight, rtol=1e-12, atol=1e-12)
 
@@ -113,24 +122,25 @@ def test_a_sum_distributes_over_what_it_reads(a: Term, b: Term, c: Term) -> None
 
 
 @laws
-@given(terms("x"), terms("y", (-1, 0)), st.integers(7, 12), st.integers(7, 12))
-def test_a_form_foretells_its_kernel(inner: Term, outer: Term, height: int, width: int) -> None:
+@given(terms("x"), terms("y", (-1, 0)), each(st.integers(7, 9), 3))
+def test_a_form_foretells_its_kernel(inner: Term, outer: Term, sides: tuple[int, ...]) -> None:
     """What forms say without numbers is what the composed kernel is, and as large as torch makes one after the other.
 
     That series associates does not say that it is right: any other rule for padding that associates would do.
     """
-    x = torch.randn(1, CHANNELS, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     both = series(outer, inner)
     assume(both is not None)
     kernel = both.kernel
     assert both.form.geometry == kernel.geometry
-    rows, columns = both.form.dilation
-    kept = torch.zeros_like(kernel.weight)
-    kept[:, :, ::rows, ::columns] = kernel.weight[:, :, ::rows, ::columns]
+    sides = sides[: max(inner.form.geometry.axes, outer.form.geometry.axes)]
+    first, second = (term.kernel.of_axes(len(sides)) for term in (inner, outer))
+    x = torch.randn(1, CHANNELS, *sides, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    on_lattice, kept = every(both.form.dilation), torch.zeros_like(kernel.weight)
+    kept[on_lattice] = kernel.weight[on_lattice]
     assert torch.equal(kept, kernel.weight), "a tap that is off the lattice of the form"
-    middle = inner.form.geometry.output_size(height, width)
-    size = outer.form.geometry.output_size(*middle)
-    assume(min(*middle, *size) > 0)
-    wanted = outer.kernel(inner.kernel(x))
-    assert both.form.geometry.output_size(height, width) == tuple(wanted.shape[2:])
+    middle = first.geometry.output_size(*sides)
+    assume(min(*middle, *second.geometry.output_size(*middle)) > 0)
+    wanted = second(first(x))
+    kernel = kernel.of_axes(len(sides))
+    assert kernel.geometry.output_size(*sides) == tuple(wanted.shape[2:])
     torch.testing.assert_close(kernel(x), wanted, rtol=1e-12, atol=1e-12)

@@ -18,13 +18,16 @@ from torch.nn import functional
 import repconv
 from repconv.errors import GeometryError
 from repconv.graph import fuse_onnx
-from repconv.graph.core.dims import through
+from repconv.graph.core.dims import through, told
+from repconv.graph.core.expression import Term
 from repconv.graph.maps import carried
 from repconv.graph.maps.arrangement import changes
 from repconv.graph.maps.carried import Carried, Made
 from repconv.graph.maps.layout import Layout, plain, with_channels_at
 
 SIZES = {"batch": (3, 1), "rows": (5, 1), "columns": (4, 7)}
+DEPTHS = [(), (), (1,), (2,)]
+"""The sides of images besides rows and columns."""
 
 
 def laid_out(value: Tensor, layout: Layout) -> Tensor:
@@ -51,13 +54,17 @@ def laid_out(value: Tensor, layout: Layout) -> Tensor:
 
 
 def applied(made: Made, sources: dict[str, Tensor]) -> Tensor:
-    """What the terms make of [n, c, h, w] tensors, laid out."""
-    total = sum(term.kernel(sources[term.source]) for term in made.terms)
-    return laid_out(total, made.layout)
+    """What the terms make of [n, c, pixels] tensors, laid out."""
+    return laid_out(sum(made_by(term, sources[term.source]) for term in made.terms), made.layout)
+
+
+def made_by(term: Term, x: Tensor) -> Tensor:
+    """What a term makes of a tensor [n, c, pixels]."""
+    return term.kernel.of_axes(x.dim() - 2)(x)
 
 
 def named(name: str, value: Tensor, layout: Layout) -> Carried:
-    return Carried(name, layout, (value.shape[0], value.shape[1], value.shape[2], value.shape[3]))
+    return Carried(name, layout, told(value.shape))
 
 
 MOVES = {
@@ -88,6 +95,13 @@ def test_a_movement_is_what_torch_makes_of_an_index_tensor(made: object, moved: 
     index = torch.arange(float(n * 6 * h * w)).double().reshape(n, 6, h, w)
     tensor = named("x", index, plain(6, 2))
     torch.testing.assert_close(applied(made(tensor), {"x": index}), moved(index), rtol=0, atol=1e-9)
+
+
+def drawn_image(data: st.DataObject) -> Tensor:
+    """[n, 12, h, w], or of three axes, each element another number."""
+    n, *sides = (data.draw(st.sampled_from(values)) for values in SIZES.values())
+    sides += data.draw(st.sampled_from(DEPTHS))
+    return torch.arange(float(n * 12 * prod(sides))).reshape(n, 12, *sides)
 
 
 def steps(draw: st.DrawFn, tensor: Carried, value: Tensor) -> tuple[Made, Tensor]:
@@ -122,17 +136,17 @@ def steps(draw: st.DrawFn, tensor: Carried, value: Tensor) -> tuple[Made, Tensor
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.data())
 def test_a_chain_of_movements_is_what_torch_makes_of_an_index_tensor(data: st.DataObject) -> None:
-    n, h, w = (data.draw(st.sampled_from(values)) for values in SIZES.values())
-    carrier = torch.arange(float(n * 12 * h * w)).double().reshape(n, 12, h, w)
-    layout = data.draw(st.sampled_from([plain(12, 2), with_channels_at(3, 12, 4)]))
+    carrier = drawn_image(data).double()
+    pixels = carrier.dim() - 2
+    layout = data.draw(st.sampled_from([plain(12, pixels), with_channels_at(pixels + 1, 12, pixels + 2)]))
     tensor, value = named("x", carrier, layout), laid_out(carrier, layout)
     for _ in range(data.draw(st.integers(1, 5))):
         try:
             made, value = data.draw(st.composite(steps)(tensor, value))
         except GeometryError:
             continue
-        carrier = sum(term.kernel(carrier) for term in made.terms)
-        assert through(made.terms[0].form.geometry, tensor.dims) == tuple(carrier.shape)
+        carrier = sum(made_by(term, carrier) for term in made.terms)
+        assert through(made.terms[0].form.geometry, tensor.dims) == told(carrier.shape)
         tensor = named("x", carrier, made.layout)
         torch.testing.assert_close(laid_out(carrier, made.layout), value, rtol=0, atol=1e-9)
         assert tensor.size == tuple(value.shape)
@@ -141,9 +155,8 @@ def test_a_chain_of_movements_is_what_torch_makes_of_an_index_tensor(data: st.Da
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.data())
 def test_a_change_of_layout_gives_the_other_layout(data: st.DataObject) -> None:
-    n, h, w = (data.draw(st.sampled_from(values)) for values in SIZES.values())
-    carrier = torch.arange(float(n * 12 * h * w)).reshape(n, 12, h, w)
-    tensor = named("x", carrier, plain(12, 2))
+    carrier = drawn_image(data)
+    tensor = named("x", carrier, plain(12, carrier.dim() - 2))
     other = tensor
     for _ in range(3):
         shape = [side for side in other.size if isinstance(side, int)]
@@ -173,7 +186,7 @@ class Draft:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         n, h, w = int(self.pick([1, 3])), int(self.pick([1, 4])), int(self.pick([3, 5]))
-        self.shapes: dict[str, tuple[int, ...]] = {"x": (n, 4, h, w)}
+        self.shapes: dict[str, tuple[int, ...]] = {"x": (n, 4, h, w, *self.pick(DEPTHS))}
 
     def pick(self, values: list) -> object:
         return values[int(self.random.integers(len(values)))]
@@ -199,7 +212,7 @@ class Draft:
         rank = len(shape)
         axis = int(self.random.integers(rank))
         kind = self.pick(KINDS)
-        if kind == "conv" and rank in (3, 4):
+        if kind == "conv" and rank in (3, 4, 5):
             o, k = int(self.pick([2, 4])), [int(self.pick([1, 1, 3])) for _ in shape[2:]]
             pads = [side // 2 for side in k]
             inputs = [
@@ -208,7 +221,7 @@ class Draft:
                 *([self.constant(o)] if self.random.random() < 0.5 else []),
             ]
             self.add("Conv", inputs, (shape[0], o, *shape[2:]), pads=pads * 2)
-        elif kind == "norm" and rank in (2, 3, 4):
+        elif kind == "norm" and rank in (2, 3, 4, 5):
             vectors = [self.constant(shape[1]) for _ in range(3)]
             variance = self.hold(self.random.uniform(0.3, 2, shape[1]).astype(np.float32))
             self.add("BatchNormalization", [source, *vectors, variance], shape)

@@ -11,6 +11,7 @@ import click
 from ..shared.command import Command, Reads
 from ..shared.ending import going_on_is_said
 from ..shared.options import json_option
+from ..shared.progress import Epochs
 
 if TYPE_CHECKING:
     from repconv.search.folder import RunFolder
@@ -65,7 +66,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
     own = {"data": is_own_data, "network": is_own_network}
     named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(str(config.get(option, "")))]
     with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
-        run(folder, _show, own_code=own_code)
+        run(folder, Epochs(config["epochs"], _show), own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)
@@ -89,18 +90,11 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
 
 def _show(record: Mapping[str, Any]) -> None:
-    """A line of the metrics in words."""
-    if record["kind"] == "note":
-        click.echo(f"repconv: {record['note']}", err=True)
-    elif record["kind"] == "epoch":
-        click.echo(
-            f"epoch {record['epoch']}: loss {record['loss']:.4f}, learning rate {record['learning_rate']:.4g}, "
-            f"{record['seconds_a_step']:.3f} s an update"
-        )
-    else:
-        seconds = sum(value for key, value in record.items() if key.startswith("seconds"))
-        click.echo(
-            f"generation {record['generation']}: {record['measured']} measured in {seconds:.1f} s, population of "
-            f"{record['population']}: best {record['best_accuracy']:.4f}, mean {record['mean_accuracy']:.4f}, "
-            f"mean age {record['mean_age']:.1f}"
-        )
+    """What selection found, in words."""
+    seconds = sum(value for key, value in record.items() if key.startswith("seconds"))
+    click.echo(
+        f"generation {record['generation']}: {record['measured']} measured in {seconds:.1f} s, population of "
+        f"{record['population']}: best {record['best_accuracy']:.4f}, mean {record['mean_accuracy']:.4f}, "
+        f"mean age {record['mean_age']:.1f}",
+        err=True,
+    )

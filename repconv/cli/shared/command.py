@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ...progress import watched
+from .progress import watch
 from .terminal import shown_on, unsaid
 
 if TYPE_CHECKING:
@@ -155,6 +157,9 @@ class Command(click.Command):
                 stack.enter_context(unsaid())
             elif any(value == DASH for p in self.params for value in self._values(ctx, p)):
                 stack.enter_context(shown_on(sys.stderr))
+            shown = None if quiet else watch()
+            if shown is not None:
+                stack.enter_context(watched(shown))
             try:
                 self._give(ctx, ctx.params.pop("arguments", ()))
                 self._check(ctx)

@@ -39,7 +39,9 @@ class Spared:
             stream.reconfigure(errors=self.errors)  # type: ignore[attr-defined]  # where it is a TextIOWrapper
 
     def write(self, text: str) -> int:
-        """Write, commands to the terminal as escapes."""
+        """Write, commands to the terminal as escapes; a line that is shown in place makes room."""
+        if _line.get() and not text.startswith("\r"):
+            in_place("")
         shown = _COMMANDING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
         with self._sparing():
             self.stream.write(shown)
@@ -60,6 +62,20 @@ class Spared:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the stream has
         return getattr(self.stream, name)
+
+
+_line: ContextVar[str] = ContextVar("_line", default="")
+"""What is shown in place."""
+
+
+def in_place(text: str) -> None:
+    """Show a line on standard error, which is a terminal, in place of the one before; an empty one leaves none."""
+    before = _line.get()
+    _line.set(text)
+    sys.stderr.write(f"\r{text}{' ' * (len(before) - len(text))}")
+    if not text:
+        sys.stderr.write("\r")
+    sys.stderr.flush()
 
 
 @contextmanager

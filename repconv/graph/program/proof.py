@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from ...progress import counted
 from ...proof.affine import different, same_numbers
 from ...proof.agreement import Agreement, Comparison
 from ...proof.report import FusionReport, Proof
@@ -71,7 +72,7 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     shared |= {name: (old[name], node) for name, node in rewritten.pairs.items()}
     shapes = {name: recorder.shapes[node.name] for name, (_, node) in shared.items() if node.name in recorder.shapes}
     found = list(_altered(rewritten, old, new))
-    for name in rewritten.pairs:
+    for name in counted(rewritten.pairs, "regions proved:"):
         others = {n: nodes for n, nodes in shared.items() if n != name and n in shapes}
         before, after = ({nodes[side]: n for n, nodes in others.items()} for side in (0, 1))
         found.append(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....errors import FusionError
 from ....files.edited import copy_of
+from ....progress import counted
 from ....proof.affine import (
     Evaluated,
     Sources,
@@ -69,8 +70,12 @@ def prove_regions(
 
     sizes = shapes(list(dict.fromkeys(n for name in wanted for _, read in pair(name) for n in read)))
     found, unmeasured = list(_altered(before, after)), []
+<<<<<<< HEAD
     for name in wanted:
         (old, read), (new, read_after) = pair(name)
+=======
+    for name, ((old, read), (new, read_after)) in counted(pairs.items(), "regions proved:"):
+>>>>>>> main
         missing = [n for n in (*read, *read_after) if n not in sizes]
         if missing:
             unmeasured.append(Refusal(label(name), f"the size of {missing[0]}, which it reads, is not known"))

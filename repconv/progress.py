@@ -1,0 +1,49 @@
+"""How far long work is: told where it is done, and shown by whoever watches. Nobody watches unless asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """So much is done of so much: `what` in the plural, as `updates`."""
+
+    what: str
+    done: int
+    total: int
+
+
+Watch = Callable[[Step], None]
+_watching: ContextVar[Watch | None] = ContextVar("_watching", default=None)
+
+
+@contextmanager
+def watched(by: Watch) -> Iterator[None]:
+    """Have `by` told of every step meanwhile."""
+    before = _watching.set(by)
+    try:
+        yield
+    finally:
+        _watching.reset(before)
+
+
+def told(what: str, done: int, total: int) -> None:
+    """Tell whoever watches."""
+    watch = _watching.get()
+    if watch is not None:
+        watch(Step(what, done, total))
+
+
+def counted(items: Collection[T], what: str) -> Iterator[T]:
+    """`items`, telling after each how many of them are done."""
+    told(what, 0, len(items))
+    for number, item in enumerate(items, 1):
+        yield item
+        told(what, number, len(items))
