@@ -52,7 +52,7 @@ class SearchConfig:
     branches: tuple[str, ...] = ()
     data: str = ""
     test_data: str = ""
-    image_size: int = 224
+    image_size: int = 0
     train_images: int = 0
     validation_share: float = 0.1
     strategy: str = "des"
@@ -115,7 +115,7 @@ class SearchConfig:
 
 
 _LEAST: Mapping[str, float] = {
-    "width": 0, "image_size": 1, "train_images": 0, "population": 1, "offspring": 0, "epochs": 1, "warmup_epochs": 0,
+    "width": 0, "image_size": 0, "train_images": 0, "population": 1, "offspring": 0, "epochs": 1, "warmup_epochs": 0,
     "generation_epochs": 1, "architectures": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0, "clip": 0,
     "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 1, "reestimation_images": 0, "workers": 0, "seed": 0,
     "checkpoint_steps": 1,

@@ -35,6 +35,7 @@ _PAPER = frozenset({
 _CIFAR10 = SearchConfig(network="irep_resnet18")
 _IMAGENET = SearchConfig(
     network="irep_resnet50",
+    image_size=224,
     branches=("1x3", "3x1", "1x1", "1x1_3x3", "avg", "skip", "1x2_d2", "2x1_d2"),
     ratio=1 / 2,
     epochs=100,

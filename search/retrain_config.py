@@ -33,7 +33,7 @@ class RetrainConfig:
 
     data: str = ""
     test_data: str = ""
-    image_size: int = 224
+    image_size: int = 0
     train_images: int = 0
     validation_share: float = 0.1
     supernet: str = ""
@@ -59,7 +59,7 @@ class RetrainConfig:
         check_least(
             self,
             {
-                "image_size": 1,
+                "image_size": 0,
                 "train_images": 0,
                 "epochs": 1,
                 "batch": 2,
@@ -96,8 +96,8 @@ RETRAIN_PRESETS: Mapping[str, RetrainPreset] = MappingProxyType({
     "imagenet": RetrainPreset(
         "the paper's on ImageNet: the supernet trained further with its structure frozen",
         RetrainConfig(
-            epochs=120, batch=256, learning_rate=0.1, weight_decay=1e-4, clip=0.0, cutout=0, drop_path=0.0, workers=8,
-            precision="bfloat16", evaluation_batch=256,
+            image_size=224, epochs=120, batch=256, learning_rate=0.1, weight_decay=1e-4, clip=0.0, cutout=0,
+            drop_path=0.0, workers=8, precision="bfloat16", evaluation_batch=256,
         ),
         frozenset({"epochs"}),
         goes_on=True,

@@ -88,9 +88,25 @@ def settle(block: RepBlock, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, moment
         branch = block.branches[name]
         if isinstance(branch, NormedBranch):
             branch.norm.weight.fill_(size)
-            parts.append(branch.kernel(_recorded(moments)))
+            statistics = _recorded(moments)
+            kernel = branch.kernel(statistics)
+            parts.append(branch.kernel(statistics) if _tame(branch, kernel, target) else kernel)
             factors.append(-block.gate(name) if name in block.branch_set.searchable else -factors[0])
     _write(own, combine(parts, factors), scale, moments, learned=norm is not None)
+
+
+def _tame(branch: NormedBranch, kernel: Kernel, target: Kernel) -> bool:
+    """Make channels of a new branch smaller whose kernel outweighs that of the convolution; whether there are any.
+
+    That is so where its output hardly varies on the inputs it was measured on, by which batch normalisation divides.
+    Such a kernel would be made up for by one as large, and their difference lose the digits that it is larger by.
+    """
+    ours, theirs = (k.weight.flatten(1).norm(dim=1) for k in (kernel, target))
+    most = theirs.square().mean().sqrt()
+    if not 0 < most < ours.max():
+        return False
+    branch.norm.weight.mul_((most / ours.clamp_min(most)).to(branch.norm.weight.dtype))
+    return True
 
 
 def _recorded(moments: Moments) -> Statistics:

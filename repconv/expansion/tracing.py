@@ -65,8 +65,24 @@ def trace(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[Flow,
                 warnings.simplefilter("ignore")
                 flows.append(_flow(traced, inputs))
         except GeometryError as error:
-            raise GeometryError(f"in {'training' if training else 'evaluation'} mode {error}") from None
+            own = _fails_in_training(traced, inputs)
+            raise GeometryError(own or f"in {'training' if training else 'evaluation'} mode {error}") from None
     return tuple(flows)
+
+
+@torch.no_grad()
+def _fails_in_training(model: nn.Module, inputs: tuple[Any, ...] | None) -> str | None:
+    """What is wrong where the code itself, not the tracing of it, fails in training mode."""
+    if inputs is None:
+        return None
+    try:
+        model.train()(*inputs)
+    except Exception as error:  # noqa: BLE001  # the user's own code may raise anything
+        return (
+            f"in training mode its code fails on the example ({_line(error)}), as that of a detector does which takes "
+            "targets, too; expand the part of it that takes images alone, such as its backbone"
+        )
+    return None
 
 
 def copied(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import contextlib
 import ctypes
-import tempfile
-=======
->>>>>>> main
 from math import prod
 from pathlib import Path
 from typing import Any

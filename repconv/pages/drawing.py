@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 Cell = tuple[str, str]
 """A colour, and what is said when it is pointed at."""
 
-FIXED_COLOUR = "#54606c"
+FIXED_COLOUR, OFF_COLOUR = "#54606c", "#eef0f2"
 COLOURS = ("#2f7ebc", "#d1662f", "#3f9b52", "#8a5fb0", "#b0892f", "#5f8ab0")
 _CELL, _GAP, _CHARACTER = 22, 3, 6.6
 """Pixels of a cell, between cells, and of a letter at 11 pixels in a fixed-width font."""
@@ -35,7 +35,7 @@ def grid(rows: Sequence[str], columns: Sequence[str], cell: Callable[[str, str],
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="monospace" font-size="11">',
-        f'<rect width="100%" height="100%" fill="#ffffff"/><text x="12" y="18">{escape(title)}</text>',
+        f'<rect class="ground" width="100%" height="100%" fill="#ffffff"/><text x="12" y="18">{escape(title)}</text>',
     ]
     for index, column in enumerate(columns):
         x = left + step * index + _CELL / 2 + 4
@@ -49,8 +49,9 @@ def grid(rows: Sequence[str], columns: Sequence[str], cell: Callable[[str, str],
             if found is None:
                 continue
             colour, says = found
+            mark = ' class="off"' if colour == OFF_COLOUR else ""  # a page may show it in its own colours
             parts.append(
-                f'<rect x="{left + step * index:.1f}" y="{y:.1f}" width="{_CELL}" height="{_CELL}" rx="3" '
+                f'<rect{mark} x="{left + step * index:.1f}" y="{y:.1f}" width="{_CELL}" height="{_CELL}" rx="3" '
                 f'fill="{colour}" stroke="#c5ccd3"><title>{name} {escape(column)}: {escape(says)}</title></rect>'
             )
     return "\n".join([*parts, "</svg>"]) + "\n"

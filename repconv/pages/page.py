@@ -33,11 +33,13 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .card b{display:block;font-size:1.5rem;line-height:1.2}
 .bad{color:var(--bad)}.good{color:var(--good)}
 figure{margin:.8rem 0}
-svg{display:block}
+svg{display:block;max-width:100%;height:auto}
+figure svg text:not([fill]){fill:currentColor}
+figure svg .ground{fill:none}
+@media screen and (prefers-color-scheme:dark){figure svg .off{fill:var(--tint);stroke:var(--line)}}
 svg.wide{width:100%;max-width:36rem;height:auto}
 @media print{body{max-width:none;font-size:10pt;padding:0}h2,h3{break-after:avoid}tr,figure,.card{break-inside:avoid}
 .scroll{overflow:visible}table{font-size:8pt}th,td{padding-right:.35rem;white-space:normal}
-svg{max-width:100%;height:auto}
 :root{color-scheme:light;--ink:#000;--soft:#444;--paper:#fff;--line:#bbb;--tint:#f3f5f7;--bad:#b3261e;--good:#1d7a3c}}
 """
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()

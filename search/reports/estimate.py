@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import SearchConfig
 from ..session import Session
+from ..strategies import State
 from ..strategies.evolution import random_architecture
 from ..supernet.evaluate import evaluate
 
@@ -35,29 +35,18 @@ class Estimate:
         return self.updates * self.seconds_an_update + self.evaluations * self.seconds_a_candidate
 
 
-def evaluations(config: SearchConfig) -> int:
-    """Candidates measured in the whole search, the final ranking included; at most."""
-    population, generations = config.population, config.generations
-    children = round(config.offspring * population)
-    if config.strategy in ("gradient", "gold"):
-        return generations + 1
-    if config.strategy == "aging":
-        return 2 * population + (generations - 1) * min(children, max(1, population // 4))
-    return 2 * population + (generations - 1) * (population + children)
-
-
 def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -> Estimate:
-    """Two updates with random architectures, the second one timed, and one candidate on a batch of validation images.
+    """Two updates with what the strategy asks for first, the second one timed, and one candidate on a validation batch.
 
     The session is spent: its weights have moved.
     """
     config, generator = session.config, torch.Generator().manual_seed(session.config.seed)
     space = session.supernet.space
-    wanted = 1 if config.strategy in ("gradient", "gold") else config.architectures
+    strategy = session.strategy()
+    asked = strategy.ask(State(session.initial), generator).train[: config.architectures]
     started, seconds = clock(), 0.0
-    for step, (x, y) in enumerate(session.batches(0, 0, wanted)):
-        drawn = [random_architecture(space, session.budget, generator) for _ in range(wanted)]
-        session.update(x, y, drawn, step)
+    for step, (x, y) in enumerate(session.batches(0, 0, len(asked))):
+        session.update(x, y, asked, step)
         seconds, started = clock() - started, clock()
         if step == 1:
             break
@@ -73,7 +62,7 @@ def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -
         budget=session.budget,
         updates=session.steps,
         generations=config.generations,
-        evaluations=evaluations(config),
+        evaluations=strategy.measurements,
         seconds_an_update=seconds,
         seconds_a_candidate=each,
         peak_bytes=_peak(),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from repconv.pages.drawing import FIXED_COLOUR, Cell, grid, shade
+from repconv.pages.drawing import FIXED_COLOUR, OFF_COLOUR, Cell, grid, shade
 
 from ..supernet.architecture import Architecture
 from ..supernet.space import SearchSpace, Slot, SpaceBlock
 
 FIXED, ON, OFF = "#", "o", "."
-_ON_COLOUR, _OFF_COLOUR = "#2f7ebc", "#eef0f2"
+_ON_COLOUR = "#2f7ebc"
 
 
 def terminal(architecture: Architecture) -> str:
@@ -46,7 +46,7 @@ def svg(architecture: Architecture, title: str = "") -> str:
         if kind not in block.searchable:
             return None
         on = kind in active[block.name]
-        return (_ON_COLOUR, "active") if on else (_OFF_COLOUR, "left out")
+        return (_ON_COLOUR, "active") if on else (OFF_COLOUR, "left out")
 
     heading = title or f"{architecture.size} of {len(architecture.space.slots)} branches active"
     return space_grid(architecture.space, cell, heading)

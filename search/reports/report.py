@@ -22,7 +22,7 @@ from .picture import heat_map, svg
 Line = tuple[str, Sequence[tuple[float, float]]]
 """A name and points (x, y)."""
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 240, 62, 34, 26
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 500, 240, 62, 92, 34, 26
 
 
 def report(folder: RunFolder) -> str:
@@ -63,6 +63,7 @@ def report(folder: RunFolder) -> str:
                         (name, [(r["generation"], r[f"{name}_accuracy"]) for r in generations])
                         for name in ("best", "mean", "worst")
                     ],
+                    within=(0.0, 1.0),
                 )
             ),
         ]
@@ -74,6 +75,7 @@ def report(folder: RunFolder) -> str:
                     [
                         ("mean age", [(r["generation"], r["mean_age"]) for r in generations]),
                     ],
+                    within=(0.0, math.inf),
                 )
             )
         )
@@ -86,24 +88,27 @@ def report(folder: RunFolder) -> str:
     return page(f"Search: {config.strategy} on {config.network}", parts)
 
 
-def chart(title: str, across: str, lines: Sequence[Line]) -> str:
-    """Lines over a common axis as SVG; values that are not finite are left out."""
+def chart(title: str, across: str, lines: Sequence[Line], within: tuple[float, float] = (-math.inf, math.inf)) -> str:
+    """Lines over a common axis as SVG; values that are not finite are left out.
+
+    within: what the values can be, beyond which their axis does not reach.
+    """
     kept = [(name, [(x, y) for x, y in points if math.isfinite(y)]) for name, points in lines]
     xs, ys = ([p[axis] for _, points in kept for p in points] for axis in (0, 1))
     if not xs:
         return f"<p>{escape(title)}: no numbers yet</p>"
-    (low_x, high_x), (low_y, high_y) = _range(xs), _range(ys)
+    (low_x, high_x), (low_y, high_y) = _range(xs), _range(ys, *within)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
-            _LEFT + (x - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - 130),
+            _LEFT + (x - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - _RIGHT),
             _HEIGHT - _BOTTOM - (y - low_y) / (high_y - low_y) * (_HEIGHT - _BOTTOM - _TOP),
         )
 
     ink = 'fill="currentColor"'
     left, bottom = place(low_x, low_y)
     right, top = place(high_x, high_y)
-    size = f'width="{_WIDTH}" height="{_HEIGHT}"'
+    size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
         f'<text x="{left}" y="16" {ink}>{escape(title)}</text>',
@@ -129,10 +134,10 @@ def chart(title: str, across: str, lines: Sequence[Line]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The smallest and largest, apart even if they are the same."""
+def _range(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> tuple[float, float]:
+    """The smallest and largest, apart even if they are the same, but not beyond what there is."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return (low, high) if high > low else (max(least, low - 0.5), min(most, high + 0.5))
 
 
 def _result(folder: RunFolder) -> list[str]:

@@ -29,6 +29,12 @@ class Aging:
 
     plan: Plan
 
+    @property
+    def measurements(self) -> int:
+        """Of the first population, then of children alone."""
+        plan = self.plan
+        return 2 * plan.population + (plan.generations - 1) * min(plan.children, _share(plan.population))
+
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """New children; all that live are trained."""
         plan = self.plan
@@ -50,7 +56,7 @@ class Aging:
         return architectures_of(state.members)
 
     def _children(self, members: Sequence[Member], generator: torch.Generator) -> tuple[Architecture, ...]:
-        share = max(1, len(members) // SHARE)
+        share = _share(len(members))
         living = set(architectures_of(members))
         children: list[Architecture] = []
         for _ in range(min(share, self.plan.children)):
@@ -63,6 +69,10 @@ class Aging:
                     children.append(child)
                     break
         return tuple(children)
+
+
+def _share(members: int) -> int:
+    return max(1, members // SHARE)
 
 
 def _exchanged(space: SearchSpace, architecture: Architecture, generator: torch.Generator) -> Architecture:

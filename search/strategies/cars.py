@@ -12,7 +12,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .evolution import crossover, mutate, pick, random_architecture, to_architecture, to_mask
-from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, measured
+from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, generational, measured
 
 
 @final
@@ -26,6 +26,11 @@ class Cars:
     """
 
     plan: Plan
+
+    @property
+    def measurements(self) -> int:
+        """Of the living and their children, every generation."""
+        return generational(self.plan)
 
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """The living and their children."""

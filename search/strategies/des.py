@@ -11,7 +11,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .evolution import age_term, best, breed
-from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, measured
+from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, generational, measured
 
 
 @final
@@ -20,6 +20,11 @@ class Des:
     """De-IReps, algorithm 1. Parents and children are trained and measured together, every generation anew."""
 
     plan: Plan
+
+    @property
+    def measurements(self) -> int:
+        """Of the living and their children, every generation."""
+        return generational(self.plan)
 
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """The living and their children; at first a uniform draw."""

@@ -26,6 +26,11 @@ class Gold:
 
     plan: Plan
 
+    @property
+    def measurements(self) -> int:
+        """One a generation."""
+        return self.plan.generations + 1
+
     def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
         """Train and measure what is left."""
         (left,) = self.outcome(state)

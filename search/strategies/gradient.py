@@ -21,6 +21,11 @@ class Gradient:
 
     plan: Plan
 
+    @property
+    def measurements(self) -> int:
+        """One a generation."""
+        return self.plan.generations + 1
+
     def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
         """Train everything; measure what the gates would choose now."""
         (chosen,) = self.outcome(state)

@@ -93,6 +93,10 @@ class Question(NamedTuple):
 class Strategy(Protocol):
     """A search strategy: pure functions from one state to the next."""
 
+    @property
+    def measurements(self) -> int:
+        """Candidates measured in the whole search, at most; its outcome, measured again at the end, included."""
+
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """What to train and measure in this generation."""
 
@@ -118,6 +122,11 @@ def first_question(state: State, plan: Plan, generator: torch.Generator) -> Ques
     """The usual first one: a population drawn uniformly among architectures of the budget's size."""
     start = first_population(plan.space, plan.budget, plan.population, generator)
     return asked(state, [Member(architecture) for architecture in start])
+
+
+def generational(plan: Plan) -> int:
+    """The measurements of a first population, then of those that live and their children, then of those that live."""
+    return 2 * plan.population + (plan.generations - 1) * (plan.population + plan.children)
 
 
 def asked(state: State, members: Sequence[Member]) -> Question:

@@ -11,7 +11,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .evolution import best, first_population
-from .protocol import Member, Plan, Question, State, architectures_of, asked, measured
+from .protocol import Member, Plan, Question, State, architectures_of, asked, generational, measured
 
 
 @final
@@ -20,6 +20,11 @@ class Random:
     """As many new ones a generation as `des` has children; the kept are trained and measured again with them."""
 
     plan: Plan
+
+    @property
+    def measurements(self) -> int:
+        """Of the kept and new ones, every generation."""
+        return generational(self.plan)
 
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """The kept, and new ones."""

@@ -28,13 +28,14 @@ def is_own_data(name: str) -> bool:
     return bool(rest) and kind not in ("cifar10", "cifar100", "imagefolder")
 
 
-def open_data(name: str, test: str = "", *, image_size: int = 224) -> Task:
+def open_data(name: str, test: str = "", *, image_size: int = 0) -> Task:
     """What `name` names.
 
     Args:
         name: one of `FORMS`.
         test: test images of the same classes where `name` has none: an `imagefolder:PATH`.
-        image_size: pixels a side that large images are cropped to.
+        image_size: pixels a side that images of a folder are cropped to, unless they are small and of one size; 0: as
+            their own sizes suggest, at most 224.
 
     Raises:
         SearchError: nothing readable there.
@@ -124,6 +125,7 @@ def _folder(path: Path, image_size: int) -> Task:
     if small is not None:
         return _small(small, (held(test) if len(test) else None), classes, flip=True)
     v2 = _transforms()
+    image_size = image_size or usual_size(train)
     return Task(
         train=train,
         test=test if len(test) else None,
@@ -133,6 +135,21 @@ def _folder(path: Path, image_size: int) -> Task:
         augment=v2.Compose([v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]),
         prepare=v2.Compose([v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]),
     )
+
+
+_LARGEST, _MULTIPLE, _LOOKED_AT = 224, 8, 32
+
+
+def usual_size(images: LabelledImages) -> int:
+    """Pixels a side to crop to: the shorter side of half of the images looked at has as many, at most 224.
+
+    A multiple of 8, so that strides leave whole numbers; below 8 as it is.
+    """
+    count = len(images)
+    looked_at = range(0, count, -(-count // _LOOKED_AT))
+    sides = sorted(min(images[i][0].shape[1:]) for i in looked_at)
+    size = min(sides[len(sides) // 2], _LARGEST)
+    return size // _MULTIPLE * _MULTIPLE or size
 
 
 def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...], *, flip: bool) -> Task:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from repconv import BRANCHES, GeometryError, RepBlock, create_model, expand, expandable, fuse, load, save
+from repconv import BRANCHES, GeometryError, RepBlock, compare, create_model, expand, expandable, fuse, load, save
 from repconv.blocks.branches import ConvBranch
 from repconv.blocks.verify import prove_blocks
 
@@ -573,3 +573,44 @@ def test_what_cannot_be_copied_is_said():
 
     _, (refusal,) = expandable(Lock())
     assert "Lock cannot be copied (RuntimeError" in refusal.why
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        y = self.backbone(x)
+        if not self.training:
+            return y
+        if targets is None:
+            raise ValueError("targets should not be none when in training mode")
+        return (y - targets).square().mean()
+
+
+def test_a_network_whose_training_needs_targets_is_told_so_and_its_backbone_expands() -> None:
+    model = Detector().eval()
+    _, (refusal,) = expandable(model, image())
+    assert "targets should not be none when in training mode" in refusal.why
+    assert "expand the part of it that takes images alone, such as its backbone" in refusal.why
+    assert "torch.fx" not in refusal.why
+    assert expandable(model.backbone, image())[0]
+
+
+def test_no_digits_are_lost_to_branches_that_are_made_up_for() -> None:
+    """A depthwise branch whose output hardly varies on the example: its norm would make its kernel the larger."""
+    torch.manual_seed(1)
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for _ in range(8):
+        layers += [nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+                values.normal_()
+            norm.running_var.uniform_(0.05, 3)
+    x = torch.randn(1, 3, 16, 16)
+    found = expand(model, preserve=True, fixed=["3x3"], branches=SEARCHABLE, example_inputs=x).eval()
+    (comparison,) = compare(model, found, x, original=model).comparisons
+    assert comparison.error.to_scale < 1.5e-6

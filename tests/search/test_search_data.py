@@ -91,6 +91,16 @@ def test_large_images_are_read_when_asked_for_and_cropped(tmp_path) -> None:
     assert torch.equal(again[2][0], task.train[2][0])
 
 
+@pytest.mark.parametrize(("size", "side"), [((34, 45), 32), ((90, 70), 64), ((400, 300), 224), ((5, 9), 5)], ids=str)
+def test_the_size_that_images_are_cropped_to_is_read_off_them(size, side, tmp_path) -> None:
+    write_images(tmp_path / "a", size=size)
+    write_images(tmp_path / "a", names=("fox",), size=(size[0] + 1, size[1]))  # not all of one size
+    task = open_data(f"imagefolder:{tmp_path / 'a'}")
+    assert task.input_shape == (3, side, side)
+    assert task.augment(task.train[0][0]).shape == task.prepare(task.train[0][0]).shape == (3, side, side)
+    assert open_data(f"imagefolder:{tmp_path / 'a'}", image_size=16).input_shape == (3, 16, 16)
+
+
 def test_cifar_in_torchvisions_format(tmp_path, monkeypatch) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

@@ -92,3 +92,19 @@ def test_a_chart_places_points_in_proportion_and_leaves_out_what_is_not_finite()
     assert circles[0][1] > circles[2][1]
     assert "no numbers yet" in chart("t", "x", [("one", [])])
     ElementTree.fromstring(chart("flat", "x", [("one", [(1, 0.5)])]))  # noqa: S314  # our own output
+
+
+def test_an_axis_of_shares_ends_at_0_and_1_and_pictures_fit_the_page() -> None:
+    for value, ends in ((1.0, (">0.5<", ">1<")), (0.0, (">0<", ">0.5<"))):
+        picture = chart("accuracy", "generation", [("best", [(1, value), (2, value)])], within=(0.0, 1.0))
+        assert all(end in picture for end in ends)
+        assert ">1.5<" not in picture
+        assert "viewBox=" in picture
+
+
+def test_pages_shrink_pictures_and_give_them_their_colours(finished) -> None:
+    text = report(finished)
+    assert "svg{display:block;max-width:100%;height:auto}" in text
+    assert "figure svg text:not([fill]){fill:currentColor}" in text
+    assert text.count("<svg") == text.count("viewBox=")
+    assert 'class="ground"' in text

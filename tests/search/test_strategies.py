@@ -62,6 +62,21 @@ def test_what_is_found_is_within_the_budget_and_no_larger_than_the_population(na
 
 
 @every
+@pytest.mark.parametrize("changes", [{}, {"population": 3, "children": 1}, {"children": 0}], ids=str)
+def test_no_more_is_measured_than_it_says(name: str, changes: dict[str, int]) -> None:
+    wanted, measured = plan(**changes), 0
+    strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(0)
+    state = State(wanted.initial)
+    for _ in range(wanted.generations):
+        question = strategy.ask(state, generator)
+        measured += len(question.measure)
+        state = strategy.tell(question.state, [goodness(a) for a in question.measure], LEARNT)
+    measured += len(strategy.outcome(state))
+    assert measured <= strategy.measurements
+    assert changes or name == "cars" or measured == strategy.measurements  # a front may be smaller
+
+
+@every
 def test_the_same_seed_gives_the_same_search(name: str) -> None:
     assert searched(name, plan()) == searched(name, plan())
 

@@ -103,7 +103,8 @@ def _foresee(preset_name: str, chosen: Preset, config: SearchConfig, json_file: 
     session = Session(config)
     for note in session.notes:
         click.echo(f"repconv: {note}", err=True)
-    click.echo(f"  {len(session.split.train):,} images to learn from, {len(session.split.validation):,} to judge by")
+    counts = f"{len(session.split.train):,} images to learn from, {len(session.split.validation):,} to judge by"
+    click.echo(f"  {counts}, {'x'.join(map(str, session.task.input_shape))} each")
     found = estimate(session)
     click.echo(_estimate(found, session.device.type))
     if json_file is not None:

@@ -70,12 +70,8 @@ def prove_regions(
 
     sizes = shapes(list(dict.fromkeys(n for name in wanted for _, read in pair(name) for n in read)))
     found, unmeasured = list(_altered(before, after)), []
-<<<<<<< HEAD
-    for name in wanted:
+    for name in counted(wanted, "regions proved:"):
         (old, read), (new, read_after) = pair(name)
-=======
-    for name, ((old, read), (new, read_after)) in counted(pairs.items(), "regions proved:"):
->>>>>>> main
         missing = [n for n in (*read, *read_after) if n not in sizes]
         if missing:
             unmeasured.append(Refusal(label(name), f"the size of {missing[0]}, which it reads, is not known"))
