@@ -14,11 +14,11 @@ from repconv.files.record import file_record
 from repconv.files.whole import write_folder, write_whole
 from repconv.sources.source import Source
 
-from .artefacts.built import Built, Made
+from .artefacts.built import Built, Provenance
 from .artefacts.runtime import runtime_of
 from .engines.builder import with_names
 from .inputs.data import Data, batches, check_calibration, origin_of, read_data
-from .measuring import probes
+from .measuring import probe_calls
 from .onnx.overflow import peaks, require_fp16
 from .onnx.preprocess import preprocess
 from .record import ExportRecord
@@ -107,7 +107,7 @@ def export(
         done = preprocess(network, settings.preprocessing)
         network, folded = done.model, done.folded
     in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and not row.float_io
-    calls = probes(subject, settings, read.evaluation, in_half=in_half)
+    calls = probe_calls(subject, settings, read.evaluation, in_half=in_half)
     if settings.precision == "fp16":
         say("checking ranges")
         float_calls = [p.inputs if settings.preprocessing is None else p.given for p in calls]
@@ -136,7 +136,7 @@ def export(
             f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
         )
     sha = hashlib.sha256(form.model.SerializeToString(deterministic=True)).hexdigest()
-    files = _write(row, out, built, Made(out.name, subject.name, subject.sha256, sha, settings))
+    files = _write(row, out, built, Provenance(out.name, subject.name, subject.sha256, sha, settings))
     if settings.timing_cache is not None and built.timing_cache is not None:
         write_whole({settings.timing_cache: built.timing_cache})
     details = dict(built.details)
@@ -184,7 +184,7 @@ def _checked(out: Path, target: str, dump: Path | None) -> tuple[Target, Path]:
     return row, out
 
 
-def _write(target: Target, out: Path, built: Built, made: Made) -> list[Path]:
+def _write(target: Target, out: Path, built: Built, made: Provenance) -> list[Path]:
     """Write an artefact and what lies beside it; the main file or folder last."""
     stem = out.name.removesuffix(out.suffix)
     beside = {out.with_name(stem + s): c for s, c in runtime_of(target).beside(target, made, built).items()}

@@ -261,7 +261,7 @@ def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: b
     if suffix not in GRAPHS[kind]:
         raise SourceError(f"{source.name}: of a {kind} file {' and '.join(GRAPHS[kind])} are made, no {suffix}")
     metadata = {"repconv.source_sha256": source.sha256 or ""}
-    artefact = artefact_of(source)
+    artefact = artefact_of(source, loaded=False)
     inputs = inputs_for(artefact, artefact, settings.input_shape)
     if isinstance(held, onnx.ModelProto):
         names = [i.name for i in artefact.inputs]
@@ -333,7 +333,7 @@ def _summary(report: FusionReport) -> dict[str, str]:
     }
 
 
-def write(fused: Fused[Model], out: Path) -> None:
+def write_fused(fused: Fused[Model], out: Path) -> None:
     """Write what was fused, whole or not at all; above 2 GB an ONNX model's weights go to OUT.data.
 
     Raises:

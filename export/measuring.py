@@ -34,7 +34,7 @@ JUDGED_IMAGES = 256
 against the network in float32, which takes a fifth of the time."""
 
 
-def probes(
+def probe_calls(
     subject: Subject, settings: BuildSettings, images: Images | None, *, in_half: bool = False, seed: int = 0
 ) -> list[Probe]:
     """Calls of every size asked for: noise at both ends of ranges, then the images in batches of the usual size.
@@ -147,7 +147,7 @@ class _Found:
 
 
 @full_precision()
-def measure(
+def compare_with_source(
     subject: Subject,
     run: Run,
     calls: Sequence[Probe],
@@ -162,7 +162,7 @@ def measure(
     Args:
         subject: what it was made of.
         run: the artefact in its runtime.
-        calls: of `probes`. The first `JUDGED_IMAGES` images are compared number by number.
+        calls: of `probe_calls`. The first `JUDGED_IMAGES` images are compared number by number.
         settings: what was asked for.
         runtime: what runs it, in words.
         origin: what the calls are, in words.

@@ -16,7 +16,7 @@ from repconv.blocks.verify import dtype_of
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
-from repconv.proof.float64 import in_float64 as everything_in_float64
+from repconv.proof.float64 import float64_reference
 from repconv.proof.leaves import leaves
 from repconv.proof.report import FusionReport
 from repconv.sources.checkpoint import Checkpoint, Normalization
@@ -176,7 +176,7 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
     return Subject(
         given.name,
         model,
-        in_float64(given_network),
+        exact_outputs(given_network),
         network,
         size,
         report,
@@ -188,9 +188,9 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
     )
 
 
-def in_float64(network: nn.Module) -> Reference:
+def exact_outputs(network: nn.Module) -> Reference:
     """A copy of `network` in float64, as a reference."""
-    exact = everything_in_float64(network)
+    exact = float64_reference(network)
 
     def reference(x: Tensor) -> tuple[Tensor, ...]:
         return tuple(t for _, t in leaves(exact(x)))

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from repconv.errors import VerificationError
 
-from .artefacts.built import Built, Form
+from .artefacts.built import Built, Lowered
 from .artefacts.runtime import build
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
 from .int8.saturation import saturates_here
-from .measuring import measure
+from .measuring import compare_with_source
 from .proof.evidence import Evidence, Probe
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
@@ -29,7 +29,7 @@ class Trial:
     """What artefacts of one export are made of and run on.
 
     network: of `subject`, float32, preprocessed; target, settings, spans, calibration: see `Runtime.build`.
-    calls: of `measuring.probes`; origin: what they are, in words.
+    calls: of `measuring.probe_calls`; origin: what they are, in words.
     """
 
     subject: Subject
@@ -41,16 +41,16 @@ class Trial:
     calls: Sequence[Probe]
     origin: str
 
-    def form(self, quantization: Quantization | None = None) -> Form:
+    def form(self, quantization: Quantization | None = None) -> Lowered:
         """The form that runs here, as asked for or quantised in another way; errors as `Runtime.build`."""
         settings = self.settings if quantization is None else replace(self.settings, quantization=quantization)
         return build(self.network, self.target, settings, self.spans, self.calibration)
 
     def evidence(self, built: Built) -> Evidence | None:
-        """What running it shows, None where it cannot run here; errors as `measuring.measure`."""
+        """What running it shows, None where it cannot run here; errors as `measuring.compare_with_source`."""
         if built.run is None:
             return None
-        return measure(
+        return compare_with_source(
             self.subject,
             built.run,
             self.calls,
@@ -61,7 +61,7 @@ class Trial:
         )
 
     def require(
-        self, found: Evidence | None, form: Form, what: str, *, dump: Path | None, say: Callable[[str], None]
+        self, found: Evidence | None, form: Lowered, what: str, *, dump: Path | None, say: Callable[[str], None]
     ) -> None:
         """Insist that what ran agrees.
 
@@ -91,7 +91,7 @@ class Trial:
             raise VerificationError(f"cannot run here: {shown.not_run}")
         return found
 
-    def _layers(self, form: Form, calibration: Sequence[Tensor]) -> Sequence[LayerError]:
+    def _layers(self, form: Lowered, calibration: Sequence[Tensor]) -> Sequence[LayerError]:
         """Layers by error; other quantisers than onnxruntime's take the same ranges, so that its order serves them."""
         if form.quantized is not None:
             return form.quantized.layers

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Step:
+class Tally:
     """So much is done of so much: `what` in the plural, as `updates`."""
 
     what: str
@@ -20,7 +20,7 @@ class Step:
     total: int
 
 
-Watch = Callable[[Step], None]
+Watch = Callable[[Tally], None]
 _watching: ContextVar[Watch | None] = ContextVar("_watching", default=None)
 
 
@@ -34,16 +34,16 @@ def watched(by: Watch) -> Iterator[None]:
         _watching.reset(before)
 
 
-def told(what: str, done: int, total: int) -> None:
+def tell_progress(what: str, done: int, total: int) -> None:
     """Tell whoever watches."""
     watch = _watching.get()
     if watch is not None:
-        watch(Step(what, done, total))
+        watch(Tally(what, done, total))
 
 
 def counted(items: Collection[T], what: str) -> Iterator[T]:
     """`items`, telling after each how many of them are done."""
-    told(what, 0, len(items))
+    tell_progress(what, 0, len(items))
     for number, item in enumerate(items, 1):
         yield item
-        told(what, number, len(items))
+        tell_progress(what, number, len(items))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repconv.errors import SearchError
-from repconv.progress import told
+from repconv.progress import tell_progress
 
 from .config import SearchConfig
 from .folder import RunFolder
@@ -63,7 +63,7 @@ def rest_of_epoch(
     for x, y in batches:
         loss = update(x, y, at.epoch * steps + at.step)
         at = replace(at, step=at.step + 1, losses=at.losses + loss)
-        told("updates", at.epoch * steps + at.step, learner.config.epochs * steps)
+        tell_progress("updates", at.epoch * steps + at.step, learner.config.epochs * steps)
         if at.step % every == 0 and at.step < steps:
             keep(at)
     done = (at.epoch + 1) * steps

@@ -16,7 +16,7 @@ from repconv.errors import SearchError
 
 from .config import SearchConfig
 from .processes import Processes
-from .strategies import Plan, Strategy, create_strategy
+from .strategies import SearchPlan, Strategy, create_strategy
 from .strategies.evolution import Breeding
 from .supernet.adaptive import AdaptiveBatch
 from .supernet.architecture import Architecture
@@ -101,7 +101,7 @@ class Session:
         config = self.config
         return create_strategy(
             config.strategy,
-            Plan(
+            SearchPlan(
                 space=self.supernet.space,
                 budget=self.budget,
                 population=config.population,

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from repconv import compare
-from repconv.proof.float64 import in_float64
+from repconv.proof.float64 import float64_reference
 
 
 def _autocast(net, x):
@@ -58,7 +58,7 @@ def test_whatever_forward_makes_is_float64_and_the_network_stays_as_it_is(name: 
     net, x = Made(end).eval(), torch.randn(1, 3, 7, 7)
     with torch.no_grad():
         own = net(x)
-    found = in_float64(net)(x)
+    found = float64_reference(net)(x)
     assert found.dtype == torch.float64
     assert float((found - own.double()).abs().max()) <= rounding * float(own.double().square().mean().sqrt())
     assert net.conv.weight.dtype == net.plain.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_whatever_forward_makes_is_float64_and_the_network_stays_as_it_is(name: 
 
 @pytest.mark.parametrize("name", [n for n, (_, rounding) in MADE.items() if rounding == 1e-5 and "fake" not in n])
 def test_nothing_of_it_is_rounded_to_float32(name: str) -> None:
-    found = in_float64(Made(MADE[name][0]).eval())(torch.randn(1, 3, 7, 7))
+    found = float64_reference(Made(MADE[name][0]).eval())(torch.randn(1, 3, 7, 7))
     assert not torch.equal(found, found.float().double())
 
 
@@ -80,7 +80,7 @@ def test_integers_and_inputs_of_several_types_are_taken() -> None:
         return embedding(index) + half[:, None] * single
 
     given = (torch.tensor([1, 4]), torch.randn(2).half(), torch.randn(2, 3))
-    assert in_float64(net)(*given).dtype == torch.float64
+    assert float64_reference(net)(*given).dtype == torch.float64
     assert compare(net, net, given).passed
 
 

@@ -86,7 +86,7 @@ BACKENDS = {
 }
 
 
-def choose(names: Sequence[str], device: str, precisions: Sequence[str]) -> list[Backend]:
+def choose_backends(names: Sequence[str], device: str, precisions: Sequence[str]) -> list[Backend]:
     """The backends of those names, each able to run here.
 
     Raises:

@@ -11,7 +11,7 @@ from repconv.errors import BuildError, SourceError
 from repconv.files.held import temporary_folder
 
 from ..environment import environment
-from .backends import choose
+from .backends import choose_backends
 from .explain import explain
 from .forms import Form, Given, forms_of, open_given
 from .group import GroupResult, build_group, measure_group
@@ -54,7 +54,7 @@ def bench(
     began = time.perf_counter()
     if not sources:
         raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
-    backends = choose(settings.backends, settings.device, settings.precisions)
+    backends = choose_backends(settings.backends, settings.device, settings.precisions)
     _refuse_idle(settings, [backend.device(settings.device) for backend in backends])
     _check_cpus(settings)
     say("loading")

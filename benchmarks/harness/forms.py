@@ -17,7 +17,7 @@ from repconv.errors import SourceError
 from repconv.expansion.placement import replaced
 from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.settings import BuildSettings, Span
-from repconv.export.subject import Reference, Shape, Subject, in_float64, open_subject
+from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject
 from repconv.fusing import exported_program, fuse_network
 from repconv.models.libraries import create_named, is_own_code
 from repconv.models.spec import ModelSpec, is_foreign
@@ -92,13 +92,13 @@ def open_given(
             label=label,
             network=network,
             size=_sized(source, image),
-            reference=remembered(in_float64(network)),
+            reference=remembered(exact_outputs(network)),
         )
     _check_image(source)
     size = _sized(source, image)
     if isinstance(held, ExportedProgram):
         module = held.module()
-        return Given(source=source, label=label, network=module, size=size, reference=remembered(in_float64(module)))
+        return Given(source=source, label=label, network=module, size=size, reference=remembered(exact_outputs(module)))
     artefact = artefact_of(source)
     return Given(
         source=source, label=label, network=None, size=size, reference=remembered(lambda x: artefact.run((x,)))

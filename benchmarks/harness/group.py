@@ -16,11 +16,11 @@ from torch import Tensor
 
 from repconv.errors import BuildError
 from repconv.export.artefacts.loaded import How
-from repconv.export.measuring import measure as compare_with_source
+from repconv.export.measuring import compare_with_source
 from repconv.export.proof.evidence import Evidence, Probe
 from repconv.export.settings import BuildSettings
 from repconv.export.subject import Subject
-from repconv.progress import told
+from repconv.progress import tell_progress
 
 from .backends import Backend
 from .forms import Form, Given
@@ -31,7 +31,7 @@ from .player import PlayerLost, Process
 from .results import Key, Row
 from .settings import BenchSettings
 from .turns.noise import series_warnings
-from .turns.turns import Place, play
+from .turns.turns import Seat, play
 
 Say = Callable[[str], None]
 
@@ -140,11 +140,11 @@ def measure_group(
         def between(part: float) -> None:
             look = gpu_state(visible_gpu(), own_pids) if on_gpu else None
             looks.extend([] if look is None else [look])
-            told("rounds", round(part * settings.rounds), settings.rounds)
+            tell_progress("rounds", round(part * settings.rounds), settings.rounds)
 
         before, began = usage(), time.perf_counter()
         own = sum(map(process_seconds, own_pids))
-        places = [Place(e.key.name, processes[e.backend.name], e.key.name) for e in ready]
+        places = [Seat(e.key.name, processes[e.backend.name], e.key.name) for e in ready]
         played = play(places, settings, between)
         own = sum(map(process_seconds, own_pids)) - own
         load = others(before, usage(), time.perf_counter() - began, own)

@@ -15,7 +15,7 @@ import torch
 
 from repconv import create_model, load
 from repconv.benchmarks.paper.published.tables import FAITHFUL, IMPOSSIBLE, SCALED
-from repconv.benchmarks.studies.common import PICTURES, asking, head, write_json
+from repconv.benchmarks.studies.common import PICTURES, asking, head, write_result
 from repconv.files.whole import write_whole
 from repconv.search.reports.picture import space_grid, svg
 from repconv.search.strategies.evolution import random_architecture
@@ -36,7 +36,7 @@ def imagenet_space() -> SearchSpace:
         return SearchSpace.of(create_model("irep_resnet50", branches=IMAGENET_KINDS))
 
 
-def irep_resnet50(space: SearchSpace) -> Architecture:
+def searched_resnet50(space: SearchSpace) -> Architecture:
     """The searched network as far as the text tells; of what it leaves open the first kind is taken."""
     kept: dict[str, tuple[str, ...]] = {}
     for i, block in enumerate(space.blocks):
@@ -73,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     space = imagenet_space()
-    searched = irep_resnet50(space)
+    searched = searched_resnet50(space)
     shipped = Architecture.full(SearchSpace.of(load(SHIPPED).model))
     write_whole(
         {
@@ -81,7 +81,7 @@ def main() -> None:
             arguments.pictures / "shipped.svg": svg(shipped, "the network that ships: every branch").encode(),
         }
     )
-    write_json(
+    write_result(
         arguments.output,
         {
             **head(__file__, SCHEMA),

@@ -14,7 +14,7 @@ from typing import Any
 
 from repconv.benchmarks.paper.inference_tables import inference_tables
 from repconv.benchmarks.paper.published.tables import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
-from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, command_of, table
+from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, command_of, markdown_table
 from repconv.files.whole import write_whole
 
 PAGE = ROOT / "docs" / "paper.md"
@@ -83,7 +83,7 @@ writing kernels, and "over plain networks" is what the single-path ones cost bey
 The paper's 63.7 % recomputes to 63.0 % from its own seconds. `benchmarks/results/table1.json`, by
 `{command_of(content)}`.
 
-{table(head, rows)}"""
+{markdown_table(head, rows)}"""
 
 
 def _parameters(content: Mapping[str, Any]) -> str:
@@ -103,7 +103,7 @@ def _parameters(content: Mapping[str, Any]) -> str:
 Which form of a network gives the paper's count. It prints the plain network's for multi-branch ones: fused, they have
 the same convolutions, and no batch normalisation. Verdict: faithful.
 
-{table(head, rows)}"""
+{markdown_table(head, rows)}"""
 
 
 def _accuracy(results: Mapping[str, Any]) -> str:
@@ -126,13 +126,13 @@ At the paper's scale {IMPOSSIBLE}: its searches took 8 to 30 GPU-days, retrainin
 width {irep["model"]["width"]} and six units, {settings["epochs"]} epochs (the paper: width 64, eight units, 600
 epochs, with a search), one recipe, one seed each, {irep["test_images"]} test images:
 
-{table(("network", "paper's ResNet-18", "here", "verdict"), pair)}
+{markdown_table(("network", "paper's ResNet-18", "here", "verdict"), pair)}
 
 `benchmarks/results/train_cifar10.json` and `train_cifar10_plain.json`, by
 `benchmarks/studies/training/train_cifar10.py`. Still smaller,
 width {small["width"]} and three units, {small["recipe"]["epochs"]} epochs of {small["images"]:,} images:
 
-{table(("network", "seeds", "mean test top-1", "verdict"), rows)}
+{markdown_table(("network", "seeds", "mean test top-1", "verdict"), rows)}
 
 `benchmarks/results/sampled_accuracy.json`, by `{command_of(results["sampled_accuracy"])}`."""
 
@@ -144,7 +144,7 @@ def _sweep() -> str:
 {IMPOSSIBLE.capitalize()}: each cell of Table 4 is a search of 500 epochs and a training of 600, and Figure 4 is thirty
 such trainings with the age function and thirty without. `repconv search run --help` has the settings. The paper:
 
-{table(("top-1, %", *RATIOS, "verdict"), rows)}"""
+{markdown_table(("top-1, %", *RATIOS, "verdict"), rows)}"""
 
 
 def _figures(results: Mapping[str, Any]) -> str:
@@ -195,7 +195,7 @@ show what the networks look at and prove nothing about which is better. `benchma
 
 ![Figure 3](pictures/{three["picture"]})
 
-{table(("image", "plain says", "IRep says"), says)}"""
+{markdown_table(("image", "plain says", "IRep says"), says)}"""
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Any]:

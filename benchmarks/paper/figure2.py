@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from repconv.benchmarks.paper.published.tables import FAITHFUL
-from repconv.benchmarks.studies.common import PICTURES, asking, head, write_json
+from repconv.benchmarks.studies.common import PICTURES, asking, head, write_result
 from repconv.files.whole import write_whole
 from repconv.search.reports.report import chart
 from repconv.search.strategies.evolution import age_term
@@ -36,7 +36,7 @@ def main() -> None:
     drawn = points()
     picture = chart("age term, a = 10, mu = 0.1, eta = 0.05", "age in generations", [("equation (14)", drawn)])
     write_whole({arguments.pictures / "figure2.svg": f"{picture}\n".encode()})
-    write_json(
+    write_result(
         arguments.output,
         {
             **head(__file__, SCHEMA),

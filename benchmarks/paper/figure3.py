@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from repconv import fuse, load
 from repconv.benchmarks.paper.architectures import SHIPPED
 from repconv.benchmarks.paper.published.tables import SCALED
-from repconv.benchmarks.studies.common import PICTURES, RESULTS, asking, existing, head, write_json
+from repconv.benchmarks.studies.common import PICTURES, RESULTS, asking, existing, head, write_result
 from repconv.benchmarks.studies.training.cifar10 import CLASSES, normalize
 from repconv.files.whole import sha256, write_whole
 
@@ -112,7 +112,7 @@ def main() -> None:
     results = {name: unit_maps(network(path), normalize(images)) for name, path in files.items()}
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     write_whole({arguments.pictures / "figure3.png": sheet(images, [maps for maps, _ in results.values()])})
-    write_json(
+    write_result(
         arguments.output,
         {
             **head(__file__, SCHEMA),

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.harness.turns.timing import LatencyReport, calls_lasting, measure, ratio
-from repconv.benchmarks.paper.architectures import IMAGENET_KINDS, cifar_architecture, irep_resnet50
+from repconv.benchmarks.harness.turns.timing import LatencyReport, calls_lasting, ratio, time_in_turns
+from repconv.benchmarks.paper.architectures import IMAGENET_KINDS, cifar_architecture, searched_resnet50
 from repconv.benchmarks.paper.published.cells import cifar_network, imagenet_network
 from repconv.benchmarks.paper.published.genotypes import GENOTYPES
 from repconv.benchmarks.paper.published.tables import PARAMETERS, REFERENCES
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_json
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_result
 from repconv.benchmarks.studies.graph.graph_counts import count, flops, session
 from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.graph import fuse_onnx
@@ -96,12 +96,12 @@ def _blocks(name: str) -> nn.Module:
     """A network of this package; an IRep one with as many branches as its search keeps."""
     if name == "irep_resnet50":
         model = create_model(name, branches=IMAGENET_KINDS)
-        return subnetwork(model, irep_resnet50(SearchSpace.of(model)))
+        return subnetwork(model, searched_resnet50(SearchSpace.of(model)))
     model = create_model(name)
     return subnetwork(model, cifar_architecture(SearchSpace.of(model))) if name.startswith("irep") else model
 
 
-def described(one: Network) -> dict[str, object]:
+def unclocked(one: Network) -> dict[str, object]:
     """What of a network needs no clock: parameters, multiply-adds and convolutions, by form."""
     found: dict[str, object] = {"network": one.name, "data": one.data, "input": list(one.x.shape)}
     for form, model in (("unfused", one.model), ("fused", one.fused)):
@@ -116,7 +116,7 @@ def described(one: Network) -> dict[str, object]:
 def timed(subjects: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, LatencyReport]:
     """Seconds of one call of each; a sample is as many calls as take `SAMPLE_S`."""
     calls = {name: calls_lasting(run, SAMPLE_S) for name, run in subjects.items()}
-    found = measure({name: partial(_repeat, run, calls[name]) for name, run in subjects.items()}, rounds=rounds)
+    found = time_in_turns({name: partial(_repeat, run, calls[name]) for name, run in subjects.items()}, rounds=rounds)
     return {
         name: LatencyReport(name, tuple(s / calls[name] for s in report.samples_s)) for name, report in found.items()
     }
@@ -190,10 +190,10 @@ def main() -> None:
         networks = [build(name, data) for name in chosen if known[name] == data]
         measured = latencies(networks, arguments.rounds) if networks else {}
         for one in networks:
-            rows.append(described(one) | {"latency": measured[one.name]})
+            rows.append(unclocked(one) | {"latency": measured[one.name]})
             for runtime, row in measured[one.name].items():
                 print(f"{one.name} {runtime}: {row['unfused_ms']:.2f} ms, fused {row['fused_ms']:.2f} ms", flush=True)
-        write_json(arguments.output, content | {"rows": rows})
+        write_result(arguments.output, content | {"rows": rows})
 
 
 if __name__ == "__main__":

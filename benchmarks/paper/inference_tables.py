@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..harness.turns.timing import LatencyReport, Ratio, ratio
-from ..studies.common import command_of, table
+from ..studies.common import command_of, markdown_table
 from .published.tables import IMPOSSIBLE, REFERENCES, TABLE_2, TABLE_3, PaperRow
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -59,7 +59,7 @@ gains no such factor here.
 
 Sets of branches the paper's tables do not have:
 
-{table(_HEAD[:1] + _HEAD[2:-2], [_ours(row, ours) for row in more])}"""
+{markdown_table(_HEAD[:1] + _HEAD[2:-2], [_ours(row, ours) for row in more])}"""
 
 
 _HEAD = (
@@ -74,7 +74,7 @@ def _inference_table(rows: Sequence[PaperRow], ours: Mapping[str, Any], referenc
         paper = f"{row.parameters_m}, {row.inference_ms}, {row.inference_ms / reference.inference_ms:.2f}"
         found = _ours(ours[row.network], ours)[1:] if row.network else ("",) * 7
         lines.append((row.name, paper, *found, row.verdict, row.why))
-    return table(_HEAD, lines)
+    return markdown_table(_HEAD, lines)
 
 
 def _deployed(row: Mapping[str, Any], ours: Mapping[str, Any], runtime: str) -> Ratio:

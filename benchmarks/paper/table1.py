@@ -24,8 +24,8 @@ import torch
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.harness.turns.timing import measure, ratio
-from repconv.benchmarks.studies.common import asking, head, positive, write_json
+from repconv.benchmarks.harness.turns.timing import ratio, time_in_turns
+from repconv.benchmarks.studies.common import asking, head, positive, write_result
 from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.evaluate import EvaluationSettings, KernelBank
 from repconv.search.supernet.supernet import Supernet
@@ -55,8 +55,8 @@ def case(base: str, width: int, batch: int, rounds: int) -> dict[str, object]:
         "write": lambda: bank.write(next(written)),
     }
     with torch.inference_mode():
-        timed = measure(subjects, rounds=rounds, warmup=1)
-    fold = measure({"fold": lambda: KernelBank(supernet, settings)}, rounds=3, warmup=1)["fold"]
+        timed = time_in_turns(subjects, rounds=rounds, warmup=1)
+    fold = time_in_turns({"fold": lambda: KernelBank(supernet, settings)}, rounds=3, warmup=1)["fold"]
     seconds = {name: statistics.median(found.samples_s) for name, found in timed.items()}
     fold_s, batches = statistics.median(fold.samples_s), IMAGES / batch
     rows = []
@@ -111,7 +111,7 @@ def main() -> None:
             results.append(found)
             print(json.dumps({key: value for key, value in found.items() if key != "samples"}), flush=True)
     about = {"images": IMAGES, "threads": torch.get_num_threads(), "environment": environment()}
-    write_json(arguments.output, {**head(__file__), **about, "results": results})
+    write_result(arguments.output, {**head(__file__), **about, "results": results})
 
 
 if __name__ == "__main__":

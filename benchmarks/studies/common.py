@@ -29,7 +29,7 @@ def head(script: str, schema: str = "", asked: str = "") -> dict[str, object]:
     return {**({"schema": schema} if schema else {}), "command": command}
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
+def write_result(path: Path, content: Mapping[str, object]) -> None:
     """Write `content` to `path`, whole or not at all.
 
     Raises:
@@ -40,10 +40,10 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 def kept_rows(path: Path, schema: str, key: str, rows: str = "rows") -> dict[str, Any]:
     """The rows a result holds from before, by what each says under `key`; none where there is no such result."""
-    return {row[key]: row for row in (read_json(path, schema) or {rows: []})[rows]}
+    return {row[key]: row for row in (read_result(path, schema) or {rows: []})[rows]}
 
 
-def read_json(path: Path, schema: str) -> Any:  # noqa: ANN401  # of a file
+def read_result(path: Path, schema: str) -> Any:  # noqa: ANN401  # of a file
     """The content of a result, None where there is no such file or it is of another schema."""
     if not path.exists():
         return None
@@ -51,7 +51,7 @@ def read_json(path: Path, schema: str) -> Any:  # noqa: ANN401  # of a file
     return content if content.get("schema") == schema else None
 
 
-def table(heading: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def markdown_table(heading: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown, without its last line break."""
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in (heading, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])
@@ -99,3 +99,9 @@ def existing(text: str) -> Path:
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return Path(text)
+
+
+def resident(key: str) -> int:
+    """A memory figure of this process from /proc, in bytes: VmRSS now, VmHWM at its highest."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))

@@ -31,7 +31,7 @@ PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
 
 
 @dataclass(frozen=True)
-class Step:
+class Intermediate:
     """One intermediate tensor of a run, in execution order.
 
     kind: the module's or operator's type. value and sources: its name in its graph, and the names of what it was
@@ -46,7 +46,7 @@ class Step:
 
 
 Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
-Trace = Callable[[Sequence[Tensor]], list[Step]]
+Trace = Callable[[Sequence[Tensor]], list[Intermediate]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Artefact:
         return {"name": self.name, "runtime": self.kind, "inputs": inputs, **file}
 
 
-def in_float64(artefact: Artefact) -> Artefact:
+def exact_artefact(artefact: Artefact) -> Artefact:
     """The same artefact in float64; as it is where nothing known can compute it so."""
     if artefact.exact is None:
         return artefact
@@ -92,7 +92,7 @@ def in_float64(artefact: Artefact) -> Artefact:
         return replace(artefact, run=artefact.exact, inputs=inputs)
     trace = module_trace(copy.deepcopy(artefact.model).double())
 
-    def trace_exactly(given: Sequence[Tensor]) -> list[Step]:
+    def trace_exactly(given: Sequence[Tensor]) -> list[Intermediate]:
         with everything_in_float64():
             return trace(given)
 
@@ -114,8 +114,8 @@ def module_trace(model: nn.Module) -> Trace:
     """The output of every module that gives one tensor, as its forward ends; later calls of one get `#2`, `#3`."""
     run = module_run(model)
 
-    def trace(inputs: Sequence[Tensor]) -> list[Step]:
-        steps: list[Step] = []
+    def trace(inputs: Sequence[Tensor]) -> list[Intermediate]:
+        steps: list[Intermediate] = []
         last: list[Tensor] = []  # kept alive, so that no later output can be taken for it
         calls: dict[str, int] = {}
 
@@ -128,7 +128,9 @@ def module_trace(model: nn.Module) -> Trace:
             last[:] = [output]
             calls[name] = calls.get(name, 0) + 1
             label = name if calls[name] == 1 else f"{name}#{calls[name]}"
-            steps.append(Step(label, type(module).__name__, output.detach().clone()))  # in-place ReLU writes into it
+            steps.append(
+                Intermediate(label, type(module).__name__, output.detach().clone())
+            )  # in-place ReLU writes into it
 
         handles = [
             module.register_forward_hook(lambda m, _, output, n=name: record(n, m, output))
@@ -149,15 +151,15 @@ def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [t.to(dtype) if t.is_floating_point() else t for t in inputs]
 
 
-def artefact_of(source: Source) -> Artefact:
+def artefact_of(source: Source, *, loaded: bool = True) -> Artefact:
     """A source as something that runs: a network or a program in PyTorch, an ONNX model in onnxruntime.
 
     Raises:
-        SourceError: it takes no tensors; on running it, onnxruntime cannot load it.
+        SourceError: it takes no tensors, or onnxruntime cannot load it; not `loaded`, that comes when it runs.
     """
     proto = None
     if isinstance(source.held, onnx.ModelProto):
-        kind, (run, trace), proto = ONNXRUNTIME, _of_onnx(source.held, source), source.held
+        kind, (run, trace), proto = ONNXRUNTIME, _of_onnx(source.held, source, loaded=loaded), source.held
         exact = _evaluated(proto, source.inputs)
     elif isinstance(source.held, ExportedProgram):
         kind, (run, trace) = PROGRAM, _of_program(source.held, source)
@@ -213,7 +215,7 @@ def opaque_artefact(
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(one(given[0].to(taken)))
 
-    def trace(given: Sequence[Tensor]) -> list[Step]:  # noqa: ARG001
+    def trace(given: Sequence[Tensor]) -> list[Intermediate]:  # noqa: ARG001
         raise SourceError(
             f"{text}: {kind} shows nothing of what is inside; locate in the .onnx file of the same network"
         )
@@ -239,7 +241,7 @@ def _of_program(program: ExportedProgram, source: Source) -> tuple[Run, Trace]:
         with torch.no_grad():
             return tuple(t for _, t in leaves(module(*_declared(given, inputs))))
 
-    def trace(given: Sequence[Tensor]) -> list[Step]:
+    def trace(given: Sequence[Tensor]) -> list[Intermediate]:
         recorder = _Recorder(module)
         with torch.no_grad():
             recorder.run(*_declared(given, inputs))
@@ -255,7 +257,7 @@ class _Recorder(torch.fx.Interpreter):
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
-        self.seen: list[tuple[str, Step]] = []
+        self.seen: list[tuple[str, Intermediate]] = []
 
     def run_node(self, n: torch.fx.Node) -> Any:  # noqa: ANN401  # fx's signature
         """Run one node, and keep what it gives."""
@@ -266,7 +268,7 @@ class _Recorder(torch.fx.Interpreter):
             # Functions called between modules keep their own names.
             name = inside if inside and _is_leaf(str(stack[-1][1])) else n.name
             kind, sources = n.name.rstrip("_0123456789"), tuple(source.name for source in n.all_input_nodes)
-            self.seen.append((name, Step(name, kind, result.detach().clone(), n.name, sources)))
+            self.seen.append((name, Intermediate(name, kind, result.detach().clone(), n.name, sources)))
         return result
 
 
@@ -281,7 +283,7 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
     ]
 
 
-def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
+def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[Run, Trace]:
     inputs = source.inputs
 
     @cache
@@ -289,16 +291,19 @@ def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
         """It holds the weights once more, and some who open a model never run it."""
         return model_session(proto, source.name) if source.path is None else session_of(source.path, source.name)
 
+    if loaded:
+        session()
+
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(_run_session(session(), inputs, given))
 
-    def trace(given: Sequence[Tensor]) -> list[Step]:
+    def trace(given: Sequence[Tensor]) -> list[Intermediate]:
         nodes = [(node, name) for node in proto.graph.node for name in node.output if name]
         every = model_session(showing(proto, [name for _, name in nodes]), source.name)
         found = dict(zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given), strict=True))
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [
-            Step(_module_of(node, weights) or name, node.op_type, found[name], name, tuple(node.input))
+            Intermediate(_module_of(node, weights) or name, node.op_type, found[name], name, tuple(node.input))
             for node, name in nodes
         ]
 

@@ -38,7 +38,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Form:
+class Lowered:
     """A network lowered for a target, and what can be made of it.
 
     model: the ONNX model the artefact is made of. quantized: for int8 in ONNX, what quantising did.
@@ -54,13 +54,13 @@ class Form:
     shown: Callable[[], Built]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, built: Built) -> Form:
+    def of(cls, model: onnx.ModelProto, built: Built) -> Lowered:
         """Of an artefact that was built and loaded at once."""
         return cls(model, None, lambda: built, lambda: built, lambda: built)
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """What an artefact is called and was made of, for what lies beside it.
 
     file: name of the main file. source, source_sha256: see `Subject`. onnx_sha256: of the ONNX form between.

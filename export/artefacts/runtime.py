@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from ..settings import BuildSettings, Span
     from .artefact import Artefact
-    from .built import Built, Form, Made
+    from .built import Built, Lowered, Provenance
 
 Build = Callable[
     [Target, "onnx.ModelProto", "BuildSettings", tuple["Span", "Span"], "Sequence[Tensor] | None"],
-    "Form",
+    "Lowered",
 ]
 
 
 @dataclass(frozen=True)
-class Backend:
+class Diagnosis:
     """One backend: whether it works, its version, what it runs or builds for, and else the line that mends it."""
 
     name: str
@@ -46,17 +46,17 @@ class Backend:
         return asdict(self)
 
 
-def tried(name: str, package: str, use: str, devices: Callable[[], tuple[str, ...]], install: str = "") -> Backend:
+def tried(name: str, package: str, use: str, devices: Callable[[], tuple[str, ...]], install: str = "") -> Diagnosis:
     """A backend that may not be installed, or installed and broken: `devices` uses it."""
     known, install = installed(package), install or f"pip install {package}"
     if known is None:
-        return Backend(name, False, None, (), f"not installed; {use}", install)
+        return Diagnosis(name, False, None, (), f"not installed; {use}", install)
     try:
         found = devices()
     except Exception as error:  # noqa: BLE001  # a damaged installation raises anything
         said = f"installed, but fails: {next(iter(str(error).splitlines()), type(error).__name__)}"
-        return Backend(name, False, known, (), said, f"{install} --force-reinstall")
-    return Backend(name, True, known, found, use)
+        return Diagnosis(name, False, known, (), said, f"{install} --force-reinstall")
+    return Diagnosis(name, True, known, found, use)
 
 
 def uninstalled(target: Target, _backend: str, _device: str) -> str | None:
@@ -66,7 +66,7 @@ def uninstalled(target: Target, _backend: str, _device: str) -> str | None:
     return f"{target.title} is not installed; install it with: {target.install}"
 
 
-def _nothing(_target: Target, _made: Made, _built: Built) -> Mapping[str, bytes]:
+def _nothing(_target: Target, _made: Provenance, _built: Built) -> Mapping[str, bytes]:
     return {}
 
 
@@ -86,10 +86,10 @@ class Runtime:
 
     build: Build
     open: Callable[[str, Path], Artefact]
-    look: Callable[[Target], tuple[Backend, ...]]
+    look: Callable[[Target], tuple[Diagnosis, ...]]
     load: Callable[[str, Job, How], Loaded]
     problem: Callable[[Target, str, str], str | None] = uninstalled
-    beside: Callable[[Target, Made, Built], Mapping[str, bytes]] = _nothing
+    beside: Callable[[Target, Provenance, Built], Mapping[str, bytes]] = _nothing
 
 
 def runtime_of(target: Target) -> Runtime:
@@ -104,7 +104,7 @@ def build(
     settings: BuildSettings,
     spans: tuple[Span, Span],
     calibration: Sequence[Tensor] | None,
-) -> Form:
+) -> Lowered:
     """`network`, float32, for a target; see `Runtime.build`."""
     row = TARGETS[target]
     return runtime_of(row).build(row, network, settings, spans, calibration)

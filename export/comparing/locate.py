@@ -11,7 +11,7 @@ from torch import Tensor
 from repconv.proof.agreement import Agreement, Comparison
 from repconv.proof.comparing import compare_tensors
 
-from ..artefacts.artefact import Artefact, Step, in_float64
+from ..artefacts.artefact import Artefact, Intermediate, exact_artefact
 from .compare import reference_first
 
 BY_NAME = "by name"
@@ -49,7 +49,7 @@ class _Judge:
     dtype: torch.dtype | None
     reference_dtype: torch.dtype | None
 
-    def __call__(self, wanted: Step, got: Step) -> Comparison:
+    def __call__(self, wanted: Intermediate, got: Intermediate) -> Comparison:
         where = wanted.name if wanted.name == got.name else f"{wanted.name} and {got.name}"
         own = self.own.get(wanted.name)
         found = compare_tensors(wanted.tensor, got.tensor, own, self.dtype, self.reference_dtype)
@@ -64,7 +64,7 @@ def locate(a: Artefact, b: Artefact, inputs: Sequence[Tensor]) -> Located:
     in the reference that is nearest to it.
     """
     kept, other = reference_first(a, b)
-    wanted, got = in_float64(kept).trace(inputs), other.trace(inputs)
+    wanted, got = exact_artefact(kept).trace(inputs), other.trace(inputs)
     own = {step.name: step.tensor for step in kept.trace(inputs)} if kept.model is not None else {}
     judge = _Judge(
         own,
@@ -79,7 +79,7 @@ def locate(a: Artefact, b: Artefact, inputs: Sequence[Tensor]) -> Located:
     return Located(method, steps, frozenset(_excused([g for _, g in compared], steps, got)))
 
 
-def _by_name(wanted: Sequence[Step], got: Sequence[Step]) -> list[tuple[Step, Step]]:
+def _by_name(wanted: Sequence[Intermediate], got: Sequence[Intermediate]) -> list[tuple[Intermediate, Intermediate]]:
     """Steps of one name, in the order of `wanted`.
 
     A convolution whose normalisation the other form has folded is compared after the normalisation. Names that
@@ -97,7 +97,9 @@ def _by_name(wanted: Sequence[Step], got: Sequence[Step]) -> list[tuple[Step, St
     return pairs
 
 
-def _by_shape(wanted: Sequence[Step], got: Sequence[Step], judge: _Judge) -> list[tuple[Comparison, Step]]:
+def _by_shape(
+    wanted: Sequence[Intermediate], got: Sequence[Intermediate], judge: _Judge
+) -> list[tuple[Comparison, Intermediate]]:
     """Each step of `got` against the first of `wanted` that agrees, looking onwards first, or else the nearest."""
     start, found = 0, []
     for step in got:
@@ -116,7 +118,7 @@ def _by_shape(wanted: Sequence[Step], got: Sequence[Step], judge: _Judge) -> lis
     return found
 
 
-def _excused(matched: Sequence[Step], steps: Sequence[Comparison], got: Sequence[Step]) -> list[int]:
+def _excused(matched: Sequence[Intermediate], steps: Sequence[Comparison], got: Sequence[Intermediate]) -> list[int]:
     """The failed steps from which one is computed that agrees."""
     agreeing = {g.value for g, c in zip(matched, steps, strict=True) if c.passed and g.value}
     behind: set[str] = set()

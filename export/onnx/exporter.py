@@ -17,7 +17,7 @@ from repconv.errors import BuildError
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.proof.agreement import Agreement, Comparison
 from repconv.proof.comparing import comparisons
-from repconv.proof.float64 import in_float64
+from repconv.proof.float64 import float64_reference
 from repconv.proof.leaves import Function
 from repconv.proof.pooling import compare_calls
 from repconv.sources.checkpoint import Normalization
@@ -211,7 +211,7 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def verify_onnx(content: bytes, model: nn.Module, inputs: Sequence[Tensor]) -> Agreement:
     """How far a serialised ONNX model, run by onnxruntime, is from `model`, the unfused network, on `inputs`."""
-    run, reference = onnx_function(content), in_float64(model)
+    run, reference = onnx_function(content), float64_reference(model)
 
     def stored(x: Tensor) -> Tensor | tuple[Tensor, ...]:
         written = onnx.load_from_string(content)

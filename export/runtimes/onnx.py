@@ -19,7 +19,7 @@ from repconv.files.held import temporary_folder
 from repconv.files.record import versions
 
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
-from ..artefacts.runtime import Backend, Runtime
+from ..artefacts.runtime import Diagnosis, Runtime
 from ..targets import Target
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..artefacts.artefact import Artefact
-    from ..artefacts.built import Built, Form, Run
+    from ..artefacts.built import Built, Lowered, Run
     from ..settings import BuildSettings, Span
 
 
@@ -37,9 +37,9 @@ def build(
     settings: BuildSettings,
     _spans: tuple[Span, Span],
     calibration: Sequence[Tensor] | None,
-) -> Form:
+) -> Lowered:
     """See `Runtime.build`."""
-    from ..artefacts.built import Form
+    from ..artefacts.built import Lowered
     from ..onnx.lower import lower
 
     model, quantized = lower(network, settings, calibration, int32_bias=True)
@@ -48,7 +48,7 @@ def build(
     def load() -> Built:
         return loaded(model, settings.precision)
 
-    return Form(model, quantized, lambda: _written(model), load, lambda: runnable(load(), model, settings.precision))
+    return Lowered(model, quantized, lambda: _written(model), load, lambda: runnable(load(), model, settings.precision))
 
 
 def loaded(model: onnx.ModelProto, precision: str, *, exact_integers: bool = False) -> Built:
@@ -131,10 +131,10 @@ def _open(text: str, _: Path) -> Artefact:
     return artefact_of(open_source(text))
 
 
-def _look(target: Target) -> tuple[Backend, ...]:
+def _look(target: Target) -> tuple[Diagnosis, ...]:
     providers = tuple(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
     use = "runs ONNX files and quantises them"
-    return (Backend(target.title, True, onnxruntime.__version__, providers, use),)
+    return (Diagnosis(target.title, True, onnxruntime.__version__, providers, use),)
 
 
 _PROVIDERS = {"onnxruntime": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}

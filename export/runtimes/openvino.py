@@ -25,9 +25,9 @@ from repconv.graph.onnx.facts import first_line
 from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
-from ..artefacts.built import Built, Form, Run
+from ..artefacts.built import Built, Lowered, Run
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
-from ..artefacts.runtime import Backend, Runtime, tried
+from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..int8.equalise import equalise
 from ..int8.quantize import kept_float
 from ..onnx.quiet import quiet
@@ -45,7 +45,7 @@ def build(
     settings: BuildSettings,
     spans: tuple[Span, Span],
     calibration: Sequence[Tensor] | None,
-) -> Form:
+) -> Lowered:
     """`model`, float32, as IR.
 
     Args:
@@ -87,7 +87,7 @@ def build(
     if settings.precision == "int8":
         details |= {"equalised_streams": streams, "kept_float": list(kept)}
     runtime = f"{target.title} {ov.__version__.split('-')[0]}, CPU"
-    return Form.of(model, Built(files, run, runtime, None, observed, details))
+    return Lowered.of(model, Built(files, run, runtime, None, observed, details))
 
 
 def compile_openvino(path: Path, hint: str) -> tuple[Run, dict[str, str]]:
@@ -234,7 +234,7 @@ def _open(text: str, path: Path) -> Artefact:
     return opaque_artefact(text, path, kind, run, taken, Input(given.any_name, computed, sizes))
 
 
-def _look(target: Target) -> tuple[Backend, ...]:
+def _look(target: Target) -> tuple[Diagnosis, ...]:
     def devices() -> tuple[str, ...]:
         core = target.imported().Core()
         found = []

@@ -18,10 +18,10 @@ from repconv.files.record import installed, versions
 from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
-from ..artefacts.built import Built, Form, Made, Run
+from ..artefacts.built import Built, Lowered, Provenance, Run
 from ..artefacts.cuda import cuda_graph, event_clock
 from ..artefacts.loaded import Array, How, Job, Loaded, as_arrays
-from ..artefacts.runtime import Backend, Runtime
+from ..artefacts.runtime import Diagnosis, Runtime
 from ..engines.builder import build_engine, probe_engines
 from ..onnx.lower import lower
 from ..proof.tolerances import DTYPES
@@ -38,7 +38,7 @@ def build(
     settings: BuildSettings,
     spans: tuple[Span, Span],
     calibration: Sequence[Tensor] | None,
-) -> Form:
+) -> Lowered:
     """See `Runtime.build`. The very ONNX model that the engine's parser reads runs first."""
     model, quantized = lower(network, settings, calibration, int32_bias=False)
 
@@ -56,7 +56,7 @@ def build(
         own = loaded(model, settings.precision, exact_integers=True)
         return replace(runnable(own, model, settings.precision), stands_in=True)
 
-    return Form(model, quantized, make, load, shown)
+    return Lowered(model, quantized, make, load, shown)
 
 
 def _other_gpu(built: Built) -> str | None:
@@ -66,7 +66,7 @@ def _other_gpu(built: Built) -> str | None:
     return f"this GPU is {gpu['capability']}, the engine is for others"
 
 
-def _beside(target: Target, made: Made, built: Built) -> Mapping[str, bytes]:
+def _beside(target: Target, made: Provenance, built: Built) -> Mapping[str, bytes]:
     """What is checked before an engine is loaded."""
     content = built.files[target.suffix]
     told = {
@@ -102,17 +102,17 @@ def _open(text: str, path: Path) -> Artefact:
     return opaque_artefact(text, path, kind, run, taken, Input(first["name"], computed, sizes))
 
 
-def _look(target: Target) -> tuple[Backend, ...]:
+def _look(target: Target) -> tuple[Diagnosis, ...]:
     ahead = "capabilities" in target.options
     use = "builds engines ahead of time, with no GPU" if ahead else "builds engines for the GPU of this machine"
     found = probe_engines(target.name)
     if found.problem is None:
-        return (Backend(target.title, True, found.version, found.capabilities, use),)
+        return (Diagnosis(target.title, True, found.version, found.capabilities, use),)
     if found.missing:
-        return (Backend(target.title, False, None, (), f"not installed; {use}", target.install),)
+        return (Diagnosis(target.title, False, None, (), f"not installed; {use}", target.install),)
     remedy = target.install if ahead else "install the NVIDIA driver, on a machine with an NVIDIA GPU"
     said = f"installed, but cannot build: {found.problem}"
-    return (Backend(target.title, False, installed(target.packages[0]), (), said, remedy),)
+    return (Diagnosis(target.title, False, installed(target.packages[0]), (), said, remedy),)
 
 
 def _problem(target: Target, _backend: str, _device: str) -> str | None:

@@ -17,7 +17,7 @@ from .branches import Branch, NormedBranch, branch_kind
 from .statistics.normalisation import Statistics, norms_affine, running_statistics
 from .statistics.sampling import Sampling
 from .statistics.windows import positions
-from .training_cost import joined
+from .training_cost import cheaper_joined
 
 
 class BranchSet(NamedTuple):
@@ -121,7 +121,7 @@ class RepBlock(Branch):
         if sampling.positions is None:
             return names
         total = positions(x, pair(self.geometry.stride))
-        return joined({name: self._branch(name) for name in names}, self.geometry, total, sampling.count(total))
+        return cheaper_joined({name: self._branch(name) for name in names}, self.geometry, total, sampling.count(total))
 
     def kernel(
         self,

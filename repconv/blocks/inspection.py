@@ -17,7 +17,7 @@ from .fold import no_statistics, outermost_branches, refuse_hooks, size
 
 
 @dataclass(frozen=True)
-class Layer:
+class InspectedLayer:
     """A block of branches, or a convolution with its batch normalisation, and why it would stay as it is, if it would.
 
     gates: sigmoid(beta) * sigmoid(alpha) of each searchable branch.
@@ -41,7 +41,7 @@ class Layer:
 class Inspection:
     """The layers that fuse, and the network's size before and after."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[InspectedLayer, ...]
     before: Size
     after: Size
 
@@ -64,7 +64,7 @@ def inspect(model: nn.Module) -> Inspection:
     return Inspection(layers, before, after)
 
 
-def _layer(name: str, branch: Branch) -> Layer:
+def _layer(name: str, branch: Branch) -> InspectedLayer:
     refusal = None
     try:
         refuse_hooks(branch)
@@ -78,7 +78,7 @@ def _layer(name: str, branch: Branch) -> Layer:
         fixed = branch.branch_set.fixed
         with torch.no_grad():
             gates = {kind: float(branch.gate(kind)) for kind in branch.branch_set.searchable}
-    return Layer(name, geometry, fixed, gates, sum(p.numel() for p in branch.parameters()), refusal)
+    return InspectedLayer(name, geometry, fixed, gates, sum(p.numel() for p in branch.parameters()), refusal)
 
 
 def _geometry(branch: Branch, *, strict: bool = True) -> Geometry:

@@ -24,7 +24,9 @@ START = 100e6
 milliseconds forwards and backwards."""
 
 
-def joined(branches: Mapping[str, NormedBranch], target: Geometry, positions: int, samples: int) -> tuple[str, ...]:
+def cheaper_joined(
+    branches: Mapping[str, NormedBranch], target: Geometry, positions: int, samples: int
+) -> tuple[str, ...]:
     """The branches that train faster as parts of one convolution of geometry `target`, in their order; maybe none.
 
     Few positions and many channels, as in the last layers of a narrow image, make a kernel dearer than what it saves:

@@ -37,7 +37,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from repconv.benchmarks.harness.bench import bench
     from repconv.benchmarks.harness.page import bench_report
     from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
-    from repconv.export.fusing import FuseSettings, fuse_source, write
+    from repconv.export.fusing import FuseSettings, fuse_source, write_fused
     from repconv.export.inputs.images import read_images
     from repconv.export.onnx.exporter import onnx_function
 
@@ -80,8 +80,8 @@ def command(output_dir: Path, json_file: str | None) -> None:
 
     click.echo("\n2. Write it, and run the ONNX file in onnxruntime.\n")
     written = {name: output_dir / name for name in _WRITTEN[:2]}
-    write(replace(fused, model=fused.modules), written["fused.pt"])
-    write(fused, written["fused.onnx"])
+    write_fused(replace(fused, model=fused.modules), written["fused.pt"])
+    write_fused(fused, written["fused.onnx"])
     for path in written.values():
         click.echo(f"  wrote {path}: {path.stat().st_size:,} bytes")
     click.echo(f"  {in_runtime.verdict}")

@@ -64,7 +64,7 @@ def command(
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
-    from repconv.export.fusing import FuseSettings, fuse_source, in_graph, writable, write
+    from repconv.export.fusing import FuseSettings, fuse_source, in_graph, writable, write_fused
 
     from ..errors import VerificationError
     from ..sources.source import open_source
@@ -94,7 +94,7 @@ def command(
         click.echo(paragraph(fused.report.agreement.verdict))
     if fused.in_runtime is not None:
         click.echo(paragraph(f"in onnxruntime {fused.in_runtime.verdict}"))
-    write(fused, out)
+    write_fused(fused, out)
     _finish(opened, fused, out, {**vars(settings), "strict": strict}, json_file, foretold)
 
 

@@ -10,7 +10,7 @@ from .shared.command import Command, Reads
 from .shared.options import ImageShape, json_option, source_options
 
 if TYPE_CHECKING:
-    from ..blocks.inspection import Inspection, Layer
+    from ..blocks.inspection import InspectedLayer, Inspection
     from ..graph.planning.foresight import Foresight
     from ..sources.source import Source
 
@@ -177,7 +177,7 @@ def _picture(found: Inspection) -> str:
     return "\n".join([*lines, size_table((len(blocks), kept), found.before, found.after)])
 
 
-def _mark(layer: Layer, kind: str) -> str:
+def _mark(layer: InspectedLayer, kind: str) -> str:
     if kind in layer.fixed:
         return "fixed"
     if kind not in layer.gates:
@@ -186,7 +186,7 @@ def _mark(layer: Layer, kind: str) -> str:
     return f"{_BARS[min(len(_BARS) - 1, int(gate * len(_BARS)))]} {gate:.2f}"
 
 
-def _becomes(layer: Layer) -> str:
+def _becomes(layer: InspectedLayer) -> str:
     if layer.refusal:
         return f"stays: {layer.refusal}"
     return layer.geometry.label

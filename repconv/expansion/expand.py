@@ -16,12 +16,12 @@ from ..progress import counted
 from ..proof.leaves import Inputs, arguments
 from ..proof.report import Refusal
 from .initialise import moments_of, settle
-from .placement import Placement, new_block, parts, take_over, with_modules
-from .tracing import copied, follower, owners, trace, unfit_conv, unfit_norm, watched
+from .placement import Placement, new_block, parts_at, take_over, with_modules
+from .tracing import copied, follower, hooked, owners, trace, unfit_conv, unfit_norm
 
 
 @dataclass(frozen=True)
-class Target:
+class Replaceable:
     """A convolution that a block can replace, and the batch normalisation module whose work the block takes over.
 
     norm: None where none follows (the block takes the convolution alone) and for a `ConvBranch`, which has its own.
@@ -82,7 +82,7 @@ def expand(
     def build(name: str, x: Tensor | None = None) -> None:
         """The block for a convolution, once its input x [n, i, h, w] is known or will not be."""
         target = targets[name]
-        conv, norm = parts(model, name, target.norm)
+        conv, norm = parts_at(model, name, target.norm)
         # Before batch normalisation a bias does nothing; our own networks' blocks have it where their files do.
         bias = conv.bias is not None and isinstance(model.get_submodule(name), ConvBranch)
         eps, momentum = (1e-5, 0.1) if norm is None else (norm.eps, norm.momentum)
@@ -96,7 +96,7 @@ def expand(
             raise GeometryError(f"{name}: {error}") from None
 
     norms = {name: target.norm for name, target in targets.items()}
-    alone = any(parts(model, name, norm)[1] is None for name, norm in norms.items())
+    alone = any(parts_at(model, name, norm)[1] is None for name, norm in norms.items())
     if example_inputs is not None and (preserve or alone):
         _watch(model, list(targets), build, example_inputs)
     for name in counted(targets, "blocks"):
@@ -105,13 +105,15 @@ def expand(
     return with_modules(model, blocks, norms)
 
 
-def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[dict[str, Target], tuple[Refusal, ...]]:
+def expandable(
+    model: nn.Module, example_inputs: Inputs | None = None
+) -> tuple[dict[str, Replaceable], tuple[Refusal, ...]]:
     """The convolutions of `model` that `expand` would replace, by module name, and why the others stay.
 
     Those inside a block are neither. `example_inputs` as in `expand`.
     """
     tied = owners(model)
-    targets: dict[str, Target] = {}
+    targets: dict[str, Replaceable] = {}
     reasons: dict[str, str] = {}
     traced: dict[str, nn.Conv2d] = {}
     inside: set[int] = set()
@@ -124,7 +126,7 @@ def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[
         if not isinstance(conv, nn.Conv2d):
             continue
         reason = unfit_conv(conv, tied)
-        if reason is None and watched(module):
+        if reason is None and hooked(module):
             reason = "a hook on it would be lost; remove it to expand"
         if reason is None and not name and conv is module:
             reason = "it is the whole model; put it into an nn.Sequential to expand it"
@@ -133,7 +135,7 @@ def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[
         elif conv is module:
             traced[name] = conv
         else:
-            targets[name] = Target(_geometry(conv))
+            targets[name] = Replaceable(_geometry(conv))
     if traced:
         try:
             flows = trace(model, example_inputs)
@@ -144,7 +146,7 @@ def expandable(model: nn.Module, example_inputs: Inputs | None = None) -> tuple[
                 norm = follower(name, flows)
                 if norm is not None:
                     _check_norm(model, name, norm, tied)
-                targets[name] = Target(_geometry(conv), norm)
+                targets[name] = Replaceable(_geometry(conv), norm)
             except GeometryError as error:
                 reasons[name] = str(error)
     return targets, _refusals(reasons)
@@ -164,7 +166,7 @@ def _check_norm(model: nn.Module, name: str, norm: str, tied: Mapping[int, int])
     if reason is not None:
         raise GeometryError(f"the batch normalisation {norm} after it cannot be taken over: {reason}")
     for around in sorted(_ancestors(name) ^ _ancestors(norm)):
-        if watched(model.get_submodule(around)):
+        if hooked(model.get_submodule(around)):
             raise GeometryError(f"a hook on {around} would see another tensor; remove it to expand")
 
 

@@ -112,7 +112,7 @@ def place(model: nn.Module, placements: Mapping[str, Placement]) -> nn.Module:
     """
     blocks = {}
     for name, placement in placements.items():
-        conv, _ = parts(model, name, placement.norm)
+        conv, _ = parts_at(model, name, placement.norm)
         try:
             blocks[name] = new_block(conv, placement)
         except GeometryError as error:
@@ -120,7 +120,7 @@ def place(model: nn.Module, placements: Mapping[str, Placement]) -> nn.Module:
     return with_modules(model, blocks, {name: placement.norm for name, placement in placements.items()})
 
 
-def parts(model: nn.Module, name: str, norm: str | None) -> tuple[nn.Conv2d, nn.BatchNorm2d | None]:
+def parts_at(model: nn.Module, name: str, norm: str | None) -> tuple[nn.Conv2d, nn.BatchNorm2d | None]:
     """The convolution called `name` and the batch normalisation a block in its place takes over.
 
     Raises:

@@ -28,7 +28,7 @@ SHAPE_READS = frozenset({"shape", "dtype", "device", "ndim", "size", "dim"})
 
 
 @dataclass(frozen=True)
-class Call:
+class ConvCall:
     """One call of a convolution: the batch normalisation modules that read its output, and how many others do."""
 
     norms: tuple[str, ...]
@@ -43,7 +43,7 @@ class Flow:
     whose weights or statistics were read by code other than their own.
     """
 
-    calls: Mapping[str, Sequence[Call]]
+    calls: Mapping[str, Sequence[ConvCall]]
     norm_calls: Mapping[str, int]
     read_elsewhere: frozenset[str]
 
@@ -133,7 +133,7 @@ def _flow_of_fx(model: nn.Module, inputs: tuple[Any, ...] | None) -> Flow:
     parameters = list(inspect.signature(model.forward).parameters.values())[given:]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     graph = _Tracer().trace(model, concrete_args=defaults or None)
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[ConvCall]] = {}
     norm_calls: Counter[str] = Counter()
     elsewhere: set[str] = set()
     names = _first_names(model)
@@ -150,7 +150,7 @@ def _flow_of_fx(model: nn.Module, inputs: tuple[Any, ...] | None) -> Flow:
         elif isinstance(called, nn.Conv2d):
             users = [user for user in node.users if not _reads_shape(user)]
             norms = [m for m in map(module, users) if isinstance(m, nn.BatchNorm2d)]
-            call = Call(tuple(names[id(m)] for m in norms), len(users) - len(norms))
+            call = ConvCall(tuple(names[id(m)] for m in norms), len(users) - len(norms))
             calls.setdefault(names[id(called)], []).append(call)
     return Flow(calls, norm_calls, frozenset(elsewhere))
 
@@ -166,7 +166,7 @@ def _flow_of_export(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
     names = _first_names(model)
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[ConvCall]] = {}
     norm_calls: Counter[str] = Counter()
     elsewhere: set[str] = set()
 
@@ -194,7 +194,7 @@ def _flow_of_export(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
                 elsewhere.add(owner)
             elif attribute == "weight" and isinstance(model.get_submodule(owner), nn.Conv2d):
                 norms = tuple(norms_of(node))
-                calls.setdefault(owner, []).append(Call(norms, len(node.users) - len(norms)))
+                calls.setdefault(owner, []).append(ConvCall(norms, len(node.users) - len(norms)))
             elif attribute == "running_mean" and "batch_norm" in str(node.target):
                 norm_calls[owner] += 1
     return Flow(calls, norm_calls, frozenset(elsewhere))
@@ -228,7 +228,7 @@ def follower(name: str, flows: Sequence[Flow]) -> str | None:
     if not norms:
         return None
     norm = norms[0]
-    if any(call != Call((norm,), 0) for _, call in seen):
+    if any(call != ConvCall((norm,), 0) for _, call in seen):
         raise GeometryError(f"its output has a second user before the batch normalisation {norm}")
     if any(flow.norm_calls.get(norm, 0) != len(flow.calls.get(name, ())) for flow in flows):
         times = max(flow.norm_calls.get(norm, 0) for flow in flows)
@@ -245,7 +245,7 @@ def unfit_conv(conv: nn.Conv2d, tied: Mapping[int, int]) -> str | None:
     if type(conv) is not nn.Conv2d or "forward" in vars(conv):
         return f"a {type(conv).__name__} may compute something else than nn.Conv2d does"
     reason = unfit_shape(conv)
-    if reason is None and watched(conv):
+    if reason is None and hooked(conv):
         reason = "a hook on it would be lost; remove it to expand"
     if reason is None and any(tied[id(parameter)] > 1 for parameter in conv.parameters()):
         reason = "its weight or bias is tied to another module's"
@@ -271,7 +271,7 @@ def unfit_norm(norm: nn.Module, tied: Mapping[int, int]) -> str | None:
         return f"a {type(norm).__name__} may compute something else than nn.BatchNorm2d does"
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         return "it keeps no running statistics, so nothing would fold"
-    if watched(norm):
+    if hooked(norm):
         return "a hook on it would be lost; remove it to expand"
     if any(tied[id(tensor)] > 1 for tensor in (*norm.parameters(), *norm.buffers())):
         return "its weights or statistics are tied to another module's"
@@ -287,7 +287,7 @@ def is_norm_act(norm: nn.Module) -> bool:
     return type(norm) is BatchNormAct2d
 
 
-def watched(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether a hook of a user sees what goes through `module`."""
     # torch has no public way to ask.
     before, after = module._forward_pre_hooks, module._forward_hooks  # noqa: SLF001

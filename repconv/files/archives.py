@@ -40,7 +40,7 @@ class ArchiveError(ValueError):
 
 
 @dataclass(frozen=True)
-class Member:
+class ArchiveMember:
     """One file in an archive: its bytes lie from its header at `offset` to `end`, where the next thing begins."""
 
     name: str
@@ -71,7 +71,7 @@ class Archive:
 
     def __init__(self, stream: BinaryIO, *, any_case: bool = False) -> None:
         self._stream = stream
-        self.members: Mapping[str, Member] = _unique(_directory(stream), any_case=any_case)
+        self.members: Mapping[str, ArchiveMember] = _unique(_directory(stream), any_case=any_case)
 
     def read(self, name: str) -> bytes:
         """The content of a member, compared with its size and check sum.
@@ -95,7 +95,7 @@ class Archive:
         for name in self.members:
             self.read(name)
 
-    def _between(self, member: Member) -> bytes:
+    def _between(self, member: ArchiveMember) -> bytes:
         """The bytes of a member as they are stored, after its header was found to agree with the directory."""
         self._stream.seek(member.offset)
         whole = self._stream.read(member.end - member.offset)
@@ -114,8 +114,8 @@ def is_archive(stream: BinaryIO) -> bool:
     return start == _LOCAL
 
 
-def _unique(members: list[Member], *, any_case: bool) -> dict[str, Member]:
-    found: dict[str, Member] = {}
+def _unique(members: list[ArchiveMember], *, any_case: bool) -> dict[str, ArchiveMember]:
+    found: dict[str, ArchiveMember] = {}
     for member in members:
         key = member.name if any_case else member.name.lower()
         if key in found:
@@ -124,7 +124,7 @@ def _unique(members: list[Member], *, any_case: bool) -> dict[str, Member]:
     return {member.name: member for member in members}
 
 
-def _directory(stream: BinaryIO) -> list[Member]:
+def _directory(stream: BinaryIO) -> list[ArchiveMember]:
     """The members in the order of the directory, which with them covers the file."""
     count, start, end = _bounds(stream)
     stream.seek(start)
@@ -188,7 +188,7 @@ def _wide_bounds(stream: BinaryIO, end: int) -> tuple[int, int, int, int, int, i
     return disk, first_disk, here, count, length, start, at
 
 
-def _entries(content: bytes) -> Iterator[Member]:
+def _entries(content: bytes) -> Iterator[ArchiveMember]:
     """What the directory says of each member; `end` is not known yet."""
     at = 0
     while at < len(content):
@@ -225,7 +225,7 @@ def _entries(content: bytes) -> Iterator[Member]:
         size, stored, offset = _widened(extra, (size, stored, offset), name)
         if disk:
             raise ArchiveError("it is a part of an archive of several files")
-        yield Member(name, raw_name, offset, offset, flags, method, crc, stored, size)
+        yield ArchiveMember(name, raw_name, offset, offset, flags, method, crc, stored, size)
 
 
 def _named(raw: bytes, flags: int) -> str:
@@ -260,7 +260,7 @@ def _fields(extra: bytes, name: str) -> Iterator[tuple[int, bytes]]:
         at += 4 + length
 
 
-def _after_header(whole: bytes, member: Member) -> int:
+def _after_header(whole: bytes, member: ArchiveMember) -> int:
     """Where a member's bytes begin in `whole`, its header and all; the header agrees with the directory."""
     if len(whole) < _LOCAL_FORM.size:
         raise ArchiveError(f"{member.name} is cut short")
@@ -282,7 +282,7 @@ def _after_header(whole: bytes, member: Member) -> int:
     return start
 
 
-def _descriptors(member: Member) -> list[bytes]:
+def _descriptors(member: ArchiveMember) -> list[bytes]:
     """What may follow a member's bytes: nothing, or where its flags say so its check sum and sizes once more."""
     if not member.flags & _DESCRIBED:
         return [b""]
@@ -291,7 +291,7 @@ def _descriptors(member: Member) -> list[bytes]:
     return [mark + words for mark, words in itertools.product((b"", _DESCRIPTOR), said)]
 
 
-def _unpacked(member: Member, stored: bytes) -> bytes:
+def _unpacked(member: ArchiveMember, stored: bytes) -> bytes:
     """At most one byte more than the member is said to have."""
     if member.method == _STORED and member.stored == member.size:
         return stored

@@ -62,7 +62,7 @@ class _NotPlainError(Exception):
     """What in a program would be executed by reading or running it, in words."""
 
 
-def read_program(path: Path) -> torch.export.ExportedProgram:
+def open_program(path: Path) -> torch.export.ExportedProgram:
     """The program in a `.pt2` file.
 
     Raises:

@@ -183,13 +183,13 @@ def nearest_limit(comparisons: Sequence[Comparison]) -> Comparison | None:
             if not c.error.finite
             else 0.0
             if c.passed and not c.tolerance
-            else ratio(c.error.to_scale, c.tolerance)
+            else relative(c.error.to_scale, c.tolerance)
         )
 
     return max(comparisons, key=share, default=None)
 
 
-def ratio(error: float, scale: float) -> float:
+def relative(error: float, scale: float) -> float:
     """`error` over `scale`; 0 of nothing, infinite of something where there is no scale."""
     if error == 0:
         return 0.0

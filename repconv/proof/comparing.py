@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import RepconvError
-from .agreement import Agreement, Comparison, Difference, nearest_limit, ratio
-from .decisions import Decision, Flipped, Recorded, Replayed
-from .float64 import Reference, full_precision, in_float64
+from .agreement import Agreement, Comparison, Difference, nearest_limit, relative
+from .decisions import DecidedCall, Flipped, Recorded, Replayed
+from .float64 import Reference, float64_reference, full_precision
 from .leaves import Function, call, cast, leaves
 
 FLOORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
@@ -53,9 +53,9 @@ def difference(reference: Tensor, candidate: Tensor) -> Difference:
     by_channel = errors.amax(1)
     return Difference(
         float(error.max()),
-        ratio(float(error.max()), float(wanted.square().mean().sqrt())),
-        max(ratio(float(e), float(s)) for e, s in zip(by_channel, spread, strict=True)),
-        ratio(float(error.square().mean().sqrt()), float(wanted.square().mean().sqrt())),
+        relative(float(error.max()), float(wanted.square().mean().sqrt())),
+        max(relative(float(e), float(s)) for e, s in zip(by_channel, spread, strict=True)),
+        relative(float(error.square().mean().sqrt()), float(wanted.square().mean().sqrt())),
     )
 
 
@@ -89,7 +89,7 @@ def compare(
             was there before.
         where: a label for the result.
         reference_dtype: what the reference's floating-point inputs are cast to, and in float64 all that it computes
-            (`float64.in_float64`); None gives it `inputs` as they are, for a reference that takes nothing else, such as
+            (`float64_reference`); None gives it `inputs` as they are, for a reference that takes nothing else, such as
             an ONNX session. If that is no more precise than `inputs`, the reference rounds too, and the tolerance
             doubles.
 
@@ -121,7 +121,7 @@ def comparisons(
         own = {} if before is None else before.outputs
         said = ""
         seen = Recorded()
-        exactly = in_float64(reference) if reference_dtype == torch.float64 else reference
+        exactly = float64_reference(reference) if reference_dtype == torch.float64 else reference
         given = inputs if reference_dtype is None else cast(inputs, reference_dtype)
         try:
             with seen:
@@ -181,7 +181,7 @@ class _Run:
     """What a call gave, what it decided on the way, and the types of floating point it computed in."""
 
     outputs: dict[str, Tensor]
-    decisions: list[Decision]
+    decisions: list[DecidedCall]
     types: set[torch.dtype]
 
     @classmethod

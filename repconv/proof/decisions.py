@@ -28,7 +28,7 @@ _UNMOVED = ("_like", "new_", "isnan", "isinf", "isfinite", "isneginf", "isposinf
 
 
 @dataclass
-class Decision:
+class DecidedCall:
     """One call: the operation, the floating-point tensors it read, what it gave, and how large a step of it is.
 
     settings: what else it was told, such as a threshold or an axis, in words.
@@ -67,7 +67,7 @@ def _step(name: str, args: Any, kwargs: Any) -> Tensor | None:  # noqa: ANN401  
     return torch.ones((), dtype=torch.float64) if in_steps else None
 
 
-def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None:  # noqa: ANN401  # whatever is called
+def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> DecidedCall | None:  # noqa: ANN401  # whatever is called
     """The call as a decision, None if it is none: it read floats, and gave whole numbers or floats in steps."""
     given = tuple(t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point())
     tensors = tuple(t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
@@ -77,12 +77,12 @@ def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> Decision | None: 
     settings = str([a for a in _pytree.tree_leaves((args, kwargs)) if not isinstance(a, Tensor | torch.dtype)])
     step = _step(name, args, kwargs)
     if step is not None or name in _JUMPS:
-        return Decision(name, given[:1] if "quantize" in name else given, settings, step, tensors)
+        return DecidedCall(name, given[:1] if "quantize" in name else given, settings, step, tensors)
     made = tuple(t for t in tensors if not t.is_floating_point() and not t.is_complex())
     if not made or any(part in name for part in _UNMOVED):
         return None
     step = torch.ones((), dtype=torch.float64) if name == "_to_copy" or "quantize" in name else None
-    return Decision(name, given[:1] if "quantize" in name else given, settings, step, made)
+    return DecidedCall(name, given[:1] if "quantize" in name else given, settings, step, made)
 
 
 class Recorded(EveryCall):
@@ -90,8 +90,8 @@ class Recorded(EveryCall):
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted: list[Decision] = []
-        self._makers: dict[int, Decision] = {}
+        self.noted: list[DecidedCall] = []
+        self._makers: dict[int, DecidedCall] = {}
         self.types: set[torch.dtype] = set()
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  # of torch
@@ -142,7 +142,7 @@ class Flipped:
 class Replayed(EveryCall):
     """Inside, operations give what they gave in another run, as long as the same ones come in the same order."""
 
-    def __init__(self, decisions: Sequence[Decision]) -> None:
+    def __init__(self, decisions: Sequence[DecidedCall]) -> None:
         super().__init__()
         self._left = list(decisions)
         self._alike = True

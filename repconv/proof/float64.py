@@ -115,7 +115,7 @@ class Reference:
         return found
 
 
-def in_float64(function: Callable[..., Any]) -> Reference:
+def float64_reference(function: Callable[..., Any]) -> Reference:
     """`function`, a module or any other callable, with all that it does done in float64; itself it stays as it is.
 
     What it raises passes.

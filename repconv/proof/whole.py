@@ -11,7 +11,7 @@ from torch import nn
 from .agreement import Agreement, Comparison
 from .comparing import comparisons
 from .decisions import Recorded
-from .float64 import in_float64
+from .float64 import float64_reference
 from .leaves import Function, cast, leaves
 from .pooling import compare_calls
 from .report import Proof, Refusal
@@ -31,9 +31,9 @@ def prove_whole(
         inputs: positional arguments, one call's each.
         exact: the candidate in float64, which is compared by itself: the algebra without its rounding.
     """
-    reference = in_float64(original)
-    exactly = None if exact is None else in_float64(exact)
-    stored = in_float64(candidate) if isinstance(candidate, nn.Module) else None
+    reference = float64_reference(original)
+    exactly = None if exact is None else float64_reference(exact)
+    stored = float64_reference(candidate) if isinstance(candidate, nn.Module) else None
     unmeasured: list[Refusal] = []
 
     def compare(given: tuple[Any, ...]) -> list[Comparison]:

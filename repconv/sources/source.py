@@ -17,7 +17,7 @@ from ..blocks.verify import dtype_of
 from ..errors import SourceError
 from ..files.edited import inputs_of
 from ..files.onnx import read_onnx
-from ..files.programs import read_program
+from ..files.programs import open_program
 from ..files.whole import sha256
 from ..models.spec import ModelSpec
 from .checkpoint import Checkpoint, Normalization
@@ -128,7 +128,7 @@ def _graph(read: Callable[[Path], Held]) -> Reader:
     return reader
 
 
-_GRAPHS: dict[str, Reader] = {".onnx": _graph(read_onnx), ".pt2": _graph(read_program)}
+_GRAPHS: dict[str, Reader] = {".onnx": _graph(read_onnx), ".pt2": _graph(open_program)}
 READERS: dict[str, Reader] = {**_GRAPHS, **dict.fromkeys(SUFFIXES, of_weights)}
 """Formats of files, by suffix: from the path, `model` and `state_key` to what is in it and notes on how it was read."""
 

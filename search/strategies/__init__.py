@@ -13,18 +13,18 @@ from .cars import Cars
 from .des import Des
 from .gold import Gold
 from .gradient import Gradient
-from .protocol import Member, Plan, Question, State, Strategy, state_from_dict
+from .protocol import Member, Question, SearchPlan, State, Strategy, state_from_dict
 from .random import Random
 
-STRATEGIES: Mapping[str, Callable[[Plan], Strategy]] = MappingProxyType({
+STRATEGIES: Mapping[str, Callable[[SearchPlan], Strategy]] = MappingProxyType({
     "des": Des, "random": Random, "aging": Aging, "cars": Cars, "gradient": Gradient, "gold": Gold,
 })  # fmt: skip
 """By name."""
 
-__all__ = ["STRATEGIES", "Member", "Plan", "Question", "State", "Strategy", "create_strategy", "state_from_dict"]
+__all__ = ["STRATEGIES", "Member", "Question", "SearchPlan", "State", "Strategy", "create_strategy", "state_from_dict"]
 
 
-def create_strategy(name: str, plan: Plan) -> Strategy:
+def create_strategy(name: str, plan: SearchPlan) -> Strategy:
     """The strategy of that name.
 
     Raises:

@@ -12,7 +12,7 @@ from ..supernet.architecture import Architecture
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 from .evolution import first_population
-from .protocol import Member, Plan, Question, State, architectures_of, measured
+from .protocol import Member, Question, SearchPlan, State, architectures_of, measured
 
 SHARE = 4
 """A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
@@ -27,7 +27,7 @@ class Aging:
     stays. Nothing is measured twice.
     """
 
-    plan: Plan
+    plan: SearchPlan
 
     @property
     def measurements(self) -> int:

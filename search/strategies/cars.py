@@ -12,7 +12,17 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .evolution import crossover, mutate, pick, random_architecture, to_architecture, to_mask
-from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, generational, measured
+from .protocol import (
+    Member,
+    Question,
+    SearchPlan,
+    State,
+    architectures_of,
+    asked,
+    first_question,
+    generational,
+    measured,
+)
 
 
 @final
@@ -25,7 +35,7 @@ class Cars:
     (crowding distance, Deb et al., 2002).
     """
 
-    plan: Plan
+    plan: SearchPlan
 
     @property
     def measurements(self) -> int:

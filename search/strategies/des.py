@@ -11,7 +11,17 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .evolution import age_term, best, breed
-from .protocol import Member, Plan, Question, State, architectures_of, asked, first_question, generational, measured
+from .protocol import (
+    Member,
+    Question,
+    SearchPlan,
+    State,
+    architectures_of,
+    asked,
+    first_question,
+    generational,
+    measured,
+)
 
 
 @final
@@ -19,7 +29,7 @@ from .protocol import Member, Plan, Question, State, architectures_of, asked, fi
 class Des:
     """De-IReps, algorithm 1. Parents and children are trained and measured together, every generation anew."""
 
-    plan: Plan
+    plan: SearchPlan
 
     @property
     def measurements(self) -> int:

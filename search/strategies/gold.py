@@ -12,7 +12,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .gradient import gate_factors
-from .protocol import Member, Plan, Question, State, architectures_of, measured
+from .protocol import Member, Question, SearchPlan, State, architectures_of, measured
 
 
 @final
@@ -24,7 +24,7 @@ class Gold:
     penalty on FLOPs is the budget here: every branch costs the same.
     """
 
-    plan: Plan
+    plan: SearchPlan
 
     @property
     def measurements(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
-from .protocol import Member, Plan, Question, State, measured
+from .protocol import Member, Question, SearchPlan, State, measured
 
 
 @final
@@ -19,7 +19,7 @@ from .protocol import Member, Plan, Question, State, measured
 class Gradient:
     """The whole supernet is trained; the architecture is the `budget` slots with the largest `s(beta) s(alpha)`."""
 
-    plan: Plan
+    plan: SearchPlan
 
     @property
     def measurements(self) -> int:

@@ -17,7 +17,7 @@ from .evolution import Breeding, check_age, first_population
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """The settings of a search, the same for every strategy; each uses those it has a use for.
 
     budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
@@ -118,13 +118,13 @@ def measured(state: State, scores: Sequence[float]) -> tuple[Member, ...]:
     return tuple(replace(m, accuracy=a, score=a) for m, a in zip(state.asked, scores, strict=True))
 
 
-def first_question(state: State, plan: Plan, generator: torch.Generator) -> Question:
+def first_question(state: State, plan: SearchPlan, generator: torch.Generator) -> Question:
     """The usual first one: a population drawn uniformly among architectures of the budget's size."""
     start = first_population(plan.space, plan.budget, plan.population, generator)
     return asked(state, [Member(architecture) for architecture in start])
 
 
-def generational(plan: Plan) -> int:
+def generational(plan: SearchPlan) -> int:
     """The measurements of a first population, then of those that live and their children, then of those that live."""
     return 2 * plan.population + (plan.generations - 1) * (plan.population + plan.children)
 

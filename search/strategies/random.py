@@ -11,7 +11,7 @@ import torch
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
 from .evolution import best, first_population
-from .protocol import Member, Plan, Question, State, architectures_of, asked, generational, measured
+from .protocol import Member, Question, SearchPlan, State, architectures_of, asked, generational, measured
 
 
 @final
@@ -19,7 +19,7 @@ from .protocol import Member, Plan, Question, State, architectures_of, asked, ge
 class Random:
     """As many new ones a generation as `des` has children; the kept are trained and measured again with them."""
 
-    plan: Plan
+    plan: SearchPlan
 
     @property
     def measurements(self) -> int:

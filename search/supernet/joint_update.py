@@ -40,7 +40,7 @@ def backward(
     Raises:
         SearchError: a loss is not finite, in any process.
     """
-    before = {} if processes.group is None else statistics_of(model)
+    before = {} if processes.group is None else running_statistics(model)
     if duty.split and processes.group is not None:
         (run,) = losses
         batch = accumulate_part(
@@ -52,7 +52,7 @@ def backward(
     return batch
 
 
-def statistics_of(model: nn.Module) -> Before:
+def running_statistics(model: nn.Module) -> Before:
     """Copies of the running mean and variance of every batch normalisation, and how many batches it has seen."""
     return {
         norm: (norm.running_mean.clone(), norm.running_var.clone(), int(norm.num_batches_tracked))
@@ -72,7 +72,7 @@ def merge_statistics(before: Before, processes: Processes, duty: Duty) -> None:
     one process, that is exact; of several that split a mini-batch u_k is the mean of theirs, weighted by images.
 
     Args:
-        before: `statistics_of` the model before its sub-networks ran, the same in all processes.
+        before: `running_statistics` the model before its sub-networks ran, the same in all processes.
         processes: that each did their duty.
         duty: this one's.
 

@@ -15,7 +15,7 @@ from repconv.benchmarks.harness.results import Key, pairs
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.benchmarks.harness.turns.noise import drift, ratio_warning, series_warnings
 from repconv.benchmarks.harness.turns.timing import LatencyReport, Ratio, ratio
-from repconv.benchmarks.harness.turns.turns import Place, play
+from repconv.benchmarks.harness.turns.turns import Seat, play
 from repconv.errors import BuildError, SourceError
 
 
@@ -183,7 +183,7 @@ SETTINGS = BenchSettings(("torch",), rounds=6, sessions=2, calls=12, seconds=0.1
 def test_subjects_take_turns_in_changing_order_and_are_loaded_anew_each_session() -> None:
     player = Fake()
     done: list[float] = []
-    played = play([Place(name, player, name) for name in "abc"], SETTINGS, done.append)
+    played = play([Seat(name, player, name) for name in "abc"], SETTINGS, done.append)
     assert {name: report.rounds for name, report in played.reports.items()} == dict.fromkeys("abc", (2,) * 6)
     assert done == pytest.approx([i / 6 for i in range(1, 7)])
     turns = [event[-1] for event in player.events if event.startswith("turn")]
@@ -195,7 +195,7 @@ def test_subjects_take_turns_in_changing_order_and_are_loaded_anew_each_session(
 
 def test_a_lost_player_takes_its_subjects_along_and_no_others() -> None:
     lost, well = Fake(lost_at=3), Fake()
-    places = [Place("a", lost, "a"), Place("b", lost, "b"), Place("c", well, "c")]
+    places = [Seat("a", lost, "a"), Seat("b", lost, "b"), Seat("c", well, "c")]
     played = play(places, SETTINGS)
     assert set(played.reports) == {"c"}
     assert set(played.failures) == {"a", "b"}
@@ -203,7 +203,7 @@ def test_a_lost_player_takes_its_subjects_along_and_no_others() -> None:
 
 
 def test_a_subject_that_cannot_be_loaded_again_is_dropped() -> None:
-    played = play([Place("a", Fake(refuses=True), "a"), Place("b", Fake(), "b")], SETTINGS)
+    played = play([Seat("a", Fake(refuses=True), "a"), Seat("b", Fake(), "b")], SETTINGS)
     assert set(played.reports) == {"b"}
     assert played.failures == {"a": "it cannot be loaded again"}
 

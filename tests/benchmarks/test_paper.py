@@ -97,7 +97,7 @@ def test_a_network_of_cells_that_cannot_be_is_refused(arguments):
 
 def test_what_the_text_tells_of_the_searched_network_is_half_of_its_space():
     space = architectures.imagenet_space()
-    kept = architectures.irep_resnet50(space)
+    kept = architectures.searched_resnet50(space)
     assert kept.size == space.budget(1 / 2)
     counts = [(len(kept.active[block.name]), len(block.searchable)) for block in space.blocks]
     assert all(on == of for on, of in counts[:7])

@@ -2,13 +2,15 @@
 
 import pytest
 
-from repconv.benchmarks.harness.turns.timing import LatencyReport, measure, ratio
+from repconv.benchmarks.harness.turns.timing import LatencyReport, ratio, time_in_turns
 from repconv.benchmarks.studies.speed.pairs import SESSIONS, paired
 
 
 def test_subjects_take_turns_after_their_warm_up():
     calls: list[str] = []
-    reports = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=2, per_round=2)
+    reports = time_in_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=2, per_round=2
+    )
     assert calls == ["a", "a", "b", "b"] + ["a", "a", "b", "b"] * 3
     assert {name: len(r.samples_s) for name, r in reports.items()} == {"a": 3, "b": 3}
 
@@ -45,8 +47,8 @@ def test_pairs_run_in_sessions_made_anew_in_either_order():
 
 def test_bad_use_is_refused():
     with pytest.raises(ValueError, match="need subjects, rounds and calls"):
-        measure({}, rounds=1)
+        time_in_turns({}, rounds=1)
     with pytest.raises(ValueError, match="need subjects, rounds and calls"):
-        measure({"a": int}, rounds=0)
+        time_in_turns({"a": int}, rounds=0)
     with pytest.raises(ValueError, match="same rounds"):
         ratio(LatencyReport("a", (1.0,)), LatencyReport("b", (1.0, 2.0)))

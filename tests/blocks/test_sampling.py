@@ -16,7 +16,7 @@ from torch.nn import functional
 from repconv import BRANCHES, GeometryError, RepBlock, Sampling, create_model, fuse, set_statistics
 from repconv.algebra.geometry import Geometry
 from repconv.blocks.statistics.windows import positions, windows
-from repconv.blocks.training_cost import joined
+from repconv.blocks.training_cost import cheaper_joined
 
 Randomise = Callable[[nn.Module], nn.Module]
 Apart = Callable[[Tensor, Tensor], float]
@@ -200,7 +200,7 @@ class TestWhichWay:
         with torch.device("meta"):
             block = RepBlock(channels, channels, branches=SEARCHABLE)
         branches = {name: block._branch(name) for name in (*block.branch_set.fixed, *block.branch_set.searchable)}
-        together = joined(branches, block.geometry, total, Sampling().count(total))
+        together = cheaper_joined(branches, block.geometry, total, Sampling().count(total))
         assert together == tuple(name for name in branches if name not in alone)
 
     def test_a_block_that_is_cheaper_branch_by_branch_is_exact(self, randomise: Randomise) -> None:
@@ -229,7 +229,7 @@ class TestWhichWay:
         """The 3x3 alone is one convolution anyway: taking its statistics from a sample only adds to it."""
         block = RepBlock(64, 64, branches=SEARCHABLE)
         target = Geometry(64, 64, (3, 3), padding=(1, 1, 1, 1))
-        assert not joined({"3x3": block._branch("3x3")}, target, 1000, 500)
+        assert not cheaper_joined({"3x3": block._branch("3x3")}, target, 1000, 500)
 
 
 class TestSettings:

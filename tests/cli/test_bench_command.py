@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import repconv
-from repconv.benchmarks.harness.backends import choose
+from repconv.benchmarks.harness.backends import choose_backends
 from repconv.benchmarks.harness.bench import bench
 from repconv.benchmarks.harness.forms import forms_of, open_given
 from repconv.benchmarks.harness.group import judge
@@ -244,11 +244,11 @@ def test_temporary_files_that_cannot_be_written_are_told(checkpoint, monkeypatch
 
 
 def test_backends_are_found_by_name_and_device() -> None:
-    assert [b.name for b in choose(["torch"], "cpu", ["fp32", "fp16"])] == ["torch"]
+    assert [b.name for b in choose_backends(["torch"], "cpu", ["fp32", "fp16"])] == ["torch"]
     with pytest.raises(SourceError, match="runs on the CPU only"):
-        choose(["openvino"], "cuda", ["fp32"])
+        choose_backends(["openvino"], "cuda", ["fp32"])
     with pytest.raises(SourceError, match="onnxruntime on cpu has no bf16"):
-        choose(["onnxruntime"], "cpu", ["bf16"])
+        choose_backends(["onnxruntime"], "cpu", ["bf16"])
 
 
 @pytest.mark.gpu
@@ -264,7 +264,7 @@ def test_a_gpu_is_measured(checkpoint, tmp_path, backend, options) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     try:
-        choose([backend], "cuda", ["fp32"])
+        choose_backends([backend], "cuda", ["fp32"])
     except BackendError as missing:
         pytest.skip(str(missing))
     code, out, err = run(

@@ -10,7 +10,7 @@ import pytest
 
 from repconv.cli.shared.progress import Epochs, Shown, duration, watch
 from repconv.cli.shared.terminal import Spared
-from repconv.progress import Step, counted, told, watched
+from repconv.progress import Tally, counted, tell_progress, watched
 
 
 class Clock:
@@ -27,16 +27,16 @@ def clock() -> Clock:
 
 
 def test_what_is_counted_is_told_to_whoever_watches_and_to_nobody_else() -> None:
-    seen: list[Step] = []
+    seen: list[Tally] = []
     with watched(seen.append):
         assert list(counted("ab", "letters")) == ["a", "b"]
-    told("letters", 1, 2)
-    assert seen == [Step("letters", n, 2) for n in range(3)]
+    tell_progress("letters", 1, 2)
+    assert seen == [Tally("letters", n, 2) for n in range(3)]
 
 
 def feed(shown: Shown, clock: Clock, steps: int, seconds: float) -> None:
     for done in range(steps + 1):
-        shown(Step("updates", done, steps))
+        shown(Tally("updates", done, steps))
         clock.now += seconds
 
 
@@ -61,7 +61,7 @@ def test_a_terminal_gets_one_line_in_place_which_makes_room(clock, monkeypatch) 
     monkeypatch.setattr(sys, "stderr", Spared(kept))
     shown = Shown(terminal=True, clock=clock)
     for done in range(3):
-        shown(Step("updates", done, 4))
+        shown(Tally("updates", done, 4))
         clock.now += 1
     Spared(kept).write("a table\n")
     line = "repconv: updates 2 of 4, 50%, 2 s left"
@@ -72,7 +72,7 @@ def test_a_terminal_gets_one_line_in_place_which_makes_room(clock, monkeypatch) 
 def test_work_that_goes_on_is_timed_from_there(clock, capsys) -> None:
     shown = Shown(terminal=False, clock=clock)
     for done in count(500):
-        shown(Step("updates", done, 520))
+        shown(Tally("updates", done, 520))
         clock.now += 4
         if done == 510:
             break

@@ -16,7 +16,7 @@ from repconv import create_model, fuse, save
 from repconv.errors import BuildError, FusionError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Preprocessing, Quantization, Span, export, to_onnx, to_openvino
 from repconv.export.int8.quantize import quantize_onnx
-from repconv.export.measuring import measure, probes
+from repconv.export.measuring import compare_with_source, probe_calls
 from repconv.export.onnx.exporter import onnx_function
 from repconv.export.runtimes import onnx as runtime
 from repconv.export.subject import open_subject
@@ -167,10 +167,10 @@ def test_a_wrong_artefact_is_not_written_and_its_worst_call_is_dumped(checkpoint
 def test_what_is_not_finite_never_passes(value: float, checkpoint) -> None:
     settings = BuildSettings(tolerance=1e9)
     subject = open_subject(checkpoint, settings)
-    wrong = measure(
+    wrong = compare_with_source(
         subject,
         lambda x: (torch.full((len(x), 10), value),),
-        probes(subject, settings, None),
+        probe_calls(subject, settings, None),
         settings,
         runtime="none",
         origin="noise",

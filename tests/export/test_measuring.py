@@ -10,7 +10,7 @@ from torch import nn
 
 from repconv.benchmarks.studies.proof.proof_networks import network
 from repconv.export import BuildSettings, Span
-from repconv.export.measuring import measure, probes
+from repconv.export.measuring import compare_with_source, probe_calls
 from repconv.export.proof.evidence import Evidence
 from repconv.export.subject import Subject, open_subject
 
@@ -33,7 +33,9 @@ def measured(subject: Subject, module: nn.Module, seed: int) -> Evidence:
             off = 2.0**-22 * torch.randn(x.shape, generator=generator)
             return (module(x * (1 + off)),)
 
-    return measure(subject, run, probes(subject, SETTINGS, None, seed=seed), SETTINGS, runtime="none", origin="noise")
+    return compare_with_source(
+        subject, run, probe_calls(subject, SETTINGS, None, seed=seed), SETTINGS, runtime="none", origin="noise"
+    )
 
 
 def test_what_amplifies_rounding_is_not_refused_by_chance(subject: Subject) -> None:

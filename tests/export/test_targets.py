@@ -50,7 +50,7 @@ import onnxruntime
 import torch
 
 from repconv.export.artefacts.artefact import opaque_artefact
-from repconv.export.artefacts.built import Built, Form
+from repconv.export.artefacts.built import Built, Lowered
 from repconv.export.artefacts.loaded import Loaded, nothing
 from repconv.export.artefacts.runtime import Runtime, tried
 from repconv.sources.source import Input
@@ -67,7 +67,7 @@ def build(target, network, settings, spans, calibration):
     content = network.SerializeToString()
     about = json.dumps({"precision": settings.precision}).encode()
     files = {f"{target.suffix}/graph/network": content, f"{target.suffix}/about.json": about}
-    return Form.of(network, Built(files, run_of(content), f"{target.title} 1, CPU", observed={"precision": "fp32"}))
+    return Lowered.of(network, Built(files, run_of(content), f"{target.title} 1, CPU", observed={"precision": "fp32"}))
 
 
 def opened(text, path):

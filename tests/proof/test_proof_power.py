@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 import repconv
 from repconv import VerificationError, fusing
 from repconv.algebra.kernels import Kernel
-from repconv.benchmarks.studies.common import read_json
+from repconv.benchmarks.studies.common import read_result
 from repconv.benchmarks.studies.graph.networks import randomise
-from repconv.benchmarks.studies.proof.proof_power import PAGE, RESULT, SCHEMA, to_onnx
+from repconv.benchmarks.studies.proof.proof_power import PAGE, RESULT, SCHEMA, at_opset
 from repconv.benchmarks.studies.proof.proof_table import between, power_table
 from repconv.blocks import fold as fusion
 from repconv.graph import fuse_onnx, fuse_program
@@ -88,7 +88,7 @@ def fold_of(form: str, dtype: torch.dtype) -> Callable[[], object]:
     if form == "program":
         program = fusing.exported_program(model, x)
         return lambda: fuse_program(program)[1]
-    before = to_onnx(model, x, int(form.split()[1]))
+    before = at_opset(model, x, int(form.split()[1]))
     return lambda: fuse_onnx(before)[1]
 
 
@@ -181,7 +181,7 @@ def test_the_command_writes_what_is_right_and_nothing_else(
     elif form == "program":
         torch.export.save(fusing.exported_program(model, x), source)
     else:
-        onnx.save(to_onnx(model, x, 18), source)
+        onnx.save(at_opset(model, x, 18), source)
     for damage in DAMAGES.values():
         with monkeypatch.context() as patch:
             spoil(damage, patch)
@@ -195,12 +195,12 @@ def test_the_command_writes_what_is_right_and_nothing_else(
 
 def test_the_page_shows_what_the_study_found() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    content = read_json(RESULT, SCHEMA)
+    content = read_result(RESULT, SCHEMA)
     assert text == between(text, power_table(content)), "python benchmarks/studies/proof/proof_power.py --table"
 
 
 def test_no_right_region_of_the_study_was_refused_and_what_matters_was_found() -> None:
-    pieces = read_json(RESULT, SCHEMA)["pieces"]
+    pieces = read_result(RESULT, SCHEMA)["pieces"]
     measured = {key: piece for key, piece in pieces.items() if "right" in piece}
     assert {key: piece["refused_regions"] for key, piece in measured.items() if piece["refused_regions"]} == {}
     for key, piece in measured.items():

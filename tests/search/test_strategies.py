@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from repconv import SearchError
-from repconv.search.strategies import STRATEGIES, Member, Plan, State, create_strategy, state_from_dict
+from repconv.search.strategies import STRATEGIES, Member, SearchPlan, State, create_strategy, state_from_dict
 from repconv.search.strategies.cars import crowding, fronts
 from repconv.search.strategies.evolution import Breeding, age_term
 from repconv.search.supernet.architecture import Architecture
@@ -28,8 +28,8 @@ Score = Callable[[Architecture], float]
 every = pytest.mark.parametrize("name", STRATEGIES)
 
 
-def plan(**changes: object) -> Plan:
-    usual = Plan(SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
+def plan(**changes: object) -> SearchPlan:
+    usual = SearchPlan(SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
     return dataclasses.replace(usual, **changes)
 
 
@@ -37,7 +37,9 @@ def goodness(architecture: Architecture) -> float:
     return sum(architecture.mask[i] for i in GOOD) / len(GOOD)
 
 
-def searched(name: str, wanted: Plan, score: Score = goodness, gates: Gates = LEARNT, seed: int = 0) -> list[State]:
+def searched(
+    name: str, wanted: SearchPlan, score: Score = goodness, gates: Gates = LEARNT, seed: int = 0
+) -> list[State]:
     """The state after each generation."""
     strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(seed)
     state, states = State(wanted.initial), []

@@ -11,7 +11,7 @@ from torch import Tensor
 from repconv.export.artefacts.cuda import cuda_graph, event_clock
 from repconv.export.artefacts.loaded import How, Job, Loaded, as_arrays, nothing
 from repconv.export.proof.tolerances import DTYPES
-from repconv.files.programs import read_program
+from repconv.files.programs import open_program
 from repconv.proof.leaves import leaves
 from repconv.sources.checkpoint import load
 
@@ -19,7 +19,7 @@ from repconv.sources.checkpoint import load
 def load_torch(job: Job, how: How, *, compiled: bool) -> Loaded:
     """A checkpoint (`.pt`) or a program (`.pt2`), eager or through torch.compile."""
     is_program = job.file.suffix == ".pt2"
-    network = read_program(job.file).module() if is_program else load(job.file, own_code=job.own_code).model
+    network = open_program(job.file).module() if is_program else load(job.file, own_code=job.own_code).model
     dtype = DTYPES[job.precision]
     network = network.to(device=how.device, dtype=dtype)
     given = torch.from_numpy(np.load(job.input)).to(dtype)

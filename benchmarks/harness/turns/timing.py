@@ -97,7 +97,7 @@ class LatencyReport:
         }
 
 
-def measure(
+def time_in_turns(
     subjects: Mapping[str, Callable[[], object]],
     *,
     rounds: int,

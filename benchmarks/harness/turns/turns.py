@@ -16,7 +16,7 @@ from .timing import LatencyReport
 
 
 @dataclass(frozen=True)
-class Place:
+class Seat:
     """A subject: its name, the player that has it, and what the player calls it."""
 
     name: str
@@ -32,7 +32,7 @@ class Played:
     failures: Mapping[str, str]
 
 
-def play(places: Sequence[Place], settings: BenchSettings, between: Callable[[float], None] = lambda _: None) -> Played:
+def play(places: Sequence[Seat], settings: BenchSettings, between: Callable[[float], None] = lambda _: None) -> Played:
     """Measure all subjects in the same rounds, each round in another order.
 
     They must be loaded. Before each session but the first they are loaded anew. What a lost player has is dropped, and
@@ -49,7 +49,7 @@ def play(places: Sequence[Place], settings: BenchSettings, between: Callable[[fl
     seconds, calls = settings.seconds / settings.rounds, math.ceil(settings.calls / settings.rounds)
     inside = settings.rounds // settings.sessions
 
-    def attempt(place: Place, act: Callable[[], None]) -> None:
+    def attempt(place: Seat, act: Callable[[], None]) -> None:
         if place.name in failures:
             return
         try:
@@ -59,12 +59,12 @@ def play(places: Sequence[Place], settings: BenchSettings, between: Callable[[fl
         except BuildError as refused:
             failures[place.name] = str(refused)
 
-    def prepare(place: Place, session: int) -> None:
+    def prepare(place: Seat, session: int) -> None:
         if session:
             place.player.load(place.subject)
         place.player.warm(place.subject, settings.warmup_s)
 
-    def turn(place: Place) -> None:
+    def turn(place: Seat) -> None:
         samples[place.name].append(place.player.turn(place.subject, seconds, calls))
 
     for session in range(settings.sessions):

@@ -17,7 +17,7 @@ from unittest import mock
 import onnx
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, positive, write_json
+from repconv.benchmarks.studies.common import asking, head, positive, write_result
 from repconv.export import BuildSettings, Span, to_onnx
 from repconv.export.engines.builder import build_engine
 
@@ -58,7 +58,7 @@ def main() -> None:
         rows[name] = dict(found)
         print(f"{name}: {arguments.builds} builds, {len(found)} different: {sorted(found.values())}", flush=True)
     content = head(__file__, "repconv.engine-bytes/1", f"--builds {arguments.builds}")
-    write_json(arguments.output, {**content, "sha256_of_engines": rows, "environment": environment()})
+    write_result(arguments.output, {**content, "sha256_of_engines": rows, "environment": environment()})
 
 
 if __name__ == "__main__":

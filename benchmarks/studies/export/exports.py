@@ -23,7 +23,7 @@ from torch import nn
 
 from repconv import create_model
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, read_json, some_of, write_json
+from repconv.benchmarks.studies.common import asking, head, read_result, some_of, write_result
 from repconv.benchmarks.studies.graph.networks import Specimen, randomise, specimen
 
 SCHEMA = "repconv.exports/1"
@@ -129,7 +129,7 @@ def run(arguments: list[str], suffix: str) -> dict[str, object]:
     return {"command": told, "exit_code": 0, "seconds": seconds, "record": content}
 
 
-def told(row: dict[str, object]) -> str:
+def in_a_line(row: dict[str, object]) -> str:
     """A row in a line."""
     record = row.get("record")
     if not isinstance(record, dict):
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--models", type=some_of(MODELS), default=MODELS)
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
     arguments = parser.parse_args()
-    rows = (read_json(arguments.output, SCHEMA) or {"rows": {}})["rows"]
+    rows = (read_result(arguments.output, SCHEMA) or {"rows": {}})["rows"]
     wanted: dict[str, tuple[list[str], str]] = {}
     for model in arguments.models:
         for target, precision in ARTEFACTS:
@@ -154,8 +154,8 @@ def main() -> None:
     for key, (made, suffix) in wanted.items():
         if arguments.again or rows.get(key, {}).get("exit_code") != 0:
             rows[key] = run(made, suffix) | {"environment": environment()}
-            write_json(arguments.output, {**head(__file__, SCHEMA), "rows": rows})
-        print(f"{key}: {told(rows[key])}", flush=True)
+            write_result(arguments.output, {**head(__file__, SCHEMA), "rows": rows})
+        print(f"{key}: {in_a_line(rows[key])}", flush=True)
 
 
 if __name__ == "__main__":

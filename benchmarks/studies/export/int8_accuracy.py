@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, existing, head, write_json
+from repconv.benchmarks.studies.common import asking, existing, head, write_result
 from repconv.export.artefacts.built import Run
 from repconv.export.artefacts.runtime import build
 from repconv.export.inputs.images import Images, read_images
@@ -88,7 +88,7 @@ def main() -> None:
             print(f"{target}, {name}:", json.dumps(found), flush=True)
     told = {"calibration_images": CALIBRATION_IMAGES, "checkpoint": CHECKPOINT, "rows": rows}
     content = head(__file__, "repconv.int8_accuracy/1", "cifar10-train.zip cifar10-test.zip")
-    write_json(arguments.output, {**content, "environment": environment(), **told})
+    write_result(arguments.output, {**content, "environment": environment(), **told})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import ROOT, asking, head, table, write_json
+from repconv.benchmarks.studies.common import ROOT, asking, head, markdown_table, write_result
 from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.files.whole import write_whole
 
@@ -142,7 +142,7 @@ def main() -> None:
                 name: {side: _medians(found) for side, found in sides.items()} for name, sides in samples.items()
             },
         }
-    write_json(asked.output, result)
+    write_result(asked.output, result)
     write_whole({asked.output.with_suffix(".md"): _table(result).encode()})
 
 
@@ -158,7 +158,7 @@ def _table(result: dict[str, object]) -> str:
         seconds = (was["seconds"], now["seconds"], now["seconds"] / was["seconds"])
         size = (was["bytes"] / 1e6, now["bytes"] / 1e6, now["bytes"] / was["bytes"])
         rows.append([name, *(f"{value:.2f}" for value in seconds), *(f"{value:.2f}" for value in size)])
-    return table(["", "s before", "s now", "ratio", "MB before", "MB now", "ratio"], rows) + "\n"
+    return markdown_table(["", "s before", "s now", "ratio", "MB before", "MB now", "ratio"], rows) + "\n"
 
 
 if __name__ == "__main__":

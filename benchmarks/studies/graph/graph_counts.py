@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
-from repconv.benchmarks.studies.common import asking, head, kept_rows, table, write_json
+from repconv.benchmarks.studies.common import asking, head, kept_rows, markdown_table, write_result
 from repconv.benchmarks.studies.graph.networks import ORDINARY, RE_PARAMETERISED, Specimen, specimen, to_onnx
 from repconv.benchmarks.studies.speed.pairs import SAMPLE_S, SESSIONS, paired
 from repconv.files.whole import write_whole
@@ -84,7 +84,7 @@ def program_adds(module: nn.Module) -> int:
     return sum(str(node.target).startswith("aten.add") for node in module.graph.nodes)  # type: ignore[union-attr]
 
 
-def exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+def program_of(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     """The network through torch.export, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +93,7 @@ def exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
 
 def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
     """The network through torch.export, rewritten, and what runs of it."""
-    program = exported(model, x)
+    program = program_of(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rewritten = rewrite(program)
@@ -172,7 +172,7 @@ def row(name: str, rounds: int) -> dict[str, object]:
         found["author"] = count(author) | {
             "error": error(author, one.x, wanted),
             "flops": flops(one.author, one.x),
-            "program_adds": program_adds(exported(one.author, one.x).module()),
+            "program_adds": program_adds(program_of(one.author, one.x).module()),
         }
     if rounds:
         found["graph_seconds"] = sorted(round(graph_seconds(original), 3) for _ in range(3))
@@ -232,12 +232,8 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         "error in float64. error: of the fused file in onnxruntime over that of the original. latency: of one image "
         "against the author's conversion, or the original where there is none, with a 95 % interval."
     )
-    return (
-        "\n".join(
-            (table(heading, lines), "", legend, "", "Written by `python benchmarks/studies/graph/graph_counts.py`.")
-        )
-        + "\n"
-    )
+    origin = "Written by `python benchmarks/studies/graph/graph_counts.py`."
+    return "\n".join((markdown_table(heading, lines), "", legend, "", origin)) + "\n"
 
 
 def main() -> None:
@@ -261,7 +257,7 @@ def main() -> None:
                 print(f"{name} {form:14}", json.dumps(rows[name][form]))
         print(name, "; ".join(verdict(rows[name])) or "all within", flush=True)
         kept = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
-        write_json(arguments.output, {**head(__file__, SCHEMA), "rows": kept, "seed": 0, "numpy": np.__version__})
+        write_result(arguments.output, {**head(__file__, SCHEMA), "rows": kept, "seed": 0, "numpy": np.__version__})
         write_whole({arguments.output.with_suffix(".md"): as_markdown(kept).encode()})
 
 

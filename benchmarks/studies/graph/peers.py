@@ -25,7 +25,16 @@ from torch import Tensor
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
-from repconv.benchmarks.studies.common import ROOT, asking, head, kept_rows, positive, read_json, some_of, write_json
+from repconv.benchmarks.studies.common import (
+    ROOT,
+    asking,
+    head,
+    kept_rows,
+    positive,
+    read_result,
+    some_of,
+    write_result,
+)
 from repconv.benchmarks.studies.graph.graph_counts import relative, runner, session
 from repconv.benchmarks.studies.graph.networks import Specimen, specimen, to_onnx
 from repconv.benchmarks.studies.graph.peer_tools import (
@@ -194,11 +203,11 @@ def main() -> None:
                 print(name, {key: value for key, value in row.items() if key != "latency"}, flush=True)
                 found.append(row)
                 there = [networks[key] for key in MODELS if key in networks]
-                write_json(arguments.output, {**told, "networks": there})
+                write_result(arguments.output, {**told, "networks": there})
         except ModuleNotFoundError as missing:
             del networks[name]
             print(f"{name}: skipped, {missing.name} is not installed")
-    content = read_json(arguments.output, SCHEMA)
+    content = read_result(arguments.output, SCHEMA)
     if content is not None:
         write_whole({arguments.page: page(content).encode()})
         print(as_markdown(content))

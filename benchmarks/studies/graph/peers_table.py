@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..common import command_of, table
+from ..common import command_of, markdown_table
 
 HEAD = ("tool", "convolutions", "BN", "additions", "error", "one image, over repconv's", "seconds taken")
 """Columns of every network's table."""
@@ -37,7 +37,7 @@ and seconds taken are upper bounds.
 
 def as_markdown(content: Mapping[str, Any]) -> str:
     """A table a network."""
-    parts = (f"## {n['model']}\n\n{table(HEAD, map(_cells, n['rows']))}" for n in content["networks"])
+    parts = (f"## {n['model']}\n\n{markdown_table(HEAD, map(_cells, n['rows']))}" for n in content["networks"])
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from repconv.benchmarks.studies.common import asking, head, write_json
+from repconv.benchmarks.studies.common import asking, head, write_result
 from repconv.proof.comparing import OWN_ERROR_FACTOR
 from repconv.proof.pooling import F_QUANTILES, FACTOR, MOST_CALLS
 
@@ -48,7 +48,7 @@ def main() -> None:
         count = sum(refused(ratio, part, generator) for part in parts if part)
         rows.append({"ratio": ratio, "networks": chosen.networks, "refused": count})
         print(f"{ratio:6g} x the original's error: {count / chosen.networks:.2e} refused")
-    write_json(chosen.output, {**head(__file__, SCHEMA, f"--networks {chosen.networks}"), "rows": rows})
+    write_result(chosen.output, {**head(__file__, SCHEMA, f"--networks {chosen.networks}"), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, positive, read_json, write_json
+from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, positive, read_result, write_result
 from repconv.benchmarks.studies.graph.networks import randomise
 from repconv.benchmarks.studies.graph.networks import to_onnx as exported_by_tracing
 from repconv.benchmarks.studies.proof.proof_networks import NETWORKS, is_own, network
@@ -124,7 +124,7 @@ def of_program(model: nn.Module, x: Tensor) -> Case:
 
 def of_onnx(model: nn.Module, x: Tensor, opset: int) -> Case:
     """The network as an ONNX model, exported once; its weights follow the network's."""
-    before = to_onnx(model, x, opset)
+    before = at_opset(model, x, opset)
     last: list[onnx.ModelProto] = []
     name = before.graph.input[0].name
     sizes = {name: _array(x)}
@@ -163,7 +163,7 @@ def _of_protos(weight: onnx.TensorProto, bias: onnx.TensorProto | None) -> Store
     return Stored(read(weight), None if bias is None else read(bias), put)
 
 
-def to_onnx(model: nn.Module, x: Tensor, opset: int) -> onnx.ModelProto:
+def at_opset(model: nn.Module, x: Tensor, opset: int) -> onnx.ModelProto:
     """The network as torch exports it at any opset, batch normalisation unfolded."""
     if opset >= _FIRST_OF_OURS:
         return exported(model, x, opset=opset, optimise=False)
@@ -314,7 +314,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
-    content = read_json(RESULT, SCHEMA) or {"schema": SCHEMA, "environment": environment(), "pieces": {}}
+    content = read_result(RESULT, SCHEMA) or {"schema": SCHEMA, "environment": environment(), "pieces": {}}
     for name, dtype, form in () if chosen.table else pieces():
         key = f"{name}, {dtype}, {form}"
         if key in content["pieces"] or chosen.only not in key:
@@ -325,7 +325,7 @@ def main() -> None:
             content["pieces"][key] = measured(name, DTYPES[dtype], form)
         except Exception as error:  # noqa: BLE001  # what an exporter or a runtime cannot do is a finding
             content["pieces"][key] = {"not_possible": (str(error).strip().splitlines() or [type(error).__name__])[0]}
-        write_json(RESULT, content)
+        write_result(RESULT, content)
         one = content["pieces"][key]
         print(key, one.get("not_possible", ""), one.get("refused", ""), one.get("seconds", ""), flush=True)
     write_page(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..common import table
+from ..common import markdown_table
 
 DTYPES = ("float32", "float16", "bfloat16")
 KINDS = ("weights scaled", "border column of taps", "one bias shifted")
@@ -24,7 +24,7 @@ def power_table(content: Mapping[str, Any]) -> str:
     pieces = {tuple(key.split(", ")): piece for key, piece in content["pieces"].items() if "right" in piece}
     of = {d: [piece for key, piece in pieces.items() if key[1] == d] for d in DTYPES}
     names = {d: {key[0] for key in pieces if key[1] == d} for d in DTYPES}
-    right = table(
+    right = markdown_table(
         ("type", "networks", "right folds", "refused", "regions", "regions refused"),
         [
             (
@@ -39,7 +39,7 @@ def power_table(content: Mapping[str, Any]) -> str:
         ],
     )
     deltas = sorted({float(d) for p in pieces.values() for d in p["wrong"]["weights scaled"]})
-    wrong = table(
+    wrong = markdown_table(
         ("wrong by d", "type", *(f"{d:g}" for d in deltas), "all found from"),
         [
             (kind, d, *(_found(of[d], kind, f"{delta:g}") for delta in deltas), _from(of[d], kind, deltas))

@@ -29,7 +29,7 @@ def _settings(values: Mapping[str, object]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Command:
     """A command: its line, the files it writes, and how to go on with it where it writes a run's folder.
 
     worker: part of the line of a process that it starts, if it starts any.
@@ -47,21 +47,21 @@ class Subject:
 
 
 _RETRAIN = ("retrain", "best.arch.json", "--preset", "smoke", *_settings(_SHORT), "-o", "run")
-SUBJECTS: Mapping[str, Subject] = {
-    "fuse": Subject(("fuse", "m.pt", "-o", "out.onnx", "--json", "out.json"), ("out.onnx", "out.json")),
-    "export": Subject(
+SUBJECTS: Mapping[str, Command] = {
+    "fuse": Command(("fuse", "m.pt", "-o", "out.onnx", "--json", "out.json"), ("out.onnx", "out.json")),
+    "export": Command(
         ("export", "m.pt", "--to", "openvino", "-o", "out.xml", "--json", "out.json"),
         ("out.xml", "out.bin", "out.json"),
     ),
-    "bench": Subject(
+    "bench": Command(
         ("bench", "m.pt", "--backend", "torch", "--rounds", "2", "--sessions", "1", "--seconds", "0.1", "--calls", "4",
          "--warmup", "0.1", "--json", "out.json", "--html", "out.html"),
         ("out.json", "out.html"), worker="harness.worker",
     ),
-    "search": Subject(
+    "search": Command(
         ("search", "run", *_settings(_SMALL), "-o", "run"), resume=("search", "resume", "run"), worker="python"
     ),
-    "retrain": Subject(_RETRAIN, resume=_RETRAIN, worker="python"),
+    "retrain": Command(_RETRAIN, resume=_RETRAIN, worker="python"),
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def inputs(folder: Path) -> None:
     save(create_model("irep_resnet18", width=8, blocks=(1, 1)).eval(), folder / "m.pt", input_shape=(3, 16, 16))
 
 
-def stands(subject: Subject, folder: Path, whole: Mapping[str, str], *, done: bool) -> list[str]:
+def stands(subject: Command, folder: Path, whole: Mapping[str, str], *, done: bool) -> list[str]:
     """What is wrong with the outputs: neither what was there before nor whole; or old although it was done.
 
     whole: fingerprints of what an undisturbed run writes, of those that are twice the same.

@@ -34,18 +34,18 @@ from typing import Any
 import torch
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_json
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_result
 from repconv.benchmarks.studies.reliability.commands import (
     OLD,
     SUBJECTS,
-    Subject,
+    Command,
     differing,
     fingerprint,
     inputs,
     left,
     stands,
 )
-from repconv.benchmarks.studies.reliability.forked import Ended, Running, small_disk
+from repconv.benchmarks.studies.reliability.forked import Outcome, Running, small_disk
 
 SCHEMA = "repconv.reliability-faults/1"
 ROOM = 64 << 20
@@ -77,14 +77,14 @@ class Undisturbed:
 
 
 @dataclass(frozen=True)
-class Place:
+class Scene:
     """Where the runs of a fault are: `work` is the command's folder, `temporary` its TMPDIR."""
 
     work: Path
     temporary: Path
 
     @classmethod
-    def made(cls, folder: Path, given: Path, subject: Subject) -> Place:
+    def made(cls, folder: Path, given: Path, subject: Command) -> Scene:
         """In `folder`, with copies of what is given and old outputs."""
         place = cls(folder / "work", folder / "tmp")
         place.temporary.mkdir(parents=True)
@@ -93,18 +93,18 @@ class Place:
             (place.work / name).write_bytes(OLD)
         return place
 
-    def strays(self, subject: Subject, given: Path) -> list[str]:
+    def strays(self, subject: Command, given: Path) -> list[str]:
         """Files nobody asked for."""
         known = {file.name for file in given.iterdir()} | set(subject.outputs) | ({"run"} if subject.is_run else set())
         found = [file.name for file in self.work.iterdir() if file.name not in known]
         return found + [f"TMPDIR/{file.name}" for file in self.temporary.iterdir()]
 
 
-def undisturbed(subject: Subject, given: Path, base: Path) -> Undisturbed:
+def undisturbed(subject: Command, given: Path, base: Path) -> Undisturbed:
     """Run it twice, the second time as it is measured."""
 
-    def once(folder: Path) -> tuple[Place, Ended, dict[str, str]]:
-        place = Place.made(folder, given, subject)
+    def once(folder: Path) -> tuple[Scene, Outcome, dict[str, str]]:
+        place = Scene.made(folder, given, subject)
         ended = Running(subject.line, place.work, place.temporary).ended()
         if ended.code:
             raise SystemExit(f"{' '.join(subject.line)} fails by itself:\n{ended.said}")
@@ -121,8 +121,8 @@ def undisturbed(subject: Subject, given: Path, base: Path) -> Undisturbed:
 
 
 def trial(
-    fault: str, part: float, subject: Subject, known: Undisturbed, given: Path, place: Place
-) -> tuple[Ended, list[str]]:
+    fault: str, part: float, subject: Command, known: Undisturbed, given: Path, place: Scene
+) -> tuple[Outcome, list[str]]:
     """One fault, at this part of the run; how it ended, and what is wrong."""
     wrong: list[str] = []
     at = part * known.seconds
@@ -133,7 +133,7 @@ def trial(
             disk = place.work.parent / "disk"
             disk.mkdir(exist_ok=True)
             again = stack.enter_context(small_disk(disk, ROOM))
-            place = Place.made(disk / "in", given, subject)
+            place = Scene.made(disk / "in", given, subject)
             used = sum(-(-f.stat().st_size // 4096) * 4096 for f in disk.rglob("*") if f.is_file())
             again(f"size={used + size}" if fault == "full disk" else f"size={ROOM}")
         running = Running(subject.line, place.work, place.temporary)
@@ -172,7 +172,7 @@ def trial(
     return ended, wrong
 
 
-def _gone_on_with(subject: Subject, known: Undisturbed, place: Place) -> list[str]:
+def _gone_on_with(subject: Command, known: Undisturbed, place: Scene) -> list[str]:
     """What is wrong with a run that is gone on with to its end; its folder is removed."""
     begun = (place.work / "run" / "config.json").exists()
     ended = Running(subject.resume if begun else subject.line, place.work, place.temporary).ended()
@@ -184,7 +184,7 @@ def _gone_on_with(subject: Subject, known: Undisturbed, place: Place) -> list[st
 def piece(name: str, fault: str, moments: int, known: Undisturbed, given: Path, base: Path) -> dict[str, Any]:
     """All moments of a fault, and a run after them, which has to leave nothing but its outputs."""
     subject = SUBJECTS[name]
-    place = Place.made(base / fault.replace(" ", "_"), given, subject)
+    place = Scene.made(base / fault.replace(" ", "_"), given, subject)
     ends: Counter[str] = Counter()
     wrong = []
     for number in range(moments):
@@ -234,7 +234,7 @@ def main() -> None:
         base, given = Path(text), Path(text) / "given"
         given.mkdir()
         inputs(given)
-        first = Place.made(base / "searched", given, SUBJECTS["search"])
+        first = Scene.made(base / "searched", given, SUBJECTS["search"])
         if Running(SUBJECTS["search"].line, first.work, first.temporary).ended().code:
             raise SystemExit("the search for an architecture fails by itself")
         shutil.copy(first.work / "run" / "best.arch.json", given)
@@ -247,7 +247,7 @@ def main() -> None:
             found = piece(name, fault, chosen.moments, known[name], given, base / name)
             print(found["piece"], found["ended"], len(found["wrong"]), "wrong", flush=True)
             kept[found["piece"]] = found
-            write_json(
+            write_result(
                 chosen.output,
                 {**head(__file__, SCHEMA), "environment": environment(), "pieces": list(kept.values())},
             )

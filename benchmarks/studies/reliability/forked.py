@@ -22,7 +22,7 @@ GRACE_S = 8
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """How a run ended: exit code, or a signal's number below zero; None: it hung. What it said, and who outlived it."""
 
     code: int | None
@@ -77,7 +77,7 @@ class Running:
         """The processes of its session but itself, with what they run."""
         return {pid: line for pid, line in session(self.pid).items() if pid != self.pid}
 
-    def ended(self) -> Ended:
+    def ended(self) -> Outcome:
         """Wait for its end, and for that of its processes; what outlives it is ended, by number."""
         code: int | None = None
         while time.perf_counter() < self.began + LIMIT_S:
@@ -98,7 +98,7 @@ class Running:
         self._said.seek(0)
         said = self._said.read().decode(errors="replace")
         self._said.close()
-        return Ended(code, said, tuple(left.values()), round(seconds, 3))
+        return Outcome(code, said, tuple(left.values()), round(seconds, 3))
 
 
 def session(leader: int) -> dict[int, str]:

@@ -16,13 +16,7 @@ import torch
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, write_json
-
-
-def resident(key: str) -> int:
-    """A memory figure of this process from /proc, in bytes: VmRSS now, VmHWM at its highest."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+from repconv.benchmarks.studies.common import asking, head, resident, write_result
 
 
 def help_seconds(runs: int = 9) -> list[float]:
@@ -65,7 +59,7 @@ def main() -> None:
         "help_median_s": statistics.median(helps),
     }
     print(json.dumps(result, indent=1))
-    write_json(arguments.output, result)
+    write_result(arguments.output, result)
 
 
 if __name__ == "__main__":

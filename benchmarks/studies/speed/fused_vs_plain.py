@@ -16,8 +16,8 @@ import torch
 
 from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.harness.turns.timing import measure, ratio
-from repconv.benchmarks.studies.common import asking, head, write_json
+from repconv.benchmarks.harness.turns.timing import ratio, time_in_turns
+from repconv.benchmarks.studies.common import asking, head, write_result
 from repconv.export.onnx.exporter import onnx_function, to_onnx
 
 CASES = {
@@ -53,7 +53,7 @@ def main() -> None:
         same = structure(files[base]) == structure(files[f"irep_{base}"])
         for runtime, forms in (("torch eager", networks), ("onnxruntime", sessions)):
             with torch.inference_mode():
-                timed = measure({name: partial(run, x) for name, run in forms.items()}, rounds=rounds, warmup=10)
+                timed = time_in_turns({name: partial(run, x) for name, run in forms.items()}, rounds=rounds, warmup=10)
             found = ratio(timed[f"irep_{base}"], timed[base])
             row = {
                 "network": base,
@@ -68,7 +68,7 @@ def main() -> None:
             }
             print(json.dumps(row), flush=True)
             results.append({**row, "samples": [report.to_dict() for report in timed.values()]})
-    write_json(arguments.output, {**head(__file__), "environment": environment(), "results": results})
+    write_result(arguments.output, {**head(__file__), "environment": environment(), "results": results})
 
 
 if __name__ == "__main__":

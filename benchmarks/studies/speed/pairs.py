@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...harness.turns.timing import LatencyReport, measure
+from ...harness.turns.timing import LatencyReport, time_in_turns
 
 SAMPLE_S = 0.05
 """Seconds a timing sample lasts, at least one call."""
@@ -28,6 +28,6 @@ def paired(
     for attempt in range(SESSIONS):
         order = list(makers) if attempt % 2 else list(makers)[::-1]
         runs = {name: makers[name]() for name in order}
-        for name, report in measure(runs, rounds=-(-rounds // SESSIONS), warmup=5, per_round=calls).items():
+        for name, report in time_in_turns(runs, rounds=-(-rounds // SESSIONS), warmup=5, per_round=calls).items():
             samples[name] += report.samples_s
     return {name: LatencyReport(name, tuple(values)) for name, values in samples.items()}

@@ -19,7 +19,7 @@ from torch import nn
 
 from repconv import Sampling, create_model, set_statistics
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import head, read_json, some_of, write_json
+from repconv.benchmarks.studies.common import head, read_result, some_of, write_result
 from repconv.benchmarks.studies.training.cifar10 import read_zip
 from repconv.benchmarks.studies.training.cifar10_fit import Recipe, accuracy, fit, training
 
@@ -45,7 +45,7 @@ def network(variant: str, seed: int) -> nn.Module:
 
 def known(output: Path) -> list[dict[str, object]]:
     """The runs an output holds; another process may have added to it."""
-    return (read_json(output, SCHEMA) or {"runs": []})["runs"]  # type: ignore[no-any-return]  # of a file
+    return (read_result(output, SCHEMA) or {"runs": []})["runs"]  # type: ignore[no-any-return]  # of a file
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
                 "seconds": round(time.monotonic() - started), "environment": environment(),
             }  # fmt: skip
             print(json.dumps({k: row[k] for k in ("test_top1", "train_loss_last_epoch", "seconds")}), flush=True)
-            write_json(arguments.output, {**head(__file__, SCHEMA), "runs": [*known(arguments.output), row]})
+            write_result(arguments.output, {**head(__file__, SCHEMA), "runs": [*known(arguments.output), row]})
 
 
 if __name__ == "__main__":

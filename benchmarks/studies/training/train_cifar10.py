@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repconv import Sampling, create_model, set_statistics
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import head, write_json
+from repconv.benchmarks.studies.common import head, write_result
 from repconv.benchmarks.studies.training.cifar10 import CLASSES, MEAN, STD, normalize, read_zip
 from repconv.benchmarks.studies.training.cifar10_fit import Recipe, accuracy, fit, training, write
 from repconv.files.whole import sha256
@@ -94,7 +94,7 @@ def main() -> None:
         "bytes": out.stat().st_size,
         "sha256": sha256(out),
     }
-    write_json(arguments.run / "result.json", result)
+    write_result(arguments.run / "result.json", result)
     print(json.dumps(result, indent=1))
 
 

@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from repconv import create_model, set_statistics
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.harness.turns.timing import measure, ratio
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_json
+from repconv.benchmarks.harness.turns.timing import ratio, time_in_turns
+from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, resident, write_result
 
 SCHEMA = "repconv.training_step/1"
 MALLOC = {
@@ -93,13 +93,7 @@ def print_peak(described: str) -> None:
     step = step_of(name, int(width), int(batch), dtype, statistics)
     for _ in range(3):
         step()
-    print((resident("VmHWM") - before) / 1024)
-
-
-def resident(key: str) -> int:
-    """A line of this process's status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
+    print((resident("VmHWM") - before) / 2**20)
 
 
 def measured(case: str, rounds: int) -> dict[str, object]:
@@ -107,7 +101,7 @@ def measured(case: str, rounds: int) -> dict[str, object]:
     _, width, batch, dtype = case.split(":")
     named = subjects(case)
     steps = {key: step_of(name, int(width), int(batch), dtype, how) for key, (name, how) in named.items()}
-    timed = measure(steps, rounds=rounds, warmup=1, clock=time.process_time)
+    timed = time_in_turns(steps, rounds=rounds, warmup=1, clock=time.process_time)
     del steps
     row: dict[str, object] = {"case": case}
     plain = 0.0
@@ -141,7 +135,7 @@ def main() -> None:
         rows.pop(case, None)
         rows[case] = measured(case, arguments.rounds)
         settings = {"rounds": arguments.rounds, "threads": 1, "clock": "process_time", "malloc": MALLOC}
-        write_json(arguments.output, {**head(__file__, SCHEMA), "settings": settings, "rows": list(rows.values())})
+        write_result(arguments.output, {**head(__file__, SCHEMA), "settings": settings, "rows": list(rows.values())})
         sys.stdout.flush()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ...progress import Step, Watch
+from ...progress import Tally, Watch
 from .terminal import in_place
 
 _SHORT_S = 0.5
@@ -37,10 +37,10 @@ class Shown:
 
     def __init__(self, *, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._terminal, self._clock = terminal, clock
-        self._begun: dict[str, tuple[float, Step]] = {}
+        self._begun: dict[str, tuple[float, Tally]] = {}
         self._drawn = clock()
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: Tally) -> None:
         """Show it, if it is time to."""
         now = self._clock()
         began, first = self._begun.setdefault(step.what, (now, step))
