@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from repconv.errors import SearchError
+from repconv.errors import BuildError, SearchError
 from repconv.progress import tell_progress
 
 from .config import SearchConfig
@@ -47,7 +48,7 @@ class Learner(Protocol):
 def rest_of_epoch(
     learner: Learner,
     at: Position,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Generator[tuple[Tensor, Tensor]],
     *,
     update: Callable[[Tensor, Tensor, int], float],
     keep: Callable[[Position], None],
@@ -57,15 +58,19 @@ def rest_of_epoch(
     """Do what is left of an epoch, writing checkpoints on the way, not at its end.
 
     batches: from `at` on. update: of a number counted over all epochs, gives its loss. tell: is shown its metrics.
+
+    Raises:
+        BuildError: a process that loads images was killed.
     """
     start, first = clock(), at.step
     steps, every = learner.steps_an_epoch, learner.config.checkpoint_steps
-    for x, y in batches:
-        loss = update(x, y, at.epoch * steps + at.step)
-        at = replace(at, step=at.step + 1, losses=at.losses + loss)
-        tell_progress("updates", at.epoch * steps + at.step, learner.config.epochs * steps)
-        if at.step % every == 0 and at.step < steps:
-            keep(at)
+    with loaders_lost_in_words(), closing(batches):
+        for x, y in batches:
+            loss = update(x, y, at.epoch * steps + at.step)
+            at = replace(at, step=at.step + 1, losses=at.losses + loss)
+            tell_progress("updates", at.epoch * steps + at.step, learner.config.epochs * steps)
+            if at.step % every == 0 and at.step < steps:
+                keep(at)
     done = (at.epoch + 1) * steps
     tell(
         {
@@ -77,6 +82,23 @@ def rest_of_epoch(
             "seconds_a_step": (clock() - start) / max(1, at.step - first),
         }
     )
+
+
+@contextmanager
+def loaders_lost_in_words() -> Iterator[None]:
+    """What is raised where a loading process has ended: by torch wherever the program is, and by what reads from it.
+
+    Raises:
+        BuildError: instead.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise BuildError(
+            f"a process that loads images has ended ({str(error).strip()}); fewer workers take less memory"
+        ) from error
 
 
 def keep(folder: RunFolder, learner: Learner, at: Position, content: Mapping[str, Any]) -> None:

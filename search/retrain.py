@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,7 +23,7 @@ from repconv.sources.source import open_source
 from .folder import RESULT, RunFolder
 from .processes import Processes, joined
 from .reports.found import Found
-from .resuming import Position, Report, keep, kept, rest_of_epoch
+from .resuming import Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
 from .retrain_config import RetrainConfig
 from .session import chosen_device
 from .supernet.architecture import Architecture
@@ -123,6 +123,7 @@ def retrain(
         SourceError: as `searched_network`.
         SearchError: a setting makes no sense, or the loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
+        BuildError: a process that loads images was killed; likewise.
         VerificationError: the fused form differs from the trained network; only the last checkpoint is written.
     """
     if (folder.path / RESULT).exists():
@@ -151,11 +152,12 @@ def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callabl
     if first:
         for note in trainer.notes:
             report({"kind": "note", "note": note})
-    while at.epoch < config.epochs:
-        batches = trainer.batches(at.epoch, at.step)
-        rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, clock=clock)
-        at = Position(at.epoch + 1)
-        save_at(at)
+    with loaders_lost_in_words():
+        while at.epoch < config.epochs:
+            batches = trainer.batches(at.epoch, at.step)
+            rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, clock=clock)
+            at = Position(at.epoch + 1)
+            save_at(at)
     if first:
         _finish(folder, trainer)
 
@@ -208,7 +210,7 @@ class Trainer:
         note = said_of(self.memory_format, str(self.found.network["name"]), wanted=self.config.channels_last)
         return () if note is None else (note,)
 
-    def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, first: int) -> Generator[tuple[Tensor, Tensor]]:
         """An epoch's training batches from the `first` on, on the device: this process's images of them."""
         for x, y in training_batches(
             self.task,

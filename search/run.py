@@ -28,7 +28,7 @@ from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
 from .processes import joined
 from .reports.found import Found
 from .reports.picture import svg
-from .resuming import Position, Report, keep, kept, rest_of_epoch
+from .resuming import Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
 from .session import Session
 from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
@@ -76,6 +76,7 @@ def run(
         SourceError: the configuration names code that `own_code` does not.
         SearchError: the configuration makes no sense, the checkpoint is damaged, or a loss is not finite.
         OutputError: a file cannot be written; the last checkpoint is intact.
+        BuildError: a process that loads images was killed; likewise.
     """
     config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
     if (folder.path / RESULT).exists():
@@ -108,8 +109,9 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
     if first:
         for note in session.notes:
             report({"kind": "note", "note": note})
-    while progress.at.epoch < config.epochs:
-        progress = _epoch(folder, session, strategy, progress, tell, clock)
+    with loaders_lost_in_words():
+        while progress.at.epoch < config.epochs:
+            progress = _epoch(folder, session, strategy, progress, tell, clock)
     _finish(folder, session, strategy, progress.state)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -122,7 +122,7 @@ class Session:
             return self.config.learning_rate
         return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * step / self.steps))
 
-    def batches(self, epoch: int, first: int, architectures: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, first: int, architectures: int) -> Generator[tuple[Tensor, Tensor]]:
         """An epoch's training batches from the `first` on, on the device: what this process needs of them.
 
         That is all, unless processes split the batches, since an update has fewer `architectures` than there are.

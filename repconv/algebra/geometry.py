@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import gcd, prod
 from typing import TypeVar
 
@@ -121,7 +122,7 @@ class Geometry:
         ]
         return max((axis + 1 for axis, is_flat in enumerate(flat) if not is_flat), default=0)
 
-    @property
+    @cached_property
     def is_transposed(self) -> bool:
         """True if pixels of the input are put apart."""
         return max(self.up) > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -116,7 +116,7 @@ def training_batches(
     workers: int = 0,
     also: Callable[[Tensor], Tensor] | None = None,
     images: range | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor]]:
     """An epoch's whole batches from the `first` on: images [batch, c, h, w] and targets [batch].
 
     `also` is applied to normalised images (cutout). The rest that fills no batch is left out, as BN wants. `images`:

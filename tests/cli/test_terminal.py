@@ -15,6 +15,7 @@ import torch
 
 import repconv.cli
 from repconv import create_model, save
+from repconv.cli.shared.ending import Ended, ended_by_signals
 from repconv.cli.shared.terminal import Spared
 
 REPCONV = str(Path(sys.executable).with_name("repconv"))
@@ -193,6 +194,28 @@ def test_a_signal_is_its_exit_code_and_a_search_says_how_to_go_on(name, tmp_path
     assert done.returncode == 128 + getattr(signal, name), done.stderr
     assert "go on where it was with: repconv search resume a" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_signal_cuts_off_prints_no_traceback_of_its_own(capfd):
+    class HalfMade:
+        def __del__(self):
+            raise AttributeError("no attribute '_shutdown'")
+
+    def cut_off():
+        kept = HalfMade()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return kept
+
+    hook, code = sys.unraisablehook, 0
+    with ended_by_signals():
+        try:
+            cut_off()
+        except Ended as ended:
+            code = ended.exit_code
+    assert code == 143
+    assert "Traceback" not in capfd.readouterr().err
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.slow

@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from repconv import OutputError, SearchError, load
+from repconv import BuildError, OutputError, SearchError, load
 from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
 from repconv.search.reports.found import read_found
+from repconv.search.resuming import Position, rest_of_epoch
 from repconv.search.run import run
 from repconv.search.session import Session, chosen_device
 from repconv.search.settings import settings_to_dict
@@ -288,3 +290,26 @@ def test_a_lock_ends_with_its_process(tmp_path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False).returncode == 9
     with folder.held():
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), BuildError),
+        (ConnectionResetError(104, "Connection reset by peer"), BuildError),
+        (EOFError(), BuildError),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), RuntimeError),
+    ],
+    ids=str,
+)
+def test_a_killed_loading_process_is_told_in_words_and_a_fault_of_the_data_is_not(error, expected) -> None:
+    def batches():
+        yield torch.zeros(1), torch.zeros(1)
+        raise error
+
+    learner = SimpleNamespace(steps_an_epoch=3, config=SimpleNamespace(checkpoint_steps=1, epochs=1))
+    kept = []
+    nothing = {"tell": lambda _: None, "clock": lambda: 0.0}
+    with pytest.raises(expected, match="a process that loads images has ended" if expected is BuildError else "Caught"):
+        rest_of_epoch(learner, Position(), batches(), update=lambda *_: 1.0, keep=kept.append, **nothing)
+    assert kept == [Position(0, 1, 1.0)]

@@ -34,7 +34,16 @@ from typing import Any
 import torch
 
 from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, write_result
+from repconv.benchmarks.studies.common import (
+    ROOT,
+    asking,
+    head,
+    kept_rows,
+    markdown_table,
+    positive,
+    read_result,
+    write_result,
+)
 from repconv.benchmarks.studies.reliability.commands import (
     OLD,
     SUBJECTS,
@@ -46,8 +55,11 @@ from repconv.benchmarks.studies.reliability.commands import (
     stands,
 )
 from repconv.benchmarks.studies.reliability.forked import Outcome, Running, small_disk
+from repconv.files.whole import write_whole
 
 SCHEMA = "repconv.reliability-faults/1"
+PAGE = ROOT / "docs" / "reliability.md"
+MARKS = ("<!-- reliability_faults.json: start -->", "<!-- reliability_faults.json: end -->")
 ROOM = 64 << 20
 """Bytes of a disk that is not full."""
 IMPORTS = (
@@ -221,12 +233,39 @@ def pieces() -> Iterator[tuple[str, str]]:
                 yield name, fault
 
 
+def table_of(content: Mapping[str, Any]) -> str:
+    """Exit codes by fault and command, and what was wrong."""
+    found = {(row["command"], row["fault"]): row for row in content["pieces"]}
+
+    def cell(name: str, fault: str) -> str:
+        row = found.get((name, fault))
+        if row is None:
+            return "-"
+        ends = ", ".join(f"{code} ({count})" for code, count in row["ended"].items())
+        return f"{ends}{'; ' + str(len(row['wrong'])) + ' wrong' if row['wrong'] else ''}"
+
+    rows = [(fault, *(cell(name, fault) for name in SUBJECTS)) for fault in CODES]
+    moments, wrong = sum(row["moments"] for row in found.values()), sum(len(row["wrong"]) for row in found.values())
+    return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults, {wrong} with something wrong."
+
+
+def write_page(content: Mapping[str, Any]) -> None:
+    """The table of docs/reliability.md, from the result."""
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    write_whole({PAGE: f"{before}{start}\n\n{table_of(content)}\n\n{MARKS[1]}{after}".encode()})
+
+
 def main() -> None:
     """Do what is missing, piece by piece."""
     parser = asking(__doc__, "reliability_faults")
     parser.add_argument("--only", default="", help="pieces whose name holds this: search, SIGKILL")
     parser.add_argument("--moments", type=positive, default=20, help="of each fault and command (%(default)s)")
+    parser.add_argument("--table", action="store_true", help="write the table of the page, and measure nothing")
     chosen = parser.parse_args()
+    if chosen.table:
+        write_page(read_result(chosen.output, SCHEMA))
+        return
     _warm_up()
     kept = kept_rows(chosen.output, SCHEMA, "piece", "pieces")
     known: dict[str, Undisturbed] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from types import FrameType
 
 import click
 
-from ...errors import OutputError
+from ...errors import BuildError, OutputError
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
@@ -30,10 +31,10 @@ class Ended(BaseException):
 
 @contextmanager
 def going_on_is_said(how: str) -> Iterator[None]:
-    """Say how to go on with what is cut short: by a signal, or since nothing more could be written."""
+    """Say how to go on with what is cut short: by a signal, a lost process, or since nothing more could be written."""
     try:
         yield
-    except (KeyboardInterrupt, Ended, OutputError):
+    except (KeyboardInterrupt, Ended, OutputError, BuildError):
         click.echo(f"\nrepconv: go on where it was with: {how}", err=True)
         raise
 
@@ -46,7 +47,11 @@ def ended_by_signals() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
+    unraisable = sys.unraisablehook
+
     def end(number: int, _: FrameType | None) -> None:
+        # Destructors of what was being made just then fail, and would print a traceback each.
+        sys.unraisablehook = _unsaid
         raise Ended(number)
 
     for number, handler in before.items():
@@ -55,6 +60,11 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             if handler == signal.SIG_DFL:
                 signal.signal(number, handler)
+
+
+def _unsaid(_: object) -> None:
+    """An exception that nobody can catch, not printed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import gcd, prod
 
 from ...algebra.geometry import Axes, Geometry, by, halves, with_flat
@@ -40,7 +40,6 @@ class Form:
             object.__setattr__(self, "lattice", with_flat(self.lattice, axes, 0))
             object.__setattr__(self, "spare", with_flat(self.spare, axes, None))
 
-    @lru_cache(maxsize=REMEMBERED)  # noqa: B019  # forms are a few integers
     def of_axes(self, count: int) -> Form:
         """The same of so many pixel axes; see `Geometry.of_axes`. Of one that comes, a single element is read."""
         if count == self.geometry.axes:
@@ -120,13 +119,13 @@ class Form:
         )
         return f"{by(self.taps)}, {g.in_channels} -> {g.out_channels}{''.join(extra)}"
 
-    @property
+    @cached_property
     def is_diagonal(self) -> bool:
         """True for one number a channel: a scale."""
         g = self.geometry
         return g.in_channels == g.out_channels == g.groups and self.is_pointwise
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """True if each pixel is made of the one at its place."""
         g = self.geometry
