@@ -31,7 +31,7 @@ from repconv.proof.agreement import Agreement
 from repconv.proof.leaves import leaves
 from repconv.proof.report import FusionReport, Proof
 from repconv.sources.checkpoint import SUFFIXES, Checkpoint, save
-from repconv.sources.source import Source, open_source
+from repconv.sources.source import Source, open_source, writable
 
 from .artefacts.artefact import artefact_of
 from .comparing.compare import inputs_for
@@ -39,11 +39,6 @@ from .onnx.exporter import described, exported, finished, verify_onnx
 from .settings import DEFAULT_OPSET
 
 Shape = tuple[int, int, int]
-
-CHECKPOINTS = SUFFIXES
-FORMATS = (*CHECKPOINTS, ".onnx", ".pt2")
-GRAPHS = {".onnx": (".onnx",), ".pt2": (".pt2", ".onnx")}
-"""Sources that are graphs, and what can be written of them."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,6 @@ class FuseSettings:
     input_shape: Shape | None = None
     opset: int = DEFAULT_OPSET
     dynamic_batch: bool = False
-
-
-def writable(source: str) -> tuple[str, ...]:
-    """The formats a source can be written in once it is fused, by its name alone."""
-    return GRAPHS.get(Path(source).suffix, FORMATS)
 
 
 Model = nn.Module | ExportedProgram | onnx.ModelProto
@@ -101,7 +91,7 @@ def fuse_source(
 
     Args:
         source: as the command line takes it, a source that is open already, or a module in evaluation mode.
-        suffix: of the form wanted, one of `FORMATS`: modules for a checkpoint, an ONNX model, or a program.
+        suffix: of the form wanted, one of `writable(source)`: modules for a checkpoint, an ONNX model, or a program.
         settings: sizes and opset.
         inputs: images [n, c, h, w] to run what becomes a graph on; None: random ones.
         prove: False leaves the comparing out, and the report says so.
@@ -120,7 +110,7 @@ def fuse_source(
     known, shape = opened.checkpoint, _shape_of(opened, settings)
     network = known.model
     fused: Fused[Model]
-    if suffix in CHECKPOINTS:
+    if suffix in SUFFIXES:
         if is_foreign(network) and not _has_blocks(network):
             raise SourceError(
                 f"{opened.name} holds no blocks of this package, so no checkpoint can hold it fused; write a graph "
@@ -170,7 +160,7 @@ def natural_suffix(network: nn.Module, suffix: str) -> str:
     """Of a file that `network` can be written to fused, `suffix` if that can hold it."""
     if is_foreign(network) and not _has_blocks(network):
         return ".onnx"
-    return suffix if suffix in CHECKPOINTS else ".pt"
+    return suffix if suffix in SUFFIXES else ".pt"
 
 
 def _modules(network: nn.Module, shape: Shape, *, prove: bool) -> Fused[nn.Module]:
@@ -257,9 +247,10 @@ def _image(x: Tensor) -> Shape:
 def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: bool) -> Fused[Model]:
     """An ONNX model or a program; neither needs its network's code."""
     held = source.held
-    kind = ".onnx" if isinstance(held, onnx.ModelProto) else ".pt2"
-    if suffix not in GRAPHS[kind]:
-        raise SourceError(f"{source.name}: of a {kind} file {' and '.join(GRAPHS[kind])} are made, no {suffix}")
+    allowed = writable(source.name)
+    if suffix not in allowed:
+        kind = Path(source.name).suffix
+        raise SourceError(f"{source.name}: of a {kind} file {' and '.join(allowed)} are made, no {suffix}")
     metadata = {"repconv.source_sha256": source.sha256 or ""}
     artefact = artefact_of(source, loaded=False)
     inputs = inputs_for(artefact, artefact, settings.input_shape)

@@ -22,7 +22,7 @@ class SearchConfig:
 
     network: a name of `repconv.list_models()`, or any SOURCE of the command line. width, blocks: of our own networks,
         0 and empty for the name's own. fixed, branches: kinds of branches, empty for the network's own (of a plain
-        one: `3x3`, and all kinds).
+        one: `3x3`, and the paper's other nine).
     data, test_data, image_size: see `repconv.search.tasks.data.open_data`. train_images: how many to use, 0 for all.
         validation_share: of them, held out by seed to judge architectures.
     strategy: how to search. ratio: the budget, as a share of all searchable branches. population: that live on.

@@ -19,7 +19,7 @@ from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.settings import BuildSettings, Span
 from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject
 from repconv.fusing import exported_program, fuse_network
-from repconv.models.libraries import create_named, is_own_code
+from repconv.models.libraries import is_own_code
 from repconv.models.spec import ModelSpec, is_foreign
 from repconv.models.zoo import create_plain, resolve
 from repconv.sources.checkpoint import Checkpoint, save
@@ -252,6 +252,5 @@ def plain_of(given: Given) -> nn.Module | None:
     if network is None or not isinstance(spec, ModelSpec):
         return None
     expanded = any(isinstance(module, RepBlock) for module in network.modules()) or bool(replaced(network))
-    if ":" in spec.name:
-        return create_named(spec.name).eval() if expanded else None
-    return create_plain(spec).eval() if expanded or resolve(spec.name)[1] is not None else None
+    of_blocks = ":" not in spec.name and resolve(spec.name)[1] is not None
+    return create_plain(spec).eval() if expanded or of_blocks else None

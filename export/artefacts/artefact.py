@@ -285,11 +285,13 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
 
 def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[Run, Trace]:
     inputs = source.inputs
+    # A file of another format that was read as ONNX is none that onnxruntime loads.
+    path = source.path if source.path is not None and source.path.suffix == ".onnx" else None
 
     @cache
     def session() -> Any:  # noqa: ANN401  # onnxruntime has no types
         """It holds the weights once more, and some who open a model never run it."""
-        return model_session(proto, source.name) if source.path is None else session_of(source.path, source.name)
+        return model_session(proto, source.name) if path is None else session_of(path, source.name)
 
     if loaded:
         session()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -15,6 +14,7 @@ from ..errors import FusionError, GeometryError
 from ..proof.report import FusedLayer, FusionReport, Refusal, Size
 from .block import RepBlock
 from .branches import Branch, conv_kernel
+from .copies import copied
 from .statistics.normalisation import Before, Moments
 
 
@@ -35,6 +35,7 @@ def fuse_blocks(
     Raises:
         FusionError: the model is in training mode, a batch normalisation keeps no running statistics, or a folded
             weight is not finite in the block's dtype.
+        GeometryError: the model cannot be copied.
     """
     where = next((name for name, module in model.named_modules() if module.training), None)
     if where is not None:
@@ -42,7 +43,7 @@ def fuse_blocks(
             f"the model is in training mode (at {where or 'its root'}), where batch normalisation is no fixed "
             "convolution; call model.eval() first"
         )
-    memo: dict[int, object] = {}
+    folded: dict[nn.Module, nn.Module] = {}
     layers, refusals = [], []
     for name, branch in outermost_branches(model):
         try:
@@ -53,16 +54,14 @@ def fuse_blocks(
             continue
         except FusionError as error:
             raise FusionError(f"{name or 'the model'}: {error}") from None
-        memo[id(branch)] = conv
+        folded[branch] = conv
         if keep is not None:
             keep(name, kernel)
         kinds = branch.branch_set.fixed + branch.branch_set.searchable if isinstance(branch, RepBlock) else ()
         layers.append(
             FusedLayer(name, conv_kernel(conv, conv.weight.dtype).geometry.label, kinds, size(branch), size(conv))
         )
-    # Whatever stands in deepcopy's memo counts as copied already: folded convolutions take their blocks' places,
-    # shared blocks stay shared, and no branch is copied.
-    fused: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)  # type: ignore[assignment]
+    fused = copied(model, folded)
     return fused, FusionReport(tuple(layers), tuple(refusals), size(model), size(fused))
 
 
@@ -142,20 +141,19 @@ def to_conv2d(kernel: Kernel) -> nn.Conv2d:
 
 def with_single_convolutions(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """A copy of `model` whose named branches are single convolutions of their geometry, on their device, untrained."""
-    memo: dict[int, object] = {}
+    single: dict[nn.Module, nn.Module] = {}
     for name in names:
         branch = model.get_submodule(name)
         if not isinstance(branch, Branch):
             raise FusionError(f"{name} is a {type(branch).__name__}, not a branch that folds")
         with torch.no_grad():
-            memo[id(branch)] = to_conv2d(branch.kernel(no_statistics))
-    return copy.deepcopy(model, memo)
+            single[branch] = to_conv2d(branch.kernel(no_statistics))
+    return copied(model, single)
 
 
 def with_kernels(model: nn.Module, kernels: Mapping[str, Kernel]) -> nn.Module:
     """A copy of `model` whose named branches are the convolutions of these kernels, in the kernels' own dtype."""
-    memo: dict[int, object] = {id(model.get_submodule(name)): to_conv2d(kernel) for name, kernel in kernels.items()}
-    return memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)  # type: ignore[return-value]
+    return copied(model, {model.get_submodule(name): to_conv2d(kernel) for name, kernel in kernels.items()})
 
 
 def no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def _defaults(given: Mapping[str, Any]) -> list[Path]:
     """What may be written where no output is named."""
     from ..files.apart import named
+    from ..sources.source import writable
 
-    suffixes = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
     files = [path for path in named(given["source"], {}) if path.suffix != ".py"]
-    return [path.with_name(f"{path.stem}.fused{suffix}") for path in files for suffix in suffixes]
+    return [path.with_name(f"{path.stem}.fused{suffix}") for path in files for suffix in writable(given["source"])]
 
 
 @click.command(
@@ -64,10 +64,10 @@ def command(
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
-    from repconv.export.fusing import FuseSettings, fuse_source, in_graph, writable, write_fused
+    from repconv.export.fusing import FuseSettings, fuse_source, in_graph, write_fused
 
     from ..errors import VerificationError
-    from ..sources.source import open_source
+    from ..sources.source import open_source, writable
     from .shared.text import fused_tables, paragraph
 
     out = None if output is None else checked_output(output, writable(source))
@@ -103,20 +103,21 @@ def _beside(source: Source) -> Path:
     from repconv.export.fusing import natural_suffix
 
     from ..errors import OutputError
+    from ..sources.source import writable
 
     path = source.path
     if path is None:
         raise OutputError(f"{source.name} is no file to write the result beside; name an output with -o")
-    suffix = path.suffix if source.is_graph else natural_suffix(source.checkpoint.model, path.suffix)
+    suffix = writable(source.name)[0] if source.is_graph else natural_suffix(source.checkpoint.model, path.suffix)
     return path.with_name(f"{path.stem}.fused{suffix}")
 
 
 def _refuse_settings(source: str, out: Path | None, opset: int | None, *, dynamic_batch: bool) -> None:
     """What a graph keeps as it is cannot be asked for."""
     from ..errors import SourceError
-    from ..sources.source import is_graph
+    from ..sources.source import is_graph, writable
 
-    suffix = Path(source).suffix
+    suffix = writable(source)[0]
     if is_graph(source) and (out is None or suffix == out.suffix) and (opset is not None or dynamic_batch):
         asked = "--opset" if opset is not None else "--dynamic-batch"
         raise SourceError(f"{asked}: a fused {suffix} file keeps the opset and the open sizes of its source")

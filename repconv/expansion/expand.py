@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..algebra.geometry import Geometry
 from ..blocks.block import BranchSet, RepBlock
 from ..blocks.branches import Branch, ConvBranch, conv_kernel
+from ..blocks.copies import copied
 from ..errors import GeometryError
 from ..progress import counted
 from ..proof.leaves import Inputs, arguments
 from ..proof.report import Refusal
 from .initialise import moments_of, settle
 from .placement import Placement, new_block, parts_at, take_over, with_modules
-from .tracing import copied, follower, hooked, owners, trace, unfit_conv, unfit_norm
+from .tracing import follower, hooked, owners, trace, unfit_conv, unfit_norm
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..blocks.block import BranchSet, RepBlock
 from ..blocks.branches import ConvBranch
+from ..blocks.copies import copied
 from ..errors import GeometryError
-from .tracing import copied, is_norm_act
+from .tracing import is_norm_act
 
 
 @dataclass(frozen=True)
@@ -149,16 +150,13 @@ def with_modules(model: nn.Module, blocks: Mapping[str, nn.Module], norms: Mappi
 
     The copy notes what was replaced as `model.replaced`: the batch normalisation, or None, by the convolution's name.
     """
-    # Whatever stands in deepcopy's memo counts as copied already, so shared modules stay shared and nothing replaced is
-    # copied.
-    memo: dict[int, object] = {}
+    instead: dict[nn.Module, nn.Module] = {}
     for name, block in blocks.items():
-        memo[id(_at(model, name))] = block
+        instead[_at(model, name)] = block
         norm = norms[name]
         if norm is not None:
-            memo[id(_at(model, norm))] = _leftover(_at(model, norm))
-    found = memo.get(id(model))
-    result = found if isinstance(found, nn.Module) else copied(model, memo)
+            instead[_at(model, norm)] = _leftover(_at(model, norm))
+    result = copied(model, instead)
     # A network that was fused and is expanded again had its batch normalisations taken over before.
     before = replaced(model)
     result.replaced = {**before, **{n: norms[n] or before.get(n) for n in blocks}}  # type: ignore[assignment]

@@ -7,7 +7,6 @@ convolution has to hold in both traces.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 import warnings
@@ -21,6 +20,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.branches import Branch
+from ..blocks.copies import copied
 from ..errors import GeometryError
 from ..proof.leaves import Inputs, arguments
 
@@ -83,22 +83,6 @@ def _fails_in_training(model: nn.Module, inputs: tuple[Any, ...] | None) -> str 
             "targets, too; expand the part of it that takes images alone, such as its backbone"
         )
     return None
-
-
-def copied(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
-    """A deep copy of `model`; what `memo` holds counts as copied already.
-
-    Raises:
-        GeometryError: it holds something that cannot be copied.
-    """
-    try:
-        result: nn.Module = copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:
-        raise GeometryError(
-            f"{type(model).__name__} cannot be copied ({_line(error)}); weight norm of the old kind is one such case: "
-            "use torch.nn.utils.parametrizations.weight_norm or remove it"
-        ) from None
-    return result
 
 
 def _flow(model: nn.Module, inputs: tuple[Any, ...] | None) -> Flow:

@@ -15,9 +15,9 @@ from typing import Literal
 from torch import nn
 
 from ..blocks.block import BranchSet
-from ..blocks.branches import BRANCHES
 from ..errors import GeometryError
 from ..expansion.expand import expand
+from .libraries import create_named
 from .resnet import ResNet
 from .spec import ModelSpec
 from .vgg import VGG
@@ -31,12 +31,15 @@ BASES: Mapping[str, Mapping[str, object]] = MappingProxyType({
 """Plain networks and their defaults: the data set the paper trains each on (ResNet-34: as ResNet-50)."""
 
 SETS: Mapping[str, BranchSet] = MappingProxyType({
-    "irep": BranchSet(("3x3",), tuple(name for name in BRANCHES if name != "3x3")),
+    "irep": BranchSet(("3x3",), ("1x3", "3x1", "1x1", "1x1_3x3", "avg", "skip", "1x2_d2", "2x1_d2", "2x2_d2")),
     "repvgg": BranchSet(("3x3", "1x1", "skip")),
     "acnet": BranchSet(("3x3", "1x3", "3x1")),
     "dbb": BranchSet(("3x3", "1x1", "1x1_3x3", "avg")),
 })  # fmt: skip
-"""Sets of branches. `irep` is the paper's (on a VGG, `skip` is fixed as well); the others are all fixed."""
+"""Sets of branches. `irep` is the paper's ten kinds, whatever others `BRANCHES` has; on a VGG, `skip` is fixed as well.
+
+The others are all fixed.
+"""
 
 
 def list_models() -> list[str]:
@@ -88,11 +91,14 @@ def create_model(
 
 
 def create_plain(spec: ModelSpec) -> nn.Module:
-    """The plain network of `spec`, which the model keeps as `model.spec`.
+    """The network of `spec` as it was before any expanding, of new weights; it keeps `spec` as `model.spec`.
 
     Raises:
         GeometryError: an unknown name, or an argument the network does not have.
+        SourceError, BackendError: as `create_named`, for a network of another package.
     """
+    if ":" in spec.name:
+        return create_named(spec.name, arguments=spec.arguments)
     base, _ = resolve(spec.name)
     family = VGG if base.startswith("vgg") else ResNet
     _check(spec, inspect.signature(family).parameters)

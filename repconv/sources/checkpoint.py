@@ -23,7 +23,7 @@ from ..blocks.fold import outermost_branches, with_single_convolutions
 from ..errors import BackendError, CheckpointError, GeometryError, RepconvError
 from ..expansion.placement import Placement, place, placement_of, replaced
 from ..files.whole import whole_file
-from ..models.libraries import create_named, is_own_code, parsed
+from ..models.libraries import is_own_code, parsed
 from ..models.spec import ModelSpec
 from ..models.zoo import create_plain
 from .state_dicts import put_state, read_content
@@ -246,15 +246,13 @@ def _plain(spec: ModelSpec, *, own_code: str | None) -> nn.Module:
     Raises:
         CheckpointError: it takes the user's own code, and `own_code` does not name that.
     """
-    if ":" not in spec.name:
-        with torch.device("meta"):
-            return create_plain(spec)
     if is_own_code(spec.name) and (own_code is None or parsed(own_code)[0] != spec.name):
         raise CheckpointError(
             f"the network is made by {spec.name}, which is no code of this package and is not run unasked; if you "
             f"trust it, say so: --model {spec.name}, or repconv.load(path, own_code={spec.name!r})"
         )
-    return create_named(spec.name, arguments=spec.arguments)
+    with torch.device("cpu" if ":" in spec.name else "meta"):
+        return create_plain(spec)
 
 
 def own_code_of(content: Any, metadata: Mapping[str, str], path: str | os.PathLike[str]) -> str | None:  # noqa: ANN401

@@ -128,20 +128,50 @@ def _graph(read: Callable[[Path], Held]) -> Reader:
     return reader
 
 
-_GRAPHS: dict[str, Reader] = {".onnx": _graph(read_onnx), ".pt2": _graph(open_program)}
-READERS: dict[str, Reader] = {**_GRAPHS, **dict.fromkeys(SUFFIXES, of_weights)}
-"""Formats of files, by suffix: from the path, `model` and `state_key` to what is in it and notes on how it was read."""
+WRITTEN = (*SUFFIXES, ".onnx", ".pt2")
+"""Formats of files that a fused network is written in."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    read: from the path, `model` and `state_key` to what is in it and notes on how it was read. graph: whether that is
+    one. fused: the formats it can be written in once it is fused; of a graph the usual one first.
+    """
+
+    read: Reader
+    graph: bool = False
+    fused: tuple[str, ...] = WRITTEN
+
+
+READERS: dict[str, Format] = {
+    ".onnx": Format(_graph(read_onnx), graph=True, fused=(".onnx",)),
+    ".pt2": Format(_graph(open_program), graph=True, fused=(".pt2", ".onnx")),
+    **dict.fromkeys(SUFFIXES, Format(of_weights)),
+}
+"""By suffix."""
 
 NETWORKS = (
     f"a weight file ({' '.join(SUFFIXES)}), timm:NAME[@WEIGHTS], torchvision:NAME[@WEIGHTS] or "
     "package.module:factory[@WEIGHTS]"
 )
-FORMS = f"a graph ({' '.join(_GRAPHS)}), {NETWORKS}"
+FORMS = f"a graph ({' '.join(suffix for suffix, row in READERS.items() if row.graph)}), {NETWORKS}"
 
 
 def is_graph(text: str) -> bool:
     """Whether a text names a file that is a graph, before it is opened."""
-    return Path(text).suffix in _GRAPHS
+    suffix = Path(text).suffix
+    return suffix in READERS and READERS[suffix].graph
+
+
+def writable(text: str) -> tuple[str, ...]:
+    """The formats that what a text names can be written in once it is fused, before it is opened; the usual one first.
+
+    Of a network, the usual one depends on what it holds.
+    """
+    suffix = Path(text).suffix
+    return READERS[suffix].fused if suffix in READERS else WRITTEN
 
 
 def open_source(source: str | Path, *, model: str | None = None, state_key: str | None = None) -> Source:
@@ -172,7 +202,7 @@ def open_source(source: str | Path, *, model: str | None = None, state_key: str 
         raise SourceError(f"{name}: no such file; SOURCE is {FORMS}")
     if path.suffix not in READERS:
         raise SourceError(f"{name}: {path.suffix or 'no suffix'!r} is no known format; SOURCE is {FORMS}")
-    held, notes = READERS[path.suffix](path, model, state_key)
+    held, notes = READERS[path.suffix].read(path, model, state_key)
     return Source(name, path, sha256(path), held, notes)
 
 

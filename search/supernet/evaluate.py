@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from repconv.algebra.kernels import Kernel, combine
 from repconv.blocks.branches import Branch
+from repconv.blocks.copies import copied
 from repconv.blocks.fold import fold, fuse_blocks, outermost_branches, refuse_hooks, to_conv2d
 from repconv.errors import SearchError
-from repconv.expansion.tracing import copied
 from repconv.progress import counted
 
 from .architecture import Architecture
@@ -116,11 +116,11 @@ class KernelBank:
     ) -> None:
         self.space = supernet.space
         blocks: dict[str, _BankBlock] = {}
-        memo: dict[int, object] = {}
+        single: dict[nn.Module, nn.Module] = {}
         with evaluating(supernet.model), torch.no_grad():
             for name, branch in outermost_branches(supernet.model):
                 if name not in supernet.blocks:
-                    memo[id(branch)] = fold(branch)
+                    single[branch] = fold(branch)
                     continue
                 block = supernet.blocks[name]
                 refuse_hooks(block)
@@ -130,9 +130,8 @@ class KernelBank:
                     for kind in block.branch_set.searchable
                 }
                 blocks[name] = _BankBlock(fixed, folded)
-                memo[id(block)] = to_conv2d(fixed)
-            found = memo.get(id(supernet.model))
-            net = found if isinstance(found, nn.Module) else copied(supernet.model, memo)
+                single[block] = to_conv2d(fixed)
+            net = copied(supernet.model, single)
         self.net = settings.prepared(net)
         self._blocks = blocks
         self._convolutions = {name: _conv(net, name) for name in blocks}

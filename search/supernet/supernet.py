@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from repconv.blocks.block import BranchSet, RepBlock
+from repconv.blocks.copies import copied
 from repconv.errors import SearchError
-from repconv.expansion.tracing import copied
 
 from .architecture import Architecture
 from .space import SearchSpace
@@ -104,8 +104,7 @@ def subnetwork(model: nn.Module, architecture: Architecture) -> nn.Module:
     """
     supernet = Supernet(model)
     active = architecture.on(supernet.space).active
-    memo: dict[int, object] = {id(block): _reduced(block, active[name]) for name, block in supernet.blocks.items()}
-    return memo[id(model)] if id(model) in memo else copied(model, memo)  # type: ignore[return-value]
+    return copied(model, {block: _reduced(block, active[name]) for name, block in supernet.blocks.items()})
 
 
 @contextmanager

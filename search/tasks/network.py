@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from repconv import create_model, list_models
 from repconv.blocks.block import RepBlock, set_statistics
-from repconv.blocks.branches import BRANCHES
 from repconv.blocks.statistics.sampling import Sampling
 from repconv.errors import SearchError
 from repconv.expansion.expand import expand
 from repconv.models.libraries import is_own_code
+from repconv.models.zoo import SETS
 from repconv.sources.source import open_source
 
 from .task import Task
 
-FIXED = ("3x3",)
-SEARCHABLE = tuple(name for name in BRANCHES if name not in FIXED)
+USUAL = SETS["irep"]
 """What a plain network is expanded with unless told otherwise: the paper's space."""
 
 
@@ -42,14 +41,14 @@ def build_network(
         width: channels of the first stage of one of our own, 0 for its own.
         blocks: units a stage of one of our own, empty for its own.
         fixed: kinds of branches without a gate, empty for the network's own, or `3x3` for a plain one.
-        branches: searchable kinds, empty for the network's own, or all kinds for a plain one.
+        branches: searchable kinds, empty for the network's own, or the paper's nine for a plain one.
 
     Raises:
         SearchError: settings the network cannot have.
         SourceError, CheckpointError, GeometryError, BackendError: as `open_source` and `expand`.
     """
     if name in list_models():
-        usual = (FIXED, SEARCHABLE) if "_" not in name else (None, None)
+        usual = (USUAL.fixed, USUAL.searchable) if "_" not in name else (None, None)
         return create_model(
             name,
             num_classes=len(task.class_names),
@@ -69,8 +68,8 @@ def build_network(
     example = example_images(task)
     return expand(
         model,
-        fixed=tuple(fixed) or FIXED,
-        branches=tuple(branches) or SEARCHABLE,
+        fixed=tuple(fixed) or USUAL.fixed,
+        branches=tuple(branches) or USUAL.searchable,
         preserve=True,
         example_inputs=example,
     ).train()

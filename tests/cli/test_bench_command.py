@@ -16,13 +16,14 @@ import torch
 import repconv
 from repconv.benchmarks.harness.backends import choose_backends
 from repconv.benchmarks.harness.bench import bench
-from repconv.benchmarks.harness.forms import forms_of, open_given
+from repconv.benchmarks.harness.forms import Given, forms_of, open_given, plain_of
 from repconv.benchmarks.harness.group import judge
 from repconv.benchmarks.harness.player import PlayerLost, Process
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.errors import BackendError, BuildError, OutputError, SourceError
 from repconv.export.artefacts.loaded import How, Job
 from repconv.files.whole import sha256
+from repconv.models.libraries import create_named
 
 SHORT = ("--rounds", "2", "--seconds", "0.02", "--calls", "4", "--warmup", "0")
 
@@ -192,6 +193,13 @@ def test_forms_that_are_not_known_are_said(checkpoint, tmp_path) -> None:
 def job(checkpoint, tmp_path) -> dict[str, Job]:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
     return {"a": Job(checkpoint, tmp_path / "x.npy", "fp32")}
+
+
+def test_the_plain_form_of_a_network_by_name_has_its_arguments() -> None:
+    network = create_named("torch.nn:Conv2d(in_channels=2, out_channels=5, kernel_size=3)")
+    network.replaced = {"": None}  # as `expand` notes it
+    given = Given(source=None, label="conv", network=network, size=(2, 4, 4), reference=None)
+    assert plain_of(given).weight.shape == (5, 2, 3, 3)
 
 
 @pytest.mark.slow

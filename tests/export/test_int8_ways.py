@@ -26,10 +26,11 @@ from repconv.export.onnx.exporter import onnx_function
 from repconv.export.onnx.half import in_float32, to_half
 from repconv.export.proof.classes import ClassChange
 from repconv.export.subject import open_subject
+from repconv.export.targets import TARGETS
 from repconv.export.ways_out import ways_out
 
 SIZE = (Span.of(12), Span.of(12))
-SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt-rtx": ".engine", "tensorrt": ".engine"}
+SUFFIX = {name: target.suffix for name, target in TARGETS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def never(*_: object, **__: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt-rtx", "tensorrt"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_refusal_names_the_layer_to_blame_and_ways_that_pass(target, rescued, images, tmp_path, monkeypatch) -> None:
     if target == "openvino":
         pytest.importorskip("nncf", reason="nncf is not installed")

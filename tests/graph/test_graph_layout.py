@@ -24,6 +24,7 @@ from repconv.graph.maps import carried
 from repconv.graph.maps.arrangement import changes
 from repconv.graph.maps.carried import Carried, Made
 from repconv.graph.maps.layout import Layout, plain, with_channels_at
+from repconv.graph.onnx.proof.prove import region_comparisons
 
 SIZES = {"batch": (3, 1), "rows": (5, 1), "columns": (4, 7)}
 DEPTHS = [(), (), (1,), (2,)]
@@ -174,7 +175,7 @@ def test_a_change_of_layout_gives_the_other_layout(data: st.DataObject) -> None:
 
 KINDS = [
     "conv", "conv", "norm", "norm", "relu", "transpose", "back", "split", "merge", "stack", "sum", "gather", "matmul",
-    "scale", "shift", "add", "unsqueeze", "squeeze", "slice", "einsum",
+    "scale", "shift", "add", "unsqueeze", "squeeze", "slice", "einsum", "mean", "around",
 ]  # fmt: skip
 
 
@@ -250,6 +251,20 @@ class Draft:
         elif kind == "sum" and rank > 2:
             new, how = (*shape[:axis], *shape[axis + 1 :]), self.pick(["ReduceSum", "ReduceMean"])
             self.add(str(how), [source, self.integers(axis)], new, keepdims=0)
+        elif kind == "around" and rank == 4:
+            # As converted from TensorFlow: channels last, and transposes around the convolution.
+            n, h, w, c = shape
+            self.add("Transpose", [source], (n, c, h, w), perm=[0, 3, 1, 2])
+            self.add("Conv", [list(self.shapes)[-1], self.constant(4, c, 3, 3)], (n, 4, h, w), pads=[1, 1, 1, 1])
+            self.add("Transpose", [list(self.shapes)[-1]], (n, h, w, 4), perm=[0, 2, 3, 1])
+            self.add(str(self.pick(["Relu", "Sigmoid"])), [list(self.shapes)[-1]], (n, h, w, 4))
+            if self.random.random() < 0.3:
+                self.add("Mul", list(self.shapes)[-2:], (n, h, w, 4))
+        elif kind == "mean" and rank > 2:
+            left = [0, 1 + int(self.random.integers(rank - 1))]
+            axes, keep = [i for i in range(rank) if i not in left], int(self.pick([0, 1]))
+            new = tuple(side if i in left else 1 for i, side in enumerate(shape) if i in left or keep)
+            self.add("ReduceMean", [source, self.integers(*axes)], new, keepdims=keep)
         elif kind == "gather":
             places = [int(i) for i in self.random.integers(shape[axis], size=int(self.pick([1, 2, 4])))]
             self.add(
@@ -330,6 +345,70 @@ def test_many_random_graphs_of_any_layout(count: int) -> None:
     assert sum(map(check, range(count))) > count // 4
 
 
+def channels_last(blocks: int, activation: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """Convolutions of channels last, each between transposes, with a residual sum from the second on."""
+    draft = Draft(0)
+    draft.shapes = {"x": shape}
+    last = "x"
+    for number in range(blocks):
+        before = last
+        draft.add("Transpose", [last], shape, perm=[0, 3, 1, 2])
+        draft.add("Conv", [list(draft.shapes)[-1], draft.constant(4, 4, 3, 3)], shape, pads=[1, 1, 1, 1])
+        draft.add("Transpose", [list(draft.shapes)[-1]], shape, perm=[0, 2, 3, 1])
+        draft.add("Mul", [list(draft.shapes)[-1], draft.constant(4)], shape)
+        draft.add("Add", [list(draft.shapes)[-1], before if number else draft.constant(4)], shape)
+        draft.add("Sigmoid" if activation == "Swish" else activation, [list(draft.shapes)[-1]], shape)
+        if activation == "Swish":
+            draft.add("Mul", list(draft.shapes)[-2:], shape)
+        last = list(draft.shapes)[-1]
+    model = draft.model()
+    del model.graph.output[:-1]
+    return model
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Swish"])
+def test_transposes_around_every_convolution_go_but_for_the_outermost(activation: str) -> None:
+    for shape in ((1, 5, 7, 4), (3, 1, 1, 4)):
+        model = channels_last(3, activation, shape)
+        fused, report = fuse_onnx(model)
+        kinds = [node.op_type for node in fused.graph.node]
+        assert kinds.count("Transpose") == 2, kinds
+        assert "Mul" not in kinds or activation == "Swish"
+        assert all(found.passed for found in report.agreement.comparisons)
+        assert not report.unmeasured
+        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        for wanted, got in zip(run(model, x), run(fused, x), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(initial=1))
+
+
+def test_a_wrong_weight_beyond_a_moved_activation_is_found() -> None:
+    """Regions are compared across the activation's new axes: the pair is the author's tensor and that one, turned."""
+    model = channels_last(2, "Relu", (1, 5, 7, 4))
+    fused, _ = fuse_onnx(model)
+    altered = onnx.ModelProto()
+    altered.CopyFrom(fused)
+    weight = next(t for t in altered.graph.initializer if len(t.dims) == 4)
+    value = numpy_helper.to_array(weight).copy()
+    value[1, 2, 0, 1] *= 1.001
+    weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+    feeds = [{"x": np.zeros((1, 5, 7, 4), np.float32)}]
+    for after, right in ((fused, True), (altered, False)):
+        regions, unmeasured = region_comparisons(model, after, feeds[0], str)
+        assert not unmeasured
+        assert all(region.passed for region in regions) == right
+
+
+def test_an_activation_without_a_transpose_behind_stays_where_it_is() -> None:
+    """One transpose more or less is no gain; the author's axes stay."""
+    draft = Draft(0)
+    draft.shapes = {"x": (1, 5, 7, 4)}
+    draft.add("Relu", ["x"], (1, 5, 7, 4))
+    draft.add("Transpose", ["t1"], (1, 4, 5, 7), perm=[0, 3, 1, 2])
+    draft.add("Conv", ["t2", draft.constant(4, 4, 1, 1)], (1, 4, 5, 7))
+    model = draft.model()
+    assert list(fuse_onnx(model)[0].graph.node) == list(model.graph.node)
+
+
 class Module(nn.Module):
     """Parts, and a function of them and x."""
 
@@ -366,6 +445,10 @@ SPELLINGS = {
         n=norm(nn.BatchNorm2d(6))), 1),
     "index, flip": (lambda: Module(lambda m, x: m.n(m.a(x[:, [2, 1, 0, 3, 5, 4]]).flip(1)), **convolutions(),
                                    n=norm(nn.BatchNorm2d(6))), 1),
+    "channels last around convolutions": (lambda: Module(
+        lambda m, x: functional.silu(m.b(functional.silu(
+            m.a(x.permute(0, 3, 1, 2).permute(0, 2, 3, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1) * m.g
+        ).permute(0, 3, 1, 2))), a=nn.Conv2d(7, 6, 3, padding=1), b=nn.Conv2d(6, 6, 1), g=torch.randn(6)), 2),
     "channels last": (lambda: Module(
         lambda m, x: (m.b(functional.gelu(m.a(x.permute(0, 2, 3, 1)))) * m.g).permute(0, 3, 1, 2) + x,
         a=nn.Linear(6, 12), b=nn.Linear(12, 6), g=torch.randn(6)), 2),

@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from repconv.errors import GeometryError
 from repconv.graph.core.constant import Constant
 from repconv.graph.core.cost import Cost
-from repconv.graph.core.dims import through
 from repconv.graph.core.expression import Bias, Expression, Term
+from repconv.graph.core.pool import Pool
 from repconv.graph.core.terms import (
     average_term,
     convolution_term,
@@ -30,7 +30,7 @@ from repconv.graph.core.terms import (
 from repconv.graph.maps.carried import Carried
 from repconv.graph.maps.layout import BATCH, Atom, Layout, plain, with_channels_at
 from repconv.graph.onnx import writer as onnx_writer
-from repconv.graph.planning.emission import Emission, Shift, emission
+from repconv.graph.planning.emission import Emission, emission
 from repconv.graph.program import writer as program_writer
 
 C = 4
@@ -71,6 +71,9 @@ KINDS: dict[str, Callable[[], Term]] = {
     "average": lambda: average_term("s0", C, (2, 2), stride=(2, 2), padding=(0, 1, 0, 1)),
     "grid": lambda: grid_term("s0", C, stride=(1, 2), padding=(1, 0, 0, 1)),
     "scale": lambda: scale_term("s0", random(C)()), "itself": lambda: Term.itself("s0", C),
+    "pool": lambda: Term.average("s0", C, Pool()), "pooled matrix": lambda: KINDS["matrix"]().with_pool(Pool(), None),
+    "windows": lambda: average_term("s0", C, (2, 2), stride=(2, 1), padding=(0, 0, 0, 0)),
+    "1x1 of windows": lambda: KINDS["1x1"]().after(KINDS["windows"]()),
     "matrix": lambda: matrix_term("s0", random(C, C), (C, C)), "select": lambda: select_term("s0", C, (3, 1, 0, 2)),
 }  # fmt: skip
 
@@ -80,6 +83,8 @@ TABLE = (
     ("1x1", "tokens", "tokens", True, ("itself",)), ("1x1", "tokens", "tokens", True, ("matrix",)),
     ("uneven", "tokens", "last", True, ()), ("whole", "flattened", "vector", True, ()),
     ("whole", "last", "one pixel", True, ()), ("3x3", "plain", "tokens", True, ("scale", "itself")),
+    ("pool", "plain", "one pixel", True, ()), ("pooled matrix", "last", "vector", True, ("scale",)),
+    ("pooled matrix", "plain", "vector", True, ()), ("pooled matrix", "tokens", "one pixel", True, ("itself",)),
     ("matrix", "heads", "plain", True, ("select",)), ("scale", "last", "plain", True, ("itself",)),
 )  # fmt: skip
 """What the first term is, the layouts of its source and of what is made, whether there is a bias, the other terms."""
@@ -96,7 +101,7 @@ def write(
     dims = (1, C, 6, 5)
     first = KINDS[kind]().of_sides(dims[2:])
     sources = {"s0": Carried("s0", LAYOUTS[read], dims)}
-    size = through(first.form.geometry, dims)
+    size = first.makes(dims)
     output = Carried("y", {**LAYOUTS, **GONE}[made], size)
     terms = [first]
     for number, other in enumerate(others, 1):
@@ -114,7 +119,7 @@ def shape(tensor: Carried) -> list[int]:
 
 def counted_in_onnx(written: Emission, sources: dict[str, Carried], output: Carried) -> Cost:
     nodes = onnx_writer.emit(
-        "y", "y", written, element_type=TensorProto.FLOAT, names=onnx_writer.Names({"y", *sources})
+        "y", "y", written, element_type=TensorProto.FLOAT, names=onnx_writer.Names({"y", *sources}), opset=17
     )
     read = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape(tensor)) for name, tensor in sources.items()]
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape(output))]
@@ -125,7 +130,10 @@ def counted_in_onnx(written: Emission, sources: dict[str, Carried], output: Carr
     sizes |= {t.name: list(t.dims) for t in nodes.weights}
     held = {t.name for t in nodes.weights}
     total = Cost()
+    products = {node.output[0] for node in nodes.nodes if node.op_type == "MatMul"}
     for node in nodes.nodes:
+        if node.op_type == "Add" and node.input[0] in products and node.input[1] in held:
+            continue  # the bias of the product, which is one kernel with it
         operands = [sizes[name] for name in node.input if name not in held]
         weights = [sizes[name] for name in node.input if name in held]
         channels = -1 if node.op_type == "MatMul" else 1
@@ -163,6 +171,7 @@ def counted_in_program(written: Emission, sources: dict[str, Carried], output: C
 KIND_OF = {
     "Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear", "Mul": "mul",
     "Add": "add", "Transpose": "permute", "Reshape": "reshape", "Identity": "reshape",
+    "AveragePool": "pool", "GlobalAveragePool": "pool", "ReduceMean": "pool",
 }  # fmt: skip
 
 
@@ -172,7 +181,7 @@ def cost_of(kind: str, read: Sequence[list[int]], weights: Sequence[list[int]], 
         return Cost()
     moved = sum(map(prod, read)) + prod(made)
     if not kind.startswith(("conv", "linear")):
-        assert kind in ("mul", "add", "permute", "pad"), kind
+        assert kind in ("mul", "add", "permute", "pad", "pool", "mean", "avg_pool2d"), kind
         return Cost(0, moved)
     over = read[0] if "transpose" in kind else made
     applied = prod(over) / over[channels] * prod(weights[0])
@@ -206,13 +215,3 @@ def test_anything_that_is_written_costs_its_price(
         except GeometryError:
             assume(False)
         assert count(written, sources, output) == written.cost
-
-
-def test_a_shift_by_nothing_is_neither_written_nor_left_a_hole() -> None:
-    """Wherever it stands among the operations, what came after it reads what it read."""
-    for others in ((), ("itself",), ("scale", "1x1")):
-        for kind, read in (("1x1", "tokens"), ("scale", "plain"), ("itself", "plain")):
-            written, sources, output = write(kind, read, read, others, onnx_writer.DIALECT, biased=True)
-            nothing = Emission(written.operations, Bias(lambda: Constant.stored(torch.zeros(C).double()), 2**-24))
-            shifts = [each.cost for each in written.operations if isinstance(each, Shift)]
-            assert counted_in_onnx(nothing, sources, output) == written.cost - sum(shifts, Cost())

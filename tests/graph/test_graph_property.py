@@ -81,6 +81,8 @@ class Draft:
                 "transposed",
                 "tiles",
                 "strip",
+                "global",
+                "mean",
             ]
         )
         if kind == "conv":
@@ -102,6 +104,10 @@ class Draft:
             self.transposed(source)
         elif kind == "tiles":
             self.tiles(source)
+        elif kind == "global":
+            self.add("GlobalAveragePool", [source], (c, *(1 for _ in sides)))
+        elif kind == "mean":
+            self.add("ReduceMean", [source], (c, *(1 for _ in sides)), axes=[*range(2, 2 + len(sides))], keepdims=1)
         elif kind == "strip":
             self.strip(source)
         elif kind == "bordered" and min(sides) > 2:
@@ -273,6 +279,7 @@ EXPLANATIONS = (
     "a padded convolution after one larger than 1x1", "out of an open number of them", "may differ in size",
     "outputs differ in size", "a piece that it is put together of is read elsewhere",
     "a stride and a transposed convolution", "a transposed convolution afterwards", "strides of the input differ",
+    "what is averaged is no matrix at every pixel",
 )  # fmt: skip
 
 

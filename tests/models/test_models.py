@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from repconv import BRANCHES, GeometryError, RepBlock, create_model, expand, list_models
+from repconv.blocks import branches
 from repconv.blocks.branches import ConvBranch
+from repconv.models import zoo
 from repconv.models.zoo import BASES, SETS
 
 TINY: dict[str, Any] = {"width": 4, "num_classes": 3}
@@ -83,6 +86,13 @@ class TestSize:
 
 
 class TestNames:
+    def test_a_new_kind_of_branch_changes_no_network_there_is(self, monkeypatch) -> None:
+        monkeypatch.setattr(branches, "BRANCHES", {**BRANCHES, "5x5": BRANCHES["3x3"]})
+        again = module_from_spec(spec_from_file_location("repconv.models.again", zoo.__file__))
+        again.__spec__.loader.exec_module(again)
+        assert again.SETS == SETS
+        assert {*SETS["irep"].fixed, *SETS["irep"].searchable} == {*BRANCHES}
+
     def test_names_are_a_base_or_a_set_and_a_base(self) -> None:
         assert list_models() == [*BASES, *(f"{prefix}_{base}" for prefix in SETS for base in BASES)]
         assert {

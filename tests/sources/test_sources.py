@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from repconv import BackendError, CheckpointError, SourceError, create_model, fuse, save
+from repconv.cli.fuse import command as fuse_by_command
+from repconv.export.fusing import fuse_source
 from repconv.sources.checkpoint import Checkpoint
-from repconv.sources.source import READERS, open_source
+from repconv.sources.source import READERS, Format, open_source
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ def test_a_format_is_one_reader_for_every_command(tmp_path, monkeypatch, command
         network = create_model("irep_resnet18", width=2, blocks=(1,)).eval()
         return Checkpoint(network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
 
-    monkeypatch.setitem(READERS, ".seed", read)
+    monkeypatch.setitem(READERS, ".seed", Format(read))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.seed").write_text("7")
     opened = open_source("m.seed")
@@ -246,6 +248,25 @@ def test_a_format_is_one_reader_for_every_command(tmp_path, monkeypatch, command
         code, out, err = command_line(*arguments)
         assert code == 0, out + err
         assert "m.seed: made of 7" in err
+
+
+def test_a_graph_format_is_one_row_too(tmp_path, monkeypatch) -> None:
+    """`.mul` files hold weights of a convolution that an ONNX model is made of; it is fused to such a model."""
+
+    def read(path, *_):
+        weights = [onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), float(path.read_text()), np.float32), "w")]
+        ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 2, 2, 2]) for name in "xy"]
+        nodes = [onnx.helper.make_node("Conv", [a, "w"], [b]) for a, b in ("xh", "hy")]
+        graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+        return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), ()
+
+    monkeypatch.setitem(READERS, ".mul", Format(read, graph=True, fused=(".onnx",)))
+    (tmp_path / "m.mul").write_text("3")
+    fuse_by_command.main([str(tmp_path / "m.mul")], standalone_mode=False)
+    (conv,) = onnx.load(tmp_path / "m.fused.onnx").graph.node
+    assert conv.op_type == "Conv"
+    with pytest.raises(SourceError, match=r"of a \.mul file \.onnx are made, no \.pt2"):
+        fuse_source(tmp_path / "m.mul", ".pt2")
 
 
 def test_what_a_graph_declares_is_read_off_it(tmp_path) -> None:

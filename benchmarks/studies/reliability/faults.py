@@ -198,12 +198,15 @@ def piece(name: str, fault: str, moments: int, known: Undisturbed, given: Path, 
     subject = SUBJECTS[name]
     place = Scene.made(base / fault.replace(" ", "_"), given, subject)
     ends: Counter[str] = Counter()
+    seen: set[str] = set()
     wrong = []
     for number in range(moments):
         part = (number + 0.5) / moments
         ended, found = trial(fault, part, subject, known, given, place)
         ends[str(ended.code)] += 1
-        wrong += [{"part": round(part, 3), "what": what, "said": ended.said[-600:]} for what in found]
+        new = [what for what in found if not (what.startswith("stray") and what in seen)]  # what stays is said once
+        seen.update(new)
+        wrong += [{"part": round(part, 3), "what": what, "said": ended.said[-600:]} for what in new]
     if fault == "SIGKILL":
         ended = Running(subject.line, place.work, place.temporary).ended()
         wrong += [{"part": 1, "what": f"piled up: {what}", "said": ""} for what in place.strays(subject, given)]
@@ -246,7 +249,7 @@ def table_of(content: Mapping[str, Any]) -> str:
 
     rows = [(fault, *(cell(name, fault) for name in SUBJECTS)) for fault in CODES]
     moments, wrong = sum(row["moments"] for row in found.values()), sum(len(row["wrong"]) for row in found.values())
-    return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults, {wrong} with something wrong."
+    return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults; {wrong} findings."
 
 
 def write_page(content: Mapping[str, Any]) -> None:

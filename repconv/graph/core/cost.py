@@ -58,3 +58,8 @@ def convolution(form: Form, source: Size, output: Size) -> Cost:
 def elementwise(reads: int, output: Size) -> Cost:
     """One pass over `reads` tensors as large as the output, and the output."""
     return Cost(0.0, (reads + 1) * elements(output))
+
+
+def averaging(source: Size, output: Size) -> Cost:
+    """One pass of a pool, which reads as many numbers as its source has."""
+    return Cost(0.0, elements(source) + elements(output))

@@ -6,6 +6,7 @@ shapes alone, and only what is written is computed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -17,8 +18,10 @@ from ...algebra.geometry import Geometry, halves
 from ...algebra.kernels import Kernel, combine, compose, identity
 from ...errors import GeometryError
 from .constant import Constant
+from .dims import Dim, Dims, through
 from .form import Form, aligned, identity_form, padded_after
 from .ordering import dependencies_first
+from .pool import Pool
 
 Weight = Callable[[], Tensor]
 """Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
@@ -62,11 +65,24 @@ class Addend:
 
 
 class Term:
-    """A convolution without bias of one tensor, `source`, whose numbers come when asked for."""
+    """A convolution without bias of one tensor, `source`, whose numbers come when asked for.
 
-    def __init__(self, source: str, form: Form, addends: Sequence[Addend]) -> None:
+    pool: what is done to the source first. pooled: the same map as one of a pool, where it is that, too.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        form: Form,
+        addends: Sequence[Addend],
+        *,
+        pool: Pool | None = None,
+        pooled: Term | None = None,
+    ) -> None:
         self.source = source
         self.form = form
+        self.pool = pool
+        self.pooled = pooled
         self._addends = tuple(addends)
         self.known: Kernel | None = None
 
@@ -79,6 +95,21 @@ class Term:
     def itself(cls, source: str, channels: int) -> Term:
         """The term that is its source."""
         return cls.leaf(source, identity_form(channels))
+
+    @classmethod
+    def average(cls, source: str, channels: int, pool: Pool) -> Term:
+        """The term that is a pool of its source."""
+        return cls.itself(source, channels).with_pool(pool, None)
+
+    def with_pool(self, pool: Pool | None, pooled: Term | None) -> Term:
+        """The same convolution of a pool; `pooled` as in a term."""
+        if (pool, pooled) == (self.pool, self.pooled):
+            return self
+        return Term(self.source, self.form, self._addends, pool=pool, pooled=pooled)
+
+    def makes(self, dims: Dims) -> Dims:
+        """The size of what it makes of a source of size `dims`."""
+        return through(self.form.geometry, dims if self.pool is None else self.pool.through(dims))
 
     @property
     def kernel(self) -> Kernel:
@@ -116,12 +147,23 @@ class Term:
         Raises:
             GeometryError: they are not one convolution together.
         """
+        if self.pool != other.pool:
+            raise GeometryError(
+                "cannot add what reads an average of pixels to what reads the pixels, or another average"
+            )
         mine, theirs = aligned(self.form, other.form)
-        return Term(self.source, mine.parallel(theirs), self.like(mine).few() + other.like(theirs).few())
+        pooled = None
+        if self.pooled is not None and other.pooled is not None:
+            with contextlib.suppress(GeometryError):
+                pooled = self.pooled.plus(other.pooled)
+        added = self.like(mine).few() + other.like(theirs).few()
+        return Term(self.source, mine.parallel(theirs), added, pool=self.pool, pooled=pooled)
 
-    def of_sides(self, sides: Sequence[object]) -> Term:
+    def of_sides(self, sides: Sequence[Dim]) -> Term:
         """The same term, of an image of these sides; see `Form.of_sides`."""
-        return self.like(self.form.of_sides(sides))
+        inside = sides if self.pool is None else self.pool.sides(sides)
+        pooled = None if self.pooled is None else self.pooled.of_sides(sides)
+        return self.like(self.form.of_sides(inside)).with_pool(self.pool, pooled)
 
     def like(self, form: Form) -> Term:
         """The same numbers under another padding after the image, or with more known of it."""
@@ -130,7 +172,8 @@ class Term:
         count = form.geometry.axes
         old, new = (halves(each.geometry.padding)[1] for each in (self.form.of_axes(count), form))
         change = [mine - theirs for mine, theirs in zip(new, old, strict=True)]
-        return Term(self.source, form, [addend.of_axes(count).padded(change) for addend in self._addends])
+        addends = [addend.of_axes(count).padded(change) for addend in self._addends]
+        return Term(self.source, form, addends, pool=self.pool, pooled=self.pooled)
 
     def uncropped(self) -> Kernel:
         """The numbers as `form.without_cropping()` has them."""
@@ -148,8 +191,30 @@ class Term:
         """This term of the tensor that `inner` makes.
 
         Raises:
-            GeometryError: not one convolution at every pixel.
+            GeometryError: not one convolution at every pixel, or a pool of what is none of a matrix at every pixel.
         """
+        if self.pool is None:
+            found = self._after(inner)
+            return found if found is inner else found.with_pool(inner.pool, self._pooled_after(inner))
+        if not inner.form.is_pointwise or inner.pool not in (None, Pool()):
+            raise GeometryError(
+                "what is averaged is no matrix at every pixel, which alone may come after the average as well: "
+                f"{inner.form.label}, padding {','.join(map(str, inner.form.geometry.padding))}"
+            )
+        # The average of a single pixel is that.
+        return self._after(inner).with_pool(inner.pool or self.pool, None)
+
+    def _pooled_after(self, inner: Term) -> Term | None:
+        """What this term of the tensor that `inner` makes is of a pool; None if that is not known."""
+        with contextlib.suppress(GeometryError):
+            if inner.pooled is not None:
+                return self.after(inner.pooled)
+            if self.pooled is not None and inner.pool is None:
+                return self.pooled.after(inner)
+        return None
+
+    def _after(self, inner: Term) -> Term:
+        """The convolution, whatever is pooled."""
         if inner.form.is_identity:
             return Term(inner.source, self.form, self._addends)
         if self.form.is_identity:

@@ -13,6 +13,7 @@ from ...algebra.kernels import Kernel
 from ...errors import GeometryError
 from .expression import Term
 from .form import Form, scale_form
+from .pool import Pool
 
 _TO_THE_END = 2**31 - 1
 """Exporters write "to the end" as the largest number of 32 or 64 bits."""
@@ -87,9 +88,9 @@ def turned_around(weight: Tensor, groups: int) -> Tensor:
 def average_term(
     source: str, channels: int, taps: Axes, *, stride: Axes, padding: Sides, dilation: Axes = (1, 1)
 ) -> Term:
-    """Average pooling that counts padded pixels."""
+    """Average pooling that counts padded pixels; a pool, too, where it pads none."""
     shape = (channels, 1, *taps)
-    return convolution_term(
+    term = convolution_term(
         source,
         lambda: torch.full(shape, 1 / prod(taps), dtype=torch.float64),
         shape,
@@ -98,6 +99,9 @@ def average_term(
         dilation=dilation,
         groups=channels,
     )
+    if any(padding) or max(dilation) > 1:
+        return term
+    return term.with_pool(None, Term.average(source, channels, Pool(tuple(taps), tuple(stride))))
 
 
 def scale_term(source: str, factors: Tensor) -> Term:

@@ -50,6 +50,9 @@ def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
         return Arrangement((), None, () if same else changes(source, output))
     if written.is_pointwise and same and source.channel_axis == output.channel_axis == len(output.layout.axes) - 1:
         return Arrangement((), None, ())
+    if written.is_pointwise and output.channel_axis == 1 and len(output.layout.axes) == 2:
+        vector = Carried(source.name, plain(source.layout.channels, 0), source.dims)
+        return Arrangement(changes(source, vector), None, (), flat=True)
     if written.covers(source.dims[2:]):
         # One pixel of a whole image: its rows and columns are as many more channels to a matrix.
         parts = (Atom("pixel", number) for number in range(len(source.dims) - 2))

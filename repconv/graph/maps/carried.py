@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ...algebra.geometry import Geometry, with_flat
 from ...errors import GeometryError
-from ..core.dims import Dim, Dims, symbol, through
+from ..core.dims import Dim, Dims, symbol
 from ..core.expression import Term
 from ..core.form import Form
+from ..core.pool import Pool
 from ..core.step import Offset
 from ..core.terms import convolution_term, matrix_term, scale_term, select_term, slice_term
 from .layout import MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
@@ -80,6 +81,23 @@ class Carried:
         if reader == "convolution":
             return self.is_plain
         return reader is None or self.layout.holds_only_channels(1)
+
+    @property
+    def axes_of_pixels(self) -> tuple[int, ...]:
+        """The axes that hold pixels."""
+        return tuple(i for i, axis in enumerate(self.layout.axes) if any(atom.kind == "pixel" for atom in axis))
+
+    def without_pixels(self, *, keep: bool) -> Carried:
+        """What it is once its pixels are averaged; keep: the axes that held them stay, of one pixel.
+
+        Raises:
+            GeometryError: pixels share an axis with channels or images.
+        """
+        gone = self.axes_of_pixels
+        if any(atom.kind != "pixel" for axis in gone for atom in self.layout.axes[axis]):
+            raise GeometryError("its pixels share an axis with channels or images, so they cannot be averaged in place")
+        axes = [axis for i, axis in enumerate(self.layout.axes) if keep or i not in gone]
+        return Carried(self.name, Layout(tuple(axes)), Pool().through(self.dims))
 
     @property
     def itself(self) -> Term:
@@ -242,11 +260,15 @@ def combine(tensor: Carried, function: Callable[[Tensor], Tensor], layout: Layou
 
 
 def total(tensor: Carried, axes: Sequence[int], *, mean: bool, keep: bool) -> Made:
-    """The sum or mean along axes of channels."""
+    """The sum or mean along axes of channels, or the mean of all pixels."""
     rank = len(tensor.layout.axes)
     gone = {axis % rank for axis in axes}
+    if mean and gone == set(tensor.axes_of_pixels):
+        return Made(
+            tensor.without_pixels(keep=keep).layout, (Term.average(tensor.name, tensor.layout.channels, Pool()),)
+        )
     if any(not tensor.layout.holds_only_channels(axis) for axis in gone):
-        raise GeometryError("it sums over pixels or images, which no convolution of one kernel does")
+        raise GeometryError("it sums over images, or some of the pixels: only the mean of all of them is known")
     kept = [() if i in gone else axis for i, axis in enumerate(tensor.layout.axes) if keep or i not in gone]
     how = torch.mean if mean else torch.sum
     return combine(tensor, lambda t: how(t, tuple(gone), keepdim=keep), Layout(tuple(kept)))
@@ -366,6 +388,6 @@ def open_side(text: object) -> object:
 def after(source: Carried, first: Made, then: Callable[[Carried], Made]) -> Made:
     """What `then` makes of a tensor that is one term of `source` and is not there itself."""
     term = first.terms[0]
-    inner = Carried(source.name, first.layout, through(term.form.geometry, source.dims))
+    inner = Carried(source.name, first.layout, term.makes(source.dims))
     second = then(inner)
     return Made(second.layout, (second.terms[0].after(term),), moves=max(first.moves, second.moves))

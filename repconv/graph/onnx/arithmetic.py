@@ -18,6 +18,7 @@ from ...algebra.kernels import batch_norm_affine
 from ..core.constant import Constant
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
+from ..core.pool import Pool
 from ..core.terms import average_term, convolution_term, extent, scale_term, transposed_term
 from ..maps.carried import Carried, Made, last_axis, matmul, spread
 from ..maps.layout import MOST_PIXEL_AXES, plain
@@ -105,6 +106,12 @@ def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
                 raise NotAffineError("with ceil_mode its last windows hang over the border and average fewer pixels")
     term = average_term(source.name, source.layout.channels, taps, stride=stride, padding=padding, dilation=dilation)
     return [Part(node.output[0], Made(source.layout, (term,)))]
+
+
+def global_average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
+    """GlobalAveragePool."""
+    source = image_of(facts, node.input[0])
+    return [Part(node.output[0], Made(source.layout, (Term.average(source.name, source.layout.channels, Pool()),)))]
 
 
 def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:

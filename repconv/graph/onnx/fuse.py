@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
+from .commuting import commuted
 from .facts import Facts, attributes, captured, first_line, without_weights
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
-from .writer import DIALECT, Names, Nodes, emit, without_unread
+from .writer import DIALECT, Names, Nodes, emit, taken, without_unread
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """What a report counts as convolutions."""
@@ -63,11 +65,12 @@ def fuse_onnx(
 
 def _fused(source: onnx.ModelProto) -> tuple[onnx.ModelProto, FusionReport]:
     """The model as it is written, and what was done; the plan, which holds its numbers in float64, ends here."""
-    facts, steps, chosen, refusals = _planned(source)
-    result, layers, more, owners = _write(source, facts, steps, chosen, captured(source.graph))
+    planned = _planned(source)
+    facts, chosen = planned.facts, planned.chosen
+    result, layers, more, owners = _write(facts, planned.steps, chosen, captured(source.graph))
     _check(result)
-    before, after = measure(source, facts), measure(result, facts, owners)
-    return result, FusionReport(layers, (*refusals, *chosen.refusals, *more), before, after)
+    after = measure(result, facts, owners)
+    return result, FusionReport(layers, (*planned.refusals, *chosen.refusals, *more), planned.before, after)
 
 
 def proof_of(
@@ -99,13 +102,34 @@ def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
         FusionError: as `fuse_onnx`.
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
-    facts, steps, chosen, refusals = _planned(source)
-    return foreseen(steps, chosen, refusals, measure(source, facts))
+    planned = _planned(source)
+    return foreseen(planned.steps, planned.chosen, planned.refusals, planned.before)
 
 
-def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Refusal]]:
+@dataclass(frozen=True)
+class _Planned:
+    """What is written, of the graph in `facts`; before: of the graph as it was given."""
+
+    facts: Facts
+    steps: list[Step]
+    chosen: Plan
+    refusals: list[Refusal]
+    before: Size
+
+
+def _planned(source: onnx.ModelProto) -> _Planned:
     """The choice of what is written, before anything is."""
     _check(source)
+    found = _planned_as_it_is(source)
+    given = commuted(found.facts, found.steps, Names(taken(source)))
+    if given is not None:
+        other = _planned_as_it_is(given)
+        if other.chosen.is_cheaper(found.chosen):
+            return replace(other, before=found.before)
+    return found
+
+
+def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     facts = Facts(source)
     found, refusals = read_steps(facts)
     nodes = [
@@ -116,7 +140,7 @@ def _planned(source: onnx.ModelProto) -> tuple[Facts, list[Step], Plan, list[Ref
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    return facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals
+    return _Planned(facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals, measure(source, facts))
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -148,15 +172,18 @@ def _check(model: onnx.ModelProto) -> None:
 
 
 def _write(
-    source: onnx.ModelProto, facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
+    facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
 ) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal], dict[str, str]]:
     """The fused model, its layers, what could not be written, and of each tensor written the one it is a part of."""
-    names = Names(_taken(source))
+    source = facts.model
+    names = Names(taken(source))
     written: dict[str, Nodes] = {}
     where = {step.output: step.where for step in steps}
     for name, found in chosen.rewritten.items():
         try:
-            written[name] = emit(name, where[name], found, element_type=facts.types[name], names=names)
+            written[name] = emit(
+                name, where[name], found, element_type=facts.types[name], names=names, opset=facts.opset
+            )
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
@@ -213,14 +240,6 @@ def _set(message: object, name: str, value: object) -> None:
         target.CopyFrom(value)
     else:
         setattr(message, name, value)
-
-
-def _taken(model: onnx.ModelProto) -> set[str]:
-    graph = model.graph
-    taken = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)} | captured(graph)
-    for node in graph.node:
-        taken.update(node.input, node.output, (node.name,))
-    return taken
 
 
 def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[FusedLayer]:

@@ -10,8 +10,8 @@ import onnx
 
 from ...errors import FusionError, GeometryError
 from ...proof.report import Refusal
-from ..core.cost import Cost, convolution, elementwise
-from ..core.dims import nominal, through
+from ..core.cost import Cost, averaging, convolution, elementwise
+from ..core.dims import nominal
 from ..core.not_affine import NotAffineError
 from ..core.step import Step
 from ..maps.canvas import recognised
@@ -30,6 +30,7 @@ _ROUNDING: dict[int, float] = {
 _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Conv": arithmetic.convolution, "ConvTranspose": arithmetic.transposed,
     "BatchNormalization": arithmetic.batch_norm, "AveragePool": arithmetic.average,
+    "GlobalAveragePool": arithmetic.global_average,
     "Add": arithmetic.add, "Sub": arithmetic.add, "Sum": arithmetic.add, "Mul": arithmetic.multiply,
     "Div": arithmetic.multiply, "Neg": arithmetic.negate, "Gemm": arithmetic.matrix, "MatMul": arithmetic.matrix,
     "Mean": arithmetic.add, "Transpose": layout.transpose, "Gather": layout.gather, "GatherND": layout.gather,
@@ -121,12 +122,14 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
             raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
-        found = {through(term.form.geometry, facts.tensor(term.source).dims) for term in made.terms}
+        found = {term.makes(facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
             raise NotAffineError("it adds tensors that may differ in size: " + " and ".join(map(shown, found)))
         size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)
+        elif any(term.pool or term.pooled for term in made.terms):
+            cost = averaging(nominal(facts.tensor(made.terms[0].source).dims), size)
         else:
             cost = elementwise(made.moves, size) if made.moves else Cost()
         steps.append(Step(part.output, where, node.op_type, made.terms, cost, made.offset, _ROUNDING[kind]))

@@ -14,10 +14,10 @@ from torch import Tensor
 from ...errors import FusionError
 from ..maps.arrangement import Change
 from ..planning.dialect import Dialect
-from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+from ..planning.emission import Add, Average, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
+from .facts import captured
 
-DIALECT = Dialect(pads_unevenly=True, adds_to_matrices=False)
-"""A Conv pads as it likes; a MatMul adds nothing, and Gemm takes rank 2."""
+DIALECT = Dialect(pads_unevenly=True)
 
 
 @dataclass
@@ -44,6 +44,15 @@ class Names:
         return name
 
 
+def taken(model: onnx.ModelProto) -> set[str]:
+    """The names in a model."""
+    graph = model.graph
+    found = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)} | captured(graph)
+    for node in graph.node:
+        found.update(node.input, node.output, (node.name,))
+    return found
+
+
 @dataclass
 class _Pen:
     """What writing one tensor needs to know."""
@@ -51,6 +60,7 @@ class _Pen:
     where: str
     element_type: int
     names: Names
+    opset: int
     bias: Tensor | None
     result: Nodes = field(default_factory=Nodes)
 
@@ -88,7 +98,26 @@ class _Pen:
             inputs = [source, self.weight(f"{target}.weight", layer.weight), *self.biased(layer, target)]
             self.node("Gemm", inputs, target, transB=1)
         else:
-            self.node("MatMul", [source, self.weight(f"{target}.weight", layer.weight.T)], target)
+            inputs = [source, self.weight(f"{target}.weight", layer.weight.T)]
+            bias = self.biased(layer, target)
+            product = self.names.new(f"{target}.product") if bias else target
+            self.node("MatMul", inputs, product)
+            if bias:
+                self.node("Add", [product, *bias], target, "/bias")
+
+    def average(self, source: str, layer: Average, target: str) -> None:
+        """The mean of windows, or of all pixels."""
+        if layer.pool.size:
+            windows = {"kernel_shape": list(layer.pool.size), "strides": list(layer.pool.stride)}
+            self.node("AveragePool", [source], target, "/pool", **windows)
+        elif layer.is_image:
+            self.node("GlobalAveragePool", [source], target, "/pool")
+        elif self.opset < 18:
+            self.node("ReduceMean", [source], target, "/pool", axes=list(layer.axes), keepdims=int(layer.keeps))
+        else:
+            axes = numpy_helper.from_array(np.array(layer.axes, np.int64), self.names.new(f"{target}.axes"))
+            self.result.weights.append(axes)
+            self.node("ReduceMean", [source, axes.name], target, "/pool", keepdims=int(layer.keeps))
 
     def convolution(self, source: str, layer: Convolution, target: str) -> None:
         """A convolution, or a transposed one."""
@@ -105,13 +134,13 @@ class _Pen:
             self.node("Conv", inputs, target, "", group=group, pads=[*layer.padding[0], *layer.padding[1]], **settings)
 
 
-def emit(output: str, where: str, written: Emission, *, element_type: int, names: Names) -> Nodes:
+def emit(output: str, where: str, written: Emission, *, element_type: int, names: Names, opset: int) -> Nodes:
     """The nodes that make `output`.
 
     Raises:
         FusionError: a number is not finite in the graph's element type.
     """
-    pen = _Pen(where, element_type, names, written.bias.value)
+    pen = _Pen(where, element_type, names, opset, written.bias.value)
     operations = written.settled()
     made: list[str] = []
 
@@ -132,6 +161,8 @@ def emit(output: str, where: str, written: Emission, *, element_type: int, names
                 pen.node("Mul", [read(source), factors], target, "/scale")
             case Move(source=source, change=change):
                 pen.move(read(source), change, target)
+            case Average(source=source):
+                pen.average(read(source), operation, target)
             case Add(source=source, other=other):
                 pen.node("Add", [read(source), read(other)], target, "/add")
             case Shift(source=source, widths=widths) if pen.bias is not None:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ...algebra.geometry import halves, with_flat
 from ...algebra.kernels import every
-from ..core.cost import Cost, Size, convolution, elements, elementwise
+from ...errors import GeometryError
+from ..core.cost import Cost, Size, averaging, convolution, elements, elementwise
 from ..core.dims import nominal
 from ..core.expression import Bias, Expression, Term
 from ..core.form import Form
+from ..core.pool import Pool
 from ..core.terms import turned_around
 from ..maps.arrangement import Change, arrange, broadcasts
 from ..maps.carried import Carried
@@ -51,6 +53,20 @@ class Move(Operation):
     """A change of layout."""
 
     change: Change
+
+
+@dataclass(frozen=True)
+class Average(Operation):
+    """The mean over `axes`, all those of pixels, of windows or of everything.
+
+    pool: the windows of an image [n, c, pixels]; of all pixels `axes` stay, as single elements, if it `keeps` them.
+    is_image: the source is [n, c, pixels].
+    """
+
+    pool: Pool
+    axes: tuple[int, ...]
+    keeps: bool
+    is_image: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,11 @@ class Layer(Operation):
 
 @dataclass(frozen=True)
 class Matrix(Layer):
-    """A matrix times the last axis, that of channels or of a flattened image; flat: of a tensor of two axes."""
+    """A matrix times the last axis, that of channels or of a flattened image; flat: of a tensor of two axes.
+
+    Where a product by a matrix adds no constant, one added right behind is no pass of its own: runtimes make one kernel
+    of the two, as of a convolution and its bias.
+    """
 
     flat: bool
 
@@ -178,24 +198,10 @@ class Emission:
 
     def settled(self) -> tuple[Operation, ...]:
         """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
-        if not any(isinstance(each, Shift) for each in self.operations) or self.bias.value is not None:
+        *before, last = self.operations
+        if not isinstance(last, Shift) or self.bias.value is not None:
             return self.operations
-        found: list[Operation] = []
-        places: list[Operand] = []  # what each operation makes, among those that are left
-
-        def moved(operand: Operand) -> Operand:
-            return places[operand] if isinstance(operand, int) else operand
-
-        for each in self.operations:
-            if isinstance(each, Shift):
-                places.append(moved(each.source))
-                continue
-            places.append(len(found))
-            if isinstance(each, Add):
-                found.append(replace(each, source=moved(each.source), other=moved(each.other)))
-            else:
-                found.append(replace(each, source=moved(each.source)))
-        return tuple(found) or (Same(places[-1], Cost()),)
+        return tuple(before) or (Same(last.source, Cost()),)
 
 
 def emission(output: Carried, found: Expression, sources: Sequence[Carried], dialect: Dialect) -> Emission:
@@ -233,35 +239,70 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
         bare = replace(form, geometry=replace(form.geometry, padding=(0,) * len(form.geometry.padding)))
         return write(Pad(place, cost, tuple(before[:pixels]), tuple(after[:pixels]))), bare, larger
 
+    def average(term: Term, source: Carried) -> tuple[Operand, Carried]:
+        """The pool that a term reads; of a tensor itself nothing is written."""
+        if term.pool is None or source.dims[2:] == (1,) * len(source.dims[2:]):
+            return source.name, source
+        keeps = source.is_plain or len(source.layout.axes) == len(output.layout.axes)
+        made = source.without_pixels(keep=keeps)
+        if term.pool.size:
+            if not source.is_plain:
+                raise GeometryError("windows of pixels are averaged of [n, c, pixels] only")
+            made = Carried(source.name, source.layout, term.pool.through(source.dims))
+        cost = averaging(nominal(source.dims), nominal(made.dims))
+        return write(Average(source.name, cost, term.pool, source.axes_of_pixels, keeps, source.is_plain)), made
+
+    def part(term: Term, given: Carried, *, takes_bias: bool) -> tuple[Operand, bool]:
+        """What a term makes, and whether the constant is added there."""
+        place, source = average(term, given)
+        way = arrange(term.form, source, output)
+        place = move(place, way.before, source)
+        if term.form.is_identity:
+            return move(place, way.after, output), False
+        if term.form.is_diagonal:
+            place = write(Scale(place, elementwise(1, size), source.layout.widths, term))
+            return move(place, way.after, output), False
+        form = term.form.without_cropping()
+        read: Size = nominal(source.dims)
+        if way.pixels:
+            form = form.of_axes(max(way.pixels, 2))
+            if not dialect.pads_unevenly and _is_uneven(form):
+                place, form, read = pad(place, form, read, way.pixels)
+            cost = convolution(form, read, size)
+            place = write(Convolution(place, cost, term, form, takes_bias, way.pixels))
+        else:
+            form = form.ungrouped()
+            flat = way.flat or len(output.layout.axes) == 2
+            place = write(Matrix(place, convolution(form, read, size), term, form, takes_bias, flat))
+        return move(place, way.after, output), takes_bias
+
+    def cheapest(term: Term, source: Carried, *, takes_bias: bool) -> tuple[Operand, bool]:
+        """A term as a convolution, or as one of a pool where that multiplies less, which `plan` asks for first."""
+        found = part(term, source, takes_bias=takes_bias)
+        if term.pooled is None:
+            return found
+        direct = operations[start:]
+        del operations[start:]
+        other = part(term.pooled, source, takes_bias=takes_bias)
+        pooled = operations[start:]
+        less, more = (sum((each.cost for each in way), Cost()) for way in (pooled, direct))
+        if (less.multiply_adds, less.price()) < (more.multiply_adds, more.price()):
+            return other
+        operations[start:] = direct
+        return found
+
     parts: list[Operand] = []
+    is_left = biased
     # Convolutions first: the first of them takes the bias.
     for term, source in sorted(zip(found.terms, sources, strict=True), key=_rank):
-        way = arrange(term.form, source, output)
-        place = move(source.name, way.before, source)
-        if term.form.is_diagonal and not term.form.is_identity:
-            place = write(Scale(place, elementwise(1, size), source.layout.widths, term))
-        elif not term.form.is_identity:
-            form = term.form.without_cropping()
-            read: Size = nominal(source.dims)
-            takes_bias = biased and not parts
-            if way.pixels:
-                form = form.of_axes(max(way.pixels, 2))
-                if not dialect.pads_unevenly and _is_uneven(form):
-                    place, form, read = pad(place, form, read, way.pixels)
-                cost = convolution(form, read, size)
-                place = write(Convolution(place, cost, term, form, takes_bias, way.pixels))
-            else:
-                form = form.ungrouped()
-                flat = way.flat or len(output.layout.axes) == 2
-                inside = takes_bias and (flat or dialect.adds_to_matrices)
-                place = write(Matrix(place, convolution(form, read, size), term, form, inside, flat))
-                if takes_bias and not inside:
-                    place = write(Shift(place, elementwise(1, size), (form.geometry.out_channels,)))
-        parts.append(move(place, way.after, output))
+        start = len(operations)
+        place, took = cheapest(term, source, takes_bias=is_left)
+        is_left = is_left and not took
+        parts.append(place)
     total, *others = parts
     for other in others:
         total = write(Add(total, elementwise(2, size), other))
-    if biased and all(term.form.is_diagonal for term in found.terms):
+    if is_left:
         broadcasts(output)
         write(Shift(total, elementwise(1, size), output.layout.widths))
     return Emission(tuple(operations) or (Same(total, Cost()),), found.bias)

@@ -41,6 +41,12 @@ class Plan:
     before: Cost
     after: Cost
 
+    def is_cheaper(self, other: Plan) -> bool:
+        """True if it costs less than one of the same graph in other words, and multiplies no more."""
+        mine, theirs = self.after, other.after
+        within = mine.multiply_adds <= theirs.multiply_adds and mine.convolutions <= theirs.convolutions
+        return within and mine.price() < theirs.price() * (1 - 1e-9)
+
 
 def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
     """Choose, region by region, what to write.
@@ -110,7 +116,22 @@ def solve(choice: Choice) -> Choice:
         if best or len(choice.steps) < 2:
             break
     choice.choose(best)
+    _keep_pools(choice)
     return choice
+
+
+def _keep_pools(choice: Choice) -> None:
+    """Leave pools with their nodes where writing them anew gains nothing."""
+    for step in choice.steps:
+        if step.output not in choice.virtual or not any(term.pool or term.pooled for term in step.terms):
+            continue
+        affected = choice.affected([step.output])
+        before = choice.cost(affected)
+        undo = choice.change({step.output}, set())
+        after = choice.cost(choice.affected([step.output]))
+        fits = after.multiply_adds <= before.multiply_adds and after.convolutions <= before.convolutions
+        if not fits or after.price() > before.price() * (1 + 1e-9):
+            undo()
 
 
 def _start(choice: Choice) -> set[str]:

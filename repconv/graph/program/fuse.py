@@ -22,6 +22,7 @@ from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
+from .commuting import commuted
 from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
@@ -60,7 +61,7 @@ def fuse_program(
     if fused is program:
         return fused, rewritten.report.with_proof(Proof(Agreement()))  # nothing was done
     given = inputs if inputs is not None else [program.example_inputs[0]] if program.example_inputs else []
-    proof = prove_program(rewritten, fused, rewritten.before, given)
+    proof = prove_program(rewritten, fused, _unguarded(program), given)
     return fused, rewritten.report.with_proof(proof).require("the fused program")
 
 
@@ -74,10 +75,11 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     Raises:
         FusionError: as `fuse_program`.
     """
-    module = _graph_module(program)
+    given = _graph_module(program)
+    before = _measure(given, ProgramFacts(given))
+    facts, _, chosen, refusals = _planned(given, exact)
+    module = facts.module
     original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-    facts, _, chosen, refusals = _planned(module, exact)
-    before = _measure(module, facts)
     nodes = dict(facts.nodes)
     layers: dict[str, tuple[FusedLayer, ...]] = {}
     try:
@@ -111,14 +113,26 @@ def foresee_program(program: ExportedProgram) -> Foresight:
         FusionError: as `fuse_program`.
     """
     module = _graph_module(program)
-    facts, steps, chosen, refusals = _planned(module)
-    return foreseen(steps, chosen, refusals, _measure(module, facts))
+    _, steps, chosen, refusals = _planned(module)
+    return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)))
 
 
-def _planned(
-    module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None
-) -> tuple[ProgramFacts, list[Step], Plan, list[Refusal]]:
-    """The choice of what is written, before anything is."""
+_Planned = tuple[ProgramFacts, list[Step], Plan, list[Refusal]]
+
+
+def _planned(module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> _Planned:
+    """The choice of what is written, before anything is; `facts.module` is the graph it is written in."""
+    found = _planned_as_it_is(module, exact)
+    facts, steps, chosen, _ = found
+    given = commuted(facts, steps)
+    if given is not None:
+        other = _planned_as_it_is(given, exact)
+        if other[2].is_cheaper(chosen):
+            return other
+    return found
+
+
+def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None) -> _Planned:
     facts = ProgramFacts(module, exact)
     steps, refusals = read_program(facts)
     nodes = [

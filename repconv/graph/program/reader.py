@@ -16,10 +16,10 @@ from ...algebra.kernels import batch_norm_affine
 from ...errors import GeometryError
 from ...proof.report import Refusal
 from ..core.constant import Constant
-from ..core.cost import Cost, convolution, elementwise
-from ..core.dims import through
+from ..core.cost import Cost, averaging, convolution, elementwise
 from ..core.expression import Term
 from ..core.not_affine import NotAffineError
+from ..core.pool import Pool
 from ..core.step import Step
 from ..core.terms import average_term, convolution_term, extent, grid_term, scale_term, transposed_term
 from ..maps.canvas import recognised
@@ -99,10 +99,12 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     made = replace(
         made, terms=tuple(term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]) for term in made.terms)
     )
-    facts.place(node, made.layout, through(made.terms[0].form.geometry, facts.tensor(sources[0]).dims))
+    facts.place(node, made.layout, made.terms[0].makes(facts.tensor(sources[0]).dims))
     size = facts.nominal(node)
     if kind in _CONVOLUTIONS:
         cost = convolution(made.terms[0].form, facts.nominal(sources[0]), size)
+    elif any(term.pool or term.pooled for term in made.terms):
+        cost = averaging(facts.nominal(sources[0]), size)
     else:
         cost = elementwise(made.moves, size) if made.moves else Cost()
     return Step(node.name, facts.labels[node.name], kind, made.terms, cost, made.offset, _ROUNDING[dtype])
@@ -306,6 +308,26 @@ def _average(facts: ProgramFacts, node: fx.Node) -> Made:
     return Made(source.layout, (term,))
 
 
+def _adaptive(facts: ProgramFacts, node: fx.Node) -> Made:
+    """Adaptive average pooling to one pixel, or to sides that divide the image's."""
+    source = _image(facts, node.args[0])
+    pixels = len(source.layout.axes) - 2
+    wanted = _by_axis(node.args[1], pixels)
+    if max(wanted) == 1:
+        return Made(source.layout, (Term.average(source.name, source.layout.channels, Pool()),))
+    taps = [
+        side // count if isinstance(side, int) and side % count == 0 else 0
+        for side, count in zip(source.sides(pixels), wanted, strict=True)
+    ]
+    if not all(taps):
+        raise NotAffineError(f"it pools to {list(wanted)} pixels, which are not known to divide those of its input")
+    size = tuple(taps)
+    return Made(
+        source.layout,
+        (average_term(source.name, source.layout.channels, size, stride=size, padding=(0,) * (2 * pixels)),),
+    )
+
+
 def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
     source, amounts = _image(facts, node.args[0]), node.args[1]
     mode = _argument(node, 2, "mode", "constant") if "constant" not in str(node.target) else "constant"
@@ -341,6 +363,8 @@ _READERS: dict[str, Callable[[ProgramFacts, fx.Node], Made]] = {
     "aten.mul.Tensor": _product, "aten.div.Tensor": _product,
     "aten.neg.default": _negative, "aten.dropout.default": _same, "aten.clone.default": _same,
     "aten.contiguous.default": _same, "aten.alias.default": _same, "aten.detach.default": _same,
+    "aten.avg_pool1d.default": _average, "aten.adaptive_avg_pool1d.default": _adaptive,
+    "aten.adaptive_avg_pool2d.default": _adaptive, "aten.adaptive_avg_pool3d.default": _adaptive,
     "aten.avg_pool2d.default": _average, "aten.avg_pool3d.default": _average, "aten.linear.default": _linear,
     "aten.pad.default": _pad, "aten.constant_pad_nd.default": _pad, **MOVES,
 }  # fmt: skip

@@ -23,6 +23,11 @@ _WEIGHTED = frozenset((
     *map(str, (*CONVOLVE.values(), *SPREAD.values())), "aten.linear.default", "aten.mul.Tensor",
 ))  # fmt: skip
 
+_AVERAGES = frozenset((
+    "aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default", "aten.mean.dim",
+))  # fmt: skip
+"""Operations that fusing writes for a pool."""
+
 _REARRANGED = frozenset(("aten.permute.default", "aten.reshape.default"))
 
 _BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))
@@ -211,6 +216,14 @@ def _power(
             values[node] = node.target(read(node.args[0]), weight, *bias, *rest)  # type: ignore[operator]
         elif kind in _REARRANGED:
             values[node] = node.target(read(node.args[0]), node.args[1])  # type: ignore[operator]
+            if node.args[0] in unweighted:
+                unweighted.add(node)
+        elif kind in _AVERAGES:
+            # The mean of N numbers weighs each by 1/N: N times the square of that is another 1/N.
+            given = read(node.args[0])
+            mean = node.target(given, *node.args[1:])  # type: ignore[operator]  # a function, as fx has it
+            numbers = [int(str(number)) for number in node.args[1]]  # type: ignore[union-attr]  # a list
+            values[node] = mean / math.prod(numbers if "pool" in kind else [given.shape[axis] for axis in numbers])
             if node.args[0] in unweighted:
                 unweighted.add(node)
         elif kind == "aten.pad.default":

@@ -10,15 +10,30 @@ from torch import Tensor, fx
 from ...algebra.kernels import innermost_first
 from ...errors import FusionError
 from ..planning.dialect import Dialect
-from ..planning.emission import Add, Convolution, Emission, Layer, Matrix, Move, Operand, Pad, Same, Scale, Shift
+from ..planning.emission import (
+    Add,
+    Average,
+    Convolution,
+    Emission,
+    Layer,
+    Matrix,
+    Move,
+    Operand,
+    Pad,
+    Same,
+    Scale,
+    Shift,
+)
 from .facts import CONVOLVE, SPREAD
 
 _aten = torch.ops.aten
 
-DIALECT = Dialect(pads_unevenly=False, adds_to_matrices=True)
-"""A convolution pads alike on both sides; a linear of any rank adds its bias."""
+DIALECT = Dialect(pads_unevenly=False)
 
 _CHANGES = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
+
+
+_POOLS = {1: _aten.avg_pool1d.default, 2: _aten.avg_pool2d.default, 3: _aten.avg_pool3d.default}
 
 
 def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> fx.Node:
@@ -56,6 +71,8 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                     node = call(_CHANGES[kind], (read(source), list(numbers)))
                 case Pad(source=source, before=before, after=after):
                     node = call(_aten.pad.default, (read(source), innermost_first([*before, *after])))
+                case Average(source=source):
+                    node = _average(read(source), operation)
                 case Add(source=source, other=other):
                     node = call(_aten.add.Tensor, (read(source), read(other)))
                 case Shift(source=source, widths=widths) if value is not None:
@@ -67,11 +84,17 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
             made.append(node)
     if not any(isinstance(operation, Move) for operation in operations):
         for operation, node in zip(operations, made, strict=True):
-            if not isinstance(operation, Pad):
+            if not isinstance(operation, Pad | Average):
                 node.meta.setdefault("val", like)
     made[-1].meta["val"] = like
     old.replace_all_uses_with(made[-1])
     return made[-1]
+
+
+def _average(source: fx.Node, layer: Average) -> fx.Node:
+    if not layer.pool.size:
+        return source.graph.call_function(_aten.mean.dim, (source, list(layer.axes), layer.keeps))
+    return source.graph.call_function(_POOLS[len(layer.axes)], (source, list(layer.pool.size), list(layer.pool.stride)))
 
 
 def _convolution(source: fx.Node, layer: Convolution, weight: fx.Node, bias: fx.Node | None) -> fx.Node:

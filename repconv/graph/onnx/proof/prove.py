@@ -22,6 +22,10 @@ from ....proof.comparing import compare_tensors, explained, needs_explaining
 from ....proof.pooling import compare_calls
 from ....proof.report import FusionReport, Proof, Refusal
 from ...core.dims import NOMINAL
+from ..commuting import POINTWISE, commuted, seen_from
+from ..facts import Facts
+from ..reader import read_steps
+from ..writer import Names, taken
 from .decisions import decisions, judged, replayed
 from .float64 import Array
 from .regions import prove_regions, sizes_on
@@ -187,6 +191,7 @@ def region_comparisons(
 
     Arguments as in `prove_onnx`, `given` one run's inputs.
     """
+    before = _as_read(before, after)
 
     def shapes(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
         found = sizes_on(before, {name: value.shape for name, value in given.items()})
@@ -196,6 +201,17 @@ def region_comparisons(
         return found
 
     return prove_regions(before, after, shapes, label)
+
+
+def _as_read(before: onnx.ModelProto, after: onnx.ModelProto) -> onnx.ModelProto:
+    """`before`, with its activations among other axes where `after` has them there: see `commuting`."""
+    made = {name for node in before.graph.node for name in node.output}
+    new = [node.op_type for node in after.graph.node if made.isdisjoint(node.output)]
+    if POINTWISE.isdisjoint(new):
+        return before
+    facts = Facts(before)
+    steps, _ = read_steps(facts)
+    return seen_from(before, after, commuted(facts, steps, Names(taken(before))))
 
 
 def _exposed(model: onnx.ModelProto, names: Sequence[str], given: Feeds) -> dict[str, Array]:

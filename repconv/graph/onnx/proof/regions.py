@@ -36,10 +36,13 @@ _DTYPES = {
 }  # fmt: skip
 
 _OF_IMAGES = frozenset((
-    "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Dropout", "Gemm", "Identity",
-    "Mul", "Neg", "Pad", "Slice", "Split", "Sub", "Sum",
+    "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Dropout", "Gemm",
+    "GlobalAveragePool", "Identity", "Mul", "Neg", "Pad", "Slice", "Split", "Sub", "Sum",
 ))  # fmt: skip
 """Operations that give a row for each image, channels second."""
+
+_AVERAGES = frozenset(("AveragePool", "GlobalAveragePool", "ReduceMean"))
+"""Operations that fusing writes for a pool."""
 
 _UNWEIGHTED = ".unweighted"
 """Behind the name of a source that a sum takes as it is."""
@@ -234,10 +237,18 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
             return f"{name}.nothing"
         return f"{name}{_UNWEIGHTED}" if name in sources else name
 
+    shares: dict[str, onnx.NodeProto] = {}
     for node in model.graph.node:
-        if node.op_type in ("Transpose", "Reshape"):
+        if node.op_type in ("Transpose", "Reshape", *_AVERAGES):
             held.update({name: weights[name] for name in node.input[1:]})
-            result.graph.node.append(node)
+            moved = result.graph.node.add()
+            moved.CopyFrom(node)
+            if node.op_type in _AVERAGES:
+                # The mean of N numbers weighs each by 1/N: N times the square of that is another 1/N.
+                moved.output[0] = f"{node.output[0]}.mean"
+                share = f"{node.output[0]}.share"
+                result.graph.node.append(onnx.helper.make_node("Mul", [moved.output[0], share], [node.output[0]]))
+                shares[share] = node
             if node.input[0] in sources:
                 again = result.graph.node.add()
                 again.CopyFrom(node)
@@ -258,13 +269,26 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
     result.graph.initializer.extend(held.values())
     fed = [name for value in model.graph.input for name in (value.name, f"{value.name}{_UNWEIGHTED}") if name in read]
     wanted = f"{output}{_UNWEIGHTED}" if output in sources else output
-    result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in fed)
+    result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in (*fed, *shares))
 
     def run(given: Sources) -> Tensor:
         unweighted = {f"{name}{_UNWEIGHTED}": torch.zeros_like(value) for name, value in given.items()}
-        return _tensor(evaluate(result, _arrays(result, {**given, **unweighted}), [wanted])[0])
+        counts = {name: _averaged(node, given[node.input[0]].shape, weights) for name, node in shares.items()}
+        share = {name: torch.tensor(1 / count, dtype=torch.float64) for name, count in counts.items()}
+        return _tensor(evaluate(result, _arrays(result, {**given, **unweighted, **share}), [wanted])[0])
 
     return run
+
+
+def _averaged(node: onnx.NodeProto, shape: Sequence[int], weights: Mapping[str, onnx.TensorProto]) -> int:
+    """How many numbers a pool of a tensor of this shape takes the mean of."""
+    known = {a.name: a for a in node.attribute}
+    if node.op_type == "AveragePool":
+        return int(np.prod(known["kernel_shape"].ints))
+    if node.op_type == "GlobalAveragePool":
+        return math.prod(shape[2:])
+    axes = numpy_helper.to_array(weights[node.input[1]]).tolist() if len(node.input) > 1 else known["axes"].ints
+    return math.prod(shape[axis] for axis in axes)
 
 
 def _taps(model: onnx.ModelProto) -> int:
