@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import onnx
 import torch
@@ -19,6 +19,7 @@ from repconv.blocks.fold import outermost_branches
 from repconv.blocks.forecast import Forecast, forecast
 from repconv.blocks.verify import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
+from repconv.files.edited import inputs_of
 from repconv.files.held import temporary_folder
 from repconv.files.onnx import is_large, save_large
 from repconv.files.whole import followed, whole_file
@@ -31,7 +32,7 @@ from repconv.proof.agreement import Agreement
 from repconv.proof.leaves import leaves
 from repconv.proof.report import FusionReport, Proof
 from repconv.sources.checkpoint import SUFFIXES, Checkpoint, save
-from repconv.sources.source import Source, open_source, writable
+from repconv.sources.source import ONNX_TYPES, Source, open_source, writable
 
 from .artefacts.artefact import artefact_of
 from .comparing.compare import inputs_for
@@ -252,11 +253,8 @@ def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: b
         kind = Path(source.name).suffix
         raise SourceError(f"{source.name}: of a {kind} file {' and '.join(allowed)} are made, no {suffix}")
     metadata = {"repconv.source_sha256": source.sha256 or ""}
-    artefact = artefact_of(source, loaded=False)
-    inputs = inputs_for(artefact, artefact, settings.input_shape)
     if isinstance(held, onnx.ModelProto):
-        names = [i.name for i in artefact.inputs]
-        feeds = [{name: t.numpy() for name, t in zip(names, given, strict=True)} for given in inputs]
+        feeds = _feeds(source, held, settings)
         after, report = fuse_onnx(held, feeds, prove=prove)
         if report.layers:
             kept = {entry.key: entry.value for entry in after.metadata_props}
@@ -264,6 +262,8 @@ def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: b
         return Fused(after, report)
     if not isinstance(held, ExportedProgram):
         raise SourceError(f"{source.name} is no graph")
+    artefact = artefact_of(source)
+    inputs = inputs_for(artefact, artefact, settings.input_shape)
     if suffix == ".pt2":
         return Fused(*fuse_program(held, inputs, prove=prove))
     if len(inputs[0]) != 1:
@@ -271,6 +271,17 @@ def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: b
             f"{source.name} takes {len(inputs[0])} inputs; only programs of one image are exported to ONNX"
         )
     return network_to_onnx(held.module(), [x for (x,) in inputs], settings, metadata, prove=prove)
+
+
+def _feeds(source: Source, held: onnx.ModelProto, settings: FuseSettings) -> list[dict[str, Any]] | None:
+    """Inputs by name; None where a type is among them that PyTorch and onnxruntime do not share, such as bfloat16."""
+    kinds = [value.type.tensor_type.elem_type for value in inputs_of(held)]
+    if all(kinds) and not set(kinds) <= ONNX_TYPES.keys():
+        return None
+    artefact = artefact_of(source, loaded=False)
+    names = [i.name for i in artefact.inputs]
+    drawn = inputs_for(artefact, artefact, settings.input_shape)
+    return [{name: t.numpy() for name, t in zip(names, given, strict=True)} for given in drawn]
 
 
 def foresee(source: Source, shape: Shape | None = None) -> Foresight:

@@ -14,7 +14,7 @@ MAPPED = ("search", "export", "benchmarks")
 """Rooms in folders of their own beside `repconv/`."""
 
 LAYERS = (
-    ("errors", "names", "pages", "progress"),
+    ("errors", "limits", "names", "pages", "progress"),
     ("algebra", "proof", "files"),
     ("blocks", "graph"),
     ("expansion",),

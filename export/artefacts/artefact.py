@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from repconv.blocks.verify import dtype_of
 from repconv.errors import SourceError
 from repconv.files.edited import showing
-from repconv.files.onnx import model_session, session_of
+from repconv.files.onnx import longest_run, model_session, run_session, session_of
 from repconv.files.record import file_record
 from repconv.files.whole import sha256
 from repconv.graph.onnx.proof.float64 import evaluate
@@ -284,7 +284,7 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
 
 
 def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[Run, Trace]:
-    inputs = source.inputs
+    inputs, longest = source.inputs, longest_run(proto)
     # A file of another format that was read as ONNX is none that onnxruntime loads.
     path = source.path if source.path is not None and source.path.suffix == ".onnx" else None
 
@@ -297,12 +297,14 @@ def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[R
         session()
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(_run_session(session(), inputs, given))
+        return tuple(_run_session(session(), inputs, given, longest))
 
     def trace(given: Sequence[Tensor]) -> list[Intermediate]:
         nodes = [(node, name) for node in proto.graph.node for name in node.output if name]
         every = model_session(showing(proto, [name for _, name in nodes]), source.name)
-        found = dict(zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given), strict=True))
+        found = dict(
+            zip((o.name for o in every.get_outputs()), _run_session(every, inputs, given, longest), strict=True)
+        )
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [
             Intermediate(_module_of(node, weights) or name, node.op_type, found[name], name, tuple(node.input))
@@ -312,9 +314,14 @@ def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[R
     return run, trace
 
 
-def _run_session(session: Any, inputs: Sequence[Input], given: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: ANN401
+def _run_session(
+    session: Any,  # noqa: ANN401  # onnxruntime has no types
+    inputs: Sequence[Input],
+    given: Sequence[Tensor],
+    seconds: float,
+) -> Iterator[Tensor]:
     feed = {i.name: t.contiguous().numpy() for i, t in zip(inputs, _declared(given, inputs), strict=True)}
-    for value in session.run(None, feed):
+    for value in run_session(session, None, feed, seconds):
         if not isinstance(value, np.ndarray):
             raise SourceError(f"an output is a {type(value).__name__}; only tensors are compared")
         yield torch.from_numpy(value)

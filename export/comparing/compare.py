@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repconv.errors import SourceError
 from repconv.graph.onnx.proof.prove import ModelPair
+from repconv.limits import require_drawable
 from repconv.proof.agreement import Agreement, Comparison, Difference
 from repconv.proof.comparing import comparisons
 from repconv.proof.pooling import compare_calls
@@ -41,10 +42,13 @@ def inputs_for(a: Artefact, b: Artefact, size: Shape | None = None, *, seed: int
     """
     declared, dtypes = common_shapes(a, b, size), common_dtypes(a, b)
     size = size or a.input_size or b.input_size
+    drawn = _shapes(declared, size)
+    for shapes in drawn:
+        for shape, taken in zip(shapes, a.inputs, strict=True):
+            require_drawable(shape, f"the input {taken.name}")
     generator = torch.Generator().manual_seed(seed)
     return [
-        tuple(_draw(shape, dtype, generator) for shape, dtype in zip(shapes, dtypes, strict=True))
-        for shapes in _shapes(declared, size)
+        tuple(_draw(shape, dtype, generator) for shape, dtype in zip(shapes, dtypes, strict=True)) for shapes in drawn
     ]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
-from numpy.lib.format import read_array
+from numpy.lib.format import read_array, read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from repconv.errors import SourceError
@@ -177,12 +179,32 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as stream:
             archive = Archive(stream)
             return {
-                name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+                name.removesuffix(".npy"): _plain_array(name, archive.read(name))
                 for name in archive.members
                 if name.endswith(".npy")
             }
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, RecursionError) as error:
         raise SourceError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+
+
+def _plain_array(name: str, content: bytes) -> np.ndarray:
+    """An array of numbers [n, ...] in the bytes of an `.npy` file, which are as many as its header says.
+
+    Raises:
+        ValueError: it is another.
+    """
+    stream = io.BytesIO(content)
+    header = read_array_header_1_0 if read_magic(stream) == (1, 0) else read_array_header_2_0
+    shape, _, kind = header(stream)
+    if kind.kind not in "biuf" or kind.itemsize > 8:
+        raise ValueError(f"{name} holds {kind}, expected integers, truths or floating-point numbers of up to 64 bits")
+    if not shape or min(shape) < 0:
+        raise ValueError(f"{name} is of shape {shape}, expected n rows")
+    if prod(shape) * kind.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{name} is of shape {shape}, and has {len(content) - stream.tell():,} bytes of numbers")
+    stream.seek(0)
+    array: np.ndarray = read_array(stream, allow_pickle=False)
+    return array.astype(kind.newbyteorder("="), copy=False)
 
 
 def _read_arrays(

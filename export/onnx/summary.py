@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import onnx
 
 from repconv.files.edited import inputs_of
-from repconv.files.onnx import parameters
+from repconv.files.onnx import kind_of, parameters
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ def _said(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     if not tensor.elem_type:
         return f"{value.name}: no tensor"
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    dtype = kind_of(tensor.elem_type)
     sizes = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
     return f"{value.name}: {dtype} {' x '.join(sizes) or 'of a single number'}"

@@ -33,6 +33,8 @@ _ZIP_64 = 1
 """The extra field with the sizes that do not fit 32 bits."""
 _STRETCH = 1032
 """Bytes that one byte of deflated data stands for, at most."""
+_USUAL_STRETCH, _ROOM = 20, 2**28
+"""Bytes that one byte of an archive may stand for, and how many all its members may have however small it is."""
 
 
 class ArchiveError(ValueError):
@@ -72,6 +74,9 @@ class Archive:
     def __init__(self, stream: BinaryIO, *, any_case: bool = False) -> None:
         self._stream = stream
         self.members: Mapping[str, ArchiveMember] = _unique(_directory(stream), any_case=any_case)
+        stored, size = (sum(getattr(m, what) for m in self.members.values()) for what in ("stored", "size"))
+        if size > max(_ROOM, _USUAL_STRETCH * stored):
+            raise ArchiveError(f"its {stored:,} bytes would unpack to {size:,}; pack it again without compression")
 
     def read(self, name: str) -> bytes:
         """The content of a member, compared with its size and check sum.

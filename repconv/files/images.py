@@ -10,6 +10,8 @@ from typing import Any, final
 from ..errors import BackendError, RepconvError
 from .archives import Archive, ArchiveError
 
+LARGEST_PIXELS = 2**26
+"""Pixels of an image that is decoded: 192 MB of colours."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 
 
@@ -68,8 +70,18 @@ class ImageFiles:
             raise self._error(f"{self.path}: cannot read {name} in it: {error}") from error
         try:
             with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > LARGEST_PIXELS:
+                    raise ValueError(
+                        f"it is of {image.width} x {image.height} pixels, at most {LARGEST_PIXELS:,} are read"
+                    )
                 return image.convert(mode)
-        except (OSError, ValueError, SyntaxError) as error:  # UnidentifiedImageError is an OSError
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:  # UnidentifiedImageError is an OSError
             raise self._error(f"{self.path}: {name} is no readable image ({error}); mend or remove it") from error
 
     def _opened(self) -> Archive:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import onnx
 
 from ..errors import SourceError
+from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
 from .edited import copy_of
 from .held import temporary_folder
 
 _NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
+_LARGE = 1024
+"""Initialisers with more elements are only shapes to checks and shape inference, which so work above 2 GB."""
 _LARGEST_MESSAGE = 2**31 - 2**24
 """Bytes of weights that fit one message, with room for the rest of it."""
 
@@ -29,12 +34,132 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         SourceError: not a readable, valid ONNX model.
     """
     try:
-        proto = onnx.load(path)
-        onnx.checker.check_model(str(path))
+        proto: onnx.ModelProto = onnx.load(path)
     except Exception as error:  # protobuf, onnx and the file system each raise their own
-        first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise SourceError(f"{path}: not a readable ONNX model ({first})") from error
+        raise SourceError(f"{path}: not a readable ONNX model ({_first_line(error)})") from error
+    said = complaint(proto)
+    if said:
+        raise SourceError(f"{path}: not a valid ONNX model: {said}")
     return proto
+
+
+def complaint(model: onnx.ModelProto) -> str:
+    """What makes a model no valid one; "" where nothing does.
+
+    ONNX's checker looks at it without the bytes of large weights, which may be more than it can take, and with a shape
+    for outputs that declare none, which runtimes do not need.
+    """
+    if not model.graph.node:
+        return "it has no nodes"
+    if not model.graph.output:
+        return "it has no outputs"
+    name = next(_no_text(model), None)
+    if name is not None:
+        return f"its {name[0]} is {name[1]!r}, which is no UTF-8 text"
+    types = set(onnx.TensorProto.DataType.values())
+    declared = [(v.name, v.type.tensor_type.elem_type) for v in (*model.graph.input, *model.graph.output)]
+    odd = [(n, kind) for n, kind in (*declared, *((t.name, t.data_type) for t in model.graph.initializer))
+           if kind not in types]  # fmt: skip
+    if odd:
+        return f"{odd[0][0]} is of element type {odd[0][1]}, which onnx {onnx.__version__} does not know"
+    light = without_weights(model)
+    for value in light.graph.output:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(light)
+    except Exception as error:  # noqa: BLE001  # protobuf and onnx each raise their own
+        return _first_line(error)
+    return ""
+
+
+def kind_of(elem_type: int) -> str:
+    """What an element type is called: as numpy does, or by its number where onnx does not know it."""
+    try:
+        return (
+            str(onnx.helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type != onnx.TensorProto.STRING else "string"
+        )
+    except KeyError:
+        return f"of element type {elem_type}"
+
+
+def _no_text(message: Any, at: str = "") -> Iterator[tuple[str, bytes]]:  # noqa: ANN401  # protobuf has no types
+    """Fields of a message that are to be text and are other bytes, and what they are of; numbers are not looked at."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            parts = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+            if field.type == field.TYPE_STRING:
+                yield from ((f"{at} {field.name}".strip(), part) for part in parts if isinstance(part, bytes))
+        elif isinstance(message, onnx.TensorProto):
+            continue
+        else:
+            parts = value if isinstance(value, Sequence) or not hasattr(value, "ListFields") else (value,)
+            for part in parts:
+                yield from _no_text(part, field.name)
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with large initialisers as inputs: all there is to check and infer but their bytes."""
+    light = onnx.ModelProto()
+    light.ir_version = max(model.ir_version, 4)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    inputs = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if prod(tensor.dims) <= _LARGE:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def longest_run(model: onnx.ModelProto) -> float:
+    """How many seconds one call of it may take."""
+    return LONGEST_LOOP_S if any(node.op_type == "Loop" for node in model.graph.node) else LONGEST_RUN_S
+
+
+def run_session(
+    session: Any,  # noqa: ANN401  # onnxruntime has no types
+    names: Sequence[str] | None,
+    feeds: Mapping[str, Any],
+    seconds: float = LONGEST_RUN_S,
+) -> list[Any]:
+    """What a session gives, the named outputs or all.
+
+    Raises:
+        TooLongError: it took longer than `seconds`.
+        Exception: whatever else onnxruntime raises.
+    """
+    import onnxruntime
+
+    options, ended = onnxruntime.RunOptions(), threading.Event()
+
+    def end() -> None:
+        ended.set()
+        options.terminate = True
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        found: list[Any] = session.run(None if names is None else list(names), dict(feeds), options)
+    except Exception as error:
+        if ended.is_set():
+            raise TooLongError(too_long(seconds)) from error
+        raise
+    finally:
+        timer.cancel()
+    return found
 
 
 def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exact_integers: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types

@@ -26,7 +26,8 @@ from ..files.whole import whole_file
 from ..models.libraries import is_own_code, parsed
 from ..models.spec import ModelSpec
 from ..models.zoo import create_plain
-from .state_dicts import put_state, read_content
+from .description import complaint, no_larger_than
+from .state_dicts import put_state, read_content, require_dense
 
 FORMAT = "repconv.checkpoint"
 VERSION = 1
@@ -309,7 +310,7 @@ def from_content(
     """
     description, state = _split(content, metadata, path)
     version = description.get("version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise CheckpointError(f"{path}: the format version is {version!r}, expected a whole number from 1 on")
     if version > VERSION:
         raise CheckpointError(f"{path}: format version {version}, this repconv reads up to {VERSION}; upgrade repconv")
@@ -317,25 +318,27 @@ def from_content(
         raise CheckpointError(
             f"{path}: the file is damaged: its contents do not match their digest; fetch or save it again"
         )
+    said = complaint(description, sum(t.numel() for t in state.values()))
+    if said:
+        raise CheckpointError(f"{path}: the description of the model makes no sense: {said}")
+    dtype = getattr(torch, description["dtype"])
     try:
-        model = rebuild(description, own_code=own_code)
-        dtype = getattr(torch, description["dtype"])
-        if ":" in description["model"]["name"]:
-            model.to(dtype)
-        state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
-        normalization, shape = description["normalization"], description["input_shape"]
-        checkpoint = Checkpoint(
-            model,
-            bool(description["folded"]) and not description["blocks"],
-            tuple(description["class_names"]),
-            None if normalization is None else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
-            None if shape is None else tuple(shape),
-            dict(description["metrics"]),
-        )
-    except CheckpointError as error:  # a ValueError, too, that says enough
+        with no_larger_than(state):
+            model = rebuild(description, own_code=own_code)
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the description makes no sense: {type(error).__name__}: {error}") from error
+    if ":" in description["model"]["name"]:
+        model.to(dtype)
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    normalization, shape = description["normalization"], description["input_shape"]
+    checkpoint = Checkpoint(
+        model,
+        bool(description["folded"]) and not description["blocks"],
+        tuple(description["class_names"]),
+        None if normalization is None else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
+        None if shape is None else (shape[0], shape[1], shape[2]),
+        dict(description["metrics"]),
+    )
     put_state(model, state, str(path))
     model.eval()
     return checkpoint
@@ -355,6 +358,7 @@ def _split(
             raise TypeError("expected a description and a state dict of tensors")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the checkpoint has no readable description and state ({error})") from error
+    require_dense(tensors, str(path))
     return description, tensors
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.export import ExportedProgram
 from ..blocks.verify import dtype_of
 from ..errors import SourceError
 from ..files.edited import inputs_of
-from ..files.onnx import read_onnx
+from ..files.onnx import kind_of, read_onnx
 from ..files.programs import open_program
 from ..files.whole import sha256
 from ..models.spec import ModelSpec
@@ -115,6 +114,15 @@ class Source:
         own = isinstance(getattr(network, "spec", None), ModelSpec)
         return (Input("input", dtype_of(network), (None, known[0] if known else None, None, None) if own else None),)
 
+
+ONNX_TYPES: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.INT8: torch.int8, onnx.TensorProto.INT16: torch.int16,
+    onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64, onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.UINT16: torch.uint16, onnx.TensorProto.UINT32: torch.uint32,
+    onnx.TensorProto.UINT64: torch.uint64, onnx.TensorProto.BOOL: torch.bool,
+}  # fmt: skip
+"""Element types that PyTorch, numpy and onnxruntime share."""
 
 Reader = Callable[[Path, str | None, str | None], tuple[Held, tuple[str, ...]]]
 
@@ -229,6 +237,10 @@ def _of_onnx(model: onnx.ModelProto, name: str) -> Iterator[Input]:
         tensor = value.type.tensor_type
         if not tensor.elem_type:
             raise SourceError(f"{name}: its input {value.name} is no tensor; only models of tensors are run")
-        array = np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        if tensor.elem_type not in ONNX_TYPES:
+            raise SourceError(
+                f"{name}: its input {value.name} is {kind_of(tensor.elem_type)}, which no array holds that PyTorch and "
+                f"onnxruntime share; models are run that take {', '.join(map(kind_of, ONNX_TYPES))}"
+            )
         shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        yield Input(value.name, torch.from_numpy(array).dtype, shape if tensor.HasField("shape") else None)
+        yield Input(value.name, ONNX_TYPES[tensor.elem_type], shape if tensor.HasField("shape") else None)

@@ -30,6 +30,9 @@ SHOWN = 4
 """How many names of a kind an error lists."""
 PAIRED = 12
 """How many misfits it shows beside what they may have been."""
+_REPEATED = 2**30
+"""Bytes that a tensor may be said to have without having them, as an expanded one does."""
+_WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEPTH = 3
 """How deep in dictionaries weights are looked for."""
 
@@ -147,6 +150,7 @@ def find_state(content: object, path: str | os.PathLike[str], key: str | None = 
     state = {str(name): value for name, value in (inner or {}).items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path}: no tensors in it; its keys are {_some(map(str, inner or {})) or 'none'}")
+    require_dense(state, str(path))
     return state, note
 
 
@@ -245,9 +249,50 @@ def put_state(
     complaint = misfit(wanted, state, spare or {})
     if complaint:
         raise CheckpointError(f"{where}: the weights do not fit the network: {complaint}")
+    kinds = [
+        f"{name} is {str(state[name].dtype).removeprefix('torch.')}"
+        for name, tensor in wanted.items()
+        if state[name].dtype not in _WEIGHTS and (tensor.is_floating_point() or state[name].is_complex())
+    ]
+    if kinds:
+        said = ", ".join(str(t).removeprefix("torch.") for t in _WEIGHTS)
+        raise CheckpointError(f"{where}: {_some(kinds)}, expected numbers of {said}; convert them where it is saved")
     check_numbers(state, where)
     # Assigning keeps the file's dtype and takes no second copy, but would untie tied weights of a built network.
     model.load_state_dict(dict(state), assign=any(p.is_meta for p in model.parameters()))
+
+
+def require_dense(state: Mapping[str, Tensor], where: str) -> None:
+    """Insist on tensors that are as many numbers as they are said to be, in memory.
+
+    Raises:
+        CheckpointError: one is sparse, nested, quantised, on the meta device, a conjugate or negated view, or repeats
+            few numbers very often.
+    """
+    said = next((f"{name} is {kind}" for name, tensor in state.items() if (kind := _other_kind(tensor))), None)
+    if said is not None:
+        raise CheckpointError(
+            f"{where}: {said}, expected dense numbers; make each tensor plain where the file is saved, such as "
+            "tensor.to_dense(), .dequantize() or .clone()"
+        )
+
+
+def _other_kind(tensor: Tensor) -> str:
+    """What a tensor is that is no plain block of numbers; "" for those."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_meta:
+        return "a tensor without its numbers (on the meta device)"
+    if tensor.is_quantized:
+        return f"a quantised tensor ({str(tensor.dtype).removeprefix('torch.')})"
+    if tensor.is_conj() or tensor.is_neg():
+        return "a view that negates or conjugates another tensor"
+    size = tensor.numel() * tensor.element_size()
+    if size > max(_REPEATED, tensor.untyped_storage().nbytes()):
+        return f"a view that repeats its numbers up to {size:,} bytes"
+    return ""
 
 
 def check_numbers(state: Mapping[str, Tensor], where: str) -> None:

@@ -145,7 +145,7 @@ REFUSALS = {
     ),
     "endless": (
         lambda p: _edited(p, model={"name": "vgg16", "arguments": {"blocks": [10**9], "num_classes": 2}}),
-        "at most 10 stages",
+        r"blocks\[0\] is 1000000000, expected a whole number",
     ),
 }
 

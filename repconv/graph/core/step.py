@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from .constant import Constant
 from .cost import Cost
@@ -32,12 +33,12 @@ class Step:
     border: Constant | None = None
     needs: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """The tensors of its terms, and those it needs besides as it stands."""
         return tuple(dict.fromkeys((*self.inputs, *self.needs)))
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The tensors it reads."""
         return tuple(dict.fromkeys(term.source for term in self.terms))

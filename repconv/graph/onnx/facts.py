@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 
 from ...algebra.geometry import with_flat
 from ...errors import FusionError, GeometryError
+from ...files.onnx import without_weights
+from ...limits import LARGEST_TENSOR
 from ..core.dims import Dim, Dims, broadcast, symbol, told
 from ..core.not_affine import NotAffineError
 from ..maps.canvas import Canvas
@@ -25,11 +27,12 @@ Array = NDArray[np.generic]
 _KEPT = 1 << 16
 """Bytes of a stored weight that is kept as an array besides, having been read once."""
 
-_LARGE = 1024
-"""Initialisers with more elements are only shapes to shape inference, which so works above 2 GB."""
-
 LARGEST_CONSTANT = 2**26
 """A constant of more elements is not evaluated: it would take 256 MB in float32."""
+ALL_CONSTANTS = 2**30
+"""Bytes of what is evaluated of one graph, all together; what is more is computed by whoever runs it."""
+MOST_WORK = 2**30
+"""Multiply-adds of all that is evaluated of one graph."""
 
 _NOT_REPEATED = frozenset((
     "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
@@ -38,6 +41,9 @@ _NOT_REPEATED = frozenset((
 
 _GIVEN_SIZE = frozenset(("ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"))
 """Operations whose result is as large as the numbers they read say."""
+
+_MULTIPLY = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
+"""Operations that take more than a few steps a number."""
 
 _SMOOTH = frozenset((
     "Abs", "Add", "BatchNormalization", "Cast", "CastLike", "Concat", "Conv", "Div", "Exp", "Expand", "Flatten",
@@ -94,27 +100,6 @@ def label(node: onnx.NodeProto) -> str:
     return node.name or next(iter(node.output), "")
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with large initialisers as inputs: all there is to check and infer but their bytes."""
-    light = onnx.ModelProto()
-    light.ir_version = max(model.ir_version, 4)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name or "graph"
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    light.graph.value_info.extend(model.graph.value_info)
-    light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    inputs = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if int(np.prod(tensor.dims)) <= _LARGE:
-            light.graph.initializer.append(tensor)
-        elif tensor.name not in inputs:
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return light
-
-
 class Facts:
     """Constants, element types and sizes of the tensors of one graph.
 
@@ -149,14 +134,17 @@ class Facts:
         self._values: dict[str, Array | None] = {}
         self._exact: dict[str, Array | None] = {}
         self._constant: dict[str, bool] = {}
+        self._room, self._work = ALL_CONSTANTS, MOST_WORK
         self._infer(model)
         self._channel_axes = channel_axes(graph.node, self.sides)
         self._readers = _readers(graph.node)
 
     def _infer(self, model: onnx.ModelProto) -> None:
         light = without_weights(model)
+        # Following numbers, inference writes out every one of a Range, however long.
+        follow = not any(self._is_long(node) for node in model.graph.node if node.op_type == "Range")
         try:
-            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=follow)
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
             raise FusionError(f"the ONNX model's shapes contradict each other: {first_line(error)}") from error
         for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
@@ -164,10 +152,28 @@ class Facts:
             self.types.setdefault(value.name, tensor_type.elem_type)
             if not tensor_type.HasField("shape"):
                 continue
+            if prod(d.dim_value for d in tensor_type.shape.dim if d.HasField("dim_value")) > LARGEST_TENSOR:
+                said = "x".join(str(d.dim_value or d.dim_param or "?") for d in tensor_type.shape.dim)
+                raise FusionError(f"the tensor {value.name} would be {said}, more numbers than any machine holds")
             self.sides[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else symbol(d.dim_param or f"{value.name}#{axis}")
                 for axis, d in enumerate(tensor_type.shape.dim)
             )
+
+    def _is_long(self, node: onnx.NodeProto) -> bool:
+        """True for a Range of stored numbers that has more elements than a constant may have."""
+        held = [self._stored(name) for name in node.input]
+        numbers = [float(value.reshape(-1)[0]) for value in held if value is not None and value.size == 1]
+        if len(numbers) != 3 or not numbers[2]:
+            return False
+        return abs((numbers[1] - numbers[0]) / numbers[2]) > LARGEST_CONSTANT
+
+    def _stored(self, name: str) -> Array | None:
+        """A number that the graph holds as it stands."""
+        maker = self.makers.get(name)
+        if name in self.initializers:
+            return numpy_helper.to_array(self.initializers[name])
+        return _constant_node(maker) if maker is not None and maker.op_type == "Constant" else None
 
     def tensor(self, name: str) -> Carried:
         """A tensor that is computed, as convolutions see it.
@@ -271,6 +277,8 @@ class Facts:
             return False
         if not all(self.is_constant(n) for n in node.input if n) or not self._is_small(node):
             return False
+        if self._room <= 0 or not self._takes_little(node):
+            return False
         try:
             self._values.update(self._run(node))
         except FusionError:
@@ -302,6 +310,22 @@ class Facts:
             return prod(int(max(side, 1)) for side in values[0].shape + amounts) <= LARGEST_CONSTANT
         # No other operation gives more elements than all its operands' elements multiplied.
         return node.op_type not in _GIVEN_SIZE and prod(max(value.size, 1) for value in values) <= LARGEST_CONSTANT
+
+    def _takes_little(self, node: onnx.NodeProto) -> bool:
+        """True unless a node of constants multiplies matrices or moves a window, and takes more work than is left."""
+        if node.op_type not in _MULTIPLY:
+            return True
+        values = [value for n in node.input if n and (value := self.as_run(n)) is not None]
+        a, b = values[0], values[1] if len(values) > 1 else values[0]
+        sides = [side for side in self.sides.get(node.output[0], ()) if isinstance(side, int)]
+        if node.op_type in ("MatMul", "Gemm"):
+            work = a.size * max(b.shape, default=1)
+        elif node.op_type == "Conv":
+            work = max(prod(sides), a.size) * b.size // max(1, b.shape[0] if b.ndim else 1)
+        else:
+            work = max(prod(sides), a.size) * b.size
+        self._work -= work
+        return self._work >= 0
 
     def _size_of(self, node: onnx.NodeProto) -> Array | None:
         """What Shape, or Gather or Slice of a Shape, gives where those sides are known; the others may be open."""
@@ -359,7 +383,7 @@ class Facts:
         found, node = self.as_run(name), self.makers.get(name)
         if found is None or node is None or name in self.initializers or not is_float(found):
             return found
-        if node.op_type not in _SMOOTH:
+        if node.op_type not in _SMOOTH or self._room <= 0:
             return found
         feeds = {n: widened(v) for n in node.input if n and (v := self.constant(n)) is not None}
         if node.op_type in ("Cast", "CastLike"):
@@ -425,7 +449,9 @@ class Facts:
             why = f"the ONNX model's constant {node.output[0]!r} cannot be read: {first_line(error)}"
             raise FusionError(why) from error
         arrays = ((n, v) for n, v in zip(outputs, found, strict=True) if isinstance(v, (np.ndarray, np.generic)))
-        return {name: np.asarray(value) for name, value in arrays}
+        made = {name: np.asarray(value) for name, value in arrays}
+        self._room -= sum(value.nbytes for value in made.values())
+        return made
 
 
 def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[object]]) -> dict[str, int]:

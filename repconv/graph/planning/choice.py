@@ -54,6 +54,8 @@ class Choice:
                     self.readers[name].append(step)
         self._expressions: dict[str, Expression] = {}
         self._emissions: dict[str, Emission] = {}
+        self.effort = 0
+        """What was computed so far, in terms of expressions."""
 
     def choose(self, virtual: Collection[str]) -> None:
         """Start again from another choice."""
@@ -114,6 +116,11 @@ class Choice:
 
     def _express(self, step: Step) -> Expression:
         """A step's output, what it reads and is virtual substituted."""
+        found = self._substituted(step)
+        self.effort += len(step.terms) + len(found.terms)
+        return found
+
+    def _substituted(self, step: Step) -> Expression:
         if any(name not in self.virtual for name in step.needs):
             hidden = [name for name in (step.output, *step.reads) if name in self.virtual]
             if hidden:

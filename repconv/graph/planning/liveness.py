@@ -68,4 +68,5 @@ def _besides(step: Step, makers: dict[str, Node], kept: Collection[str]) -> tupl
             found[name] = None
         elif name in makers:
             pending += makers[name].inputs
-    return tuple(name for name in found if name not in step.inputs)
+    direct = set(step.inputs)
+    return tuple(name for name in found if name not in direct)

@@ -26,6 +26,10 @@ MOVE_FIRST_MULTIPLY_ADDS = 1e-6
 ROUNDS = 8
 """Passes over a region's tensors; prices fall in the first two or three."""
 
+PATIENCE, PATIENCE_A_STEP = 200_000, 20
+"""How many terms of expressions are computed for a graph, and how many more for each step of a region, before the best
+choice so far is taken: in a chain of thousands of steps every try computes thousands of expressions anew."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -65,8 +69,13 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
     origins: dict[str, tuple[str, ...]] = {}
     refusals: list[Refusal] = []
     before = after = Cost()
+    patience = PATIENCE
     for region in regions(steps, fixed):
-        chosen = solve(Choice(region, fixed, placed, dialect))
+        choice = Choice(region, fixed, placed, dialect)
+        most = patience + PATIENCE_A_STEP * len(region)
+        chosen = solve(choice, most)
+        tried_all = choice.effort <= most
+        patience = max(0, patience - choice.effort)
         for step in region:
             name = step.output
             if name in chosen.virtual:
@@ -74,7 +83,7 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
             elif not chosen.is_verbatim(name):
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
-        refusals += reasons(chosen)
+        refusals += reasons(chosen) if tried_all else [Refusal(region[0].where, _impatient(region))]
         before += sum((step.cost for step in region), Cost())
         after += chosen.total()
     return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after)
@@ -101,13 +110,24 @@ def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
     return list(found.values())
 
 
-def solve(choice: Choice) -> Choice:
-    """Take the cheapest choice found that needs no more multiply-adds than the nodes as they stand."""
+def _impatient(region: Sequence[Step]) -> str:
+    return (
+        f"a region of {len(region)} steps, from here to {region[-1].where}, is too large to try all that may be "
+        "written of it; the best choice found so far was taken"
+    )
+
+
+def solve(choice: Choice, most: int) -> Choice:
+    """Take the cheapest choice found that needs no more multiply-adds than the nodes as they stand.
+
+    most: the effort after which no other is looked for.
+    """
     original = sum((step.cost for step in choice.steps), Cost())
     best, best_price = set[str](), original.price()
     for move in (MOVE, MOVE_FIRST_MULTIPLY_ADDS):
         for start in (_start(choice), set[str]()):
-            _search(choice, start, move, original)
+            if choice.effort > most or not _search(choice, start, move, original, most):
+                break
             total = choice.total()
             cheaper = total.price() < best_price * (1 - 1e-9)
             within = total.multiply_adds <= original.multiply_adds and total.convolutions <= original.convolutions
@@ -140,12 +160,16 @@ def _start(choice: Choice) -> set[str]:
     return set(choice.free) - sums
 
 
-def _search(choice: Choice, start: set[str], move: float, limit: Cost) -> None:
-    """Flip while the price falls, never further past the multiply-adds and convolutions of `limit`."""
+def _search(choice: Choice, start: set[str], move: float, limit: Cost, most: int) -> bool:
+    """Flip while the price falls, never further past the multiply-adds and convolutions of `limit`.
+
+    Returns whether the choice is exact; it may not be where the effort rose past `most`.
+    """
     choice.choose(start)
     # What one step needs written may make another, seen before, inexact in its turn; fewer are virtual each time.
     while sum(_repair(choice, step) for step in choice.steps):
-        pass
+        if choice.effort > most:
+            return False
     groups = [[name] for name in choice.free]
     for step in choice.steps:
         group = [name for name in step.inputs if name in choice.by_output and name not in choice.fixed]
@@ -155,9 +179,12 @@ def _search(choice: Choice, start: set[str], move: float, limit: Cost) -> None:
     for _ in range(ROUNDS):
         before = room
         for group in groups:
+            if choice.effort > most:
+                return True
             room -= _flip(choice, group, move, room)
         if room == before:
-            return
+            break
+    return True
 
 
 def _repair(choice: Choice, step: Step) -> bool:

@@ -17,9 +17,12 @@ def convolution(call: Call) -> tuple[Array, ...]:
     """Conv: x [n, i, ...], weight [o, i/g, ...], bias [o]; 1 to 3 axes."""
     x, weight = call.given(0), call.given(1)
     over = window(call, x.shape[2:], weight.shape[2:])
+    # PyTorch pads both ends alike, and without a copy as large as a wide pad.
+    alike = tuple(max(0, min(pair)) for pair in over.pads)
+    rest = [(a - both, b - both) for (a, b), both in zip(over.pads, alike, strict=True)]
     with torch.no_grad(), FastGroupedDouble():
         y = _FORWARD[len(over.size)](
-            _tensor(padded(x, over.pads)), _tensor(weight), None, over.strides, 0, over.dilations, call.get("group", 1)
+            _tensor(padded(x, rest)), _tensor(weight), None, over.strides, alike, over.dilations, call.get("group", 1)
         )
     return (_with_bias(y.numpy(), call.input(2)),)
 

@@ -9,7 +9,7 @@ all: transposed convolutions of groups or output shapes, pads that crop, Upsampl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from ....limits import require_time
 from .call import Array, Call
 from .convolution import convolution, transposed_convolution
 from .elementary import constant, dequantise, erf, quantise_on_the_run
@@ -41,7 +42,11 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class Evaluator(ReferenceEvaluator):
-    """Evaluates a model; inside functions and branches, too."""
+    """Evaluates a model; inside functions and branches, too. Between nodes it looks whether there is time left."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # onnx's signature
+        super().__init__(*arguments, **named)
+        self.rt_nodes_ = _InTime(self.rt_nodes_)
 
     def release(self) -> None:
         """Let go of weights and nodes. They refer to one another, so that they would stay until a full collection."""
@@ -57,6 +62,15 @@ class Evaluator(ReferenceEvaluator):
             loaded = super()._load_impl(spelled, input_types)
             return loaded if spelled is node else lambda _, parameters: loaded(spelled, parameters)
         return partial(_Own, own, opset, super()._load_impl)
+
+
+class _InTime(list[Any]):
+    """Nodes, each handed out only while there is time left."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for node in super().__iter__():
+            require_time()
+            yield node
 
 
 class _Own(OpRun):

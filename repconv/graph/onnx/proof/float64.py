@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
 from ....files.edited import put
-from ....files.onnx import LARGE, return_freed
+from ....files.onnx import LARGE, longest_run, return_freed
+from ....limits import at_most
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
 from .stretches import stretches
@@ -37,15 +38,16 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
     """
     known = {name: _double(value) for name, value in feeds.items()}
     try:
-        for stretch in stretches(model, known.keys(), names):
-            _widen_model(stretch.model)
-            evaluator = Evaluator(stretch.model)
-            found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
-            evaluator.release()
-            if stretch.model.ByteSize() > LARGE:
-                return_freed()
-            known |= zip(stretch.made, found, strict=True)
-            known = {name: value for name, value in known.items() if name in stretch.later}
+        with at_most(longest_run(model)):
+            for stretch in stretches(model, known.keys(), names):
+                _widen_model(stretch.model)
+                evaluator = Evaluator(stretch.model)
+                found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
+                evaluator.release()
+                if stretch.model.ByteSize() > LARGE:
+                    return_freed()
+                known |= zip(stretch.made, found, strict=True)
+                known = {name: value for name, value in known.items() if name in stretch.later}
         held = {tensor.name: tensor for tensor in model.graph.initializer}
         return [
             np.asarray(known[name] if name in known else _double(numpy_helper.to_array(held[name]))) for name in names

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ....errors import FusionError, SourceError
 from ....files.edited import showing
-from ....files.onnx import model_session
+from ....files.onnx import longest_run, model_session, run_session
+from ....limits import require_drawable
 from ....proof.agreement import Agreement, Comparison
 from ....proof.comparing import compare_tensors, explained, needs_explaining
 from ....proof.pooling import compare_calls
@@ -82,6 +83,7 @@ class ModelPair:
 
     def __init__(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         self._before, self._after = before, after
+        self._longest_s = longest_run(before)
         self.trusted = False
         self.unmeasured: list[Refusal] = []
         self.decided = decisions(before, after)
@@ -112,8 +114,8 @@ class ModelPair:
         end_to_end: list[Comparison] = []
         where = "onnxruntime, " + " and ".join("x".join(map(str, value.shape)) for value in given.values())
         with _original():
-            own = dict(zip(shown, _run(self._session, shown, given), strict=True))
-        got = dict(zip(shown, _run(self._session_after, shown, given), strict=True))
+            own = dict(zip(shown, _run(self._session, shown, given, self._longest_s), strict=True))
+        got = dict(zip(shown, _run(self._session_after, shown, given, self._longest_s), strict=True))
         own, got = {**given, **own}, {**given, **got}
         exact: dict[str, Array] = own
         was: dict[str, Array] | None = None
@@ -170,6 +172,7 @@ def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ..
             known = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
             side = NOMINAL if known[1:].count(None) <= 2 else NOMINAL // 2
             shape = [(side if axis else 2) if n is None else n for axis, n in enumerate(known)]
+            require_drawable(shape, f"the input {value.name}")
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             is_float = kind.kind == "f" or kind.name == "bfloat16"
             drawn = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
@@ -219,19 +222,19 @@ def _exposed(model: onnx.ModelProto, names: Sequence[str], given: Feeds) -> dict
     if not names:
         return {}
     session = model_session(showing(model, names), "the ONNX model", as_written=True)
-    return dict(zip(names, _run(session, names, given), strict=True))
+    return dict(zip(names, _run(session, names, given, longest_run(model)), strict=True))
 
 
-def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[Array]:  # noqa: ANN401  # onnxruntime has no types
+def _run(session: Any, names: Sequence[str], feeds: Feeds, seconds: float) -> list[Array]:  # noqa: ANN401  # onnxruntime has no types
     try:
-        found = session.run(list(names), dict(feeds))
+        found = run_session(session, names, feeds, seconds)
     except Exception as error:  # onnxruntime raises a type a failure
         first = next(iter(str(error).splitlines()), "")
         raise SourceError(f"onnxruntime cannot run the ONNX model: {first}") from error
     for name, value in zip(names, found, strict=True):
         if not isinstance(value, np.ndarray):
             raise SourceError(f"the output {name} is a {type(value).__name__}; only tensors are compared")
-    return list(found)
+    return found
 
 
 def _tensor(value: Array) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....errors import FusionError
 from ....files.edited import copy_of
+from ....files.onnx import without_weights
 from ....progress import counted
 from ....proof.affine import (
     Evaluated,
@@ -27,7 +28,7 @@ from ....proof.affine import (
 )
 from ....proof.agreement import Comparison
 from ....proof.report import Refusal
-from ..facts import attributes, nested, without_weights
+from ..facts import attributes, nested
 from .float64 import Array, evaluate, region
 
 _DTYPES = {
