@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
     Raises:
         FusionError: the reference evaluator knows an operation of the model not at all, or not in float64.
     """
-    known = {name: _double(value) for name, value in feeds.items()}
+    known: dict[str, Any] = {name: _double(value) for name, value in feeds.items()}
     try:
         with at_most(longest_run(model)):
             for stretch in stretches(model, known.keys(), names):
