@@ -19,7 +19,7 @@ def _torch() -> Diagnosis:
 
     devices = ["CPU"] + [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     said = "reference of every verification" if len(devices) > 1 else "reference of every verification; sees no GPU"
-    return Diagnosis("PyTorch", True, torch.__version__, tuple(devices), said)
+    return Diagnosis(name="PyTorch", works=True, version=torch.__version__, devices=tuple(devices), said=said)
 
 
 def _formats() -> tuple[str, ...]:

@@ -118,7 +118,16 @@ def export(
     if calibration is not None:
         network = with_names(network)  # by which layers are told to stay float
 
-    trial = Trial(subject, network, target, settings, spans, calibration, calls, origin_of(read))
+    trial = Trial(
+        subject=subject,
+        network=network,
+        target=target,
+        settings=settings,
+        spans=spans,
+        calibration=calibration,
+        calls=calls,
+        origin=origin_of(read),
+    )
     say(f"building for {target}")
     form = trial.form()
     built = form.shown()
@@ -136,7 +145,14 @@ def export(
             f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
         )
     sha = hashlib.sha256(form.model.SerializeToString(deterministic=True)).hexdigest()
-    files = _write(row, out, built, Provenance(out.name, subject.name, subject.sha256, sha, settings))
+    files = _write(
+        row,
+        out,
+        built,
+        Provenance(
+            file=out.name, source=subject.name, source_sha256=subject.sha256, onnx_sha256=sha, settings=settings
+        ),
+    )
     if settings.timing_cache is not None and built.timing_cache is not None:
         write_whole({settings.timing_cache: built.timing_cache})
     details = dict(built.details)

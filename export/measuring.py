@@ -75,7 +75,7 @@ def _probe(images: Images, settings: BuildSettings, in_half: bool) -> Probe:
     return Probe(given, images.inputs, images.labels)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Errors:
     """Sums over one output: of errors, of their squares, of the squares of what is right, and how many."""
 
@@ -99,7 +99,7 @@ class _Errors:
         return self.absolute / self.count / scale, math.sqrt(self.squares / self.count) / scale
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Scores:
     """Images whose largest output was compared, and how many agreed or met their label."""
 
@@ -130,11 +130,17 @@ class _Scores:
             return None
         changed = self.images - self.agreed
         return ClassChange(
-            self.images, changed, self.labelled, self.lost, self.gained, settings.max_changed, settings.max_lost
+            images=self.images,
+            changed=changed,
+            labelled=self.labelled,
+            lost=self.lost,
+            gained=self.gained,
+            max_changed=settings.max_changed,
+            max_lost=settings.max_lost,
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Found:
     """What was seen so far."""
 
@@ -189,21 +195,21 @@ def compare_with_source(
     relative = [errors.relative() for errors in found.errors.values()]
     scores = found.scores
     return Evidence(
-        runtime,
-        origin,
-        sum(len(p.inputs) for p in calls),
-        found.judged,
-        tolerance,
-        tuple(found.comparisons),
-        max((mean for mean, _ in relative), default=math.inf),
-        max((rms for _, rms in relative), default=math.inf),
-        scores.agreed / scores.images if scores.images else None,
-        scores.right / scores.labelled if scores.labelled else None,
-        scores.right_before / scores.labelled if scores.labelled else None,
-        scores.labelled,
-        dict(observed or {}),
-        found.worst,
-        scores.change(settings),
+        runtime=runtime,
+        inputs=origin,
+        images=sum(len(p.inputs) for p in calls),
+        judged=found.judged,
+        tolerance=tolerance,
+        comparisons=tuple(found.comparisons),
+        mean_error=max((mean for mean, _ in relative), default=math.inf),
+        rms_error=max((rms for _, rms in relative), default=math.inf),
+        top1_agreement=scores.agreed / scores.images if scores.images else None,
+        accuracy=scores.right / scores.labelled if scores.labelled else None,
+        accuracy_before=scores.right_before / scores.labelled if scores.labelled else None,
+        labelled=scores.labelled,
+        observed=dict(observed or {}),
+        worst=found.worst,
+        classes=scores.change(settings),
     )
 
 

@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from repconv.blocks.verify import dtype_of
+from repconv.blocks.probing import dtype_of
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
@@ -23,7 +23,7 @@ from repconv.sources.checkpoint import Checkpoint, Normalization
 from repconv.sources.source import Source, open_source
 
 from .artefacts.artefact import artefact_of
-from .fusing import FuseSettings, in_graph, network_to_onnx
+from .from_source import FuseSettings, in_graph, network_to_onnx
 from .onnx.exporter import described, exported, finished
 from .settings import BuildSettings, Preprocessing, Span
 
@@ -31,7 +31,7 @@ Shape = tuple[int, int, int]
 Reference = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A network ready to be built for a runtime.
 
@@ -92,7 +92,7 @@ def open_subject(
         where = next((name for name, module in source.named_modules() if module.training), None)
         if where is not None:
             raise FusionError(f"the model is in training mode (at {where or 'its root'}); call model.eval() first")
-        opened = Source(type(source).__name__, None, None, Checkpoint(source, fused=False))
+        opened = Source(name=type(source).__name__, path=None, sha256=None, held=Checkpoint(model=source, fused=False))
     else:
         opened = source if isinstance(source, Source) else open_source(source, model=model, state_key=state_key)
     if isinstance(opened.held, onnx.ModelProto):
@@ -174,17 +174,17 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
             metadata,
         )
     return Subject(
-        given.name,
-        model,
-        exact_outputs(given_network),
-        network,
-        size,
-        report,
-        given.path,
-        given.sha256,
-        class_names,
-        normalization,
-        given.notes,
+        name=given.name,
+        model=model,
+        reference=exact_outputs(given_network),
+        network=network,
+        size=size,
+        report=report,
+        path=given.path,
+        sha256=given.sha256,
+        class_names=class_names,
+        normalization=normalization,
+        notes=given.notes,
     )
 
 
@@ -245,7 +245,16 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
     def reference(x: Tensor) -> tuple[Tensor, ...]:
         return artefact.run((x,))
 
-    return Subject(path, final, reference, None, (channels, height, width), report, given.path, given.sha256)
+    return Subject(
+        name=path,
+        model=final,
+        reference=reference,
+        network=None,
+        size=(channels, height, width),
+        report=report,
+        path=given.path,
+        sha256=given.sha256,
+    )
 
 
 def with_sizes(model: onnx.ModelProto, sizes: Sequence[int | None]) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from .settings import PRECISIONS, BuildSettings
 _CPU, _GPU = "cpu", "cuda"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Timed:
     """A way in which `repconv bench` runs a target's artefacts.
 
@@ -33,7 +33,7 @@ class Timed:
     takes_bf16: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """One runtime.
 
@@ -107,49 +107,54 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target(
-            "onnx",
-            "onnxruntime",
-            ".onnx",
-            ".runtimes.onnx",
-            ("onnxruntime",),
-            "onnxruntime",
+            name="onnx",
+            title="onnxruntime",
+            suffix=".onnx",
+            file=".runtimes.onnx",
+            packages=("onnxruntime",),
+            module="onnxruntime",
             options=frozenset({"reduce_range"}),
             timed=(
                 # onnxruntime has no bf16 convolution on CPUs.
-                Timed("onnxruntime", {**_EVERYWHERE, _CPU: ("fp32", "fp16", "int8")}, usual=True, takes_bf16=False),
-                Timed("onnxruntime-tensorrt", _ON_GPU, takes_bf16=False),
+                Timed(
+                    name="onnxruntime",
+                    precisions={**_EVERYWHERE, _CPU: ("fp32", "fp16", "int8")},
+                    usual=True,
+                    takes_bf16=False,
+                ),
+                Timed(name="onnxruntime-tensorrt", precisions=_ON_GPU, takes_bf16=False),
             ),
         ),
         Target(
-            "openvino",
-            "OpenVINO",
-            ".xml",
-            ".runtimes.openvino",
-            ("openvino", "nncf"),
-            "openvino",
+            name="openvino",
+            title="OpenVINO",
+            suffix=".xml",
+            file=".runtimes.openvino",
+            packages=("openvino", "nncf"),
+            module="openvino",
             beside=(".bin",),
             float_io=True,
-            timed=(Timed("openvino", {_CPU: PRECISIONS}, usual=True),),
+            timed=(Timed(name="openvino", precisions={_CPU: PRECISIONS}, usual=True),),
         ),
         Target(
-            "tensorrt",
-            "TensorRT",
-            ".engine",
-            ".runtimes.tensorrt",
-            ("tensorrt",),
-            "tensorrt",
+            name="tensorrt",
+            title="TensorRT",
+            suffix=".engine",
+            file=".runtimes.tensorrt",
+            packages=("tensorrt",),
+            module="tensorrt",
             beside=(".engine.json",),
             needs="an NVIDIA GPU with its driver on the machine that builds",
             options=frozenset({"timing_cache"}),
-            timed=(Timed("tensorrt", _ON_GPU),),
+            timed=(Timed(name="tensorrt", precisions=_ON_GPU),),
         ),
         Target(
-            "tensorrt-rtx",
-            "TensorRT-RTX",
-            ".engine",
-            ".runtimes.tensorrt",
-            ("tensorrt-rtx",),
-            "tensorrt_rtx",
+            name="tensorrt-rtx",
+            title="TensorRT-RTX",
+            suffix=".engine",
+            file=".runtimes.tensorrt",
+            packages=("tensorrt-rtx",),
+            module="tensorrt_rtx",
             beside=(".engine.json",),
             needs="Linux on x86-64 or Windows",
             options=frozenset({"capabilities"}),
@@ -157,7 +162,7 @@ TARGETS: dict[str, Target] = {
                 "timing_cache": "a timing cache does nothing for TensorRT-RTX, which times no kernels when it builds, "
                 "and would make it ask for a GPU; leave it out"
             },
-            timed=(Timed("tensorrt-rtx", _ON_GPU),),
+            timed=(Timed(name="tensorrt-rtx", precisions=_ON_GPU),),
         ),
     )
 }

@@ -24,7 +24,7 @@ from .subject import Subject
 from .ways_out import ways_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """What artefacts of one export are made of and run on.
 

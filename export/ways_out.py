@@ -34,7 +34,7 @@ class Way:
     said: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WaysOut:
     """The ways that were measured; `ended` where time ran out before all were, `saturates` as `ways_out` was told."""
 
@@ -91,7 +91,7 @@ def ways_out(
         for one in family:
             begun = clock()
             if begun - start + longest > budget_s:
-                return WaysOut(tuple(tried), tuple(layers), ended=True, saturates=saturates)
+                return WaysOut(tried=tuple(tried), layers=tuple(layers), ended=True, saturates=saturates)
             try:
                 found = attempt(one)
                 way = Way(_options(one), found.passed, found.short)
@@ -103,7 +103,7 @@ def ways_out(
                 break
         if any(way.passed for way in tried) and any("--keep-float" in way.options for way in tried):
             break
-    return WaysOut(tuple(tried), tuple(layers), ended=False, saturates=saturates)
+    return WaysOut(tried=tuple(tried), layers=tuple(layers), ended=False, saturates=saturates)
 
 
 def _families(asked: Quantization, layers: int, *, saturates: bool) -> Iterator[list[Quantization]]:

@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from .algebra.kernels import Kernel
 from .blocks.fold import fuse_blocks, outermost_branches, size, to_conv2d
-from .blocks.proof import block_by_block
-from .blocks.verify import count_flops, dtype_of, probes, prove_blocks
+from .blocks.probing import count_flops, dtype_of, probes
+from .blocks.proof import block_by_block, prove_blocks
 from .errors import FusionError
 from .graph.program.fuse import export_again, rewrite
 from .graph.program.proof import prove_program

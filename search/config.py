@@ -16,7 +16,7 @@ from .supernet.adaptive import Weighting
 SCHEMA = "repconv.search-config/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """Settings by name. The order groups them: network, data, strategy, training, evaluation, machine.
 

@@ -85,7 +85,7 @@ class Processes:
         return [item for part in parts for item in part]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Duty:
     """A process's part of an update.
 

@@ -170,9 +170,9 @@ class Trainer:
         self,
         found: Found,
         config: RetrainConfig,
+        *,
         processes: Processes = Processes(),  # noqa: B008  # frozen
         device: str | None = None,
-        *,
         own_code: str | None = None,
     ) -> None:
         self.config, self.found, self.processes = config, found, processes

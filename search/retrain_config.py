@@ -14,7 +14,7 @@ from .settings import changed, check_least, check_shares, unknown
 SCHEMA = "repconv.retrain-config/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RetrainConfig:
     """Settings by name.
 
@@ -77,7 +77,7 @@ class RetrainConfig:
         check_shares(self, ("momentum", "validation_share", "drop_path", "ema"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RetrainPreset:
     """Settings, and which of them the paper gives; whether training goes on from a supernet, which the user names."""
 
@@ -89,28 +89,30 @@ class RetrainPreset:
 
 RETRAIN_PRESETS: Mapping[str, RetrainPreset] = MappingProxyType({
     "cifar10": RetrainPreset(
-        "the paper's retraining on CIFAR-10: DARTS' with its own rate and drop-path",
-        RetrainConfig(),
-        frozenset({"epochs", "batch", "learning_rate", "momentum", "weight_decay", "clip", "cutout", "drop_path"}),
+        what="the paper's retraining on CIFAR-10: DARTS' with its own rate and drop-path",
+        config=RetrainConfig(),
+        paper=frozenset(
+            {"epochs", "batch", "learning_rate", "momentum", "weight_decay", "clip", "cutout", "drop_path"}
+        ),
     ),
     "imagenet": RetrainPreset(
-        "the paper's on ImageNet: the supernet trained further with its structure frozen",
-        RetrainConfig(
+        what="the paper's on ImageNet: the supernet trained further with its structure frozen",
+        config=RetrainConfig(
             image_size=224, epochs=120, batch=256, learning_rate=0.1, weight_decay=1e-4, clip=0.0, cutout=0,
             drop_path=0.0, workers=8, precision="bfloat16", evaluation_batch=256,
         ),
-        frozenset({"epochs"}),
+        paper=frozenset({"epochs"}),
         goes_on=True,
     ),
     "cifar10-small": RetrainPreset(
-        "thirty epochs with sampled statistics, a few hours on two cores",
-        RetrainConfig(epochs=30, batch=128, learning_rate=0.1, cutout=8, drop_path=0.04, positions=1024),
-        frozenset({"momentum", "weight_decay", "clip"}),
+        what="thirty epochs with sampled statistics, a few hours on two cores",
+        config=RetrainConfig(epochs=30, batch=128, learning_rate=0.1, cutout=8, drop_path=0.04, positions=1024),
+        paper=frozenset({"momentum", "weight_decay", "clip"}),
     ),
     "smoke": RetrainPreset(
-        "digits, under a minute",
-        RetrainConfig(data="digits", epochs=10, batch=64, cutout=2, drop_path=0.04, learning_rate=0.1),
-        frozenset(),
+        what="digits, under a minute",
+        config=RetrainConfig(data="digits", epochs=10, batch=64, cutout=2, drop_path=0.04, learning_rate=0.1),
+        paper=frozenset(),
     ),
 })  # fmt: skip
 """By name."""

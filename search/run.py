@@ -41,7 +41,7 @@ from .tasks.network import is_own_network
 FORMAT = "repconv.search-checkpoint/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run is.
 
@@ -219,7 +219,7 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
     generator = torch.Generator().manual_seed(session.config.seed)
     found = kept(folder, session, FORMAT)
     if found is None:
-        return Progress(State(session.initial), generator=generator)
+        return Progress(state=State(gates=session.initial), generator=generator)
     at, content = found
     space = session.supernet.space
     session.put_state(content)

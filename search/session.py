@@ -112,7 +112,7 @@ class Session:
                 age_scale=config.age_scale,
                 age_limit=config.age_limit,
                 age_offset=config.age_offset,
-                breeding=Breeding(config.crossover, config.mutation, config.flip),
+                breeding=Breeding(crossover=config.crossover, mutation=config.mutation, flip=config.flip),
             ),
         )
 

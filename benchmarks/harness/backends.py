@@ -16,7 +16,7 @@ from repconv.export.doctor import PYTORCH_GPU
 from repconv.export.targets import TARGETS, Target, Timed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backend:
     """One backend.
 
@@ -72,15 +72,21 @@ def _timed(target: Target, timed: Timed) -> Backend:
         return runtime_of(target).problem(target, timed.name, device)
 
     return Backend(
-        timed.name, target.name, tuple(timed.precisions), timed.precisions, problem, timed.usual, timed.takes_bf16
+        name=timed.name,
+        target=target.name,
+        devices=tuple(timed.precisions),
+        precisions=timed.precisions,
+        problem=problem,
+        usual=timed.usual,
+        takes_bf16=timed.takes_bf16,
     )
 
 
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend(TORCH, None, tuple(_HALVES), _HALVES, _torch, usual=True),
-        Backend(COMPILED, None, tuple(_HALVES), _HALVES, _compile),
+        Backend(name=TORCH, target=None, devices=tuple(_HALVES), precisions=_HALVES, problem=_torch, usual=True),
+        Backend(name=COMPILED, target=None, devices=tuple(_HALVES), precisions=_HALVES, problem=_compile),
         *(_timed(target, timed) for target in TARGETS.values() for timed in target.timed),
     )
 }

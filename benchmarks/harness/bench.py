@@ -13,7 +13,7 @@ from repconv.files.held import temporary_folder
 from ..environment import environment
 from .backends import choose_backends
 from .explain import explain
-from .forms import Form, Given, forms_of, open_given
+from .forms import BenchForm, Given, forms_of, open_given
 from .group import GroupResult, build_group, measure_group
 from .loading.building import Workshop
 from .machine.gpu import clock_warnings
@@ -92,7 +92,7 @@ def bench(
     )
 
 
-def _forms(given: Sequence[Given], settings: BenchSettings) -> tuple[list[Form], list[str]]:
+def _forms(given: Sequence[Given], settings: BenchSettings) -> tuple[list[BenchForm], list[str]]:
     """The forms of all sources, and notes."""
     notes = [f"{one.label}: {note}" for one in given for note in one.source.notes]
     opened: dict[str, Given] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from repconv.blocks.inspection import Inspection, inspect
 from repconv.errors import VerificationError
-from repconv.export.fusing import FuseSettings, fuse_source
+from repconv.export.from_source import FuseSettings, fuse_source
 from repconv.proof.report import FusionReport
 
 from .forms import Given

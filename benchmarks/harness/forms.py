@@ -28,7 +28,7 @@ from repconv.sources.source import Source, open_source
 from .settings import FUSED, PLAIN, UNFUSED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Given:
     """A source as it was opened.
 
@@ -137,8 +137,8 @@ def _sized(source: Source, image: tuple[int, ...] | None) -> Shape:
     return source.size
 
 
-@dataclass(frozen=True)
-class Form:
+@dataclass(frozen=True, kw_only=True)
+class BenchForm:
     """One form of a source.
 
     source: label of the source it is measured beside.
@@ -197,7 +197,7 @@ def _count(state: Mapping[str, Any]) -> int:
     return sum(t.numel() for t in state.values() if isinstance(t, Tensor))
 
 
-def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -> tuple[list[Form], list[str]]:
+def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -> tuple[list[BenchForm], list[str]]:
     """The forms that are compared, and notes in words on those that are not.
 
     Args:
@@ -208,8 +208,8 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
     Raises:
         SourceError: `against` asks for what is not known.
     """
-    unfused = Form(source=given.label, name=UNFUSED, same=True, given=given, fuse=False, network=given.network)
-    fused = Form(source=given.label, name=FUSED, same=True, given=given, fuse=True, network=given.network)
+    unfused = BenchForm(source=given.label, name=UNFUSED, same=True, given=given, fuse=False, network=given.network)
+    fused = BenchForm(source=given.label, name=FUSED, same=True, given=given, fuse=True, network=given.network)
     notes: list[str] = []
     forms = [unfused, fused]
     if given.fused:
@@ -220,7 +220,7 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
     if against not in (None, PLAIN, UNFUSED):
         compared = other(str(against))
         forms.append(
-            Form(
+            BenchForm(
                 source=given.label,
                 name=compared.label,
                 same=False,
@@ -232,7 +232,7 @@ def forms_of(given: Given, against: str | None, other: Callable[[str], Given]) -
     elif against != UNFUSED:
         plain = plain_of(given)
         if plain is not None:
-            forms.append(Form(source=given.label, name=PLAIN, same=False, given=given, fuse=True, network=plain))
+            forms.append(BenchForm(source=given.label, name=PLAIN, same=False, given=given, fuse=True, network=plain))
         else:
             said = f"no plain form of {given.label} is known; name one: --against FILE"
             if against == PLAIN:

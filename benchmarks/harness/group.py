@@ -23,7 +23,7 @@ from repconv.export.subject import Subject
 from repconv.progress import tell_progress
 
 from .backends import Backend
-from .forms import Form, Given
+from .forms import BenchForm, Given
 from .loading.building import BuiltForm, Workshop
 from .machine.gpu import GpuState, gpu_state, visible_gpu
 from .machine.machine import Others, others, process_seconds, usage
@@ -36,17 +36,17 @@ from .turns.turns import Seat, play
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A subject before it is measured."""
 
     key: Key
-    form: Form
+    form: BenchForm
     backend: Backend
     artefact: BuiltForm
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Known:
     """What became known of a subject before its turns."""
 
@@ -67,7 +67,7 @@ class GroupResult:
 
 
 def build_group(
-    shop: Workshop, forms: Sequence[Form], backends: Sequence[Backend], batch: int, precision: str, seed: int
+    shop: Workshop, forms: Sequence[BenchForm], backends: Sequence[Backend], batch: int, precision: str, seed: int
 ) -> tuple[list[Entry], dict[str, Tensor]]:
     """Every form for every backend, and by source the input all of them get.
 
@@ -121,11 +121,11 @@ def measure_group(
         known = {entry.key: _Known() for entry in entries}
         for name, mine in _by_backend(entries).items():
             how = How(
-                mine[0].backend.device(settings.device),
-                settings.threads,
-                settings.transfers,
-                settings.cuda_graphs,
-                settings.cuda_events,
+                device=mine[0].backend.device(settings.device),
+                threads=settings.threads,
+                transfers=settings.transfers,
+                cuda_graphs=settings.cuda_graphs,
+                cuda_events=settings.cuda_events,
             )
             jobs = {entry.key.name: entry.artefact.job for entry in mine}
             processes[name] = stack.enter_context(Process(backend=name, how=how, jobs=jobs, cpus=settings.cpus))
@@ -216,7 +216,14 @@ def judge(given: Given, x: Tensor, got: Sequence[Tensor], precision: str, runtim
     Raises:
         SourceError: the source itself cannot run `x`.
     """
-    source = Subject(given.label, onnx.ModelProto(), given.reference, given.network, given.size, None)
+    source = Subject(
+        name=given.label,
+        model=onnx.ModelProto(),
+        reference=given.reference,
+        network=given.network,
+        size=given.size,
+        report=None,
+    )
     return compare_with_source(
         source, lambda _: got, [Probe(x, x, None)], BuildSettings(precision), runtime=runtime, origin="noise"
     )

@@ -49,7 +49,7 @@ class Process:
         cpus: cores it may use; empty: any.
     """
 
-    def __init__(self, backend: str, how: How, jobs: Mapping[str, Job], cpus: Sequence[int] = ()) -> None:
+    def __init__(self, backend: str, how: How, jobs: Mapping[str, Job], *, cpus: Sequence[int] = ()) -> None:
         self.backend = backend
         self._request = {
             "do": "start", "backend": backend, "how": asdict(how), "cpus": list(cpus),

@@ -17,7 +17,7 @@ from .turns.timing import LatencyReport, Ratio
 SCHEMA = "repconv.bench/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """A source: its label in the rows, the file it came from, what fusing made of it, and what is in it.
 
@@ -46,7 +46,7 @@ class Measured:
         }
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, kw_only=True)
 class Key:
     """What a row is of."""
 
@@ -62,7 +62,7 @@ class Key:
         return f"{self.source}, {self.form}, {self.backend}, batch {self.batch}, {self.precision}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One subject.
 
@@ -108,7 +108,7 @@ class Row:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """The ratio of two rows' medians: `over` over `under`, on one backend."""
 
@@ -135,7 +135,7 @@ class Compared:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchResult:
     """Everything.
 

@@ -28,7 +28,7 @@ def _none(job: Job, how: How) -> Loaded:  # noqa: ARG001
     raise RuntimeError("the first request is a start")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _State:
     """What the requests so far have made."""
 
@@ -69,7 +69,13 @@ def _start(state: _State, asked: Mapping[str, Any]) -> dict[str, object]:
         os.sched_setaffinity(0, asked["cpus"])
     state.how = How(**asked["how"])
     state.jobs = {
-        name: Job(Path(job["file"]), Path(job["input"]), job["precision"], job["own_code"], job["target"])
+        name: Job(
+            file=Path(job["file"]),
+            input=Path(job["input"]),
+            precision=job["precision"],
+            own_code=job["own_code"],
+            target=job["target"],
+        )
         for name, job in asked["jobs"].items()
     }
     from repconv.benchmarks.harness.loading.loading import loader_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repconv.blocks.verify import dtype_of
+from repconv.blocks.probing import dtype_of
 from repconv.errors import SourceError
 from repconv.files.edited import showing
 from repconv.files.onnx import longest_run, model_session, run_session, session_of
@@ -30,7 +30,7 @@ from repconv.sources.source import Input, Source
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Intermediate:
     """One intermediate tensor of a run, in execution order.
 
@@ -49,7 +49,7 @@ Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 Trace = Callable[[Sequence[Tensor]], list[Intermediate]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Artefact:
     """Something that runs.
 
@@ -129,7 +129,7 @@ def module_trace(model: nn.Module) -> Trace:
             calls[name] = calls.get(name, 0) + 1
             label = name if calls[name] == 1 else f"{name}#{calls[name]}"
             steps.append(
-                Intermediate(label, type(module).__name__, output.detach().clone())
+                Intermediate(name=label, kind=type(module).__name__, tensor=output.detach().clone())
             )  # in-place ReLU writes into it
 
         handles = [
@@ -170,19 +170,19 @@ def artefact_of(source: Source, *, loaded: bool = True) -> Artefact:
     model = None if source.is_graph else source.checkpoint.model
     size = None if source.is_graph else source.size
     return Artefact(
-        source.name,
-        kind,
-        run,
-        trace,
-        source.inputs,
-        model,
-        size,
-        source.path,
-        source.sha256,
-        source.notes,
-        source.normalization,
-        exact,
-        proto,
+        name=source.name,
+        kind=kind,
+        run=run,
+        trace=trace,
+        inputs=source.inputs,
+        model=model,
+        input_size=size,
+        path=source.path,
+        sha256=source.sha256,
+        notes=source.notes,
+        normalization=source.normalization,
+        exact=exact,
+        proto=proto,
     )
 
 
@@ -220,7 +220,7 @@ def opaque_artefact(
             f"{text}: {kind} shows nothing of what is inside; locate in the .onnx file of the same network"
         )
 
-    return Artefact(text, kind, run, trace, (declared,), path=path, sha256=sha256(path))
+    return Artefact(name=text, kind=kind, run=run, trace=trace, inputs=(declared,), path=path, sha256=sha256(path))
 
 
 def taken_type(text: str, name: str, types: Mapping[str, torch.dtype]) -> torch.dtype:
@@ -268,7 +268,12 @@ class _Recorder(torch.fx.Interpreter):
             # Functions called between modules keep their own names.
             name = inside if inside and _is_leaf(str(stack[-1][1])) else n.name
             kind, sources = n.name.rstrip("_0123456789"), tuple(source.name for source in n.all_input_nodes)
-            self.seen.append((name, Intermediate(name, kind, result.detach().clone(), n.name, sources)))
+            self.seen.append(
+                (
+                    name,
+                    Intermediate(name=name, kind=kind, tensor=result.detach().clone(), value=n.name, sources=sources),
+                )
+            )
         return result
 
 
@@ -307,7 +312,13 @@ def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[R
         )
         weights = {tensor.name for tensor in proto.graph.initializer}
         return [
-            Intermediate(_module_of(node, weights) or name, node.op_type, found[name], name, tuple(node.input))
+            Intermediate(
+                name=_module_of(node, weights) or name,
+                kind=node.op_type,
+                tensor=found[name],
+                value=name,
+                sources=tuple(node.input),
+            )
             for node, name in nodes
         ]
 

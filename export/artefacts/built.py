@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import onnx
 from torch import Tensor
@@ -30,6 +30,7 @@ class Built:
     files: Mapping[str, bytes]
     run: Run | None
     runtime: str
+    _: KW_ONLY
     not_run: str | None = None
     observed: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class Built:
     stands_in: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lowered:
     """A network lowered for a target, and what can be made of it.
 
@@ -56,10 +57,10 @@ class Lowered:
     @classmethod
     def of(cls, model: onnx.ModelProto, built: Built) -> Lowered:
         """Of an artefact that was built and loaded at once."""
-        return cls(model, None, lambda: built, lambda: built, lambda: built)
+        return cls(model=model, quantized=None, make=lambda: built, load=lambda: built, shown=lambda: built)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What an artefact is called and was made of, for what lies beside it.
 

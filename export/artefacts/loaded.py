@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One form for one backend.
 
@@ -31,7 +31,7 @@ class Job:
     target: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class How:
     """How a backend runs: device, threads of its pool (None: its own choice), and `BenchSettings`' switches."""
 
@@ -55,6 +55,7 @@ class Loaded:
     call: Callable[[], object]
     wait: Callable[[], None]
     outputs: Callable[[], list[Array]]
+    _: KW_ONLY
     observed: Mapping[str, str] = field(default_factory=dict)
     clock: Callable[[Callable[[], object]], float] | None = None
 

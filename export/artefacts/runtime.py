@@ -30,7 +30,7 @@ Build = Callable[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """One backend: whether it works, its version, what it runs or builds for, and else the line that mends it."""
 
@@ -50,13 +50,15 @@ def tried(name: str, package: str, use: str, devices: Callable[[], tuple[str, ..
     """A backend that may not be installed, or installed and broken: `devices` uses it."""
     known, install = installed(package), install or f"pip install {package}"
     if known is None:
-        return Diagnosis(name, False, None, (), f"not installed; {use}", install)
+        return Diagnosis(name=name, works=False, version=None, devices=(), said=f"not installed; {use}", remedy=install)
     try:
         found = devices()
     except Exception as error:  # noqa: BLE001  # a damaged installation raises anything
         said = f"installed, but fails: {next(iter(str(error).splitlines()), type(error).__name__)}"
-        return Diagnosis(name, False, known, (), said, f"{install} --force-reinstall")
-    return Diagnosis(name, True, known, found, use)
+        return Diagnosis(
+            name=name, works=False, version=known, devices=(), said=said, remedy=f"{install} --force-reinstall"
+        )
+    return Diagnosis(name=name, works=True, version=known, devices=found, said=use)
 
 
 def uninstalled(target: Target, _backend: str, _device: str) -> str | None:
@@ -70,7 +72,7 @@ def _nothing(_target: Target, _made: Provenance, _built: Built) -> Mapping[str, 
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
     """The functions of a target's file.
 

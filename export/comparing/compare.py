@@ -179,9 +179,20 @@ def verify_artefacts(
         where = _shapes_of(given)
         failure = next((f for f in (_cannot_run(x, given) for x in (kept, other)) if f), None)
         if failure is not None:
-            infinite = Difference(math.inf, math.inf, math.inf, math.inf)
+            infinite = Difference(max_absolute=math.inf, to_scale=math.inf, to_channel=math.inf, rms=math.inf)
             shape = tuple(given[0].shape)
-            return [Comparison(where, shape, "", infinite, None, 0.0, "nothing to compare", mismatch=failure)]
+            return [
+                Comparison(
+                    where=where,
+                    shape=shape,
+                    dtype="",
+                    error=infinite,
+                    own=None,
+                    tolerance=0.0,
+                    reason="nothing to compare",
+                    mismatch=failure,
+                )
+            ]
         if pair is not None:
             feeds = {i.name: t.to(i.dtype).contiguous().numpy() for i, t in zip(kept.inputs, given, strict=True)}
             return [replace(c, where=where) for c in pair.compare(feeds)]

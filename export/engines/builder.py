@@ -27,7 +27,7 @@ from .layers import observed, parse_inspected, parse_log
 from .worker import AS_THEY_ARE, ENGINE, MODEL, REQUEST, RESULT, TIMING
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineProbe:
     """Whether a module can build here; `problem` in words if not, `missing` if it is not installed."""
 
@@ -42,8 +42,10 @@ def probe_engines(target: str, *, timeout_s: float = 120) -> EngineProbe:
     with temporary_folder() as folder:
         answer = _ask({"module": TARGETS[target].module, "probe": True}, folder, timeout_s)
     if "error" in answer:
-        return EngineProbe(None, (), str(answer["said"]), answer["error"] == "missing")
-    return EngineProbe(str(answer["version"]), tuple(answer["capabilities"]))  # type: ignore[arg-type]
+        return EngineProbe(
+            version=None, capabilities=(), problem=str(answer["said"]), missing=answer["error"] == "missing"
+        )
+    return EngineProbe(version=str(answer["version"]), capabilities=tuple(answer["capabilities"]))  # type: ignore[arg-type]
 
 
 def build_engine(
@@ -93,7 +95,15 @@ def build_engine(
         "tensors": answer["tensors"], "capabilities": asked["capabilities"], "timing_cache": answer["timing_cache"],
         "addresses_fixed": answer["addresses_fixed"], "layers": [vars(layer) for layer in layers],
     }  # fmt: skip
-    return Built({row.suffix: content}, None, f"{target} {answer['version']}", None, found, details, timing)
+    return Built(
+        files={row.suffix: content},
+        run=None,
+        runtime=f"{target} {answer['version']}",
+        not_run=None,
+        observed=found,
+        details=details,
+        timing_cache=timing,
+    )
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:

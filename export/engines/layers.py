@@ -17,7 +17,7 @@ _MOVES_DATA = "kgen"
 """Kernels generated for what is elementwise: beside a convolution they only bring its input into another layout."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineLayer:
     """One layer of an engine: the ONNX nodes it computes, and the types of the tensors it reads."""
 
@@ -27,7 +27,7 @@ class EngineLayer:
     reads: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineConvolution:
     """A convolution of the ONNX model as the engine computes it: by which layer, from a tensor of which type."""
 
@@ -48,7 +48,7 @@ def _parse_lines(lines: Sequence[str]) -> Iterator[EngineLayer]:
         if match is not None:
             nodes = re.findall(r"\[ONNX Layer: ([^\]]*)\]", line)
             reads = re.findall(r"Data[Tt]ype: (\w+)", match[3])
-            yield EngineLayer(match[1], match[2], tuple(nodes), tuple(reads))
+            yield EngineLayer(name=match[1], kind=match[2], nodes=tuple(nodes), reads=tuple(reads))
 
 
 def parse_inspected(text: str) -> list[EngineLayer]:
@@ -59,7 +59,11 @@ def parse_inspected(text: str) -> list[EngineLayer]:
             continue
         nodes = re.findall(r"\[ONNX Layer: ([^\]\x1e]*)", str(layer.get("Metadata", "")))
         reads = [_datatype(tensor) for tensor in layer.get("Inputs", [])]
-        layers.append(EngineLayer(str(layer.get("Name")), str(layer.get("LayerType")), tuple(nodes), tuple(reads)))
+        layers.append(
+            EngineLayer(
+                name=str(layer.get("Name")), kind=str(layer.get("LayerType")), nodes=tuple(nodes), reads=tuple(reads)
+            )
+        )
     return layers
 
 
@@ -87,7 +91,11 @@ def convolutions(model: onnx.ModelProto, layers: Sequence[EngineLayer]) -> list[
         said = [layer for layer in said if layer.kind != _MOVES_DATA] or said
         if said:
             layer = said[-1]
-            found.append(EngineConvolution(node.name, layer.name, layer.kind, layer.reads[0] if layer.reads else "?"))
+            found.append(
+                EngineConvolution(
+                    node=node.name, layer=layer.name, kind=layer.kind, datatype=layer.reads[0] if layer.reads else "?"
+                )
+            )
     return found
 
 

@@ -24,7 +24,7 @@ from ..settings import Preprocessing
 FOLDER = "imagefolder:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Images:
     """Images of one size in an order that mixes classes.
 
@@ -50,7 +50,7 @@ class Images:
     def part(self, start: int, end: int | None = None) -> Images:
         """Some of them, in a row."""
         pixels, labels = (None if t is None else t[start:end] for t in (self.pixels, self.labels))
-        return Images(pixels, self.inputs[start:end], labels, self.origin)
+        return Images(pixels=pixels, inputs=self.inputs[start:end], labels=labels, origin=self.origin)
 
     def given_to(self, preprocessing: Preprocessing | None) -> Tensor:
         """What an artefact with `preprocessing` in it takes for these images.
@@ -102,7 +102,7 @@ def read_images(
     """
     if text.startswith(FOLDER):
         pixels, labels = _read_folder(Path(text.removeprefix(FOLDER)), size, limit, class_names, seed)
-        return Images(pixels, normalised(pixels, normalization), labels, text)
+        return Images(pixels=pixels, inputs=normalised(pixels, normalization), labels=labels, origin=text)
     path = Path(text)
     if path.suffix != ".npz":
         raise SourceError(f"{text!r}: images come from {FOLDER}FOLDER, {FOLDER}FILE.zip or a .npz file")
@@ -115,9 +115,9 @@ def random_images(
     """Noise of unit variance, or with `pixels` uniformly random bytes, normalised."""
     generator = torch.Generator().manual_seed(seed)
     if not pixels:
-        return Images(None, torch.randn(count, *size, generator=generator), None, RANDOM)
+        return Images(pixels=None, inputs=torch.randn(count, *size, generator=generator), labels=None, origin=RANDOM)
     drawn = torch.randint(0, 256, (count, *size), generator=generator, dtype=torch.uint8)
-    return Images(drawn, normalised(drawn, normalization), None, RANDOM)
+    return Images(pixels=drawn, inputs=normalised(drawn, normalization), labels=None, origin=RANDOM)
 
 
 def normalised(pixels: Tensor, normalization: Normalization | None) -> Tensor:
@@ -227,6 +227,6 @@ def _read_arrays(
     told = None if labels is None else torch.from_numpy(labels[chosen].astype(np.int64))
     tensor = torch.from_numpy(np.ascontiguousarray(images[chosen]))
     if tensor.dtype == torch.float32:
-        return Images(None, tensor, told, str(path))
+        return Images(pixels=None, inputs=tensor, labels=told, origin=str(path))
     pixels = tensor.permute(0, 3, 1, 2).contiguous()
-    return Images(pixels, normalised(pixels, normalization), told, str(path))
+    return Images(pixels=pixels, inputs=normalised(pixels, normalization), labels=told, origin=str(path))

@@ -18,7 +18,7 @@ KINDS = ("Conv", "Gemm", "MatMul")
 """Operations that are layers: those with weights."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerError:
     """A layer's output in the int8 model beside the float one's, on the same images: rms error over rms.
 
@@ -55,7 +55,7 @@ def layer_errors(before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[st
     joined, alone = _alone(before, after, [later[node.name] for node in layers])
     own = _tensors(joined, alone, feeds)
     errors = [
-        LayerError(node.name, node.op_type, node.output[0], _off(a, b), _off(a, c))
+        LayerError(name=node.name, kind=node.op_type, tensor=node.output[0], error=_off(a, b), alone=_off(a, c))
         for node, a, b, c in zip(layers, wanted, got, own, strict=True)
     ]
     return sorted(errors, key=lambda layer: -layer.alone)

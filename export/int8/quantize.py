@@ -26,7 +26,7 @@ LAYERS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAver
 """Operations that are quantised: those that runtimes have int8 kernels for. Normalisations and softmax stay float."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantized:
     """An int8 model, the errors of its int8 layers, worst first, how many streams were equalised, what stayed float."""
 
@@ -76,7 +76,12 @@ def quantize_onnx(
         except Exception as error:  # the quantizer raises anything
             raise BuildError(f"onnxruntime's quantizer failed: {type(error).__name__}: {first_line(error)}") from error
     onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in model.metadata_props})
-    return Quantized(quantized, tuple(layer_errors(prepared, quantized, {name: batches[0]})), streams, kept)
+    return Quantized(
+        model=quantized,
+        layers=tuple(layer_errors(prepared, quantized, {name: batches[0]})),
+        equalised=streams,
+        kept=kept,
+    )
 
 
 def kept_float(model: onnx.ModelProto, calibration: Sequence[Tensor], asked: Quantization) -> tuple[str, ...]:

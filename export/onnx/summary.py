@@ -12,7 +12,7 @@ from repconv.files.edited import inputs_of
 from repconv.files.onnx import kind_of, parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnnxSummary:
     """A model's outside and its size; inputs and outputs as `name: dtype shape`, open sizes by their own names."""
 
@@ -32,13 +32,13 @@ class OnnxSummary:
 def summarise_onnx(proto: onnx.ModelProto) -> OnnxSummary:
     """What is in an ONNX model."""
     return OnnxSummary(
-        f"{proto.producer_name} {proto.producer_version}".strip(),
-        {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        tuple(map(_said, inputs_of(proto))),
-        tuple(_said(value) for value in proto.graph.output),
-        dict(Counter(node.op_type for node in proto.graph.node).most_common()),
-        parameters(proto),
-        {entry.key: entry.value for entry in proto.metadata_props},
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        inputs=tuple(map(_said, inputs_of(proto))),
+        outputs=tuple(_said(value) for value in proto.graph.output),
+        nodes=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+        parameters=parameters(proto),
+        metadata={entry.key: entry.value for entry in proto.metadata_props},
     )
 
 

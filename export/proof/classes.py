@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 """A limit is exceeded only if so many images would meet with less than 5 % chance were the true share at the limit."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassChange:
     """Of `images` compared, how many `changed` class; of `labelled`, how many were `lost` and `gained`.
 

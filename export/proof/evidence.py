@@ -29,7 +29,7 @@ class Probe:
     labels: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What running an artefact showed; errors are relative to the root mean square of the reference's output.
 

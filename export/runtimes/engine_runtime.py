@@ -176,7 +176,7 @@ class Bound:
     enqueue: Callable[[], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """A loaded engine: TensorRT's own objects, and the names of its input and outputs."""
 
@@ -225,7 +225,13 @@ def load_engine(content: bytes, target: str) -> Engine:
     context = loaded.create_execution_context()
     names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]
     inputs = [n for n in names if loaded.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-    return Engine(target, loaded, context, inputs[0], tuple(n for n in names if n not in inputs))
+    return Engine(
+        target=target,
+        engine=loaded,
+        context=context,
+        given=inputs[0],
+        outputs=tuple(n for n in names if n not in inputs),
+    )
 
 
 _TYPES = {

@@ -48,7 +48,13 @@ def build(
     def load() -> Built:
         return loaded(model, settings.precision)
 
-    return Lowered(model, quantized, lambda: _written(model), load, lambda: runnable(load(), model, settings.precision))
+    return Lowered(
+        model=model,
+        quantized=quantized,
+        make=lambda: _written(model),
+        load=load,
+        shown=lambda: runnable(load(), model, settings.precision),
+    )
 
 
 def loaded(model: onnx.ModelProto, precision: str, *, exact_integers: bool = False) -> Built:
@@ -80,7 +86,7 @@ def runnable(own: Built, model: onnx.ModelProto, precision: str) -> Built:
     function = onnx_function(in_float32(model).SerializeToString())
     runtime = f"{_RUNTIME}, in float32 between roundings to {precision}"
     run: Run = lambda x: _tuple(function(x.float() if x.is_floating_point() else x))  # noqa: E731
-    return Built({}, run, runtime, stands_in=True)
+    return Built(files={}, run=run, runtime=runtime, stands_in=True)
 
 
 _RUNTIME = f"onnxruntime {onnxruntime.__version__}, CPU"
@@ -89,7 +95,9 @@ _RUNTIME = f"onnxruntime {onnxruntime.__version__}, CPU"
 def _written(model: onnx.ModelProto) -> Built:
     from ..artefacts.built import Built
 
-    return Built({".onnx": model.SerializeToString(deterministic=True)}, None, _RUNTIME, observed=_types(model))
+    return Built(
+        files={".onnx": model.SerializeToString(deterministic=True)}, run=None, runtime=_RUNTIME, observed=_types(model)
+    )
 
 
 def _bf16_in_openvino(content: bytes, why: str) -> Built:
@@ -102,9 +110,19 @@ def _bf16_in_openvino(content: bytes, why: str) -> Built:
         try:
             run, observed = compile_openvino(path, "bf16")
         except BackendError:
-            return Built({".onnx": content}, None, "onnxruntime", f"{why}; OpenVINO, which can, is not installed")
+            return Built(
+                files={".onnx": content},
+                run=None,
+                runtime="onnxruntime",
+                not_run=f"{why}; OpenVINO, which can, is not installed",
+            )
     version = versions().get("openvino", "")
-    return Built({".onnx": content}, run, f"OpenVINO {version}, CPU (onnxruntime has no bf16)", observed=observed)
+    return Built(
+        files={".onnx": content},
+        run=run,
+        runtime=f"OpenVINO {version}, CPU (onnxruntime has no bf16)",
+        observed=observed,
+    )
 
 
 def _tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -134,7 +152,7 @@ def _open(text: str, _: Path) -> Artefact:
 def _look(target: Target) -> tuple[Diagnosis, ...]:
     providers = tuple(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
     use = "runs ONNX files and quantises them"
-    return (Diagnosis(target.title, True, onnxruntime.__version__, providers, use),)
+    return (Diagnosis(name=target.title, works=True, version=onnxruntime.__version__, devices=providers, said=use),)
 
 
 _PROVIDERS = {"onnxruntime": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
@@ -181,7 +199,7 @@ def _load(backend: str, job: Job, how: How) -> Loaded:
         return session.run(None, feed)
 
     if how.device != "cuda" or how.transfers:
-        return Loaded(call, nothing, lambda: list(session.run(None, feed)), observed)
+        return Loaded(call=call, wait=nothing, outputs=lambda: list(session.run(None, feed)), observed=observed)
     return _on_gpu(session, declared.name, given, observed)
 
 
@@ -204,7 +222,7 @@ def _on_gpu(session: Any, name: str, given: Array, observed: dict[str, str]) -> 
         binding.synchronize_outputs()
         return list(binding.copy_outputs_to_cpu())
 
-    return Loaded(call, binding.synchronize_outputs, outputs, observed)
+    return Loaded(call=call, wait=binding.synchronize_outputs, outputs=outputs, observed=observed)
 
 
-RUNTIME = Runtime(build, _open, _look, _load, _problem)
+RUNTIME = Runtime(build=build, open=_open, look=_look, load=_load, problem=_problem)

@@ -87,7 +87,9 @@ def build(
     if settings.precision == "int8":
         details |= {"equalised_streams": streams, "kept_float": list(kept)}
     runtime = f"{target.title} {ov.__version__.split('-')[0]}, CPU"
-    return Lowered.of(model, Built(files, run, runtime, None, observed, details))
+    return Lowered.of(
+        model, Built(files=files, run=run, runtime=runtime, not_run=None, observed=observed, details=details)
+    )
 
 
 def compile_openvino(path: Path, hint: str) -> tuple[Run, dict[str, str]]:
@@ -264,7 +266,7 @@ def _load(_: str, job: Job, how: How) -> Loaded:
         return [np.array(request.get_output_tensor(i).data) for i in range(len(compiled.outputs))]
 
     threads = str(compiled.get_property("INFERENCE_NUM_THREADS"))
-    return Loaded(request.infer, nothing, outputs, {**observed, "threads": threads})
+    return Loaded(call=request.infer, wait=nothing, outputs=outputs, observed={**observed, "threads": threads})
 
 
-RUNTIME = Runtime(build, _open, _look, _load)
+RUNTIME = Runtime(build=build, open=_open, look=_look, load=_load)

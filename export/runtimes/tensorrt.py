@@ -56,7 +56,7 @@ def build(
         own = loaded(model, settings.precision, exact_integers=True)
         return replace(runnable(own, model, settings.precision), stands_in=True)
 
-    return Lowered(model, quantized, make, load, shown)
+    return Lowered(model=model, quantized=quantized, make=make, load=load, shown=shown)
 
 
 def _other_gpu(built: Built) -> str | None:
@@ -107,12 +107,25 @@ def _look(target: Target) -> tuple[Diagnosis, ...]:
     use = "builds engines ahead of time, with no GPU" if ahead else "builds engines for the GPU of this machine"
     found = probe_engines(target.name)
     if found.problem is None:
-        return (Diagnosis(target.title, True, found.version, found.capabilities, use),)
+        return (Diagnosis(name=target.title, works=True, version=found.version, devices=found.capabilities, said=use),)
     if found.missing:
-        return (Diagnosis(target.title, False, None, (), f"not installed; {use}", target.install),)
+        return (
+            Diagnosis(
+                name=target.title,
+                works=False,
+                version=None,
+                devices=(),
+                said=f"not installed; {use}",
+                remedy=target.install,
+            ),
+        )
     remedy = target.install if ahead else "install the NVIDIA driver, on a machine with an NVIDIA GPU"
     said = f"installed, but cannot build: {found.problem}"
-    return (Diagnosis(target.title, False, installed(target.packages[0]), (), said, remedy),)
+    return (
+        Diagnosis(
+            name=target.title, works=False, version=installed(target.packages[0]), devices=(), said=said, remedy=remedy
+        ),
+    )
 
 
 def _problem(target: Target, _backend: str, _device: str) -> str | None:
@@ -146,7 +159,13 @@ def _load(_: str, job: Job, how: How) -> Loaded:
 
     observed = {"gpu": torch.cuda.get_device_name()}
     clock = event_clock() if how.cuda_events else None
-    return Loaded(with_transfers if how.transfers else run, torch.cuda.synchronize, outputs, observed, clock)
+    return Loaded(
+        call=with_transfers if how.transfers else run,
+        wait=torch.cuda.synchronize,
+        outputs=outputs,
+        observed=observed,
+        clock=clock,
+    )
 
 
-RUNTIME = Runtime(build, _open, _look, _load, _problem, _beside)
+RUNTIME = Runtime(build=build, open=_open, look=_look, load=_load, problem=_problem, beside=_beside)

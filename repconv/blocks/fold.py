@@ -59,7 +59,13 @@ def fuse_blocks(
             keep(name, kernel)
         kinds = branch.branch_set.fixed + branch.branch_set.searchable if isinstance(branch, RepBlock) else ()
         layers.append(
-            FusedLayer(name, conv_kernel(conv, conv.weight.dtype).geometry.label, kinds, size(branch), size(conv))
+            FusedLayer(
+                name=name,
+                geometry=conv_kernel(conv, conv.weight.dtype).geometry.label,
+                branches=kinds,
+                before=size(branch),
+                after=size(conv),
+            )
         )
     fused = copied(model, folded)
     return fused, FusionReport(tuple(layers), tuple(refusals), size(model), size(fused))
@@ -166,9 +172,9 @@ def size(model: nn.Module) -> Size:
     """Convolutions, batch normalisations and parameters of `model`; a shared one counts once."""
     modules = list(model.modules())
     return Size(
-        sum(isinstance(m, nn.Conv2d) for m in modules),
-        sum(isinstance(m, nn.BatchNorm2d) for m in modules),
-        sum(p.numel() for p in model.parameters()),
+        convolutions=sum(isinstance(m, nn.Conv2d) for m in modules),
+        batch_norms=sum(isinstance(m, nn.BatchNorm2d) for m in modules),
+        parameters=sum(p.numel() for p in model.parameters()),
     )
 
 

@@ -39,7 +39,7 @@ class WeightForecast:
     int8_per_channel: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerForecast:
     """One convolution of the fused network.
 
@@ -143,12 +143,13 @@ def forecast(model: nn.Module, fused: nn.Module, report: FusionReport, inputs: S
         seen = peaks.get(layer.name)
         layers.append(
             LayerForecast(
-                layer.name,
-                layer.geometry,
-                weigh(conv.weight),
-                None if own is None else weigh(own),
-                0.0 if conv.bias is None else _peak(conv.bias),
-                *((None, None) if seen is None else seen),
+                name=layer.name,
+                geometry=layer.geometry,
+                fused=weigh(conv.weight),
+                own=None if own is None else weigh(own),
+                bias_peak=0.0 if conv.bias is None else _peak(conv.bias),
+                input_peak=None if seen is None else seen[0],
+                output_peak=None if seen is None else seen[1],
             )
         )
     return Forecast(tuple(layers))

@@ -16,7 +16,7 @@ from .branches import Branch, ConvBranch, conv_kernel
 from .fold import no_statistics, outermost_branches, refuse_hooks, size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InspectedLayer:
     """A block of branches, or a convolution with its batch normalisation, and why it would stay as it is, if it would.
 
@@ -57,9 +57,9 @@ def inspect(model: nn.Module) -> Inspection:
     folded = [branch for (_, branch), layer in zip(outermost_branches(model), layers, strict=True) if not layer.refusal]
     sizes = [size(branch) for branch in folded]
     after = Size(
-        before.convolutions - sum(s.convolutions for s in sizes) + len(folded),
-        before.batch_norms - sum(s.batch_norms for s in sizes),
-        before.parameters - sum(layer.parameters - layer.parameters_after for layer in layers),
+        convolutions=before.convolutions - sum(s.convolutions for s in sizes) + len(folded),
+        batch_norms=before.batch_norms - sum(s.batch_norms for s in sizes),
+        parameters=before.parameters - sum(layer.parameters - layer.parameters_after for layer in layers),
     )
     return Inspection(layers, before, after)
 
@@ -78,7 +78,14 @@ def _layer(name: str, branch: Branch) -> InspectedLayer:
         fixed = branch.branch_set.fixed
         with torch.no_grad():
             gates = {kind: float(branch.gate(kind)) for kind in branch.branch_set.searchable}
-    return InspectedLayer(name, geometry, fixed, gates, sum(p.numel() for p in branch.parameters()), refusal)
+    return InspectedLayer(
+        name=name,
+        geometry=geometry,
+        fixed=fixed,
+        gates=gates,
+        parameters=sum(p.numel() for p in branch.parameters()),
+        refusal=refusal,
+    )
 
 
 def _geometry(branch: Branch, *, strict: bool = True) -> Geometry:

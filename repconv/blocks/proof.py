@@ -1,19 +1,47 @@
-"""Each folded block against the branches it was made of, proven as an affine map."""
+"""Proof that fusing changed nothing: each folded block as an affine map, and the whole end to end, against float64."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..algebra.kernels import Kernel
 from ..progress import counted
 from ..proof.affine import Sources, Written, affine_agreement, different, largest_on_the_way, same_numbers, square
-from ..proof.agreement import Comparison
-from .fold import outermost_branches
+from ..proof.agreement import Agreement, Comparison
+from ..proof.end_to_end import prove_whole
+from ..proof.leaves import Inputs, arguments
+from ..proof.report import Proof, Refusal
+from .fold import fuse_blocks, outermost_branches, with_kernels
 
 _SOURCE = "x"
+
+
+def prove_blocks(
+    model: nn.Module, fused: nn.Module, inputs: Sequence[Inputs] = (), kernels: Mapping[str, Kernel] | None = None
+) -> Proof:
+    """How far `fused`, made from `model` by `fuse_blocks`, is from it, block by block and end to end.
+
+    Blocks are proven as affine maps, whatever they read. End to end, float64 forms of both are compared, then the model
+    in its own dtype and the fused one against the float64 reference; without inputs nothing is.
+
+    Args:
+        model: the original, in evaluation mode.
+        fused: the result.
+        inputs: one call's each, a tensor [n, c, h, w] or a tuple of positional arguments.
+        kernels: what the layers of `fused` were cast from, by name; None: they are folded again.
+    """
+    if not inputs:
+        said = "the network's input is not known; pass an example: repconv.fuse(model, x)"
+        return Proof(Agreement(tuple(block_by_block(model, fused))), (Refusal("end to end", said),))
+    wide = copy.deepcopy(model).double()
+    exact = fuse_blocks(wide)[0] if kernels is None else with_kernels(wide, kernels)
+    del wide
+    blocks = Proof(Agreement(tuple(block_by_block(model, fused))))
+    return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact)
 
 
 def block_by_block(model: nn.Module, fused: nn.Module) -> Iterator[Comparison]:

@@ -37,7 +37,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
     from repconv.benchmarks.harness.bench import bench
     from repconv.benchmarks.harness.page import bench_report
     from repconv.benchmarks.harness.settings import UNFUSED, BenchSettings
-    from repconv.export.fusing import FuseSettings, fuse_source, write_fused
+    from repconv.export.from_source import FuseSettings, fuse_source, write_fused
     from repconv.export.inputs.images import read_images
     from repconv.export.onnx.exporter import onnx_function
 
@@ -107,7 +107,7 @@ def command(output_dir: Path, json_file: str | None) -> None:
 
     click.echo("\n4. Latency of one image, in turns, each backend in a process of its own.\n")
     bench_settings = BenchSettings(
-        ("torch", "onnxruntime"), against=UNFUSED, rounds=12, sessions=3, seconds=0.4, calls=24, warmup_s=0.1
+        backends=("torch", "onnxruntime"), against=UNFUSED, rounds=12, sessions=3, seconds=0.4, calls=24, warmup_s=0.1
     )
     result = bench([str(assets / _CHECKPOINT)], bench_settings)
     click.echo(tables(result))

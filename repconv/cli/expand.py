@@ -48,7 +48,7 @@ def command(
     torchvision:NAME[@WEIGHTS] or package.module:factory[@WEIGHTS]. Train what was written with
     repconv.load(OUT).model, and fold it with repconv fuse OUT.
     """
-    from ..blocks.verify import dtype_of, probes
+    from ..blocks.probing import dtype_of, probes
     from ..expansion.expand import expand, expandable
     from ..proof.comparing import compare
     from ..sources.checkpoint import SUFFIXES, save

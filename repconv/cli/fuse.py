@@ -12,7 +12,7 @@ from .shared.command import Command, Reads, Writes
 from .shared.options import ImageShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
-    from repconv.export.fusing import Fused, Model
+    from repconv.export.from_source import Fused, Model
 
     from ..blocks.forecast import Forecast
     from ..sources.source import Source
@@ -64,7 +64,7 @@ def command(
 
     A result that differs from SOURCE by more than rounding is not written (exit code 1).
     """
-    from repconv.export.fusing import FuseSettings, fuse_source, in_graph, write_fused
+    from repconv.export.from_source import FuseSettings, fuse_source, in_graph, write_fused
 
     from ..errors import VerificationError
     from ..sources.source import open_source, writable
@@ -100,7 +100,7 @@ def command(
 
 def _beside(source: Source) -> Path:
     """The default output, in the folder of the source's file."""
-    from repconv.export.fusing import natural_suffix
+    from repconv.export.from_source import natural_suffix
 
     from ..errors import OutputError
     from ..sources.source import writable

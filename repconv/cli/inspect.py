@@ -76,7 +76,7 @@ def command(
 
 def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
     """What fusing its graph would do, for a network without blocks; None, and why is said, if it cannot be traced."""
-    from repconv.export.fusing import foresee
+    from repconv.export.from_source import foresee
 
     from ..errors import FusionError
 
@@ -89,7 +89,7 @@ def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
 
 def _inspect_graph(loaded: Source, json_file: str | None) -> None:
     """An ONNX model or a program."""
-    from repconv.export.fusing import foresee
+    from repconv.export.from_source import foresee
 
     from .shared.record import file_record, write_json
     from .shared.text import foresight_tables
@@ -136,7 +136,7 @@ def _show_onnx(loaded: Source) -> dict[str, object]:
 
 def _facts(loaded: Source) -> dict[str, str]:
     """What the file says of itself; what it does not say is left out."""
-    from ..blocks.verify import dtype_of
+    from ..blocks.probing import dtype_of
     from ..models.spec import ModelSpec
 
     known = loaded.checkpoint

@@ -87,7 +87,14 @@ def expand(
         # Before batch normalisation a bias does nothing; our own networks' blocks have it where their files do.
         bias = conv.bias is not None and isinstance(model.get_submodule(name), ConvBranch)
         eps, momentum = (1e-5, 0.1) if norm is None else (norm.eps, norm.momentum)
-        placement = Placement(wanted.fitting(target.geometry), target.norm, bias, bias, eps, momentum)
+        placement = Placement(
+            branches=wanted.fitting(target.geometry),
+            norm=target.norm,
+            own_bias=bias,
+            bias=bias,
+            eps=eps,
+            momentum=momentum,
+        )
         try:
             blocks[name] = new_block(conv, placement)
             take_over(blocks[name], conv, norm)

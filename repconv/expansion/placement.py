@@ -17,7 +17,7 @@ from ..errors import GeometryError
 from .tracing import is_norm_act
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """A block and what it stands for: enough to put another such block into the plain network.
 
@@ -47,7 +47,14 @@ def placement_of(block: RepBlock, norm: str | None) -> Placement:
         raise GeometryError(f"its batch normalisations differ in eps or momentum: {sorted(norms, key=str)}")
     ((eps, momentum),) = norms or {(1e-5, 0.1)}
     own_bias = isinstance(own, ConvBranch) and own.conv.bias is not None
-    return Placement(block.branch_set, norm, own_bias, any(c.bias is not None for c in others), eps, momentum)
+    return Placement(
+        branches=block.branch_set,
+        norm=norm,
+        own_bias=own_bias,
+        bias=any(c.bias is not None for c in others),
+        eps=eps,
+        momentum=momentum,
+    )
 
 
 def new_block(conv: nn.Conv2d, placement: Placement) -> RepBlock:

@@ -41,7 +41,7 @@ class ArchiveError(ValueError):
     """Not a zip archive, damaged, or one that readers could differ on; the message says how."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArchiveMember:
     """One file in an archive: its bytes lie from its header at `offset` to `end`, where the next thing begins."""
 
@@ -230,7 +230,17 @@ def _entries(content: bytes) -> Iterator[ArchiveMember]:
         size, stored, offset = _widened(extra, (size, stored, offset), name)
         if disk:
             raise ArchiveError("it is a part of an archive of several files")
-        yield ArchiveMember(name, raw_name, offset, offset, flags, method, crc, stored, size)
+        yield ArchiveMember(
+            name=name,
+            raw_name=raw_name,
+            offset=offset,
+            end=offset,
+            flags=flags,
+            method=method,
+            crc=crc,
+            stored=stored,
+            size=size,
+        )
 
 
 def _named(raw: bytes, flags: int) -> str:

@@ -82,7 +82,7 @@ class Written:
     taps: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Finding:
     """The part `share` of a tolerance that is used up, in units of which `tolerance` is."""
 
@@ -167,24 +167,41 @@ def affine_agreement(
     worst = max(found, key=lambda f: f.share)
     error = worst.share * worst.tolerance
     if not math.isfinite(error):
-        return Comparison(where, tuple(got.shape), named, _INFINITE, None, worst.tolerance, worst.reason)
+        return Comparison(
+            where=where,
+            shape=tuple(got.shape),
+            dtype=named,
+            error=_INFINITE,
+            own=None,
+            tolerance=worst.tolerance,
+            reason=worst.reason,
+        )
     return Comparison(
-        where,
-        tuple(got.shape),
-        named,
-        Difference(max(f.largest for f in found), error, error),
-        None,
-        worst.tolerance,
-        worst.reason,
+        where=where,
+        shape=tuple(got.shape),
+        dtype=named,
+        error=Difference(max_absolute=max(f.largest for f in found), to_scale=error, to_channel=error),
+        own=None,
+        tolerance=worst.tolerance,
+        reason=worst.reason,
     )
 
 
-_INFINITE = Difference(math.inf, math.inf, math.inf)
+_INFINITE = Difference(max_absolute=math.inf, to_scale=math.inf, to_channel=math.inf)
 
 
 def different(where: str, why: str) -> Comparison:
     """A failed comparison without numbers; `why` in words."""
-    return Comparison(where, (), "", _INFINITE, None, 0.0, "nothing to subtract", mismatch=why)
+    return Comparison(
+        where=where,
+        shape=(),
+        dtype="",
+        error=_INFINITE,
+        own=None,
+        tolerance=0.0,
+        reason="nothing to subtract",
+        mismatch=why,
+    )
 
 
 def same_numbers(first: object, second: object) -> bool:
@@ -208,7 +225,10 @@ def _constant(still: Evaluated, got: Tensor, dtype: torch.dtype, unit: float, na
     inside = (share <= 1).any(2, keepdim=True)
     used = torch.where((share > 1) & inside, border, share)
     return _Finding(
-        _largest(used), unit, f"one rounding of a {named} bias, everything it reads being 0", _largest(error)
+        share=_largest(used),
+        tolerance=unit,
+        reason=f"one rounding of a {named} bias, everything it reads being 0",
+        largest=_largest(error),
     )
 
 
@@ -247,8 +267,8 @@ def _weights(
     pooled = _largest(rms / (factor * unit * power.mean(2).sqrt() + slop + _NOTHING))
     whose = f"of {named} weights, each rounded once, of random signs"
     return [
-        _Finding(share, SIGMAS * unit, f"{SIGMAS:g} roundings {whose}", largest),
-        _Finding(pooled, factor * unit, f"{factor:.2g} roundings in the mean {whose}"),
+        _Finding(share=share, tolerance=SIGMAS * unit, reason=f"{SIGMAS:g} roundings {whose}", largest=largest),
+        _Finding(share=pooled, tolerance=factor * unit, reason=f"{factor:.2g} roundings in the mean {whose}"),
     ]
 
 

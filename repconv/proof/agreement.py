@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import VerificationError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """How far an output is from its reference.
 
@@ -32,7 +32,7 @@ class Difference:
         return math.isfinite(self.max_absolute)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One output of a candidate against a reference's: `where`, on inputs of `shape`; `tolerance` on `error.to_scale`.
 

@@ -44,18 +44,18 @@ def difference(reference: Tensor, candidate: Tensor) -> Difference:
         raise ValueError(f"outputs differ in shape: {tuple(reference.shape)} against {tuple(candidate.shape)}")
     wanted, got = _double(reference), _double(candidate).to(reference.device)
     if not wanted.numel():
-        return Difference(0.0, 0.0, 0.0)
+        return Difference(max_absolute=0.0, to_scale=0.0, to_channel=0.0)
     error = (got - wanted).abs()
     if not bool(torch.isfinite(error).all()):
-        return Difference(math.inf, math.inf, math.inf, math.inf)
+        return Difference(max_absolute=math.inf, to_scale=math.inf, to_channel=math.inf, rms=math.inf)
     channels, errors = (t.transpose(0, 1).flatten(1) if t.dim() > 2 else t.reshape(1, -1) for t in (wanted, error))
     spread = channels.std(1, correction=0).clamp_min(1e-3 * float(channels.std(correction=0)))
     by_channel = errors.amax(1)
     return Difference(
-        float(error.max()),
-        relative(float(error.max()), float(wanted.square().mean().sqrt())),
-        max(relative(float(e), float(s)) for e, s in zip(by_channel, spread, strict=True)),
-        relative(float(error.square().mean().sqrt()), float(wanted.square().mean().sqrt())),
+        max_absolute=float(error.max()),
+        to_scale=relative(float(error.max()), float(wanted.square().mean().sqrt())),
+        to_channel=max(relative(float(e), float(s)) for e, s in zip(by_channel, spread, strict=True)),
+        rms=relative(float(error.square().mean().sqrt()), float(wanted.square().mean().sqrt())),
     )
 
 
@@ -264,13 +264,30 @@ def compare_tensors(
     """
     said = _mismatch(wanted, got)
     if wanted is None or got is None or said is not None:
-        infinite = Difference(math.inf, math.inf, math.inf)
+        infinite = Difference(max_absolute=math.inf, to_scale=math.inf, to_channel=math.inf)
         known = got if got is not None else wanted
         kind = "" if known is None else _plain(known.dtype)
-        return Comparison("", (), kind, infinite, None, 0.0, "nothing to subtract", mismatch=said)
+        return Comparison(
+            where="",
+            shape=(),
+            dtype=kind,
+            error=infinite,
+            own=None,
+            tolerance=0.0,
+            reason="nothing to subtract",
+            mismatch=said,
+        )
     error = difference(wanted, got)
     if not (got.is_floating_point() or got.is_complex()):
-        return Comparison("", (), _plain(got.dtype), error, None, 0.0, "integers must be equal")
+        return Comparison(
+            where="",
+            shape=(),
+            dtype=_plain(got.dtype),
+            error=error,
+            own=None,
+            tolerance=0.0,
+            reason="integers must be equal",
+        )
     dtype = dtype or (got.real.dtype if got.is_complex() else got.dtype)
     before = None if own is None or own.shape != wanted.shape else difference(wanted, own)
     tolerance, reason = _tolerance(dtype, before, reference_dtype)
@@ -283,13 +300,13 @@ def compare_tensors(
     if error.finite and math.isinf(error.to_scale):
         undecided = f"the reference is 0 everywhere, so that an error of {error.max_absolute:.1e} has no scale"
     return Comparison(
-        "",
-        (),
-        _plain(dtype),
-        error,
-        before,
-        min(tolerance, max(ceiling, FLOORS[dtype])),
-        reason,
+        where="",
+        shape=(),
+        dtype=_plain(dtype),
+        error=error,
+        own=before,
+        tolerance=min(tolerance, max(ceiling, FLOORS[dtype])),
+        reason=reason,
         undecided=undecided,
         ceiling=ceiling,
     )

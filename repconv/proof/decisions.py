@@ -27,7 +27,7 @@ _UNMOVED = ("_like", "new_", "isnan", "isinf", "isfinite", "isneginf", "isposinf
 """Parts of names of operations that read no value of floats, or none that rounding moves, to make whole numbers."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DecidedCall:
     """One call: the operation, the floating-point tensors it read, what it gave, and how large a step of it is.
 
@@ -77,12 +77,16 @@ def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> DecidedCall | Non
     settings = str([a for a in _pytree.tree_leaves((args, kwargs)) if not isinstance(a, Tensor | torch.dtype)])
     step = _step(name, args, kwargs)
     if step is not None or name in _JUMPS:
-        return DecidedCall(name, given[:1] if "quantize" in name else given, settings, step, tensors)
+        return DecidedCall(
+            name=name, given=given[:1] if "quantize" in name else given, settings=settings, step=step, made=tensors
+        )
     made = tuple(t for t in tensors if not t.is_floating_point() and not t.is_complex())
     if not made or any(part in name for part in _UNMOVED):
         return None
     step = torch.ones((), dtype=torch.float64) if name == "_to_copy" or "quantize" in name else None
-    return DecidedCall(name, given[:1] if "quantize" in name else given, settings, step, made)
+    return DecidedCall(
+        name=name, given=given[:1] if "quantize" in name else given, settings=settings, step=step, made=made
+    )
 
 
 class Recorded(EveryCall):
@@ -127,7 +131,7 @@ def _kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any
     return kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flipped:
     """A decision in both runs: what each was made of, how many values differ of how many, and whether by one step."""
 
@@ -170,12 +174,12 @@ class Replayed(EveryCall):
         taken = [_with_their_steps(a, b, theirs.step) for a, b in zip(mine.made, theirs.made, strict=True)]
         self.flipped.append(
             Flipped(
-                mine.name,
-                mine.given,
-                theirs.given,
-                sum(int((steps != 0).sum()) for _, steps in taken),
-                sum(steps.numel() for _, steps in taken),
-                theirs.step is None or all(bool((steps.abs() <= 1).all()) for _, steps in taken),
+                name=mine.name,
+                reference=mine.given,
+                run=theirs.given,
+                differing=sum(int((steps != 0).sum()) for _, steps in taken),
+                values=sum(steps.numel() for _, steps in taken),
+                by_one_step=theirs.step is None or all(bool((steps.abs() <= 1).all()) for _, steps in taken),
             )
         )
         if func._schema.is_mutable:  # noqa: SLF001  # what is written into is what others read

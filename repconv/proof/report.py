@@ -23,7 +23,7 @@ class Refusal:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """How large a network is; `flops` (two a multiply-add) are for one image, None where no image size is known."""
 
@@ -33,7 +33,7 @@ class Size:
     flops: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FusedLayer:
     """One convolution of the result and what it was made of.
 

@@ -43,7 +43,7 @@ class Normalization:
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A network in evaluation mode and what its file says of it.
 
@@ -205,7 +205,7 @@ def _block_from_dict(block: Mapping[str, Any]) -> Placement:
     numbers = [rest.get("eps", 1e-5), rest.get("momentum", 0.1)]
     if not all(isinstance(n, float) and 0 < n < 1 for n in numbers if n is not None) or numbers[0] is None:
         raise TypeError(f"eps and momentum of a batch normalisation are {numbers}")
-    return Placement(BranchSet(tuple(block["fixed"]), tuple(block["branches"])), **rest)
+    return Placement(branches=BranchSet(tuple(block["fixed"]), tuple(block["branches"])), **rest)
 
 
 def rebuild(description: Mapping[str, Any], *, own_code: str | None = None) -> nn.Module:
@@ -230,7 +230,7 @@ def rebuild(description: Mapping[str, Any], *, own_code: str | None = None) -> n
         placements = {name: _block_from_dict(block) for name, block in description["blocks"].items()}
         # A folded convolution of another package stands where a block stood.
         foreign = [name for name in folded if isinstance(plain.get_submodule(name), nn.Conv2d)]
-        placements |= {name: Placement(BranchSet(("3x3",)), absorbed.get(name)) for name in foreign}
+        placements |= {name: Placement(branches=BranchSet(("3x3",)), norm=absorbed.get(name)) for name in foreign}
         with torch.device("cpu" if ":" in spec.name else "meta"):
             return with_single_convolutions(place(plain, placements), folded)
     except BackendError:
@@ -332,12 +332,14 @@ def from_content(
     state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
     normalization, shape = description["normalization"], description["input_shape"]
     checkpoint = Checkpoint(
-        model,
-        bool(description["folded"]) and not description["blocks"],
-        tuple(description["class_names"]),
-        None if normalization is None else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
-        None if shape is None else (shape[0], shape[1], shape[2]),
-        dict(description["metrics"]),
+        model=model,
+        fused=bool(description["folded"]) and not description["blocks"],
+        class_names=tuple(description["class_names"]),
+        normalization=None
+        if normalization is None
+        else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
+        input_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        metrics=dict(description["metrics"]),
     )
     put_state(model, state, str(path))
     model.eval()

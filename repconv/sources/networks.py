@@ -98,7 +98,7 @@ def _said(*notes: str) -> tuple[str, ...]:
 
 
 def _checkpoint(network: nn.Module) -> Checkpoint:
-    return Checkpoint(network.eval(), fused=False, input_shape=image_shape(network))
+    return Checkpoint(model=network.eval(), fused=False, input_shape=image_shape(network))
 
 
 def _named(name: str, state: Mapping[str, Tensor]) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..blocks.verify import dtype_of
+from ..blocks.probing import dtype_of
 from ..errors import SourceError
 from ..files.edited import inputs_of
 from ..files.onnx import kind_of, read_onnx
@@ -35,7 +35,7 @@ class Input:
     shape: tuple[int | None, ...] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """What was named, opened: a network in evaluation mode on the CPU with what is known of it, or a graph.
 
@@ -205,13 +205,13 @@ def open_source(source: str | Path, *, model: str | None = None, state_key: str 
         if model is not None:
             raise SourceError(f"--model is for weight files; {name} names its own network")
         file, (network, notes) = by_name(name, state_key)
-        return Source(name, file, None if file is None else sha256(file), network, notes)
+        return Source(name=name, path=file, sha256=None if file is None else sha256(file), held=network, notes=notes)
     if not path.exists():
         raise SourceError(f"{name}: no such file; SOURCE is {FORMS}")
     if path.suffix not in READERS:
         raise SourceError(f"{name}: {path.suffix or 'no suffix'!r} is no known format; SOURCE is {FORMS}")
     held, notes = READERS[path.suffix].read(path, model, state_key)
-    return Source(name, path, sha256(path), held, notes)
+    return Source(name=name, path=path, sha256=sha256(path), held=held, notes=notes)
 
 
 def _of_timm(network: nn.Module) -> Normalization | None:

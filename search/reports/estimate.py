@@ -16,7 +16,7 @@ from ..strategies.evolution import random_architecture
 from ..supernet.evaluate import evaluate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Counts of the whole search; seconds measured here and now; the most memory a process held, in bytes."""
 
@@ -43,7 +43,7 @@ def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -
     config, generator = session.config, torch.Generator().manual_seed(session.config.seed)
     space = session.supernet.space
     strategy = session.strategy()
-    asked = strategy.ask(State(session.initial), generator).train[: config.architectures]
+    asked = strategy.ask(State(gates=session.initial), generator).train[: config.architectures]
     started, seconds = clock(), 0.0
     for step, (x, y) in enumerate(session.batches(0, 0, len(asked))):
         session.update(x, y, asked, step)

@@ -14,7 +14,7 @@ from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """network: the arguments of `build_network`; gates: as the search left them; accuracy: on the validation split."""
 

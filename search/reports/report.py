@@ -154,7 +154,7 @@ def _result(folder: RunFolder) -> list[str]:
         "<h2>Best architectures</h2>",
         figure(svg(best.architecture, heading)),
         html_table(("rank", "validation accuracy", "age", "active branches"), rows),
-        *_gates(space, State(best.gates)),
+        *_gates(space, State(gates=best.gates)),
         *_shares(space, result),
     ]
 

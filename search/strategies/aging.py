@@ -49,7 +49,7 @@ class Aging:
         """Children join, as many of the oldest leave."""
         older = [replace(member, age=member.age + 1) for member in state.members]
         queue = [*older, *measured(state, scores)]
-        return State(gates, state.generation + 1, tuple(queue[-self.plan.population :]))
+        return State(gates=gates, generation=state.generation + 1, members=tuple(queue[-self.plan.population :]))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """All that live."""

@@ -69,7 +69,7 @@ class Cars:
                 distance = crowding([points[i] for i in front])
                 front = [i for _, i in sorted(zip(distance, front, strict=True), key=lambda d: (-d[0], d[1]))][:room]  # noqa: PLW2901
             kept += front
-        return State(gates, state.generation + 1, tuple(members[i] for i in kept))
+        return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """The front."""

@@ -59,7 +59,7 @@ class Des:
         if not kept:
             members = tuple(self._scored(replace(m, age=1)) for m in members)
             kept = best([m.score or 0.0 for m in members], plan.population)
-        return State(gates, state.generation + 1, tuple(members[i] for i in kept))
+        return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """The population."""

@@ -24,7 +24,7 @@ FLOOR = 1e-6
 """The least a disturbed factor may be: a negative one would turn the ranking inside its block round."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Breeding:
     """How children come about (De-IReps, section 4.1): chances of crossing, of mutating, and of each slot to flip."""
 

@@ -34,7 +34,7 @@ class Gold:
     def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
         """Train and measure what is left."""
         (left,) = self.outcome(state)
-        return Question(replace(state, asked=(Member(left, state.generation + 1),)), (left,), (left,))
+        return Question(replace(state, asked=(Member(left, age=state.generation + 1),)), (left,), (left,))
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Prune down to this generation's size."""
@@ -46,8 +46,8 @@ class Gold:
         kept = set(sorted(active, key=lambda i: -factors[i])[:size])
         if len(kept) < len(active):
             left = Architecture(plan.space, tuple(i in kept for i in range(len(factors))))
-            member = Member(left, member.age)
-        return State(gates, state.generation + 1, (member,))
+            member = Member(left, age=member.age)
+        return State(gates=gates, generation=state.generation + 1, members=(member,))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """What is left."""

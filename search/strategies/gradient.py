@@ -29,12 +29,12 @@ class Gradient:
     def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
         """Train everything; measure what the gates would choose now."""
         (chosen,) = self.outcome(state)
-        question = replace(state, asked=(Member(chosen, state.generation + 1),))
+        question = replace(state, asked=(Member(chosen, age=state.generation + 1),))
         return Question(question, (Architecture.full(self.plan.space),), (chosen,))
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Remember the gates."""
-        return State(gates, state.generation + 1, measured(state, scores))
+        return State(gates=gates, generation=state.generation + 1, members=measured(state, scores))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """What the gates choose; among equal ones the earlier slots."""

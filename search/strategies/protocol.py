@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from ..supernet.supernet import Gates
 from .evolution import Breeding, check_age, first_population
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchPlan:
     """The settings of a search, the same for every strategy; each uses those it has a use for.
 
@@ -58,12 +58,13 @@ class Member:
     """A living architecture: generations survived, from 1 on; accuracy and score when last measured, None before."""
 
     architecture: Architecture
+    _: KW_ONLY
     age: int = 1
     accuracy: float | None = None
     score: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
     """All a strategy remembers. generation: how often it was told; asked: whose scores it waits for."""
 
@@ -161,4 +162,4 @@ def _member_to_dict(member: Member) -> dict[str, Any]:
 
 def _member_from_dict(content: Mapping[str, Any], space: SearchSpace) -> Member:
     architecture = Architecture(space, space.mask(content["active"]))
-    return Member(architecture=architecture, age=content["age"], accuracy=content["accuracy"], score=content["score"])
+    return Member(architecture, age=content["age"], accuracy=content["accuracy"], score=content["score"])

@@ -40,7 +40,7 @@ class Random:
         """The most accurate are kept."""
         members = measured(state, scores)
         kept = best(scores, self.plan.population)
-        return State(gates, state.generation + 1, tuple(members[i] for i in kept))
+        return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """The kept."""

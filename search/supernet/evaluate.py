@@ -70,7 +70,7 @@ class EvaluationSettings:
         return net.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What evaluating a population gave: one accuracy an architecture, and where the time went, in seconds.
 

@@ -20,7 +20,7 @@ from .images import LabelledImages
 _PRIME = 1_000_003
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
     """Images and how they are used. A user's own `package.module:factory` returns one.
 
@@ -84,7 +84,9 @@ class _Keyed:
     So it does not matter which process draws it, in what order, or after how many interruptions.
     """
 
-    def __init__(self, task: Task, images: LabelledImages, seed: int, also: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(
+        self, task: Task, images: LabelledImages, *, seed: int, also: Callable[[Tensor], Tensor] | None
+    ) -> None:
         self.task, self.images, self.seed, self.also = task, images, seed, also
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:

@@ -18,7 +18,8 @@ from repconv.benchmarks.harness.results import BenchResult, Key, Measured, Row
 from repconv.benchmarks.harness.settings import BenchSettings
 from repconv.benchmarks.harness.turns.timing import LatencyReport
 from repconv.blocks.inspection import inspect
-from repconv.blocks.verify import probes, prove_blocks
+from repconv.blocks.probing import probes
+from repconv.blocks.proof import prove_blocks
 from repconv.cli.shared.bench_text import differing, findings, markdown, tables
 from repconv.export.proof.evidence import Evidence
 from repconv.export.proof.tolerances import tolerance_for
@@ -26,12 +27,29 @@ from repconv.pages.drawing import distributions, dots
 from repconv.proof.agreement import Comparison, Difference
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
-SETTINGS = BenchSettings(("torch", "onnxruntime"), rounds=6, sessions=3)
+SETTINGS = BenchSettings(backends=("torch", "onnxruntime"), rounds=6, sessions=3)
 
 
 def evidence(error: float) -> Evidence:
-    seen = Comparison("1x3x8x8", (1, 3, 8, 8), "float32", Difference(error, error, error), None, 1e-5, "the floor")
-    return Evidence("a runtime", "noise", 1, 1, tolerance_for("fp32"), (seen,), error, error)
+    seen = Comparison(
+        where="1x3x8x8",
+        shape=(1, 3, 8, 8),
+        dtype="float32",
+        error=Difference(max_absolute=error, to_scale=error, to_channel=error),
+        own=None,
+        tolerance=1e-5,
+        reason="the floor",
+    )
+    return Evidence(
+        runtime="a runtime",
+        inputs="noise",
+        images=1,
+        judged=1,
+        tolerance=tolerance_for("fp32"),
+        comparisons=(seen,),
+        mean_error=error,
+        rms_error=error,
+    )
 
 
 def result_of(error: float = 1e-7, failure: str | None = None) -> BenchResult:

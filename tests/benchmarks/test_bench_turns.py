@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,18 +120,7 @@ def test_a_gpu_whose_clock_moves_is_told(monkeypatch) -> None:
         others=0,
         slowed_by=(),
     )
-    slow = GpuState(
-        name="a GPU",
-        driver="1",
-        sm_mhz=1400,
-        memory_mhz=900,
-        sm_max_mhz=1900,
-        power_w=300.0,
-        power_limit_w=300.0,
-        temperature_c=80,
-        others=1,
-        slowed_by=("the power limit",),
-    )
+    slow = replace(steady, sm_mhz=1400, power_w=300.0, temperature_c=80, others=1, slowed_by=("the power limit",))
     assert clock_warnings([]) == clock_warnings([steady, steady]) == []
     said = " ".join(clock_warnings([steady, slow]))
     assert "1400 to 1700 MHz" in said
@@ -177,7 +167,7 @@ class Fake:
         return (0.001,) * calls
 
 
-SETTINGS = BenchSettings(("torch",), rounds=6, sessions=2, calls=12, seconds=0.1)
+SETTINGS = BenchSettings(backends=("torch",), rounds=6, sessions=2, calls=12, seconds=0.1)
 
 
 def test_subjects_take_turns_in_changing_order_and_are_loaded_anew_each_session() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from repconv import FusionError, RepBlock, create_model, fuse
-from repconv.blocks.verify import probes, prove_blocks
+from repconv.blocks.probing import probes
+from repconv.blocks.proof import prove_blocks
 from repconv.models.zoo import SETS
 
 

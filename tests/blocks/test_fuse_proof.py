@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import repconv
 from repconv import VerificationError, fusing
 from repconv.blocks.block import RepBlock
-from repconv.export.fusing import FuseSettings, fuse_source
+from repconv.export.from_source import FuseSettings, fuse_source
 from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.onnx import fuse as onnx_model
 from repconv.graph.onnx.writer import Nodes

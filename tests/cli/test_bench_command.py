@@ -192,7 +192,7 @@ def test_forms_that_are_not_known_are_said(checkpoint, tmp_path) -> None:
 
 def job(checkpoint, tmp_path) -> dict[str, Job]:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
-    return {"a": Job(checkpoint, tmp_path / "x.npy", "fp32")}
+    return {"a": Job(file=checkpoint, input=tmp_path / "x.npy", precision="fp32")}
 
 
 def test_the_plain_form_of_a_network_by_name_has_its_arguments() -> None:
@@ -229,7 +229,7 @@ def test_a_runtime_that_cannot_be_imported_or_load_is_told(tmp_path, monkeypatch
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgone.so: no such file')")
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
-    jobs = {"a": Job(tmp_path / "bad.onnx", tmp_path / "x.npy", "fp32")}
+    jobs = {"a": Job(file=tmp_path / "bad.onnx", input=tmp_path / "x.npy", precision="fp32")}
     with Process("onnxruntime", How(), jobs) as process:
         process.start()
         with pytest.raises(BuildError, match="onnxruntime: "):
@@ -248,7 +248,7 @@ def test_temporary_files_that_cannot_be_written_are_told(checkpoint, monkeypatch
 
     monkeypatch.setattr("numpy.save", full)
     with pytest.raises(OutputError, match=r"No space left on device.*TMPDIR"):
-        bench([str(checkpoint)], BenchSettings(("torch",), rounds=1, sessions=1))
+        bench([str(checkpoint)], BenchSettings(backends=("torch",), rounds=1, sessions=1))
 
 
 def test_backends_are_found_by_name_and_device() -> None:

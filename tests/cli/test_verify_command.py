@@ -143,13 +143,13 @@ def test_folded_normalisations_and_in_place_activations_mislead_nobody(tmp_path)
         broken.load_state_dict(net.state_dict())
         broken[3].weight[0, 0, 0, 0] += 0.5
     a = artefacts.Artefact(
-        "a",
-        artefacts.PYTORCH,
-        artefacts.module_run(net),
-        artefacts.module_trace(net),
-        (artefacts.Input("x", torch.float32, (None, 3, None, None)),),
-        net,
-        (3, 9, 9),
+        name="a",
+        kind=artefacts.PYTORCH,
+        run=artefacts.module_run(net),
+        trace=artefacts.module_trace(net),
+        inputs=(artefacts.Input("x", torch.float32, (None, 3, None, None)),),
+        model=net,
+        input_size=(3, 9, 9),
     )
     for opset in (17, 18):
         onnx.save(to_onnx(broken, torch.randn(1, 3, 9, 9), opset=opset), tmp_path / "b.onnx")

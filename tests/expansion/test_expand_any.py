@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from repconv import BRANCHES, GeometryError, RepBlock, compare, create_model, expand, expandable, fuse, load, save
 from repconv.blocks.branches import ConvBranch
-from repconv.blocks.verify import prove_blocks
+from repconv.blocks.proof import prove_blocks
 
 SEARCHABLE = tuple(name for name in BRANCHES if name != "3x3")
 

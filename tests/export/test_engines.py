@@ -236,7 +236,9 @@ def test_layers_are_read_from_the_log_and_from_the_inspector() -> None:
         "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: conv_0][ONNX Layer: relu_0]"
     )
     (from_log,) = parse_log(["noise", line])
-    assert from_log == EngineLayer("conv_0_myl0_2", "correlation", ("conv_0", "relu_0"), ("Half",))
+    assert from_log == EngineLayer(
+        name="conv_0_myl0_2", kind="correlation", nodes=("conv_0", "relu_0"), reads=("Half",)
+    )
     text = json.dumps(
         {
             "Layers": [

@@ -133,24 +133,31 @@ def test_what_cannot_be_kept_is_said(rescued) -> None:
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 0.2), st.integers(0, 2**32 - 1))
 def test_class_changes_within_the_limits_pass_and_far_beyond_them_never(of, share, limit, seed) -> None:
     changed = int(np.random.default_rng(seed).binomial(of, share))
-    found = ClassChange(of, changed, 0, 0, 0, max_changed=limit).complaint
+    found = ClassChange(images=of, changed=changed, labelled=0, lost=0, gained=0, max_changed=limit).complaint
     if changed <= limit * of:
         assert found is None
     if of >= 100 and changed > (limit + 0.2) * of:
         assert found is not None
         assert "--max-changed" in found
-    assert ClassChange(of, changed, of, changed, changed, 1.0, limit).complaint is None, "as many gained as lost"
-    lost = ClassChange(of, changed, of, changed, 0, 1.0, limit).complaint
+    assert (
+        ClassChange(
+            images=of, changed=changed, labelled=of, lost=changed, gained=changed, max_changed=1.0, max_lost=limit
+        ).complaint
+        is None
+    ), "as many gained as lost"
+    lost = ClassChange(
+        images=of, changed=changed, labelled=of, lost=changed, gained=0, max_changed=1.0, max_lost=limit
+    ).complaint
     assert (lost is None) == (found is None)
 
 
 def test_one_image_proves_nothing_and_a_useless_file_is_refused() -> None:
-    assert ClassChange(1, 1, 1, 1, 0).complaint is None
-    assert ClassChange(64, 48, 64, 45, 0).complaint is not None
+    assert ClassChange(images=1, changed=1, labelled=1, lost=1, gained=0).complaint is None
+    assert ClassChange(images=64, changed=48, labelled=64, lost=45, gained=0).complaint is not None
 
 
 def layer(name: str) -> LayerError:
-    return LayerError(name, "Conv", name, 0.5, 0.5)
+    return LayerError(name=name, kind="Conv", tensor=name, error=0.5, alone=0.5)
 
 
 class Passing:

@@ -34,8 +34,9 @@ ROW = """
 from repconv.export.targets import TARGETS, Target, Timed
 
 TARGETS["tiny"] = Target(
-    "tiny", "Tiny", ".tiny", "tiny_of_test", ("onnxruntime",), "onnxruntime", beside=(".tiny.txt",), folder=True,
-    precisions=("fp32",), float_io=True, timed=(Timed("tiny-runtime", {"cpu": ("fp32",)}),),
+    name="tiny", title="Tiny", suffix=".tiny", file="tiny_of_test", packages=("onnxruntime",), module="onnxruntime",
+    beside=(".tiny.txt",), folder=True, precisions=("fp32",), float_io=True,
+    timed=(Timed(name="tiny-runtime", precisions={"cpu": ("fp32",)}),),
 )
 """
 FILE = '''
@@ -88,7 +89,7 @@ def beside(target, made, built):
     return {".tiny.txt": f"{made.file} of {made.source}".encode()}
 
 
-RUNTIME = Runtime(build, opened, look, load, beside=beside)
+RUNTIME = Runtime(build=build, open=opened, look=look, load=load, beside=beside)
 '''
 
 

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from repconv.errors import FusionError
-from repconv.export.fusing import fuse_source
+from repconv.export.from_source import fuse_source
 from repconv.files.onnx import save_large
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx
 from repconv.graph.onnx.proof.float64 import evaluate

@@ -118,7 +118,7 @@ def test_a_convolution_that_no_runtime_runs_is_said(attributes, words):
 
 @pytest.mark.parametrize("size", [(-4, 3, 8, 8), (1, 3, -8, 8), (1, 3, 0, 8), (1, 3, 2**14, 2**14)])
 def test_an_input_that_cannot_be_made_is_said(size):
-    artefact = artefact_of(Source("m.onnx", None, None, branches(size)))
+    artefact = artefact_of(Source(name="m.onnx", path=None, sha256=None, held=branches(size)))
     with pytest.raises(SourceError, match="the input x is declared as"):
         inputs_for(artefact, artefact)
 
@@ -131,7 +131,7 @@ def test_types_that_no_array_shares_are_named_and_fuse(kind):
     input_type(kind)(proto)
     assert summarise_onnx(proto).inputs[0].startswith("x: ")
     with pytest.raises(SourceError, match=r"input x is (bfloat16|float8|string|int4).*, which no array holds"):
-        _ = Source("m.onnx", None, None, proto).inputs
+        _ = Source(name="m.onnx", path=None, sha256=None, held=proto).inputs
     if kind == TensorProto.BFLOAT16:
         _, report = fuse_onnx(proto)
         assert len(report.layers) == 1

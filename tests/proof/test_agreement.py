@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from repconv import VerificationError, compare, create_model, fuse
-from repconv.blocks.verify import count_flops, probes, prove_blocks
+from repconv.blocks.probing import count_flops, probes
+from repconv.blocks.proof import prove_blocks
 from repconv.proof.agreement import Agreement
 from repconv.proof.comparing import difference
 

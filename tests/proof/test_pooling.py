@@ -18,8 +18,17 @@ from repconv.proof.pooling import MOST_CALLS, compare_calls, pooled
 
 def compared(error: float, own: float, *, floor: float = 1e-5) -> Comparison:
     """One call's comparison in float32, of these errors to scale."""
-    errors = (Difference(e, e, e, e) for e in (error, own))
-    return Comparison("", (), "float32", *errors, max(floor, 2 * own), "", ceiling=CEILINGS[torch.float32])
+    errors, owns = (Difference(max_absolute=e, to_scale=e, to_channel=e, rms=e) for e in (error, own))
+    return Comparison(
+        where="",
+        shape=(),
+        dtype="float32",
+        error=errors,
+        own=owns,
+        tolerance=max(floor, 2 * own),
+        reason="",
+        ceiling=CEILINGS[torch.float32],
+    )
 
 
 def one_direction(generator: np.random.Generator, factor: float) -> Comparison:

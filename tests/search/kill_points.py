@@ -16,30 +16,29 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from repconv.files import whole as files
-from repconv.search.config import SCHEMA, SearchConfig
+from repconv.search.config import SCHEMA
 from repconv.search.folder import CHECKPOINT, METRICS, RunFolder
+from repconv.search.presets import PRESETS
 from repconv.search.run import run
 from repconv.search.session import Session
 from repconv.search.settings import settings_to_dict
 
-CONFIG = SearchConfig(
-    network="irep_resnet18",
+CONFIG = replace(
+    PRESETS["smoke"].config,
     width=2,
     blocks=(1,),
-    data="digits",
     train_images=120,
-    validation_share=0.2,
     population=3,
     epochs=3,
     warmup_epochs=1,
     generation_epochs=1,
-    architectures=2,
     batch=32,
     positions=300,
     checkpoint_steps=2,

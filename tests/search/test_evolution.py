@@ -189,7 +189,7 @@ class TestPopulations:
     @given(seeds, st.integers(1, 4), probabilities, probabilities, probabilities)
     def test_children_are_new_distinct_and_of_the_budget(self, seed, budget, cross, mutation, flip) -> None:
         parents = first_population(SPACE, budget, 3, rng(seed))
-        settings = Breeding(cross, mutation, flip)
+        settings = Breeding(crossover=cross, mutation=mutation, flip=flip)
         children = breed(parents, 4, budget, GATES, ZERO, rng(seed), settings)
         assert not set(children) & set(parents)
         assert len(set(children)) == len(children) <= 4

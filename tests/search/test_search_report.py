@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
-from repconv.search.config import SCHEMA, SearchConfig
+from repconv.search.config import SCHEMA
 from repconv.search.folder import RESULT, RunFolder
+from repconv.search.presets import PRESETS
 from repconv.search.reports.report import chart, report
 from repconv.search.run import run
 from repconv.search.settings import settings_to_dict
@@ -20,12 +22,11 @@ SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
 def finished(tmp_path_factory) -> RunFolder:
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    config = SearchConfig(
+    config = replace(
+        PRESETS["smoke"].config,
         width=2,
         blocks=(1,),
-        data="digits",
         train_images=120,
-        validation_share=0.2,
         population=3,
         epochs=4,
         warmup_epochs=1,

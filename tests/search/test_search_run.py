@@ -17,6 +17,7 @@ import torch
 from repconv import BuildError, OutputError, SearchError, load
 from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
+from repconv.search.presets import PRESETS
 from repconv.search.reports.found import read_found
 from repconv.search.resuming import Position, rest_of_epoch
 from repconv.search.run import run
@@ -28,18 +29,15 @@ from repconv.search.strategies.evolution import age_term
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-TINY = SearchConfig(
-    network="irep_resnet18",
+TINY = dataclasses.replace(
+    PRESETS["smoke"].config,
     width=2,
     blocks=(1,),
-    data="digits",
     train_images=120,
-    validation_share=0.2,
     population=4,
     epochs=4,
     warmup_epochs=1,
     generation_epochs=1,
-    architectures=2,
     batch=32,
     checkpoint_steps=2,
 )
@@ -149,7 +147,7 @@ def test_one_update_moves_weights_by_sgd_and_gates_by_adam_from_the_same_gradien
 def _start(session: Session):
     from repconv.search.strategies import State
 
-    return State(session.initial)
+    return State(gates=session.initial)
 
 
 def test_the_learning_rate_falls_as_a_cosine_over_the_whole_search() -> None:

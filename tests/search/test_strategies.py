@@ -29,7 +29,7 @@ every = pytest.mark.parametrize("name", STRATEGIES)
 
 
 def plan(**changes: object) -> SearchPlan:
-    usual = SearchPlan(SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
+    usual = SearchPlan(space=SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
     return dataclasses.replace(usual, **changes)
 
 
@@ -42,7 +42,7 @@ def searched(
 ) -> list[State]:
     """The state after each generation."""
     strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(seed)
-    state, states = State(wanted.initial), []
+    state, states = State(gates=wanted.initial), []
     for _ in range(wanted.generations):
         question = strategy.ask(state, generator)
         assert question.train
@@ -68,7 +68,7 @@ def test_what_is_found_is_within_the_budget_and_no_larger_than_the_population(na
 def test_no_more_is_measured_than_it_says(name: str, changes: dict[str, int]) -> None:
     wanted, measured = plan(**changes), 0
     strategy, generator = create_strategy(name, wanted), torch.Generator().manual_seed(0)
-    state = State(wanted.initial)
+    state = State(gates=wanted.initial)
     for _ in range(wanted.generations):
         question = strategy.ask(state, generator)
         measured += len(question.measure)
@@ -107,7 +107,7 @@ def test_a_state_survives_json(name: str) -> None:
 @every
 def test_the_wrong_number_of_scores_is_refused(name: str) -> None:
     strategy = create_strategy(name, plan())
-    question = strategy.ask(State(ZERO), torch.Generator().manual_seed(0))
+    question = strategy.ask(State(gates=ZERO), torch.Generator().manual_seed(0))
     with pytest.raises(SearchError, match="scores were asked for, got"):
         strategy.tell(question.state, [0.5] * (len(question.measure) + 1), ZERO)
 
@@ -214,13 +214,13 @@ class TestCars:
 class TestGradientAndGold:
     def test_gradient_keeps_the_largest_gates_and_trains_everything(self) -> None:
         strategy = create_strategy("gradient", plan(budget=6))
-        assert strategy.ask(State(ZERO), torch.Generator()).train == (Architecture.full(SPACE),)
+        assert strategy.ask(State(gates=ZERO), torch.Generator()).train == (Architecture.full(SPACE),)
         (found,) = strategy.outcome(searched("gradient", plan(budget=6))[-1])
         assert [i for i, on in enumerate(found.mask) if on] == list(GOOD)
 
     def test_the_gate_of_the_block_counts(self) -> None:
         gates = Gates(ZERO.alpha, (0.0, 3.0, -3.0, 0.0, 0.0))
-        (found,) = create_strategy("gradient", plan(budget=4)).outcome(State(gates))
+        (found,) = create_strategy("gradient", plan(budget=4)).outcome(State(gates=gates))
         assert found.active["layer1"] == KINDS
 
     def test_gold_prunes_evenly_and_trains_the_result_as_it_is(self) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from repconv.search.config import SCHEMA, SearchConfig
+from repconv.search.config import SCHEMA
 from repconv.search.folder import RunFolder
+from repconv.search.presets import PRESETS
 from repconv.search.processes import joined, shares
 from repconv.search.run import run
 from repconv.search.session import Session
@@ -60,13 +62,11 @@ class Split:
 def main(folder: Path, architectures: int, weighting: str, of: int) -> None:
     """Three updates with given architectures, one evaluation; then a run."""
     torch.set_num_threads(1)
-    config = SearchConfig(
-        network="irep_resnet18",
+    config = replace(
+        PRESETS["smoke"].config,
         width=2,
         blocks=(1,),
-        data="digits",
         train_images=150,
-        validation_share=0.2,
         population=4,
         epochs=3,
         warmup_epochs=1,

@@ -10,7 +10,7 @@ from torch import nn
 
 from repconv import BackendError, CheckpointError, SourceError, create_model, fuse, save
 from repconv.cli.fuse import command as fuse_by_command
-from repconv.export.fusing import fuse_source
+from repconv.export.from_source import fuse_source
 from repconv.sources.checkpoint import Checkpoint
 from repconv.sources.source import READERS, Format, open_source
 
@@ -237,7 +237,7 @@ def test_a_format_is_one_reader_for_every_command(tmp_path, monkeypatch, command
     def read(path, *_):
         torch.manual_seed(int(path.read_text()))
         network = create_model("irep_resnet18", width=2, blocks=(1,)).eval()
-        return Checkpoint(network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
+        return Checkpoint(model=network, fused=False, input_shape=(3, 8, 8)), (f"made of {path.read_text()}",)
 
     monkeypatch.setitem(READERS, ".seed", Format(read))
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from repconv.export.subject import Subject
 from repconv.export.targets import TARGETS
 
 from ..backends import Backend
-from ..forms import Form, Given
+from ..forms import BenchForm, Given
 
 CALIBRATION_IMAGES = 32
 """Noise, for int8: its times are those of any int8 file of the network."""
@@ -60,14 +60,16 @@ class Workshop:
         np.save(path, x.numpy())
         return path, x
 
-    def onnx(self, form: Form, batch: int) -> Subject:
+    def onnx(self, form: BenchForm, batch: int) -> Subject:
         """The form in ONNX, float32."""
         key = (form.given.label, form.name, batch)
         if key not in self._onnx:
             self._onnx[key] = form.onnx(batch)
         return self._onnx[key]
 
-    def build(self, form: Form, backend: Backend, batch: int, precision: str, x: Tensor, x_file: Path) -> BuiltForm:
+    def build(
+        self, form: BenchForm, backend: Backend, batch: int, precision: str, x: Tensor, x_file: Path
+    ) -> BuiltForm:
         """A form for a backend.
 
         Raises:
@@ -77,7 +79,10 @@ class Workshop:
         """
         if backend.target is None:
             file, count = form.save_for_torch(self.folder, self.stem(), x)
-            return BuiltForm(Job(file, x_file, precision, form.own_code), count * DTYPES[precision].itemsize)
+            return BuiltForm(
+                Job(file=file, input=x_file, precision=precision, own_code=form.own_code),
+                count * DTYPES[precision].itemsize,
+            )
         subject = self.onnx(form, batch)
         spans = (Span.of(form.given.size[1]), Span.of(form.given.size[2]))
         gpu = gpu_here()
@@ -94,7 +99,13 @@ class Workshop:
         stem = self.stem()
         for suffix, content in built.files.items():
             self._write(stem + suffix, content)
-        job = Job(self.folder / f"{stem}{TARGETS[backend.target].suffix}", x_file, precision, None, backend.target)
+        job = Job(
+            file=self.folder / f"{stem}{TARGETS[backend.target].suffix}",
+            input=x_file,
+            precision=precision,
+            own_code=None,
+            target=backend.target,
+        )
         return BuiltForm(job, sum(map(len, built.files.values())), dict(built.observed))
 
     def _write(self, name: str, content: bytes) -> None:

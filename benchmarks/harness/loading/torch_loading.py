@@ -39,7 +39,7 @@ def load_torch(job: Job, how: How, *, compiled: bool) -> Loaded:
         return forward(given)
 
     call()  # torch.compile compiles here
-    return Loaded(call, nothing, lambda: as_arrays(tensors(call())), observed)
+    return Loaded(call=call, wait=nothing, outputs=lambda: as_arrays(tensors(call())), observed=observed)
 
 
 def _on_gpu(
@@ -67,11 +67,11 @@ def _on_gpu(
     call()
     tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return Loaded(
-        with_transfers if how.transfers else call,
-        torch.cuda.synchronize,
-        lambda: as_arrays(tensors(call())),
-        {**observed, "gpu": torch.cuda.get_device_name(), "tf32": str(tf32).lower()},
-        event_clock() if how.cuda_events else None,
+        call=with_transfers if how.transfers else call,
+        wait=torch.cuda.synchronize,
+        outputs=lambda: as_arrays(tensors(call())),
+        observed={**observed, "gpu": torch.cuda.get_device_name(), "tf32": str(tf32).lower()},
+        clock=event_clock() if how.cuda_events else None,
     )
 
 

@@ -18,7 +18,7 @@ REASONS = {
 """Bits of nvmlDeviceGetCurrentClocksEventReasons that slow a GPU down (NVML API reference)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuState:
     """One look at the GPU.
 

@@ -13,7 +13,7 @@ STOLEN = 0.01
 """Share of the cores' time taken by a hypervisor that is told."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Usage:
     """Seconds of processor time since the machine started, of the cores this process may use.
 

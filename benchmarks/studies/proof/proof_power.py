@@ -32,8 +32,7 @@ from repconv.benchmarks.studies.graph.networks import to_onnx as exported_by_tra
 from repconv.benchmarks.studies.proof.proof_networks import NETWORKS, is_own, network
 from repconv.benchmarks.studies.proof.proof_table import between, power_table
 from repconv.blocks.fold import fuse_blocks, outermost_branches
-from repconv.blocks.proof import block_by_block
-from repconv.blocks.verify import prove_blocks
+from repconv.blocks.proof import block_by_block, prove_blocks
 from repconv.export.onnx.exporter import exported
 from repconv.files.whole import write_whole
 from repconv.fusing import exported_program

@@ -64,7 +64,7 @@ ROOM = 64 << 20
 """Bytes of a disk that is not full."""
 IMPORTS = (
     "onnx", "onnxruntime", "onnxscript", "openvino", "torch.onnx", "torch.export", "torch._dynamo", "sklearn.datasets",
-    "torchvision.transforms.v2", "torch.utils.tensorboard", "torch.utils.data", "repconv.export.fusing",
+    "torchvision.transforms.v2", "torch.utils.tensorboard", "torch.utils.data", "repconv.export.from_source",
     "repconv.export.exporting", "repconv.export.runtimes.openvino", "repconv.graph.onnx.fuse", "repconv.search.run",
     "repconv.search.retrain", "repconv.search.reports.picture", "repconv.benchmarks.harness.bench",
     "repconv.benchmarks.harness.page", "repconv.cli.fuse", "repconv.cli.export", "repconv.cli.bench",

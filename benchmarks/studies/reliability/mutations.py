@@ -45,7 +45,7 @@ def _weights(path: Path) -> object:
 
 
 def _graph(path: Path) -> object:
-    from repconv.export.fusing import foresee
+    from repconv.export.from_source import foresee
     from repconv.sources.source import open_source
 
     opened = open_source(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 WARM = (
     "onnx.reference", "onnxruntime", "safetensors.torch", "PIL.Image", "PIL.PngImagePlugin",
-    "repconv.blocks.inspection", "repconv.export.fusing", "repconv.export.inputs.images",
+    "repconv.blocks.inspection", "repconv.export.from_source", "repconv.export.inputs.images",
     "repconv.export.onnx.summary",
     "repconv.export.runtimes.engine_runtime", "repconv.graph.program.fuse", "repconv.search.supernet.architecture",
 )  # fmt: skip

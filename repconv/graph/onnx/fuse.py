@@ -262,13 +262,17 @@ def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[Fused
     origins, layers = chosen.origins[name], chosen.rewritten[name].layers
     nodes = [node for origin in origins for node in facts.named.get(origin, ())]
     before = Size(
-        sum(n.op_type in CONVOLUTIONS for n in nodes),
-        sum(n.op_type == "BatchNormalization" for n in nodes),
-        sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
+        convolutions=sum(n.op_type in CONVOLUTIONS for n in nodes),
+        batch_norms=sum(n.op_type == "BatchNormalization" for n in nodes),
+        parameters=sum(_elements(facts, i) for n in nodes for i in n.input if i not in statistics_of(n)),
     )
-    after = Size(sum(isinstance(x, Convolution) for x in layers), 0, sum(int(np.prod(t.dims)) for t in written.weights))
+    after = Size(
+        convolutions=sum(isinstance(x, Convolution) for x in layers),
+        batch_norms=0,
+        parameters=sum(int(np.prod(t.dims)) for t in written.weights),
+    )
     return [
-        FusedLayer(node, layer.form.label, origins, before, after, name)
+        FusedLayer(name=node, geometry=layer.form.label, branches=origins, before=before, after=after, tensor=name)
         for node, layer in zip(written.layers, layers, strict=True)
     ]
 
@@ -302,8 +306,8 @@ def measure(model: onnx.ModelProto, facts: Facts, owners: Mapping[str, str] | No
         pixels = map(nominal_side, tensor.dims[2:] if tensor is not None else (sides or ())[2:])
         flops += 2 * prod(pixels) * int(np.prod(weight))
     return Size(
-        sum(n.op_type in CONVOLUTIONS for n in nodes),
-        sum(n.op_type == "BatchNormalization" for n in nodes),
-        parameters(model),
-        flops,
+        convolutions=sum(n.op_type in CONVOLUTIONS for n in nodes),
+        batch_norms=sum(n.op_type == "BatchNormalization" for n in nodes),
+        parameters=parameters(model),
+        flops=flops,
     )

@@ -255,12 +255,12 @@ def _layers(module: fx.GraphModule, facts: ProgramFacts, name: str, chosen: Plan
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
     return tuple(
         FusedLayer(
-            facts.labels[name],
-            layer.form.label,
-            origins,
-            read,
-            Size(int(isinstance(layer, Convolution)), 0, layer.form.weights),
-            name,
+            name=facts.labels[name],
+            geometry=layer.form.label,
+            branches=origins,
+            before=read,
+            after=Size(convolutions=int(isinstance(layer, Convolution)), batch_norms=0, parameters=layer.form.weights),
+            tensor=name,
         )
         for layer in chosen.rewritten[name].layers
     )
@@ -272,9 +272,9 @@ def _size_of(nodes: Sequence[fx.Node], module: fx.GraphModule) -> Size:
     held = {str(n.target) for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
     tensors = [operator.attrgetter(name)(module) for name in held]
     return Size(
-        sum(k.startswith(CONVOLUTIONS) for k in kinds),
-        sum(k in NORMS for k in kinds),
-        sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)),
+        convolutions=sum(k.startswith(CONVOLUTIONS) for k in kinds),
+        batch_norms=sum(k in NORMS for k in kinds),
+        parameters=sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)),
     )
 
 
@@ -290,10 +290,10 @@ def _drop_unread(module: fx.GraphModule) -> None:
 def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
     names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     return Size(
-        sum(n.startswith(CONVOLUTIONS) for n in names),
-        sum(n in NORMS for n in names),
-        sum(p.numel() for p in module.parameters()),
-        _flops(module, facts),
+        convolutions=sum(n.startswith(CONVOLUTIONS) for n in names),
+        batch_norms=sum(n in NORMS for n in names),
+        parameters=sum(p.numel() for p in module.parameters()),
+        flops=_flops(module, facts),
     )
 
 

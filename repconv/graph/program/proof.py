@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 from ...progress import counted
 from ...proof.affine import different, same_numbers
 from ...proof.agreement import Agreement, Comparison
+from ...proof.end_to_end import prove_whole
 from ...proof.report import FusionReport, Proof
-from ...proof.whole import prove_whole
 from .regions import Constants, prove_region
 
 

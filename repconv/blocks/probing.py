@@ -1,21 +1,13 @@
-"""Proof that fusing changed nothing: block by block and end to end, against float64."""
+"""What is asked of a network before it is compared: its dtype, its flops, and random images to run it on."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from ..algebra.kernels import Kernel
-from ..proof.agreement import Agreement
-from ..proof.leaves import Inputs, arguments
-from ..proof.report import Proof, Refusal
-from ..proof.whole import prove_whole
-from .fold import fuse_blocks, with_kernels
-from .proof import block_by_block
 
 
 def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
@@ -27,30 +19,6 @@ def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, se
     generator = torch.Generator().manual_seed(seed)
     shapes = ((1, channels, height, width), (2, channels, min(height, 64) // 2 * 2 + 1, min(width, 64) // 2 * 2 + 3))
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def prove_blocks(
-    model: nn.Module, fused: nn.Module, inputs: Sequence[Inputs] = (), kernels: Mapping[str, Kernel] | None = None
-) -> Proof:
-    """How far `fused`, made from `model` by `fuse_blocks`, is from it, block by block and end to end.
-
-    Blocks are proven as affine maps, whatever they read. End to end, float64 forms of both are compared, then the model
-    in its own dtype and the fused one against the float64 reference; without inputs nothing is.
-
-    Args:
-        model: the original, in evaluation mode.
-        fused: the result.
-        inputs: one call's each, a tensor [n, c, h, w] or a tuple of positional arguments.
-        kernels: what the layers of `fused` were cast from, by name; None: they are folded again.
-    """
-    if not inputs:
-        said = "the network's input is not known; pass an example: repconv.fuse(model, x)"
-        return Proof(Agreement(tuple(block_by_block(model, fused))), (Refusal("end to end", said),))
-    wide = copy.deepcopy(model).double()
-    exact = fuse_blocks(wide)[0] if kernels is None else with_kernels(wide, kernels)
-    del wide
-    blocks = Proof(Agreement(tuple(block_by_block(model, fused))))
-    return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact)
 
 
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:

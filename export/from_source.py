@@ -6,7 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from repconv.blocks.fold import outermost_branches
 from repconv.blocks.forecast import Forecast, forecast
-from repconv.blocks.verify import count_flops, dtype_of, probes
+from repconv.blocks.probing import count_flops, dtype_of, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.edited import inputs_of
 from repconv.files.held import temporary_folder
@@ -67,6 +67,7 @@ class Fused(Generic[M_co]):
 
     model: M_co
     report: FusionReport
+    _: KW_ONLY
     modules: nn.Module | None = None
     in_runtime: Agreement | None = None
     known: Checkpoint | None = None
@@ -132,7 +133,7 @@ def _opened(source: str | Path | Source | nn.Module) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
-        return Source(type(source).__name__, None, None, Checkpoint(source, fused=False))
+        return Source(name=type(source).__name__, path=None, sha256=None, held=Checkpoint(model=source, fused=False))
     return open_source(source)
 
 
@@ -168,7 +169,7 @@ def _modules(network: nn.Module, shape: Shape, *, prove: bool) -> Fused[nn.Modul
     fused, report = fuse_modules(network, probes(shape, dtype=dtype_of(network)), prove=prove)
     if prove:
         report = report.with_flops(count_flops(network, shape), count_flops(fused, shape))
-    return Fused(fused, report, fused)
+    return Fused(fused, report, modules=fused)
 
 
 def _program(
@@ -220,12 +221,12 @@ def network_to_onnx(
     after, report = (before, fused.report) if fused is not None else fuse_onnx(before, prove=False)
     final = finished(after, {**(metadata or {}), **(summary or _summary)(report)})
     if not prove:
-        return Fused(final, report, None if fused is None else fused.modules)
+        return Fused(final, report, modules=None if fused is None else fused.modules)
     in_runtime = verify_onnx(final.SerializeToString(), _flat(network), inputs)
     if fused is not None:
         if not in_runtime.passed:
             raise VerificationError(f"the ONNX model in onnxruntime: {in_runtime.verdict}; nothing was written", report)
-        return Fused(final, report, fused.modules, in_runtime)
+        return Fused(final, report, modules=fused.modules, in_runtime=in_runtime)
     feeds = {before.graph.input[0].name: inputs[0].numpy()}
     regions, unmeasured = region_comparisons(before, after, feeds, labels_of(report))
     proof = Proof(Agreement(tuple(regions), in_runtime.end_to_end, partial=bool(unmeasured)), tuple(unmeasured))
@@ -343,7 +344,7 @@ def write_fused(fused: Fused[Model], out: Path) -> None:
     """
     model = fused.model
     if isinstance(model, nn.Module):
-        known = fused.known or Checkpoint(model, fused=True)
+        known = fused.known or Checkpoint(model=model, fused=True)
         save(
             model,
             out,
