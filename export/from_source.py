@@ -279,7 +279,7 @@ def _feeds(source: Source, held: onnx.ModelProto, settings: FuseSettings) -> lis
     kinds = [value.type.tensor_type.elem_type for value in inputs_of(held)]
     if all(kinds) and not set(kinds) <= ONNX_TYPES.keys():
         return None
-    artefact = artefact_of(source)
+    artefact = artefact_of(source, loaded=False)
     names = [i.name for i in artefact.inputs]
     drawn = inputs_for(artefact, artefact, settings.input_shape)
     return [{name: t.numpy() for name, t in zip(names, given, strict=True)} for given in drawn]

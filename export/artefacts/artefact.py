@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +151,15 @@ def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [t.to(dtype) if t.is_floating_point() else t for t in inputs]
 
 
-def artefact_of(source: Source) -> Artefact:
+def artefact_of(source: Source, *, loaded: bool = True) -> Artefact:
     """A source as something that runs: a network or a program in PyTorch, an ONNX model in onnxruntime.
 
     Raises:
-        SourceError: it takes no tensors, or onnxruntime cannot load it.
+        SourceError: it takes no tensors, or onnxruntime cannot load it; not `loaded`, that comes when it runs.
     """
     proto = None
     if isinstance(source.held, onnx.ModelProto):
-        kind, (run, trace), proto = ONNXRUNTIME, _of_onnx(source.held, source), source.held
+        kind, (run, trace), proto = ONNXRUNTIME, _of_onnx(source.held, source, loaded=loaded), source.held
         exact = _evaluated(proto, source.inputs)
     elif isinstance(source.held, ExportedProgram):
         kind, (run, trace) = PROGRAM, _of_program(source.held, source)
@@ -287,14 +288,21 @@ def _declared(given: Sequence[Tensor], inputs: Sequence[Input]) -> list[Tensor]:
     ]
 
 
-def _of_onnx(proto: onnx.ModelProto, source: Source) -> tuple[Run, Trace]:
+def _of_onnx(proto: onnx.ModelProto, source: Source, *, loaded: bool) -> tuple[Run, Trace]:
     inputs, longest = source.inputs, longest_run(proto)
     # A file of another format that was read as ONNX is none that onnxruntime loads.
     path = source.path if source.path is not None and source.path.suffix == ".onnx" else None
-    session = model_session(proto, source.name) if path is None else session_of(path, source.name)
+
+    @cache
+    def session() -> Any:  # noqa: ANN401  # onnxruntime has no types
+        """It holds the weights once more, and some who open a model never run it."""
+        return model_session(proto, source.name) if path is None else session_of(path, source.name)
+
+    if loaded:
+        session()
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(_run_session(session, inputs, given, longest))
+        return tuple(_run_session(session(), inputs, given, longest))
 
     def trace(given: Sequence[Tensor]) -> list[Intermediate]:
         nodes = [(node, name) for node in proto.graph.node for name in node.output if name]

@@ -25,15 +25,6 @@ def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return shown
 
 
-def only(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], given: Iterable[str]) -> onnx.ModelProto:
-    """A copy with these nodes alone, which is given the named tensors besides its inputs."""
-    part = copy_of(model)
-    del part.graph.node[:]
-    part.graph.node.extend(nodes)
-    part.graph.input.extend(onnx.ValueInfoProto(name=name) for name in given)
-    return part
-
-
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that are no initialisers: before IR version 4 weights are inputs, too."""
     weights = {tensor.name for tensor in model.graph.initializer}

@@ -17,12 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.studies.common import ROOT, asking, head, markdown_table, write_result
-from repconv.benchmarks.studies.graph.networks import randomise
+from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.files.whole import write_whole
 
 SCHEMA = "repconv.fuse_cost/1"
@@ -81,10 +82,7 @@ def subject(path: Path, channels: int = 512, blocks: int = 11) -> int:
     """Write the network as ONNX, norms kept; returns how many parameters it has."""
     network = nn.Sequential(nn.Conv2d(3, channels, 1), *(Branches(channels) for _ in range(blocks)))
     randomise(network)
-    torch.onnx.export(
-        network.eval(), (torch.randn(1, 3, 16, 16),), str(path), dynamo=False, opset_version=17,
-        training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,
-    )  # fmt: skip
+    onnx.save(to_onnx(network, torch.randn(1, 3, 16, 16)), str(path))
     return sum(parameter.numel() for parameter in network.parameters())
 
 

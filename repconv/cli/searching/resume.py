@@ -53,20 +53,22 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
     own_code: what the user named on the command line, which may be run.
     """
+    from repconv.search.config import SCHEMA, SearchConfig
     from repconv.search.folder import BEST, CONFIG, RESULT
     from repconv.search.reports.found import read_found
     from repconv.search.reports.picture import terminal
     from repconv.search.run import run
+    from repconv.search.settings import settings_from_dict
     from repconv.search.tasks.data import is_own_data
     from repconv.search.tasks.network import is_own_network
 
     from ..shared.record import file_record, write_json
 
-    config = folder.read_json(CONFIG)
-    own = {"data": is_own_data, "network": is_own_network}
-    named = [f" --{option} {config[option]}" for option, is_own in own.items() if is_own(str(config.get(option, "")))]
+    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
+    own = {"data": (is_own_data, config.data), "network": (is_own_network, config.network)}
+    named = [f" --{option} {name}" for option, (is_own, name) in own.items() if is_own(name)]
     with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
-        run(folder, Epochs(config.get("epochs", 0), _show), own_code=own_code)
+        run(folder, Epochs(config.epochs, _show), own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT)

@@ -123,6 +123,15 @@ class Term:
         """Terms whose numbers come before these."""
         return [term for addend in self._addends for term in addend.needs if term.known is None]
 
+    def forget(self) -> None:
+        """Let go of these numbers and all they were made of; who asks again has them computed again."""
+        for term in dependencies_first(self, Term.kept):
+            term.known = None
+
+    def kept(self) -> list[Term]:
+        """Terms these were made of whose numbers are still held."""
+        return [term for addend in self._addends for term in addend.needs if term.known is not None]
+
     def compute(self) -> Kernel:
         """The numbers, those of `missing` being known."""
         kernels = [_kernel(addend.form.geometry, addend.weight()) for addend in self._addends]

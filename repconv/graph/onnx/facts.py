@@ -24,6 +24,9 @@ from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
 
 Array = NDArray[np.generic]
 
+_KEPT = 1 << 16
+"""Bytes of a stored weight that is kept as an array besides, having been read once."""
+
 LARGEST_CONSTANT = 2**26
 """A constant of more elements is not evaluated: it would take 256 MB in float32."""
 ALL_CONSTANTS = 2**30
@@ -71,14 +74,19 @@ def nested(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def captured(graph: onnx.GraphProto) -> set[str]:
     """Every name that nodes of subgraphs read, wherever it is made."""
+    return set().union(*(captured_by(node) for node in graph.node))
+
+
+def captured_by(node: onnx.NodeProto) -> set[str]:
+    """Every name that is read inside a node's subgraphs, wherever it is made."""
     found: set[str] = set()
-    pending = [sub for node in graph.node for sub in nested(node)]
+    pending = list(nested(node))
     while pending:
         sub = pending.pop()
         found.update(value.name for value in sub.output)
-        for node in sub.node:
-            found.update(node.input)
-            pending.extend(nested(node))
+        for inner in sub.node:
+            found.update(inner.input)
+            pending.extend(nested(inner))
     return found
 
 
@@ -365,6 +373,8 @@ class Facts:
         Raises:
             FusionError: its bytes cannot be read.
         """
+        if name in self.initializers:
+            return self.as_run(name)
         if name not in self._exact:
             self._exact[name] = self._widened(name)
         return self._exact[name]
@@ -387,6 +397,8 @@ class Facts:
         Raises:
             FusionError: its bytes cannot be read.
         """
+        if name in self.initializers and self.initializers[name].ByteSize() > _KEPT:
+            return self._evaluate(name)  # whoever needs it reads it once; kept, all weights were held twice
         if name not in self._values:
             self._values[name] = self._evaluate(name) if self.is_constant(name) else None
         return self._values[name]

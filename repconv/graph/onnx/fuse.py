@@ -58,14 +58,19 @@ def fuse_onnx(
         SourceError: onnxruntime cannot run the model on the given `feeds`.
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
+    result, report = _fused(source)
+    proof = proof_of(source, result, report, feeds) if prove else None
+    return result, report.with_proof(proof).require("the fused ONNX model")
+
+
+def _fused(source: onnx.ModelProto) -> tuple[onnx.ModelProto, FusionReport]:
+    """The model as it is written, and what was done; the plan, which holds its numbers in float64, ends here."""
     planned = _planned(source)
     facts, chosen = planned.facts, planned.chosen
     result, layers, more, owners = _write(facts, planned.steps, chosen, captured(source.graph))
     _check(result)
     after = measure(result, facts, owners)
-    report = FusionReport(layers, (*planned.refusals, *chosen.refusals, *more), planned.before, after)
-    proof = proof_of(source, result, report, feeds) if prove else None
-    return result, report.with_proof(proof).require("the fused ONNX model")
+    return result, FusionReport(layers, (*planned.refusals, *chosen.refusals, *more), planned.before, after)
 
 
 def proof_of(
@@ -199,6 +204,7 @@ def _write(
             # the graph's type is too narrow for its own weights; nothing is half done.
             why = f"{error}; the whole graph was left as it is, fuse it in float32"
             return copy_of(source), (), [Refusal(where[name], why)], {}
+        found.forget()
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:
         return copy_of(source), (), [], {}

@@ -191,6 +191,11 @@ class Emission:
         """Convolutions, and matrices times the last axis."""
         return [each for each in self.operations if isinstance(each, Layer)]
 
+    def forget(self) -> None:
+        """Let go of the numbers of its layers; see `Term.forget`."""
+        for layer in self.layers:
+            layer.term.forget()
+
     def settled(self) -> tuple[Operation, ...]:
         """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
         *before, last = self.operations

@@ -48,6 +48,10 @@ class Evaluator(ReferenceEvaluator):
         super().__init__(*arguments, **named)
         self.rt_nodes_ = _InTime(self.rt_nodes_)
 
+    def release(self) -> None:
+        """Let go of weights and nodes. They refer to one another, so that they would stay until a full collection."""
+        vars(self).clear()
+
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:  # noqa: ANN401  # onnx's signature
         if node.domain != "":
             return super()._load_impl(node, input_types)

@@ -15,7 +15,6 @@ import onnx
 import torch
 from torch import Tensor
 
-from ....files.edited import only
 from ....proof.agreement import Comparison
 from ....proof.comparing import compare_tensors
 from ..facts import nested
@@ -75,10 +74,8 @@ def replayed(
         FusionError: as `evaluate`.
     """
     known = {name: run[name] for d in decided for name in d.outputs}
-    gone = {d.outputs[0] for d in decided}
-    rest = only(model, (node for node in model.graph.node if not (node.output and node.output[0] in gone)), known)
     kept = [name for name in dict.fromkeys(names) if name not in known]
-    found = dict(zip(kept, evaluate(rest, {**feeds, **known}, kept), strict=True))
+    found = dict(zip(kept, evaluate(model, {**feeds, **known}, kept), strict=True))
     return {name: found.get(name, known.get(name)) for name in names}  # type: ignore[misc]
 
 
@@ -120,8 +117,7 @@ def _differing(
     model: onnx.ModelProto, decision: Decision, exact: Mapping[str, Array], run: Mapping[str, Array]
 ) -> tuple[int, int] | None:
     """How many decisions differ, and how many of these by more than a step; None if none does."""
-    one = only(model, [decision.node], decision.by)
-    (alone,) = evaluate(one, {name: exact[name] for name in decision.by}, [decision.outputs[0]])
+    (alone,) = evaluate(model, {name: exact[name] for name in decision.by}, [decision.outputs[0]])
     apart = np.abs(alone.astype(np.float64) - run[decision.outputs[0]].astype(np.float64))
     count = int((apart > 0).sum())
     return (count, int((apart > 1).sum()) if decision.stepwise else 0) if count else None

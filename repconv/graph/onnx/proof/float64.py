@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ....errors import FusionError
-from ....files.edited import copy_of, put
-from ....files.onnx import longest_run
+from ....files.edited import put
+from ....files.onnx import LARGE, longest_run, return_freed
 from ....limits import at_most
 from ..evaluator.evaluator import Evaluator
 from ..facts import first_line, nested
+from .stretches import stretches
 
 Array = NDArray[np.generic]
 
@@ -25,31 +27,45 @@ _TYPES = frozenset(("to", "dtype", "output_dtype"))
 
 
 def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
-    """The named outputs of `model` for `feeds`, every floating-point number of it in float64.
+    """The named tensors of `model`, every floating-point number of it in float64.
+
+    Args:
+        model: what runs of it is what `names` need.
+        feeds: its inputs by name, and any other tensors, which are then not computed.
+        names: outputs, or any other tensors.
 
     Raises:
         FusionError: the reference evaluator knows an operation of the model not at all, or not in float64.
     """
-    cast = {name: _double(value) for name, value in feeds.items()}
+    known: dict[str, Any] = {name: _double(value) for name, value in feeds.items()}
     try:
         with at_most(longest_run(model)):
-            found = Evaluator(in_float64(model)).run(list(names), cast)
+            for stretch in stretches(model, known.keys(), names):
+                _widen_model(stretch.model)
+                evaluator = Evaluator(stretch.model)
+                found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
+                evaluator.release()
+                if stretch.model.ByteSize() > LARGE:
+                    return_freed()
+                known |= zip(stretch.made, found, strict=True)
+                known = {name: value for name, value in known.items() if name in stretch.later}
+        held = {tensor.name: tensor for tensor in model.graph.initializer}
+        return [
+            np.asarray(known[name] if name in known else _double(numpy_helper.to_array(held[name]))) for name in names
+        ]
     except Exception as error:  # each operation is somebody else's code
         raise FusionError(f"it cannot be evaluated in float64 ({first_line(error)})") from error
-    return [np.asarray(value) for value in found]
 
 
-def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose floating-point weights, constants, inputs, casts and outputs are float64."""
-    result = copy_of(model)
-    for imported in (result, *result.functions):
+def _widen_model(model: onnx.ModelProto) -> None:
+    """Make floating-point weights, constants, casts and outputs of a model float64."""
+    for imported in (model, *model.functions):
         for entry in imported.opset_import:
             entry.domain = _plain(entry.domain)
-    for function in result.functions:
+    for function in model.functions:
         for node in function.node:
             _widen_node(node)
-    _widen(result.graph)
-    return result
+    _widen(model.graph)
 
 
 def _plain(domain: str) -> str:

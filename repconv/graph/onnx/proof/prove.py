@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,6 @@ class ModelPair:
     decided: the decisions they share, which are replayed.
     trusted: whether all that differs between them is proven, so that rounding the stored numbers is an excuse.
     unmeasured: what could not be compared with float64, so far.
-
-    Raises:
-        NotRunError: onnxruntime cannot load the original.
-        SourceError: it cannot load the other.
     """
 
     def __init__(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
@@ -93,9 +90,15 @@ class ModelPair:
         self._outputs = [value.name for value in before.graph.output]
         decided = (name for d in self.decided for name in (*d.by, *d.outputs))
         self._shown = list(dict.fromkeys([*self._outputs, *decided]))
+
+    @cached_property
+    def _session(self) -> Any:  # noqa: ANN401  # onnxruntime has no types
         with _original():
-            self._session = model_session(self._showing(before), "the ONNX model", as_written=True)
-        self._session_after = model_session(self._showing(after), "the fused ONNX model", as_written=True)
+            return model_session(self._showing(self._before), "the ONNX model", as_written=True)
+
+    @cached_property
+    def _session_after(self) -> Any:  # noqa: ANN401  # onnxruntime has no types
+        return model_session(self._showing(self._after), "the fused ONNX model", as_written=True)
 
     def _showing(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """What is decided is seen in both runs, so that it can be replayed."""
@@ -105,7 +108,7 @@ class ModelPair:
         """Every output, and what decisions were made of, of one call.
 
         Raises:
-            NotRunError, SourceError: onnxruntime cannot run the original, or the other.
+            NotRunError, SourceError: onnxruntime cannot load or run the original, or the other.
         """
         shown, decided = self._shown, self.decided
         end_to_end: list[Comparison] = []

@@ -67,11 +67,15 @@ def prove_regions(
     """
     wanted = anew(before, after)
     known_before, known_after = _computed(before), _computed(after)
-    pairs = {name: (region(before, name, known_after), region(after, name, known_before)) for name in wanted}
-    sources = list(dict.fromkeys(n for (_, old), (_, new) in pairs.values() for n in (*old, *new)))
-    sizes = shapes(sources)
+
+    def pair(name: str) -> tuple[tuple[onnx.ModelProto, list[str]], tuple[onnx.ModelProto, list[str]]]:
+        """Copies of a region's weights, so not of all regions at once."""
+        return region(before, name, known_after), region(after, name, known_before)
+
+    sizes = shapes(list(dict.fromkeys(n for name in wanted for _, read in pair(name) for n in read)))
     found, unmeasured = list(_altered(before, after)), []
-    for name, ((old, read), (new, read_after)) in counted(pairs.items(), "regions proved:"):
+    for name in counted(wanted, "regions proved:"):
+        (old, read), (new, read_after) = pair(name)
         missing = [n for n in (*read, *read_after) if n not in sizes]
         if missing:
             unmeasured.append(Refusal(label(name), f"the size of {missing[0]}, which it reads, is not known"))
