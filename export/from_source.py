@@ -32,7 +32,7 @@ from repconv.proof.agreement import Agreement
 from repconv.proof.leaves import leaves
 from repconv.proof.report import FusionReport, Proof
 from repconv.sources.checkpoint import SUFFIXES, Checkpoint, save
-from repconv.sources.source import ONNX_TYPES, Source, open_source, writable
+from repconv.sources.source import ONNX_TYPES, WRITTEN, Source, open_source, writable
 
 from .artefacts.artefact import artefact_of
 from .comparing.compare import inputs_for
@@ -119,6 +119,8 @@ def fuse_source(
                 "instead, such as -o fused.onnx or -o fused.pt2"
             )
         fused = _modules(network, shape, prove=prove)
+    elif suffix not in WRITTEN:
+        raise SourceError(f"a fused network is written as {', '.join(WRITTEN)}, not {suffix or 'without a suffix'}")
     else:
         given = _runs(network, shape, settings) if inputs is None else list(inputs)
         if suffix == ".pt2":

@@ -18,6 +18,7 @@ from repconv.expansion.placement import replaced
 from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.settings import BuildSettings, Span
 from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject
+from repconv.export.targets import TARGETS
 from repconv.fusing import exported_program, fuse_network
 from repconv.models.libraries import is_own_code
 from repconv.models.spec import ModelSpec, is_foreign
@@ -180,7 +181,7 @@ class BenchForm:
         if self.network is None:
             raise SourceError(
                 f"{self.given.label} is an ONNX file, which PyTorch does not run; measure it with --backend "
-                "onnxruntime or openvino"
+                + " or ".join(way.name for target in TARGETS.values() for way in target.timed if way.usual)
             )
         in_graph = self.given.program or (self.fuse and is_foreign(self.network))
         if not in_graph:

@@ -19,6 +19,7 @@ from ..files.onnx import kind_of, read_onnx
 from ..files.programs import open_program
 from ..files.whole import sha256
 from ..models.spec import ModelSpec
+from .checkpoint import SUFFIXES as SAVED
 from .checkpoint import Checkpoint, Normalization
 from .networks import SUFFIXES, by_name, of_weights
 
@@ -136,7 +137,7 @@ def _graph(read: Callable[[Path], Held]) -> Reader:
     return reader
 
 
-WRITTEN = (*SUFFIXES, ".onnx", ".pt2")
+WRITTEN = (*SAVED, ".onnx", ".pt2")
 """Formats of files that a fused network is written in."""
 
 

@@ -113,6 +113,7 @@ MISUSES = {
         ("fuse", "SOURCE", "-o", "f.exe"),
         ".safetensors, .onnx, .pt2, got '.exe'",
     ),
+    "suffix that is read only": (("fuse", "SOURCE", "-o", "f.tar"), ".safetensors, .onnx, .pt2, got '.tar'"),
     "no folder": (("fuse", "SOURCE", "-o", "none/f.pt"), "there is no folder none; make it first"),
     "itself": (("fuse", "SOURCE", "-o", "SOURCE"), "is the source itself"),
     "opset": (("fuse", "SOURCE", "-o", "f.onnx", "--opset", "40"), "40 is not in the range 13<=x<=26"),

@@ -250,7 +250,7 @@ def test_code_planted_in_a_program_is_refused(name, files, tmp_path):
 def test_a_truncated_file_is_refused(suffix, keep, files, tmp_path):
     whole = (files / f"f{suffix}").read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(SourceError, match="not a readable"):
+    with pytest.raises(SourceError, match=r"not a (readable|valid)"):
         open_artefact(str(tmp_path / f"cut{suffix}"))
 
 

@@ -172,7 +172,10 @@ def random_feeds(model: onnx.ModelProto) -> tuple[list[Feeds], tuple[Refusal, ..
             known = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
             side = NOMINAL if known[1:].count(None) <= 2 else NOMINAL // 2
             shape = [(side if axis else 2) if n is None else n for axis, n in enumerate(known)]
-            require_drawable(shape, f"the input {value.name}")
+            try:
+                require_drawable(shape, f"the input {value.name}")
+            except SourceError as error:
+                return [], (Refusal(value.name, str(error)),)
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             is_float = kind.kind == "f" or kind.name == "bfloat16"
             drawn = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
