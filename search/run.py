@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -303,4 +304,6 @@ def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an opt
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
+    # Its file is named after the machine, which is nobody's business to whom the folder is handed.
+    with mock.patch("socket.gethostname", return_value="host"):
+        return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)

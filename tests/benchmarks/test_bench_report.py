@@ -147,6 +147,13 @@ def test_a_mismatch_and_a_failure_are_said_everywhere() -> None:
     assert json.dumps(nan.to_dict(), allow_nan=False)
 
 
+def test_names_are_no_html_in_markdown() -> None:
+    text = markdown(result_of(), "repconv bench `a`.pt")
+    assert "<" not in text
+    assert "&lt;a &amp; b&gt;.pt" in text
+    assert text.startswith("``repconv bench `a`.pt``")
+
+
 def test_the_tables_state_ratios_with_intervals(result) -> None:
     text = tables(result)
     line = next(line for line in text.splitlines() if "unfused / fused" in line and "torch" in line)

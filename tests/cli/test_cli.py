@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import repconv.cli
-from repconv import create_model, load, save
+from repconv import OutputError, create_model, load, save
 from repconv.files.whole import sha256
 
 
@@ -133,6 +133,19 @@ def test_misuse_is_exit_2_in_words_and_leaves_nothing(name, run, checkpoint, tmp
     assert "Traceback" not in out + err
     assert not list(tmp_path.iterdir())
     assert sha256(checkpoint) == before
+
+
+def test_a_record_that_finds_no_room_takes_nothing_back_that_was_written(run, checkpoint, tmp_path, monkeypatch):
+    def full(_: object) -> None:
+        raise OutputError("cannot write r.json: No space left on device; nothing was written")
+
+    monkeypatch.setattr("repconv.cli.shared.record.whole_file", full)
+    code, _, err = run("fuse", checkpoint, "-o", "f.pt", "--json", "r.json")
+    assert code == 2
+    assert "r.json" in err
+    assert "what else the command wrote is whole" in err
+    assert load(tmp_path / "f.pt").fused
+    assert [path.name for path in tmp_path.iterdir()] == ["f.pt"]
 
 
 def test_an_image_shape_is_asked_for_only_when_unknown(run, tmp_path):

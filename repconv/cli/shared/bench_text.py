@@ -55,13 +55,15 @@ def differing(result: BenchResult) -> list[str]:
 def markdown(result: BenchResult, command: str) -> str:
     """The same as Markdown, with the command and the machine."""
     machine = result.environment
-    parts = [f"`{command}`", f"{machine['processor']}, {machine['cores']} cores; {_packages(result)}."]
+    fence = "``" if "`" in command else "`"
+    where = f"{machine['processor']}, {machine['cores']} cores; {_packages(result)}."
+    parts = [f"{fence}{command}{fence}", _no_html(where)]
     for title, rows in _groups(result):
-        parts += [f"{title}:", _markdown_table(rows)]
+        parts += [f"{_no_html(title)}:", _markdown_table(rows)]
     ratios = _ratios(result)
     if len(ratios) > 1:
         parts.append(_markdown_table(ratios))
-    parts += [legend(result), "\n".join(f"* {said}" for said in gathered(result.all_warnings))]
+    parts += [legend(result), "\n".join(f"* {_no_html(said)}" for said in gathered(result.all_warnings))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,8 +74,13 @@ def _packages(result: BenchResult) -> str:
 
 
 def _markdown_table(rows: Rows) -> str:
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    head, *body = [[_no_html(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in body)])
+
+
+def _no_html(text: str) -> str:
+    """Text in Markdown that may hold names: pages show Markdown's HTML as it stands, scripts among it."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _groups(result: BenchResult) -> list[tuple[str, Rows]]:
