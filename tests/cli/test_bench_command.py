@@ -78,7 +78,7 @@ def test_everything_in_one_run(checkpoint, tmp_path) -> None:
     assert "unfused / fused" in out
     assert "Architecture" in (tmp_path / "b.html").read_text()
     assert "| torch | unfused |" in (tmp_path / "b.md").read_text()
-    assert "measured 100%" in err
+    assert "measuring 9 subjects in 2 rounds" in err
 
 
 @pytest.mark.slow

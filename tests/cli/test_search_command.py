@@ -30,7 +30,7 @@ def settings(*texts: str) -> list[str]:
 def test_search_retrain_fuse_and_onnx_from_the_command_line(run, tmp_path) -> None:
     code, out, err = run("search", "run", "-o", "a", *settings(*SMALL), "--json", "a.json")
     assert code == 0, err
-    assert "generation 1: 3 measured" in out
+    assert "generation 1: 3 measured" in err
     assert "best of 3: validation accuracy" in out
     assert json.loads((tmp_path / "a.json").read_text())["schema"] == "repconv.search-run/1"
     environment = json.loads((tmp_path / "a" / "environment.json").read_text())

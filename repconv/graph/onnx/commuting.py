@@ -93,10 +93,10 @@ def _order(facts: Facts, node: onnx.NodeProto, affine: set[str]) -> tuple[int, .
     if pixels < 1 or any(len(axis) != 1 for axis in first.layout.axes):
         return None
     try:
-        ((kind, order),) = changes(first, image)
+        found = changes(first, image)
     except GeometryError:
         return None  # pixel axes that are not the first ones
-    return order if kind == "permute" else None
+    return next((order for kind, order in found if kind == "permute"), None) if len(found) == 1 else None
 
 
 def _reaching(graph: onnx.GraphProto, turned: dict[str, tuple[int, ...]], affine: set[str]) -> set[str]:

@@ -90,7 +90,7 @@ def _order(facts: ProgramFacts, node: fx.Node, kinds: dict[str, str]) -> tuple[i
         return None
     image = Carried(first.name, plain(first.layout.channels, pixels), first.dims)
     try:
-        ((kind, order),) = changes(first, image)
+        found = changes(first, image)
     except GeometryError:
         return None  # pixel axes that are not the first ones
-    return order if kind == "permute" else None
+    return next((order for kind, order in found if kind == "permute"), None) if len(found) == 1 else None
