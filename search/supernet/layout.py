@@ -18,7 +18,7 @@ def memory_format(model: nn.Module, name: str, device: torch.device, *, wanted: 
     """Channels last where `wanted` and safe: on a GPU, and this package's networks without `unsafe` layers on a CPU.
 
     What networks by others run is not known, and a layer that writes past its memory ends the process, or spoils
-    numbers in silence. Measured, contiguous memory takes 0.9 to 1.2 times as long.
+    numbers in silence.
 
     Args:
         model: to be trained.
