@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from .names import public
@@ -51,5 +50,13 @@ _HOMES = {
     ".sources.checkpoint": "load save",
 }
 
-__version__ = version("repconv")
-__all__, __getattr__, __dir__ = public(__name__, _HOMES)
+__version__: str
+__all__, _public, __dir__ = public(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # a third of the time that `repconv --help` takes
+
+        return version("repconv")
+    return _public(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from importlib.metadata import version
 
 import click
 
@@ -36,7 +35,7 @@ _COMMANDS = {
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: repconv fuse checkpoint.pt -o fused.onnx",
 )
-@click.version_option(version("repconv"), "-V", "--version", prog_name="repconv")
+@click.version_option(None, "-V", "--version", package_name="repconv", prog_name="repconv")
 def _repconv() -> None:
     """Fold trained multi-branch convolution blocks, exactly, into the single convolutions that deploy."""
 
