@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -300,6 +299,8 @@ def network_settings(config: SearchConfig) -> dict[str, Any]:
 
 def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an optional library
     """A writer, None where TensorBoard is not installed."""
+    from unittest import mock
+
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

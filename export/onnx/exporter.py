@@ -13,7 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from repconv.errors import BuildError
+from repconv.errors import BuildError, SourceError
+from repconv.files.onnx import session_of
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.proof.agreement import Agreement, Comparison
 from repconv.proof.comparing import comparisons
@@ -235,17 +236,10 @@ def onnx_function(model: bytes, *, exact_integers: bool = False) -> Function:
     Raises:
         BuildError: onnxruntime cannot load it.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if exact_integers:
-        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a type a failure
-        first = next(iter(str(error).splitlines()), "")
-        raise BuildError(f"onnxruntime {onnxruntime.__version__} cannot load the model: {first}") from error
+        session = session_of(model, "the model", exact_integers=exact_integers)
+    except SourceError as error:
+        raise BuildError(str(error)) from error
     name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -186,7 +186,7 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type a failure
         first = next(iter(str(error).splitlines()), "")
-        raise SourceError(f"{text}: onnxruntime {onnxruntime.__version__} cannot load it: {first}") from error
+        raise SourceError(f"onnxruntime {onnxruntime.__version__} cannot load {text}: {first}") from error
     if (model.stat().st_size if isinstance(model, Path) else len(model)) > LARGE:
         return_freed()
     return session

@@ -15,10 +15,10 @@ from .held import temporary_file, temporary_folder
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def whole_file(path: str | os.PathLike[str], *, stands: str = "nothing was written") -> Iterator[BinaryIO]:
     """Write beside `path` and rename into place at the end; an interruption leaves the old file or none.
 
-    A link is followed: what it points to is replaced, and it stays a link.
+    A link is followed: what it points to is replaced, and it stays a link. An error ends with what `stands` then.
 
     Raises:
         OutputError: the file cannot be written, and what stood there before still does.
@@ -36,7 +36,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(target)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was written") from error
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; {stands}") from error
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:

@@ -1,9 +1,12 @@
 """The command line: what it writes, what it prints, and how it says no."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -12,8 +15,8 @@ import torch
 from click.testing import CliRunner
 
 import repconv.cli
-from repconv import OutputError, create_model, load, save
-from repconv.files.whole import sha256
+from repconv import create_model, load, save
+from repconv.files.whole import sha256, whole_file
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +139,11 @@ def test_misuse_is_exit_2_in_words_and_leaves_nothing(name, run, checkpoint, tmp
 
 
 def test_a_record_that_finds_no_room_takes_nothing_back_that_was_written(run, checkpoint, tmp_path, monkeypatch):
-    def full(_: object) -> None:
-        raise OutputError("cannot write r.json: No space left on device; nothing was written")
+    @contextmanager
+    def full(path: str, **stands: str) -> Iterator[None]:
+        with whole_file(path, **stands):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
 
     monkeypatch.setattr("repconv.cli.shared.record.whole_file", full)
     code, _, err = run("fuse", checkpoint, "-o", "f.pt", "--json", "r.json")

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 
-from ...errors import OutputError
 from ...files.record import file_record, versions
 from ...files.whole import whole_file
 from .terminal import write_standard_output
@@ -28,9 +27,5 @@ def write_json(path: str, schema: str, content: Mapping[str, object]) -> None:
     if path == "-":
         write_standard_output(f"{text}\n")
         return
-    try:
-        with whole_file(path) as stream:
-            stream.write(text.encode() + b"\n")
-    except OutputError as error:
-        why = str(error).removesuffix("; nothing was written")
-        raise OutputError(f"{why}; what else the command wrote is whole") from error
+    with whole_file(path, stands="what else the command wrote is whole") as stream:
+        stream.write(text.encode() + b"\n")

@@ -81,6 +81,26 @@ def broadcasts(tensor: Carried) -> None:
         )
 
 
+def to_image(tensors: Sequence[Carried | None]) -> tuple[int, ...] | None:
+    """What permutation of axes takes tensors of one layout and size to [n, c, pixels].
+
+    None where they are so already, where layout or size is unknown or not the same, and where no permutation does it.
+    """
+    first = tensors[0]
+    if first is None or first.is_plain or first.channel_axis is None:
+        return None
+    if any(t is None or (t.frame, t.dims) != (first.frame, first.dims) for t in tensors):
+        return None
+    pixels = len(first.layout.axes) - 2
+    if pixels < 1 or any(len(axis) != 1 for axis in first.layout.axes):
+        return None
+    try:
+        found = changes(first, Carried(first.name, plain(first.layout.channels, pixels), first.dims))
+    except GeometryError:
+        return None  # pixel axes that are not the first ones
+    return next((order for kind, order in found if kind == "permute"), None) if len(found) == 1 else None
+
+
 def changes(source: Carried, target: Carried) -> tuple[Change, ...]:
     """What takes a tensor from one layout to another of as many channels.
 

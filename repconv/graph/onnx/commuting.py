@@ -13,12 +13,9 @@ from collections.abc import Sequence
 import onnx
 from onnx import helper
 
-from ...errors import GeometryError
 from ...files.edited import copy_of
 from ..core.step import Step
-from ..maps.arrangement import changes
-from ..maps.carried import Carried
-from ..maps.layout import plain
+from ..maps.arrangement import to_image
 from .facts import Facts
 from .writer import Names
 
@@ -82,21 +79,7 @@ def _order(facts: Facts, node: onnx.NodeProto, affine: set[str]) -> tuple[int, .
     constants = [facts.constant(name) for name in node.input if name and facts.is_constant(name)]
     if node.output[0] in affine or not computed or any(value is None or value.size != 1 for value in constants):
         return None
-    tensors = [facts.placed.get(name) for name in computed]
-    first = tensors[0]
-    if first is None or first.is_plain or first.channel_axis is None:
-        return None
-    if any(t is None or (t.frame, t.dims) != (first.frame, first.dims) for t in tensors):
-        return None
-    pixels = len(first.layout.axes) - 2
-    image = Carried(first.name, plain(first.layout.channels, pixels), first.dims)
-    if pixels < 1 or any(len(axis) != 1 for axis in first.layout.axes):
-        return None
-    try:
-        found = changes(first, image)
-    except GeometryError:
-        return None  # pixel axes that are not the first ones
-    return next((order for kind, order in found if kind == "permute"), None) if len(found) == 1 else None
+    return to_image([facts.placed.get(name) for name in computed])
 
 
 def _reaching(graph: onnx.GraphProto, turned: dict[str, tuple[int, ...]], affine: set[str]) -> set[str]:

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from ...errors import GeometryError
 from ..core.step import Step
-from ..maps.arrangement import changes
-from ..maps.carried import Carried
-from ..maps.layout import plain
+from ..maps.arrangement import to_image
 from .facts import ProgramFacts, is_pointwise
 
 _aten = torch.ops.aten
@@ -42,7 +39,7 @@ def commuted(facts: ProgramFacts, steps: Sequence[Step]) -> fx.GraphModule | Non
             continue
         order = turned[node.name]
         for source in node.all_input_nodes:
-            if facts.is_constant(facts.nodes[source.name]) if source.name in facts.nodes else False:
+            if source.name in facts.nodes and facts.is_constant(facts.nodes[source.name]):
                 continue
             if source not in now:
                 with result.graph.inserting_before(node):
@@ -72,25 +69,9 @@ def _order(facts: ProgramFacts, node: fx.Node, kinds: dict[str, str]) -> tuple[i
         return None
     computed = [n for n in node.all_input_nodes if not facts.is_constant(n)]
     constants = [facts.constant(n) for n in node.all_input_nodes if facts.is_constant(n)]
-    tensors = [facts.placed.get(n.name) for n in computed]
-    if not tensors or any(value is None or value.numel() != 1 for value in constants):
+    if not computed or any(value is None or value.numel() != 1 for value in constants):
         return None
-    first = tensors[0]
-    if (
-        first is None
-        or first.is_plain
-        or first.channel_axis is None
-        or any(len(axis) != 1 for axis in first.layout.axes)
-    ):
+    order = to_image([facts.placed.get(n.name) for n in computed])
+    if order is None or any(facts.size(n) != facts.size(node) for n in computed):
         return None
-    if any(t is None or (t.frame, t.dims) != (first.frame, first.dims) for t in tensors):
-        return None
-    pixels = len(first.layout.axes) - 2
-    if pixels < 1 or any(facts.size(n) != facts.size(node) for n in computed):
-        return None
-    image = Carried(first.name, plain(first.layout.channels, pixels), first.dims)
-    try:
-        found = changes(first, image)
-    except GeometryError:
-        return None  # pixel axes that are not the first ones
-    return next((order for kind, order in found if kind == "permute"), None) if len(found) == 1 else None
+    return order
