@@ -1,4 +1,4 @@
-"""Work in a fork of a process that has imported everything; of a command, in a session of its own, what became of it."""
+"""Work in a fork of a process that has imported everything; and what became of a command in a session of its own."""
 
 from __future__ import annotations
 
