@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files.archives import Archive, ArchiveError, is_archive
-from ..files.pickles import foreign_objects, is_script, stand_ins, stands_in_for
+from ..files.foreign.archives import Archive, ArchiveError, is_archive
+from ..files.foreign.pickles import foreign_objects, is_script, stand_ins, stands_in_for
 
 WRAPPINGS = (
     "model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema", "state_dict", "model",

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..errors import SourceError
+from ...errors import SourceError
 from .archives import Archive
 
 _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!__|save\b|load\b|from_file\b)\w+\.(?!__)\w+")
