@@ -230,7 +230,7 @@ def _write(
     weights = [t for made in written.values() for t in made.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
-    without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
+    without_unread(result.graph, [*source.graph.initializer, *sizes], weights, read, outer)
     owners = {made: name for name, nodes in written.items() for node in nodes.nodes for made in node.output}
     return result, tuple(layers), [], owners
 
