@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from repconv.benchmarks.studies.reliability.forked import fork
 from repconv.errors import RepconvError
+
+from .forked import fork
 
 WARM = (
     "onnx.reference", "onnxruntime", "safetensors.torch", "PIL.Image", "PIL.PngImagePlugin",
