@@ -24,7 +24,8 @@ from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
 from ..planning.plan import Plan, plan
 from .commuting import commuted
-from .facts import Facts, attributes, captured, label
+from .facts import Facts
+from .nodes import attributes, captured, label
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
 from .writer import DIALECT, Names, Nodes, emit, taken, without_unread
