@@ -15,7 +15,7 @@ from numpy.lib.format import read_array, read_array_header_1_0, read_array_heade
 from torch import Tensor
 
 from repconv.errors import SourceError
-from repconv.files.archives import Archive
+from repconv.files.foreign.archives import Archive
 from repconv.files.images import SUFFIXES, ImageFiles, class_of
 from repconv.sources.checkpoint import Normalization
 

@@ -104,17 +104,11 @@ def _beside(path: Path, parts: Parts) -> list[Path]:
 def _external(path: Path) -> Iterator[Path]:
     """Files in which an ONNX model keeps its weights, as far as it can be read at all."""
     import onnx
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    from .foreign.beside import locations
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        places = {
-            entry.value
-            for tensor in _get_all_tensors(model)
-            if uses_external_data(tensor)
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
+        places = locations(onnx.load(str(path), load_external_data=False))
     except Exception:  # noqa: BLE001  # what it is no model for is said by whoever reads it
         return
     yield from (path.parent / place for place in places)

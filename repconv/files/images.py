@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, final
 
 from ..errors import BackendError, RepconvError
-from .archives import Archive, ArchiveError
+from .foreign.archives import Archive, ArchiveError
 
 LARGEST_PIXELS = 2**26
 """Pixels of an image that is decoded: 192 MB of colours."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import onnx
 
-from ..errors import SourceError
+from ..errors import SourceError, first_line
 from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
 from .edited import copy_of
+from .foreign.beside import BesideError, put_weights
 from .held import temporary_folder
 
 _NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
@@ -33,13 +34,31 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         SourceError: not a readable, valid ONNX model.
     """
-    try:
-        proto: onnx.ModelProto = onnx.load(path)
-    except Exception as error:  # protobuf, onnx and the file system each raise their own
-        raise SourceError(f"{path}: not a readable ONNX model ({_first_line(error)})") from error
+    proto = parsed(path)
     said = complaint(proto)
     if said:
         raise SourceError(f"{path}: not a valid ONNX model: {said}")
+    return proto
+
+
+def parsed(path: Path) -> onnx.ModelProto:
+    """As `read_onnx`, of a model that may not be valid.
+
+    Raises:
+        SourceError: not a readable ONNX model.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; name an ONNX model")
+    try:
+        proto: onnx.ModelProto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf, onnx and the file system each raise their own
+        raise SourceError(
+            f"{path}: not a readable ONNX model, or one that is damaged or cut short ({first_line(error)})"
+        ) from error
+    try:
+        put_weights(proto, path)
+    except BesideError as problem:
+        raise SourceError(f"{path}: {problem}") from problem
     return proto
 
 
@@ -69,7 +88,7 @@ def complaint(model: onnx.ModelProto) -> str:
     try:
         onnx.checker.check_model(light)
     except Exception as error:  # noqa: BLE001  # protobuf and onnx each raise their own
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
@@ -117,10 +136,6 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in inputs:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return light
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def longest_run(model: onnx.ModelProto) -> float:

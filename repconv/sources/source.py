@@ -15,8 +15,8 @@ from torch.export import ExportedProgram
 from ..blocks.probing import dtype_of
 from ..errors import SourceError
 from ..files.edited import inputs_of
+from ..files.foreign.programs import open_program
 from ..files.onnx import kind_of, read_onnx
-from ..files.programs import open_program
 from ..files.whole import sha256
 from ..models.spec import ModelSpec
 from .checkpoint import SUFFIXES as SAVED

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repconv.files.archives import Archive, ArchiveError
+from repconv.files.foreign.archives import Archive, ArchiveError
 
 CONTENTS = {"a/one.txt": b"one " * 100, "a/empty": b"", "b/zwei-\u00fc.bin": bytes(range(256)), "dir/": b""}
 

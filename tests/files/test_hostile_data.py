@@ -15,7 +15,7 @@ from PIL import Image
 
 from repconv.errors import SourceError
 from repconv.export.inputs.images import read_arrays
-from repconv.files.archives import Archive, ArchiveError
+from repconv.files.foreign.archives import Archive, ArchiveError
 from repconv.files.images import ImageFiles
 
 
@@ -81,7 +81,7 @@ def test_an_archive_that_stretches_as_far_as_real_ones_is_read() -> None:
 
 
 def test_what_unpacks_to_far_more_is_refused_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repconv.files.archives._ROOM", 2**19)
+    monkeypatch.setattr("repconv.files.foreign.archives._ROOM", 2**19)
     with pytest.raises(ArchiveError, match="would unpack to 1,048,576"):
         Archive(io.BytesIO(zipped({"a": bytes(2**20)}, zipfile.ZIP_DEFLATED)))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from repconv.export.artefacts.cuda import cuda_graph, event_clock
 from repconv.export.artefacts.loaded import How, Job, Loaded, as_arrays, nothing
 from repconv.export.proof.tolerances import DTYPES
-from repconv.files.programs import open_program
+from repconv.files.foreign.programs import open_program
 from repconv.proof.leaves import leaves
 from repconv.sources.checkpoint import load
 

@@ -22,8 +22,13 @@ from ..core.reasons import BY_BATCH, HANGING, UNCOUNTED, Kind, StaysError
 from ..core.terms import average_term, convolution_term, extent, scale_term, transposed_term
 from ..maps.carried import Carried, Made, last_axis, matmul, spread
 from ..maps.layout import MOST_PIXEL_AXES, plain
-from .facts import EPSILON, Array, Facts, attributes
+from .evaluator.constants import Array
+from .facts import Facts
+from .nodes import attributes
 from .operands import Part, by_axis, by_channel, constant_of, double, image_of, integer, shown, window
+
+_EPSILON = float(torch.tensor(1e-5, dtype=torch.float32))
+"""Batch normalisation's where a node says nothing; attributes are float32."""
 
 
 def _weighed(facts: Facts, node: onnx.NodeProto) -> tuple[Array, int, Carried]:
@@ -125,8 +130,8 @@ def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         double(constant_of(facts, name, what))
         for name, what in zip(node.input[1:5], ("scale", "shift", "mean", "variance"), strict=True)
     )
-    eps = known.get("epsilon", EPSILON)
-    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else EPSILON)
+    eps = known.get("epsilon", _EPSILON)
+    scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else _EPSILON)
     if any(len(vector) != channels for vector in (weight, bias, mean, variance)):
         raise StaysError(Kind.MISFIT(said=f"its vectors are not one number for each of {channels} channels"))
     if not bool(torch.isfinite(scale).all()):

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf has no types
 from onnx import numpy_helper
 
-from ...errors import FusionError
+from ...errors import FusionError, SourceError
 from ...files.edited import copy_of
-from ...files.onnx import complaint, parameters, statistics_of
+from ...files.onnx import complaint, parameters, parsed, statistics_of
 from ...proof.agreement import Agreement
 from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
 from ..core.dims import nominal_side
@@ -27,7 +26,8 @@ from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
 from ..planning.plan import Plan, plan
 from .commuting import commuted
-from .facts import Facts, attributes, captured, first_line, label
+from .facts import Facts
+from .nodes import attributes, captured, label
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
 from .writer import DIALECT, Names, Nodes, emit, taken, without_unread
@@ -176,16 +176,10 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     Raises:
         FusionError: no file, or not a readable ONNX model.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise FusionError(f"{where}: there is no such file")
     try:
-        loaded: onnx.ModelProto = onnx.load(str(where))
-    except DecodeError as error:
-        raise FusionError(f"{where} is not an ONNX model, or is damaged or cut short: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise FusionError(f"{where} cannot be read, its external data included: {first_line(error)}") from error
-    return loaded
+        return parsed(Path(path))
+    except SourceError as error:
+        raise FusionError(str(error)) from error
 
 
 def _check(model: onnx.ModelProto) -> None:
@@ -245,7 +239,7 @@ def _write(
     weights = [t for made in written.values() for t in made.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
-    without_unread(result.graph, [*source.graph.initializer, *sizes, *weights], read, outer)
+    without_unread(result.graph, [*source.graph.initializer, *sizes], weights, read, outer)
     owners = {made: name for name, nodes in written.items() for node in nodes.nodes for made in node.output}
     return result, tuple(layers), [], owners
 

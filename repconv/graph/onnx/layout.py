@@ -14,7 +14,8 @@ from ..core.reasons import Kind, StaysError
 from ..core.terms import grid_term
 from ..maps import carried
 from ..maps.carried import Carried, Made
-from .facts import Facts, attributes
+from .facts import Facts
+from .nodes import attributes
 from .operands import Part, constant_of, double, image_of, integer, integers, integers_of
 
 

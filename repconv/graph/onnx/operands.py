@@ -14,7 +14,9 @@ from ...algebra.geometry import Axes, Sides
 from ..core.dims import Dim
 from ..core.reasons import AN_INPUT, COMPUTED, Kind, StaysError
 from ..maps.carried import Carried, Made, spread
-from .facts import Array, Facts, attributes
+from .evaluator.constants import Array
+from .facts import Facts
+from .nodes import attributes
 
 
 @dataclass(frozen=True)

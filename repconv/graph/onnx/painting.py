@@ -13,7 +13,9 @@ from ..maps import canvas
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried
 from ..maps.layout import permuted
-from .facts import Array, Facts, attributes
+from .evaluator.constants import Array
+from .facts import Facts
+from .nodes import attributes
 from .operands import constant_of, double, integer, integers, integers_of
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import onnx
 
-from ...errors import FusionError, GeometryError
+from ...errors import FusionError, GeometryError, first_line
 from ...proof.report import GraphRefusal
 from ..core.cost import Cost, averaging, convolution, elementwise
 from ..core.dims import nominal
@@ -16,7 +16,8 @@ from ..core.reasons import Kind, StaysError, reason_of
 from ..core.step import Step
 from ..maps.canvas import recognised
 from . import arithmetic, layout
-from .facts import KEEPS_SIZE, Facts, first_line, label
+from .facts import KEEPS_SIZE, Facts
+from .nodes import label
 from .operands import Part, shown
 from .painting import PAINTERS
 

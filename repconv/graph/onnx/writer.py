@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ...errors import FusionError
 from ..maps.arrangement import Change
 from ..planning.dialect import Dialect
 from ..planning.emission import Add, Average, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
-from .facts import captured
+from .nodes import captured
 
 DIALECT = Dialect(pads_unevenly=True)
 
@@ -202,9 +203,17 @@ def _tensor(name: str, value: Tensor, element_type: int) -> onnx.TensorProto:
 
 
 def without_unread(
-    graph: onnx.GraphProto, weights: Sequence[onnx.TensorProto], read_before: set[str], captured: set[str]
+    graph: onnx.GraphProto,
+    stored: Sequence[onnx.TensorProto],
+    written: Sequence[onnx.TensorProto],
+    read_before: set[str],
+    captured: set[str],
 ) -> None:
-    """Drop nodes that something read before and nothing reads now, and add the `weights` of which that is not true."""
+    """Drop nodes that something read before and nothing reads now, and add the weights of which that is not true.
+
+    stored: those of the original, which keep their names. written: those written for this graph, of which no two hold
+        the same numbers afterwards, nor numbers that stay stored.
+    """
     outputs = {value.name for value in graph.output} | captured
     readers = Counter(name for node in graph.node for name in set(node.input))
     kept = []
@@ -221,6 +230,42 @@ def without_unread(
         copies.node.extend(reversed(kept))
         del graph.node[:]
         graph.node.extend(copies.node)
-    graph.initializer.extend(
-        t for t in weights if readers[t.name] > 0 or t.name in outputs or t.name not in read_before
-    )
+    stay = [t for t in stored if readers[t.name] > 0 or t.name in outputs or t.name not in read_before]
+    new, instead = _stored_once(stay, [t for t in written if readers[t.name] > 0], {v.name for v in graph.input})
+    graph.initializer.extend([*stay, *new])
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in instead:
+                node.input[position] = instead[name]
+
+
+def _stored_once(
+    stay: Sequence[onnx.TensorProto], written: Sequence[onnx.TensorProto], inputs: set[str]
+) -> tuple[list[onnx.TensorProto], dict[str, str]]:
+    """Those of `written` whose numbers nothing holds yet, and of each other one the name of what holds them.
+
+    inputs: names of the graph's inputs; what is stored for one of them may be overridden.
+    """
+    held: dict[_Identity, str] = {}
+    alike = {(t.data_type, tuple(t.dims)) for t in written}
+    for tensor in stay:
+        if (tensor.data_type, tuple(tensor.dims)) in alike and tensor.name not in inputs:
+            held.setdefault(_identity(tensor), tensor.name)
+    new: list[onnx.TensorProto] = []
+    instead: dict[str, str] = {}
+    for tensor in written:
+        name = held.setdefault(_identity(tensor), tensor.name)
+        if name == tensor.name:
+            new.append(tensor)
+        else:
+            instead[tensor.name] = name
+    return new, instead
+
+
+_Identity = tuple[int, tuple[int, ...], bytes]
+
+
+def _identity(tensor: onnx.TensorProto) -> _Identity:
+    """Alike for tensors of the same type, shape and bytes."""
+    content = numpy_helper.to_array(tensor).tobytes()
+    return tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest()

@@ -28,7 +28,7 @@ from .commuting import commuted
 from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
-from .writer import DIALECT, emit
+from .writer import DIALECT, emit, store_once
 
 _aten = torch.ops.aten
 
@@ -82,7 +82,7 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     facts, _, chosen, refusals = _planned(given, exact)
     module = facts.module
     original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-    nodes = dict(facts.nodes)
+    nodes, held = dict(facts.nodes), {name for name, _ in module.named_parameters(remove_duplicate=False)}
     layers: dict[str, tuple[FusedLayer, ...]] = {}
     for name, found in chosen.rewritten.items():
         layers[name] = _layers(module, facts, name, chosen)
@@ -98,6 +98,8 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
         return Rewritten(original, original, {}, report, facts.labels)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
+    _drop_unread(module)
+    store_once(module, held)
     _drop_unread(module)
     module.recompile()
     # Where a kernel came out as zeros, what it would have read is written for nobody.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -123,3 +124,29 @@ def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.
         wanted, count = f"fused_{name}_{count}", count + 1
     module.register_parameter(wanted, torch.nn.Parameter(cast))
     return module.graph.get_attr(wanted)
+
+
+def store_once(module: fx.GraphModule, before: Collection[str]) -> None:
+    """Have every node read one parameter where several hold the same numbers, those written for this graph.
+
+    before: names of parameters of the original, which stay.
+    """
+    held: dict[_Identity, str] = {}
+    parameters = dict(module.named_parameters())
+    written = [name for name in parameters if name not in before]
+    alike = {(parameters[name].dtype, parameters[name].shape) for name in written}
+    for name in (*(name for name in parameters if name in before), *written):
+        if (parameters[name].dtype, parameters[name].shape) in alike:
+            held.setdefault(_identity(parameters[name]), name)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) in written:
+            node.target = held[_identity(parameters[str(node.target)])]
+
+
+_Identity = tuple[torch.dtype, torch.device, tuple[int, ...], bytes]
+
+
+def _identity(tensor: Tensor) -> _Identity:
+    """Alike for tensors of the same type, place, shape and bytes."""
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(content).digest()

@@ -1,0 +1,1 @@
+"""What files of others hold, looked at before anything believes it."""
