@@ -18,6 +18,9 @@ LARGEST_INPUT = 2**28
 
 LARGEST_TENSOR = 2**34
 """Numbers in any tensor whose size a graph says: 64 GiB in float32."""
+LARGEST_SIZE_BITS, MOST_SIZE_TERMS, LONGEST_SIZE = 2**12, 2**12, 2**14
+"""Of a size that a program describes by an expression: bits of its number, each symbol taken as 64; terms multiplied
+out; letters."""
 LONGEST_RUN_S = 600.0
 """Of one call of a model, which a file can ask to be of any length."""
 LONGEST_LOOP_S = 20.0

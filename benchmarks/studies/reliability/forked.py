@@ -1,4 +1,4 @@
-"""One run of a command in a forked process of its own session, and what became of it."""
+"""Work in a fork of a process that has imported everything; and what became of a command in a session of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,36 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 LIMIT_S = 120
 """After which a run counts as hanging."""
 GRACE_S = 8
 """That other processes of a run may live longer than the run itself."""
+
+
+def fork(work: Callable[[], object], said: int) -> int:
+    """Do `work` in a fork of this process, whose output goes to the descriptor `said`; the number of the process.
+
+    It ends with the code of the SystemExit that `work` raises, with 0 where it raises nothing, and else with 70.
+    """
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        for descriptor in (1, 2):
+            os.dup2(said, descriptor)
+        work()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
+    except BaseException:  # noqa: BLE001  # a fork must not return into its parent's code
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 @dataclass(frozen=True)
@@ -40,30 +64,7 @@ class Running:
     def __init__(self, line: Sequence[str], folder: Path, temporary: Path) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `ended`
         self.began = time.perf_counter()
-        self.pid = os.fork()
-        if not self.pid:
-            self._become(line, folder, temporary)
-
-    def _become(self, line: Sequence[str], folder: Path, temporary: Path) -> None:
-        code = 70
-        try:
-            os.setsid()
-            os.chdir(folder)
-            os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-            for descriptor in (1, 2):
-                os.dup2(self._said.fileno(), descriptor)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
-            sys.argv = ["repconv", *line]
-            importlib.import_module("repconv.cli").main()
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-        except BaseException:  # noqa: BLE001  # a fork must not return into its parent's code
-            traceback.print_exc()
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(code)
+        self.pid = fork(partial(_command, line, folder, temporary), self._said.fileno())
 
     def wait_until(self, seconds: float) -> bool:
         """Whether it is still under way so many seconds after its start."""
@@ -99,6 +100,17 @@ class Running:
         said = self._said.read().decode(errors="replace")
         self._said.close()
         return Outcome(code, said, tuple(left.values()), round(seconds, 3))
+
+
+def _command(line: Sequence[str], folder: Path, temporary: Path) -> None:
+    """In the fork."""
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
+    sys.argv = ["repconv", *line]
+    importlib.import_module("repconv.cli").main()
 
 
 def session(leader: int) -> dict[int, str]:

@@ -21,7 +21,7 @@ import torch
 
 from repconv import create_model, save
 from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_result
-from repconv.benchmarks.studies.reliability.trials import Outcome, trial, warm
+from repconv.benchmarks.studies.reliability.trials import Trial, trial, warm
 
 SCHEMA = "repconv.reliability_mutations/1"
 SECONDS, MEMORY = 60.0, 2 << 30
@@ -172,12 +172,12 @@ def main() -> None:
             print(json.dumps({key: value for key, value in rows[name].items() if key != "said"}), flush=True)
 
 
-def _tried(path: Path, content: bytes, reader: Reader, log: Path) -> Outcome:
+def _tried(path: Path, content: bytes, reader: Reader, log: Path) -> Trial:
     path.write_bytes(content)
     return trial(lambda: reader(path), log, seconds=SECONDS, memory=MEMORY)
 
 
-def _row(name: str, size: int, found: list[Outcome]) -> dict[str, object]:
+def _row(name: str, size: int, found: list[Trial]) -> dict[str, object]:
     kinds = Counter(outcome.kind for outcome in found)
     return {
         "format": name,

@@ -6,10 +6,14 @@ import importlib
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from repconv.errors import RepconvError
+
+from .forked import fork
 
 WARM = (
     "onnx.reference", "onnxruntime", "safetensors.torch", "PIL.Image", "PIL.PngImagePlugin",
@@ -20,12 +24,13 @@ WARM = (
 """What reading takes, and is no part of what a trial takes."""
 
 _TICK_S = 0.01
-_ENDS = {0: "ok", 1: "traceback", 2: "words"}
+_WORDS = 2
+_ENDS = {0: "ok", _WORDS: "words", 70: "traceback"}
 """Exit codes of a fork."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trial:
     """How a trial ended.
 
     kind: `ok`, `words` (an error of this package's, or too little memory), `traceback` (any other), `crash` (a
@@ -46,7 +51,7 @@ def warm() -> None:
         importlib.import_module(name)
 
 
-def trial(work: Callable[[], object], log: Path, *, seconds: float, memory: int) -> Outcome:
+def trial(work: Callable[[], object], log: Path, *, seconds: float, memory: int) -> Trial:
     """Do `work` in a fork of this process, and end it at the limits.
 
     Args:
@@ -56,45 +61,40 @@ def trial(work: Callable[[], object], log: Path, *, seconds: float, memory: int)
         memory: bytes above this process's own, at most.
     """
     start, before = time.monotonic(), _own_memory(os.getpid())
-    child = os.fork()
-    if child == 0:
-        _run(work, log)
+    with log.open("wb") as stream:
+        child = fork(partial(_with_words, work), stream.fileno())
     peak = 0
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             kind = _ENDS.get(os.waitstatus_to_exitcode(status), "crash")
-            return Outcome(kind, time.monotonic() - start, peak, _last(log))
+            return Trial(kind, time.monotonic() - start, peak, _last(log))
         peak = max(peak, _own_memory(child) - before)
         over = "time" if time.monotonic() - start > seconds else "memory" if peak > memory else None
         if over is not None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return Outcome(over, time.monotonic() - start, peak, _last(log))
+            return Trial(over, time.monotonic() - start, peak, _last(log))
         time.sleep(_TICK_S)
 
 
-def _run(work: Callable[[], object], log: Path) -> None:
-    """In the fork; does not return."""
-    from repconv.errors import RepconvError
+def _with_words(work: Callable[[], object]) -> None:
+    """In the fork: `work`, where errors in words have an exit code of their own."""
+    try:
+        work()
+    except RepconvError as error:
+        _say(error)
+    except BaseException as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        _say(error)
+    else:
+        return
+    raise SystemExit(_WORDS)
 
-    code = 1
-    with log.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        for number in (1, 2):
-            os.dup2(stream.fileno(), number)
-        try:
-            work()
-            code = 0
-        except RepconvError as error:
-            stream.write(str(error))
-            code = 2
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is what is counted
-            little = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-            code = 2 if little else 1
-            traceback.print_exc(file=stream)
-        finally:
-            stream.flush()
-            os._exit(code)
+
+def _say(error: BaseException) -> None:
+    os.write(2, str(error).encode(errors="backslashreplace"))
 
 
 def _own_memory(pid: int) -> int:

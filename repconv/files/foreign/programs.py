@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from ...errors import SourceError
+from ...errors import SourceError, first_line
 from .archives import Archive
+from .sizes import complaint_of_nodes, complaint_of_text
 
 _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!__|save\b|load\b|from_file\b)\w+\.(?!__)\w+")
 _ARITHMETIC = re.compile(
     r"_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-    r"|math\.[a-z]\w*|torch\.sym_\w+|torch\._sym_sqrt"
+    r"|math\.(trunc|floor|ceil|sqrt)|torch\.sym_\w+|torch\._sym_sqrt"
 )
 _WORDS = re.compile(r"[A-Za-z_]\w*")
 _SIZE_WORDS = frozenset(
@@ -73,22 +74,18 @@ def open_program(path: Path) -> torch.export.ExportedProgram:
             parts = dict(_plain_parts(Archive(stream)))
     except _NotPlainError as problem:
         raise SourceError(
-            f"{path}: {problem}; programs are read only if that executes nothing. Save it again with "
+            f"{path}: {problem}; programs are read only if that executes nothing and ends. Save it again with "
             "torch.export.save, from a network of plain tensors and ATen operators"
         ) from None
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, MemoryError) as error:
-        raise SourceError(f"{path}: not a readable .pt2 program ({_first_line(error)})") from error
+        raise SourceError(f"{path}: not a readable .pt2 program ({first_line(error)})") from error
     try:
         with _never_unpickling():
             return torch.export.load(_archived(parts))
     except Exception as error:  # torch raises many types for a damaged file
         raise SourceError(
-            f"{path}: torch {torch.__version__} cannot read this program ({_first_line(error)})"
+            f"{path}: torch {torch.__version__} cannot read this program ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextmanager
@@ -176,6 +173,8 @@ def _in_program(value: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401  # 
         key: the innermost name it stands under.
     """
     if isinstance(value, dict):
+        if said := complaint_of_nodes(value.get("nodes") or ()):
+            yield f"it computes with sizes that become too large: {said}"
         for name, part in value.items():
             if key == "range_constraints" and not _SYMBOL.fullmatch(name):
                 yield f"it has a size called {name[:40]!r}"
@@ -196,9 +195,13 @@ def _in_text(value: str, key: str) -> Iterator[str]:
     if key == "expr_str":
         if not _made_of(value, _SIZE_WORDS, r"'[su]\d+'|\b[su]\d+\b", r"[\d\s(),=.+*/<>&|~-]*"):
             yield f"it has a size {shown}"
+        elif said := complaint_of_text(value):
+            yield f"it has a size {shown}: {said}"
     elif key == "guards_code":
         if not _made_of(value, _GUARD_WORDS, r"'\w+'", r"[\d\s()\[\],=.+*/%<>!-]*"):
             yield f"it has a guard {shown}"
+        elif said := complaint_of_text(value):
+            yield f"it has a guard {shown}: {said}"
     elif key in ("in_spec", "out_spec"):
         yield from _in_structure(json.loads(value))
     elif key in ("target", "as_operator") and _is_function(value):

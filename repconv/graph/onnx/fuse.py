@@ -16,16 +16,19 @@ from ...errors import FusionError, SourceError
 from ...files.edited import copy_of
 from ...files.onnx import complaint, parameters, parsed, statistics_of
 from ...proof.agreement import Agreement
-from ...proof.report import Diverged, FusedLayer, FusionReport, Proof, Refusal, Size
+from ...proof.report import Diverged, FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
 from ..core.dims import nominal_side
+from ..core.reasons import Kind
 from ..core.step import Step
 from ..planning.diverged import diverged
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
+from ..planning.neighbours import touching
 from ..planning.plan import Plan, plan
 from .commuting import commuted
-from .facts import Facts, attributes, captured, label
+from .facts import Facts
+from .nodes import attributes, captured, label
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
 from .writer import DIALECT, Names, Nodes, emit, taken, without_unread
@@ -117,7 +120,7 @@ class _Planned:
     facts: Facts
     steps: list[Step]
     chosen: Plan
-    refusals: list[Refusal]
+    refusals: list[GraphRefusal]
     before: Size
 
 
@@ -139,7 +142,12 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
         _check_groups(facts, node)
     found, refusals = read_steps(facts)
     nodes = [
-        Node(tuple(node.output), tuple(node.input), follows=any(name in facts.canvases for name in node.output))
+        Node(
+            label(node),
+            tuple(node.output),
+            tuple(node.input),
+            follows=any(name in facts.canvases for name in node.output),
+        )
         for node in source.graph.node
         if not (node.output and facts.is_constant(node.output[0]))
     ]
@@ -150,7 +158,7 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     others = [name for node in source.graph.node if made.isdisjoint(node.output) for name in {*node.input}]
     staying = [*outputs, *others]
     chosen = plan(steps, needed, facts.placed, DIALECT, staying)
-    return _Planned(facts, steps, chosen, refusals, measure(source, facts))
+    return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 
 def _check_groups(facts: Facts, node: onnx.NodeProto) -> None:
@@ -197,7 +205,7 @@ class _Written:
 
     model: onnx.ModelProto
     layers: tuple[FusedLayer, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[GraphRefusal, ...] = ()
     owners: Mapping[str, str] = field(default_factory=dict)
     diverged: tuple[Diverged, ...] = ()
 
@@ -216,8 +224,8 @@ def _write(facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]) -> _W
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
-            why = f"{error}; the whole graph was left as it is, fuse it in float32"
-            return _Written(copy_of(source), refusals=(Refusal(where[name], why),))
+            beside = (node for origins in chosen.origins.values() for node in origins)
+            return _Written(copy_of(source), refusals=(Kind.NARROW(said=str(error)).at(where[name], beside),))
         found.forget()
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:
@@ -296,9 +304,18 @@ def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[Fused
         batch_norms=0,
         parameters=sum(int(np.prod(t.dims)) for t in written.weights),
     )
+    made = [*zip(written.layers, (layer.form.label for layer in layers), strict=True)]
     return [
-        FusedLayer(name=node, geometry=layer.form.label, branches=origins, before=before, after=after, tensor=name)
-        for node, layer in zip(written.layers, layers, strict=True)
+        FusedLayer(
+            name=node,
+            geometry=geometry,
+            branches=origins,
+            before=before,
+            after=after,
+            tensor=name,
+            multiplies=bool(layers),
+        )
+        for node, geometry in made or [(written.nodes[-1].name, chosen.rewritten[name].label)]
     ]
 
 

@@ -16,7 +16,7 @@ from ...errors import FusionError
 from ..maps.arrangement import Change
 from ..planning.dialect import Dialect
 from ..planning.emission import Add, Average, Convolution, Emission, Layer, Matrix, Move, Operand, Same, Scale, Shift
-from .facts import captured
+from .nodes import captured
 
 DIALECT = Dialect(pads_unevenly=True)
 
