@@ -155,7 +155,7 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
 
 def _key(facts: Facts, node: onnx.NodeProto, term: Term, index: int) -> Hashable:
     """What tells the numbers of a node's term: the weight that it has stored, or all that they are made of."""
-    constants = tuple(name for name in node.input if facts.is_constant(name))
+    constants = tuple(str(name) for name in node.input if facts.is_constant(name))
     if node.op_type in _WEIGHED and constants[0] in facts.initializers:
         return constants[0]
     source = facts.tensor(term.source)
