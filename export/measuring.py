@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from repconv.errors import SourceError, VerificationError
-from repconv.graph.onnx.facts import first_line
+from repconv.errors import SourceError, VerificationError, first_line
 from repconv.proof.agreement import Comparison
 from repconv.proof.comparing import compare_tensors
 from repconv.proof.decisions import Recorded

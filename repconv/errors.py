@@ -50,3 +50,8 @@ class BackendError(RepconvError):
 
 class BuildError(RepconvError):
     """A backend is installed but could not build the artefact."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

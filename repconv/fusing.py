@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .algebra.kernels import Kernel
 from .blocks.fold import fuse_blocks, outermost_branches, size, to_conv2d
 from .blocks.probing import count_flops, dtype_of, probes
 from .blocks.proof import block_by_block, prove_blocks
-from .errors import FusionError
+from .errors import FusionError, first_line
 from .graph.program.fuse import export_again, rewrite
 from .graph.program.proof import prove_program
 from .models.libraries import image_shape
@@ -217,7 +218,7 @@ def _joined(blocks: FusionReport, graph: FusionReport, model: Size, small: Size)
         parameters=graph.before.parameters + model.parameters - small.parameters,
         flops=_sum(graph.before.flops, model.flops, small.flops),
     )
-    return FusionReport((*layers, *graph.layers), graph.refusals, before, graph.after)
+    return FusionReport((*layers, *graph.layers), graph.refusals, before, graph.after, diverged=graph.diverged)
 
 
 def _sum(graph: int | None, model: int | None, small: int | None) -> int | None:
@@ -236,10 +237,30 @@ def exported_program(
     where = next((name for name, module in model.named_modules() if module.training), None)
     if where is not None:
         raise FusionError(f"the model is in training mode (at {where or 'its root'}); call model.eval() first")
+    found: Exception | None = None
+    for following in (contextlib.nullcontext(), _data_followed()):
+        try:
+            with warnings.catch_warnings(), following:
+                warnings.simplefilter("ignore")  # they are about the user's code or torch's own
+                inputs = arguments(example_inputs)
+                return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+        except Exception as error:  # noqa: BLE001  # it runs the user's own code, which may raise anything
+            found = found or error
+    why = first_line(found) if found is not None else ""
+    raise FusionError(f"torch.export cannot follow {type(model).__name__}: {why}") from found
+
+
+@contextlib.contextmanager
+def _data_followed() -> Iterator[None]:
+    """Let torch.export follow `parameter.data`, which it takes for a tensor from elsewhere: it is `detach()` there."""
+    plain: Any = torch._C.TensorBase.data  # noqa: SLF001  # what torch.Tensor inherits
+
+    def read(tensor: Tensor) -> Tensor:
+        found: Tensor = tensor.detach() if torch.compiler.is_exporting() else plain.__get__(tensor)
+        return found
+
+    torch.Tensor.data = property(read, plain.__set__)  # type: ignore[assignment]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about the user's code or torch's own
-            return torch.export.export(model, arguments(example_inputs), dynamic_shapes=dynamic_shapes, strict=False)
-    except Exception as error:  # it runs the user's own code, which may raise anything
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise FusionError(f"torch.export cannot follow {type(model).__name__}: {first}") from error
+        yield
+    finally:
+        del torch.Tensor.data

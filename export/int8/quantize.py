@@ -12,10 +12,9 @@ from pathlib import Path
 import onnx
 from torch import Tensor
 
-from repconv.errors import BuildError
+from repconv.errors import BuildError, first_line
 from repconv.files.edited import copy_of, inputs_of
 from repconv.files.held import temporary_folder
-from repconv.graph.onnx.facts import first_line
 
 from ..settings import Quantization
 from .equalise import equalise

@@ -19,9 +19,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from repconv.errors import BackendError, BuildError, RepconvError, SourceError
+from repconv.errors import BackendError, BuildError, RepconvError, SourceError, first_line
 from repconv.files.held import temporary_folder
-from repconv.graph.onnx.facts import first_line
 from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from ..errors import SourceError
+from ..errors import SourceError, first_line
 from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
 from .edited import bodies_of, copy_of
 from .foreign.beside import BesideError, put_weights
@@ -53,7 +53,7 @@ def parsed(path: Path) -> onnx.ModelProto:
         proto: onnx.ModelProto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf, onnx and the file system each raise their own
         raise SourceError(
-            f"{path}: not a readable ONNX model, or one that is damaged or cut short ({_first_line(error)})"
+            f"{path}: not a readable ONNX model, or one that is damaged or cut short ({first_line(error)})"
         ) from error
     try:
         put_weights(proto, path)
@@ -88,7 +88,7 @@ def complaint(model: onnx.ModelProto) -> str:
     try:
         onnx.checker.check_model(light)
     except Exception as error:  # noqa: BLE001  # protobuf and onnx each raise their own
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
@@ -136,10 +136,6 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in inputs:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return light
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def longest_run(model: onnx.ModelProto) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..files.foreign.archives import Archive, ArchiveError, is_archive
 from ..files.foreign.pickles import foreign_objects, is_script, stand_ins, stands_in_for
 
@@ -59,7 +59,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
             return state, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable .safetensors file ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: not a readable .safetensors file ({first_line(error)})") from error
 
 
 def _read_torch(path: Path) -> Any:  # noqa: ANN401  # whatever was saved
@@ -89,7 +89,7 @@ def _read_torch(path: Path) -> Any:  # noqa: ANN401  # whatever was saved
             "with --model"
         ) from error
     except Exception as error:  # torch raises many types for a damaged file
-        raise CheckpointError(f"{path}: not a readable file of tensors ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: not a readable file of tensors ({first_line(error)})") from error
 
 
 def _objects(path: Path) -> str:
@@ -105,10 +105,6 @@ def _is_torchs(name: str) -> bool:
     """Whether torch itself reads it: what tensors are rebuilt of, types and sizes."""
     home, _, last = name.rpartition(".")
     return home in ("torch._utils", "torch._tensor") or (home == "torch" and last in vars(torch))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def find_state(content: object, path: str | os.PathLike[str], key: str | None = None) -> tuple[dict[str, Tensor], str]:

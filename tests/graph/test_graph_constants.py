@@ -15,6 +15,7 @@ import repconv
 from repconv.benchmarks.studies.graph.networks import to_onnx
 from repconv.errors import FusionError
 from repconv.graph import fuse_onnx
+from repconv.graph.onnx.facts import Facts
 
 C = 6
 
@@ -123,3 +124,42 @@ def test_a_constant_that_differs_from_pixel_to_pixel_or_enlarges_the_tensor_stay
     fused, _ = repconv.fuse(model, (x,))
     assert "aten.mul.Tensor" in {str(n.target) for n in fused.graph.nodes}
     torch.testing.assert_close(fused.module()(x), model(x).detach(), rtol=0, atol=2e-5)
+
+
+def test_weights_made_by_products_of_many_channels_are_constants() -> None:
+    """A chain of two kernels, as OREPA's blocks compose it, of 9.7e8 multiply-adds; and weighed by channels."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "one": rng.normal(size=(C, 512, 1, 1)).astype(np.float32), "t": rng.normal(size=C).astype(np.float32),
+        "two": rng.normal(size=(512, 512, 3, 3)).astype(np.float32), "in": rng.normal(size=(512, C)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Einsum", ["one", "two"], ["left"], equation="oixy,ikhw->okhw"),
+        helper.make_node("Einsum", ["left", "in"], ["both"], equation="okhw,kj->ojhw"),
+        helper.make_node("Einsum", ["both", "t"], ["w"], equation="o...,o->o..."),
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Conv", ["x", "v"], ["d"]),
+        helper.make_node("Add", ["c", "d"], ["y"]),
+    ]
+    weights["v"] = rng.normal(size=(C, C, 1, 1)).astype(np.float32)
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, C, 5, 7]) for n in ("x", "y")]
+    held = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], held)
+    fused, _ = fuse_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert [n.op_type for n in fused.graph.node] == ["Conv"]
+
+
+def test_values_that_were_let_go_of_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long chain of large constants one is held at a time; what comes out is the same."""
+    monkeypatch.setattr("repconv.graph.onnx.evaluator.constants._HELD", 1)
+    monkeypatch.setattr("repconv.graph.onnx.evaluator.constants._SMALL", 1)
+    nodes = [helper.make_node("Add", [f"c{i}", f"c{i // 2}"], [f"c{i + 1}"]) for i in range(20)]
+    model = factor([*nodes, helper.make_node("Mul", ["c20", "tiny"], ["factor"])], {
+        "c0": np.arange(1, C + 1, dtype=np.float32).reshape(1, C, 1, 1), "tiny": np.float32(2.0**-20),
+    })  # fmt: skip
+    facts = Facts(model)
+    assert facts.is_constant("factor")
+    value = [np.arange(1, C + 1, dtype=np.float64).reshape(1, C, 1, 1)]
+    for i in range(20):
+        value.append(value[i] + value[i // 2])
+    np.testing.assert_allclose(facts.constant("factor"), value[20] * 2.0**-20, rtol=1e-14)

@@ -113,6 +113,30 @@ def test_fuse_says_what_torch_export_cannot_follow() -> None:
         repconv.fuse(InPlace(), torch.randn(1, 4, 8, 8))
 
 
+def test_a_module_that_computes_with_data_of_parameters_folds() -> None:
+    """torch.export follows it by its other way only: a border of `.data`, as DyRep's blocks pad theirs."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, norm = self.norm(self.first(x)), self.norm
+            value = norm.bias.data - norm.running_mean * norm.weight.data / torch.sqrt(norm.running_var + norm.eps)
+            value = value + self.first.bias.data * norm.weight.data / torch.sqrt(norm.running_var + norm.eps)
+            border = value.view(1, -1, 1, 1).expand(y.shape[0], -1, 1, y.shape[3])
+            y = torch.cat([border, y, border], dim=2)
+            border = value.view(1, -1, 1, 1).expand(y.shape[0], -1, y.shape[2], 1)
+            return self.second(torch.cat([border, y, border], dim=3))
+
+    model, x = randomise(Padded()), torch.randn(2, 4, 9, 8)
+    program, report = repconv.fuse(model, x)
+    assert report.after.convolutions == 1
+    with torch.no_grad():
+        assert float((program.module()(x) - model.double()(x.double())).abs().max()) < 1e-5
+
+
 def test_every_region_is_measured_against_what_it_stands_for() -> None:
     model, x = randomise(nn.Sequential(InPlace(), InPlace())), torch.randn(2, 4, 9, 8)
     rewritten = rewrite(export(model, x))

@@ -1,11 +1,12 @@
 """What graph fusing leaves of other authors' networks, beside their own conversions, and how fast it is.
 
-    python benchmarks/studies/graph/graph_counts.py [--models repvgg_a0,...] [--rounds 60] [--output FILE]
+    python benchmarks/studies/graph/graph_counts.py [--models repvgg_a0,...] [--rounds 60] [--checkouts DIR]
 
-Rows of models measured before are kept in the output. Batch normalisation statistics and layer scales are random, or
-the comparison would be vacuous. Errors of files are those in onnxruntime against the float64 network, over the output's
-root mean square. Latency is of one image in onnxruntime, in turns with what it is compared with: the author's
-conversion, or the network as exported where there is none.
+Rows of models measured before are kept in the output. Networks named `authors:...` are read from checkouts of their
+authors' repositories in DIR (`authors.py` names them); without it they are skipped. Batch normalisation statistics and
+layer scales are random, or the comparison would be vacuous. Errors of files are those in onnxruntime against the
+float64 network, over the output's root mean square. Latency is of one image in onnxruntime, in turns with what it is
+compared with: the author's conversion, or the network as exported where there is none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import calls_lasting, ratio
 from repconv.benchmarks.studies.common import asking, head, kept_rows, markdown_table, write_result
-from repconv.benchmarks.studies.graph.networks import ORDINARY, RE_PARAMETERISED, Specimen, specimen, to_onnx
+from repconv.benchmarks.studies.graph.authors import MissingCheckoutError
+from repconv.benchmarks.studies.graph.networks import OF_AUTHORS, ORDINARY, RE_PARAMETERISED, Specimen, specimen
 from repconv.benchmarks.studies.speed.pairs import SAMPLE_S, SESSIONS, paired
 from repconv.files.whole import write_whole
+from repconv.fusing import exported_program
 from repconv.graph import fuse_onnx
 from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.fuse import measure as size_of
@@ -40,7 +44,8 @@ from repconv.graph.program.proof import Rewritten, program_regions
 from repconv.proof.float64 import FastGroupedDouble
 
 SCHEMA = "repconv.graph_counts/3"
-KINDS = {"batch_norms": "BatchNormalization", "adds": "Add"}
+COUNTS = ("convolutions", "batch_norms", "adds", "muls", "conv_flops")
+KINDS = {"batch_norms": "BatchNormalization", "adds": "Add", "muls": "Mul"}
 
 
 def count(model: onnx.ModelProto) -> dict[str, int | None]:
@@ -79,16 +84,15 @@ def flops(model: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def program_adds(module: nn.Module) -> int:
-    """Additions of an exported program."""
-    return sum(str(node.target).startswith("aten.add") for node in module.graph.nodes)  # type: ignore[union-attr]
+def program_calls(module: nn.Module, operation: str) -> int:
+    """How often an exported program calls an operation of ATen, in place or not: additions are "add"."""
+    names = (str(node.target) for node in module.graph.nodes)  # type: ignore[union-attr]
+    return sum(name.startswith((f"aten.{operation}.", f"aten.{operation}_.")) for name in names)
 
 
 def program_of(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """The network through torch.export, without its warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(model, (x,), strict=False)
+    """The network through torch.export."""
+    return exported_program(model, (x,))
 
 
 def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
@@ -112,7 +116,8 @@ def program_row(one: Specimen, reference: nn.Module, wanted: Tensor) -> dict[str
     return {
         "convolutions": after.convolutions,
         "batch_norms": after.batch_norms,
-        "adds": program_adds(module),
+        "adds": program_calls(module, "add"),
+        "muls": program_calls(module, "mul"),
         "conv_flops": after.flops,
         "flops": flops(module, one.x),
         "error": in_float32,
@@ -153,10 +158,10 @@ def graph_seconds(model: onnx.ModelProto) -> float:
     return time.perf_counter() - started
 
 
-def row(name: str, rounds: int) -> dict[str, object]:
+def row(name: str, rounds: int, checkouts: Path | None) -> dict[str, object]:
     """Everything measured of one network."""
-    one = specimen(name)
-    original = to_onnx(one.model, one.x)
+    one = specimen(name, checkouts)
+    original = one.onnx(one.model)
     fused, _ = fuse_onnx(original, prove=False)
     reference = copy.deepcopy(one.model).double()
     with torch.no_grad(), FastGroupedDouble():
@@ -167,12 +172,12 @@ def row(name: str, rounds: int) -> dict[str, object]:
         "fused": count(fused) | {"error": error(fused, one.x, wanted)},
         "fused_program": program_row(one, reference, wanted),
     }  # fmt: skip
-    author = None if one.author is None else to_onnx(one.author, one.x)
+    author = None if one.author is None else one.onnx(one.author)
     if author is not None and one.author is not None:
         found["author"] = count(author) | {
             "error": error(author, one.x, wanted),
             "flops": flops(one.author, one.x),
-            "program_adds": program_adds(program_of(one.author, one.x).module()),
+            "program_adds": program_calls(program_of(one.author, one.x).module(), "add"),
         }
     if rounds:
         found["graph_seconds"] = sorted(round(graph_seconds(original), 3) for _ in range(3))
@@ -193,6 +198,8 @@ def verdict(found: dict[str, Any]) -> list[str]:
         for key in ("convolutions", "batch_norms", "adds", "conv_flops")
         if fused[key] > other[key]
     ]
+    for form, before in found.get("before", {}).items():
+        short += [f"{form} {key} {found[form][key]} > {n} before" for key, n in before.items() if found[form][key] > n]
     short += [
         f"program {key} {program[key]} > {other[key]}"
         for key in ("convolutions", "batch_norms", "conv_flops")
@@ -212,53 +219,65 @@ def verdict(found: dict[str, Any]) -> list[str]:
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of rows: counts as "original, author's, fused" and the same network through torch.export."""
-    heading = ("network", "convolutions", "BN", "adds", "GFLOPs", "torch.export", "error", "latency")
+    heading = ("network", "convolutions", "BN", "adds", "muls", "GFLOPs", "torch.export", "error", "latency")
     lines = []
     for row in rows:
         forms = [row[form] for form in ("original", "author", "fused") if form in row]
-        program, timed = row["fused_program"], row["latency"]
-        counts = [", ".join(str(form[key]) for form in forms) for key in ("convolutions", "batch_norms", "adds")]
+        program, timed = row["fused_program"], row.get("latency")
+        counts = [
+            ", ".join(str(form[key]) for form in forms) for key in ("convolutions", "batch_norms", "adds", "muls")
+        ]
         flops = [form["flops"] for form in (*forms[:-1], program)]
         found = [
             row["model"], *counts, ", ".join(f"{each / 1e9:.3g}" for each in flops),
             f"{program['convolutions']}, {program['batch_norms']}, {program['adds']}; {program['float64_error']:.0e}",
             f"{row['fused']['error'] / row['original']['error']:.2f}",
-            f"{timed['ratio']:.3f} [{timed['interval_95'][0]:.3f}, {timed['interval_95'][1]:.3f}]",
+            f"{timed['ratio']:.3f} [{timed['interval_95'][0]:.3f}, {timed['interval_95'][1]:.3f}]" if timed else "",
         ]  # fmt: skip
         lines.append(found)
     legend = (
-        "Convolutions, batch normalisations, additions and flops: as exported, the author's own conversion (if there "
-        "is one), fused. torch.export: convolutions, batch normalisations and additions of the fused program; its "
-        "error in float64. error: of the fused file in onnxruntime over that of the original. latency: of one image "
-        "against the author's conversion, or the original where there is none, with a 95 % interval."
+        "Convolutions, batch normalisations, additions, multiplications and flops: as exported, the author's own "
+        "conversion (if there is one), fused. torch.export: convolutions, batch normalisations and additions of the "
+        "fused program; its error in float64. error: of the fused file in onnxruntime over that of the original. "
+        "latency: of one image against the author's conversion, or the original where there is none, with a 95 % "
+        "interval. FMEN's author converts weights by a script for CUDA: there the counts alone are compared. "
+        "Rep-TDNN's author moves shifts past zero padding, which is not exact at its ends: such norms stay here."
     )
     origin = "Written by `python benchmarks/studies/graph/graph_counts.py`."
     return "\n".join((markdown_table(heading, lines), "", legend, "", origin)) + "\n"
 
 
+def kept(row: Mapping[str, Any]) -> dict[str, object]:
+    """What stays of a row that is measured again: times, and the counts of the first time, which must not rise."""
+    found = {key: row[key] for key in ("graph_seconds", "latency", "environment", "before") if key in row}
+    if row and "before" not in row:
+        forms = ("fused", "fused_program")
+        found["before"] = {form: {key: row[form][key] for key in COUNTS if key in row[form]} for form in forms}
+    return found
+
+
 def main() -> None:
     """Measure, print, and write JSON and a table after each row."""
     parser = asking(__doc__, "graph_counts")
-    parser.add_argument("--models", default=",".join((*RE_PARAMETERISED, *ORDINARY)))
+    order = [*RE_PARAMETERISED, *OF_AUTHORS, *ORDINARY]
+    parser.add_argument("--models", default=",".join(order))
     parser.add_argument("--rounds", type=int, default=60, help="of timing; 0: times measured before are kept")
+    parser.add_argument("--checkouts", type=Path, help="folder with checkouts of authors' repositories")
     arguments = parser.parse_args()
     rows = kept_rows(arguments.output, SCHEMA, "model")
-    order = [*RE_PARAMETERISED, *ORDINARY]
     for name in arguments.models.split(","):
         try:
-            before = rows.get(name, {})
-            timed = {key: before[key] for key in ("graph_seconds", "latency", "environment") if key in before}
-            rows[name] = timed | row(name, arguments.rounds)
-        except ModuleNotFoundError as missing:
-            print(f"{name}: skipped, {missing.name} is not installed")
+            rows[name] = kept(rows.get(name, {})) | row(name, arguments.rounds, arguments.checkouts)
+        except (ModuleNotFoundError, MissingCheckoutError) as missing:
+            print(f"{name}: skipped, {missing}")
             continue
         for form in ("original", "fused", "fused_program", "author"):
             if form in rows[name]:
                 print(f"{name} {form:14}", json.dumps(rows[name][form]))
         print(name, "; ".join(verdict(rows[name])) or "all within", flush=True)
-        kept = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
-        write_result(arguments.output, {**head(__file__, SCHEMA), "rows": kept, "seed": 0, "numpy": np.__version__})
-        write_whole({arguments.output.with_suffix(".md"): as_markdown(kept).encode()})
+        ordered = sorted(rows.values(), key=lambda r: order.index(r["model"]) if r["model"] in order else len(order))
+        write_result(arguments.output, {**head(__file__, SCHEMA), "rows": ordered, "seed": 0, "numpy": np.__version__})
+        write_whole({arguments.output.with_suffix(".md"): as_markdown(ordered).encode()})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ...errors import SourceError
+from ...errors import SourceError, first_line
 from .archives import Archive
 from .sizes import complaint_of_nodes, complaint_of_text
 
@@ -78,18 +78,14 @@ def open_program(path: Path) -> torch.export.ExportedProgram:
             "torch.export.save, from a network of plain tensors and ATen operators"
         ) from None
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, MemoryError) as error:
-        raise SourceError(f"{path}: not a readable .pt2 program ({_first_line(error)})") from error
+        raise SourceError(f"{path}: not a readable .pt2 program ({first_line(error)})") from error
     try:
         with _never_unpickling():
             return torch.export.load(_archived(parts))
     except Exception as error:  # torch raises many types for a damaged file
         raise SourceError(
-            f"{path}: torch {torch.__version__} cannot read this program ({_first_line(error)})"
+            f"{path}: torch {torch.__version__} cannot read this program ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextmanager

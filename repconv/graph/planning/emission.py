@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from ..core.dims import nominal
 from ..core.expression import Bias, Expression, Term
 from ..core.form import Form
 from ..core.pool import Pool
+from ..core.step import Stored
 from ..core.terms import turned_around
 from ..maps.arrangement import Change, arrange, broadcasts
 from ..maps.carried import Carried
@@ -40,7 +42,9 @@ class Operation:
 
 @dataclass(frozen=True)
 class Keep(Operation):
-    """The node that makes `source`, as it stands."""
+    """The node that makes `source`, as it stands, of the weights that it has."""
+
+    stored: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,12 @@ class Emission:
         """What all of it costs."""
         return sum((each.cost for each in self.operations), Cost())
 
+    @cached_property
+    def stored(self) -> tuple[Stored, ...]:
+        """The weights it takes, of layers and of nodes that stay."""
+        weights = [(layer.term.key, layer.form.weights) for layer in self.layers]
+        return (*weights, *(weight for each in self.operations if isinstance(each, Keep) for weight in each.stored))
+
     @property
     def layers(self) -> list[Layer]:
         """Convolutions, and matrices times the last axis."""
@@ -196,12 +206,28 @@ class Emission:
         for layer in self.layers:
             layer.term.forget()
 
+    @property
+    def label(self) -> str:
+        """What a table shows of one without layers: `a scale and a constant`."""
+        words = (_WORDS[type(each)] for each in self.operations if type(each) in _WORDS)
+        return " and ".join(dict.fromkeys(words)) or "the tensor it reads"
+
+    @property
+    def weights(self) -> int:
+        """How many numbers scales and constants of their own hold."""
+        return sum(prod(each.widths) for each in self.operations if isinstance(each, Scale | Shift))
+
     def settled(self) -> tuple[Operation, ...]:
         """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
         *before, last = self.operations
         if not isinstance(last, Shift) or self.bias.value is not None:
             return self.operations
         return tuple(before) or (Same(last.source, Cost()),)
+
+
+_WORDS: dict[type[Operation], str] = {
+    Scale: "a scale", Shift: "a constant", Add: "a sum", Average: "an average", Move: "movement", Pad: "padding",
+}  # fmt: skip
 
 
 def emission(output: Carried, found: Expression, sources: Sequence[Carried], dialect: Dialect) -> Emission:

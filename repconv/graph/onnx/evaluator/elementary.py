@@ -1,4 +1,4 @@
-"""ONNX operations on single numbers, and constants, in float64."""
+"""ONNX operations on single numbers, sums of products, and quantised ones, in float64."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ def erf(call: Call) -> tuple[Array, ...]:
     return (torch.erf(torch.from_numpy(np.require(call.given(0), requirements=["C", "W"]))).numpy(),)
 
 
-def constant(call: Call) -> tuple[Array, ...]:
-    """ConstantOfShape: of zeros, unless its `value` says otherwise."""
-    value = np.asarray(call.get("value", np.zeros(1)))
-    return (np.full(tuple(call.given(0).tolist()), value.reshape(-1)[0]),)
+def einsum(call: Call) -> tuple[Array, ...]:
+    """Einsum, as products of matrices where it can be."""
+    return (np.einsum(call.get("equation"), *(call.given(i) for i in range(len(call.inputs))), optimize=True),)
 
 
 def dequantise(call: Call) -> tuple[Array, ...] | None:

@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 from ....limits import require_time
 from .call import Array, Call
 from .convolution import convolution, transposed_convolution
-from .elementary import constant, dequantise, erf, quantise_on_the_run
+from .elementary import dequantise, einsum, erf, quantise_on_the_run
 from .normalising import batch_norm, hardmax, local_response, log_softmax, lp_norm, mean_variance_norm, softmax
 from .pooling import average_pool, global_lp_pool, lp_pool, max_pool
 from .resizing import pad, resize, upsample
@@ -31,9 +31,9 @@ Operation = Callable[[Call], tuple[Array, ...] | None]
 
 
 OPERATIONS: dict[str, Operation] = {
-    "AveragePool": average_pool, "BatchNormalization": batch_norm, "ConstantOfShape": constant, "Conv": convolution,
+    "AveragePool": average_pool, "BatchNormalization": batch_norm, "Conv": convolution,
     "ConvTranspose": transposed_convolution, "DequantizeLinear": dequantise, "Erf": erf,
-    "DynamicQuantizeLinear": quantise_on_the_run, "GlobalLpPool": global_lp_pool, "Hardmax": hardmax,
+    "DynamicQuantizeLinear": quantise_on_the_run, "Einsum": einsum, "GlobalLpPool": global_lp_pool, "Hardmax": hardmax,
     "LRN": local_response, "LogSoftmax": log_softmax, "LpNormalization": lp_norm, "LpPool": lp_pool,
     "MaxPool": max_pool, "MeanVarianceNormalization": mean_variance_norm, "Pad": pad, "Resize": resize,
     "Softmax": softmax, "Upsample": upsample,

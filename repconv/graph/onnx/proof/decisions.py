@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ....proof.agreement import Comparison
 from ....proof.comparing import compare_tensors
-from ..facts import nested
+from ..nodes import nested
 from .float64 import Array, evaluate
 
 _STEPS = frozenset(("QuantizeLinear", "Round", "Floor", "Ceil"))

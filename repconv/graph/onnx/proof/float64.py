@@ -10,12 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ....errors import FusionError
+from ....errors import FusionError, first_line
 from ....files.edited import put
 from ....files.onnx import LARGE, longest_run, return_freed
 from ....limits import at_most
 from ..evaluator.evaluator import Evaluator
-from ..facts import first_line, nested
+from ..nodes import nested
 from .stretches import stretches
 
 Array = NDArray[np.generic]
@@ -86,6 +86,8 @@ def _widen(graph: onnx.GraphProto) -> None:
 
 def _widen_node(node: onnx.NodeProto) -> None:
     node.domain = _plain(node.domain)
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
     for attribute in node.attribute:
         if attribute.HasField("t"):
             _widen_tensor(attribute.t)

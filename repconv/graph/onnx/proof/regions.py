@@ -28,7 +28,7 @@ from ....proof.affine import (
 )
 from ....proof.agreement import Comparison
 from ....proof.report import Refusal
-from ..facts import attributes, nested
+from ..nodes import attributes, nested
 from .float64 import Array, evaluate, region
 
 _DTYPES = {

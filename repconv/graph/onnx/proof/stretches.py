@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from ..facts import captured_by
+from ..nodes import captured_by
 
 BYTES = 1 << 23
 """Weights of a stretch, as they are stored; those that a single node reads may be more."""
