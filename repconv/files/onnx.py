@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import onnx
 
 from ..errors import SourceError, first_line
-from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
+from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, MOST_CALLED_NODES, TooLongError, too_long
 from .edited import copy_of
 from .foreign.beside import BesideError, put_weights
 from .held import temporary_folder
@@ -89,6 +90,23 @@ def complaint(model: onnx.ModelProto) -> str:
         onnx.checker.check_model(light)
     except Exception as error:  # noqa: BLE001  # protobuf and onnx each raise their own
         return first_line(error)
+    return _calls_without_measure(model)
+
+
+def _calls_without_measure(model: onnx.ModelProto) -> str:
+    """What is said where calls of functions that call functions are too many; "" where they are not."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    calls = {key: Counter((n.domain, n.op_type) for n in nodes_of(f)) for key, f in functions.items()}
+    under_way = Counter((n.domain, n.op_type) for n in nodes_of(model.graph))
+    found = 0
+    while under_way := Counter({key: times for key, times in under_way.items() if key in functions}):
+        found += sum(times * calls[key].total() for key, times in under_way.items())
+        if found > MOST_CALLED_NODES:
+            return f"its functions call one another so often that it has more than {MOST_CALLED_NODES:,} nodes"
+        deeper: Counter[tuple[str, str]] = Counter()
+        for key, times in under_way.items():
+            deeper.update({called: times * count for called, count in calls[key].items()})
+        under_way = deeper
     return ""
 
 
@@ -138,9 +156,22 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
+def nodes_of(*bodies: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Every node of these, those of subgraphs (If, Loop, Scan) included."""
+    pending = list(bodies)
+    while pending:
+        for node in pending.pop().node:
+            yield node
+            pending += (graph for a in node.attribute for graph in (*([a.g] if a.HasField("g") else []), *a.graphs))
+
+
 def longest_run(model: onnx.ModelProto) -> float:
     """How many seconds one call of it may take."""
-    return LONGEST_LOOP_S if any(node.op_type == "Loop" for node in model.graph.node) else LONGEST_RUN_S
+    return (
+        LONGEST_LOOP_S
+        if any(node.op_type == "Loop" for node in nodes_of(model.graph, *model.functions))
+        else LONGEST_RUN_S
+    )
 
 
 def run_session(
@@ -151,29 +182,27 @@ def run_session(
 ) -> list[Any]:
     """What a session gives, the named outputs or all.
 
+    It runs in a thread of its own, which is waited for: signals (Ctrl-C) arrive between operations, not after the last.
+
     Raises:
         TooLongError: it took longer than `seconds`.
         Exception: whatever else onnxruntime raises.
     """
     import onnxruntime
 
-    options, ended = onnxruntime.RunOptions(), threading.Event()
-
-    def end() -> None:
-        ended.set()
-        options.terminate = True
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        found: list[Any] = session.run(None if names is None else list(names), dict(feeds), options)
-    except Exception as error:
-        if ended.is_set():
-            raise TooLongError(too_long(seconds)) from error
-        raise
-    finally:
-        timer.cancel()
+    options = onnxruntime.RunOptions()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(session.run, None if names is None else list(names), dict(feeds), options)
+        try:
+            in_time = bool(wait([running], seconds).done)
+        finally:
+            options.terminate = True
+        try:
+            found: list[Any] = running.result()
+        except Exception as error:
+            if not in_time:
+                raise TooLongError(too_long(seconds)) from error
+            raise
     return found
 
 
