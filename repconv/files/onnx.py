@@ -15,7 +15,7 @@ import onnx
 
 from ..errors import SourceError, first_line
 from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, MOST_CALLED_NODES, TooLongError, too_long
-from .edited import copy_of
+from .edited import bodies_of, copy_of
 from .foreign.beside import BesideError, put_weights
 from .held import temporary_folder
 
@@ -95,11 +95,10 @@ def complaint(model: onnx.ModelProto) -> str:
 
 def _calls_without_measure(model: onnx.ModelProto) -> str:
     """What is said where calls of functions that call functions are too many; "" where they are not."""
-    functions = {(f.domain, f.name): f for f in model.functions}
-    calls = {key: Counter((n.domain, n.op_type) for n in nodes_of(f)) for key, f in functions.items()}
-    under_way = Counter((n.domain, n.op_type) for n in nodes_of(model.graph))
+    calls = {(f.domain, f.name): _operations(f) for f in model.functions}
+    under_way = _operations(model.graph)
     found = 0
-    while under_way := Counter({key: times for key, times in under_way.items() if key in functions}):
+    while under_way := Counter({key: times for key, times in under_way.items() if key in calls}):
         found += sum(times * calls[key].total() for key, times in under_way.items())
         if found > MOST_CALLED_NODES:
             return f"its functions call one another so often that it has more than {MOST_CALLED_NODES:,} nodes"
@@ -108,6 +107,11 @@ def _calls_without_measure(model: onnx.ModelProto) -> str:
             deeper.update({called: times * count for called, count in calls[key].items()})
         under_way = deeper
     return ""
+
+
+def _operations(body: onnx.GraphProto | onnx.FunctionProto) -> Counter[tuple[str, str]]:
+    """How often it has a node of each domain and operation, those of its subgraphs included."""
+    return Counter((node.domain, node.op_type) for inner in bodies_of(body) for node in inner.node)
 
 
 def kind_of(elem_type: int) -> str:
@@ -156,22 +160,10 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def nodes_of(*bodies: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    """Every node of these, those of subgraphs (If, Loop, Scan) included."""
-    pending = list(bodies)
-    while pending:
-        for node in pending.pop().node:
-            yield node
-            pending += (graph for a in node.attribute for graph in (*([a.g] if a.HasField("g") else []), *a.graphs))
-
-
 def longest_run(model: onnx.ModelProto) -> float:
-    """How many seconds one call of it may take."""
-    return (
-        LONGEST_LOOP_S
-        if any(node.op_type == "Loop" for node in nodes_of(model.graph, *model.functions))
-        else LONGEST_RUN_S
-    )
+    """How many seconds one call of it may take: less with a Loop anywhere, in a function or in a branch of an If."""
+    loops = any(node.op_type == "Loop" for body in bodies_of(model) for node in body.node)
+    return LONGEST_LOOP_S if loops else LONGEST_RUN_S
 
 
 def run_session(
@@ -225,7 +217,7 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if exact_integers:
         options.add_session_config_entry("session.x64quantprecision", "1")
-    source = str(model) if isinstance(model, Path) else model
+    source = str(model) if isinstance(model, Path) else _unshared(model) if exact_integers else model
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type a failure
@@ -234,6 +226,44 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
     if (model.stat().st_size if isinstance(model, Path) else len(model)) > LARGE:
         return_freed()
     return session
+
+
+def _unshared(content: bytes) -> bytes:
+    """A model with a DequantizeLinear, and stored numbers, for each node that reads such; it computes the same.
+
+    onnxruntime (1.32) makes weights of 8 bits unsigned for its exact kernels, once for each node that reads them, and
+    loads no model in which one is read twice.
+    """
+    model = onnx.ModelProto.FromString(content)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    makers: dict[str, onnx.NodeProto] = {}
+    read: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and all(name in held for name in node.input):
+            makers[node.output[0]] = node
+        for position, name in enumerate(node.input):
+            if name in makers and name in read:
+                own = onnx.NodeProto()
+                own.CopyFrom(makers[name])
+                suffix = f".{len(nodes)}.{position}.unshared"
+                own.name, own.output[0] = f"{own.name}{suffix}", f"{name}{suffix}"
+                for place, stored in enumerate(own.input):
+                    tensor = onnx.TensorProto()
+                    tensor.CopyFrom(held[stored])
+                    tensor.name = own.input[place] = f"{stored}{suffix}"
+                    model.graph.initializer.append(tensor)
+                node.input[position] = own.output[0]
+                nodes.append(own)
+            read.add(name)
+        nodes.append(node)
+    if len(nodes) == len(model.graph.node):
+        return content
+    copied = onnx.GraphProto(node=nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(copied.node)
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def return_freed() -> None:

@@ -23,7 +23,7 @@ from repconv.graph import foresee_onnx, fuse_onnx
 from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.graph.planning import plan
-from repconv.limits import LONGEST_LOOP_S, TooLongError, at_most
+from repconv.limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, at_most
 from repconv.sources.source import Source
 
 Change = Callable[[onnx.ModelProto], None]
@@ -223,41 +223,34 @@ def test_a_loop_without_an_end_is_ended():
             evaluate(proto, {"x": x}, ["y"])
 
 
-def within_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its first node in a function that a function calls, its name and output kept."""
-
-    def function(name: str, node: onnx.NodeProto) -> onnx.FunctionProto:
-        sets = [*proto.opset_import, helper.make_opsetid("mine", 1)]
-        return helper.make_function("mine", name, list(filter(None, node.input)), list(node.output), [node], sets)
-
-    first = proto.graph.node[0]
-    inner = helper.make_node("Inner", list(filter(None, first.input)), list(first.output), domain="mine")
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    result.functions.extend((function("Inner", first), function("Outer", inner)))
-    result.opset_import.append(helper.make_opsetid("mine", 1))
-    result.graph.node[0].CopyFrom(inner)
-    result.graph.node[0].op_type = "Outer"
-    return result
+def in_function(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all its nodes in a function, which it calls."""
+    nodes = [helper.make_node("Constant", [], ["t"], value=proto.graph.initializer[0]), *proto.graph.node]
+    proto.functions.append(helper.make_function("own", "F", ["x"], ["y"], nodes, proto.opset_import))
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.append(helper.make_node("F", ["x"], ["y"], domain="own"))
+    proto.opset_import.add(domain="own", version=1)
+    return proto
 
 
-def within_a_branch(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its first node in both branches of an If."""
-    first = proto.graph.node[0]
-    output = helper.make_tensor_value_info(first.output[0], TensorProto.FLOAT, None)
-    branch = helper.make_graph([first], "branch", [], [output])
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    node = helper.make_node("If", ["t"], list(first.output), then_branch=branch, else_branch=branch)
-    result.graph.node[0].CopyFrom(node)
-    return result
+def in_branch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all its nodes in both branches of an If."""
+    (loop,) = proto.graph.node
+    loop.output[0] = "inner"
+    branch = helper.make_graph(
+        [loop], "b", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1, 3, 8, 8])]
+    )
+    del proto.graph.node[:]
+    proto.graph.node.append(helper.make_node("If", ["t"], ["y"], then_branch=branch, else_branch=branch))
+    return proto
 
 
-@pytest.mark.parametrize("within", [within_functions, within_a_branch])
-def test_a_loop_without_an_end_is_found_wherever_it_is(within, monkeypatch):
-    proto, x = within(endless()), np.zeros((1, 3, 8, 8), np.float32)
-    onnx.checker.check_model(proto)
+@pytest.mark.parametrize("put", [in_function, in_branch, lambda proto: in_function(in_branch(proto))])
+def test_a_loop_without_an_end_is_ended_wherever_it_is(put, monkeypatch):
+    proto, x = put(endless()), np.zeros((1, 3, 8, 8), np.float32)
+    assert complaint(proto) == ""
     assert longest_run(proto) == LONGEST_LOOP_S
+    assert longest_run(branches()) == LONGEST_RUN_S
     monkeypatch.setattr("repconv.files.onnx.LONGEST_LOOP_S", 0.2)
     with pytest.raises(TooLongError, match=r"ended after 0\.2 s: a Loop"):
         run_session(model_session(proto, "m"), ["y"], {"x": x}, longest_run(proto))
@@ -299,6 +292,15 @@ def test_a_signal_ends_a_run_at_once():
     with pytest.raises(KeyboardInterrupt):
         run_session(session, ["y"], {"x": np.zeros((1, 3, 8, 8), np.float32)}, 20)
     assert time.monotonic() - began < 10
+
+
+def test_a_function_that_calls_itself_is_ended():
+    proto = in_function(branches())
+    proto.functions[0].node.add(op_type="F", domain="own", input=["y"], output=["z"])
+    proto.functions[0].output[0] = "z"
+    proto.functions[0].opset_import.add(domain="own", version=1)
+    with pytest.raises((SourceError, FusionError)):
+        fuse_onnx(proto)
 
 
 def test_what_is_within_its_time_is_not_ended():
