@@ -149,7 +149,8 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    chosen = plan(steps, needed, facts.placed, DIALECT)
+    names = {name: node.where for node in nodes for name in node.outputs}
+    chosen = plan(steps, needed, names, facts.placed, DIALECT)
     return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 

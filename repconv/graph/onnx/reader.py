@@ -16,7 +16,7 @@ from ..core.reasons import Kind, StaysError, reason_of
 from ..core.step import Step
 from ..maps.canvas import recognised
 from . import arithmetic, layout
-from .facts import KEEPS_SIZE, Facts
+from .facts import FLOATS, KEEPS_SIZE, Facts
 from .nodes import label
 from .operands import Part, shown
 from .painting import PAINTERS
@@ -90,6 +90,8 @@ def _read(
         _follow(facts, node)
         if node.op_type in NORMS_OF_THEIR_OWN:
             raise StaysError(Kind.OWN_STATISTICS())
+        if node.op_type == "Cast" and {facts.types.get(node.input[0]), facts.types.get(output)} <= FLOATS:
+            raise StaysError(Kind.TYPE())
         return []
     try:
         if reader is None:
@@ -130,7 +132,7 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
         made = replace(part.made, terms=terms)
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
-            raise StaysError(Kind.TYPE())
+            raise StaysError
         found = {term.makes(facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
             raise StaysError(Kind.SIZES(does="adds", sizes=" and ".join(map(shown, found))))

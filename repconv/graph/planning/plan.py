@@ -53,12 +53,19 @@ class Plan:
         return within and mine.price() < theirs.price() * (1 - 1e-9)
 
 
-def plan(steps: Sequence[Step], needed: Mapping[str, str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
+def plan(
+    steps: Sequence[Step],
+    needed: Mapping[str, str],
+    names: Mapping[str, str],
+    placed: Mapping[str, Carried],
+    dialect: Dialect,
+) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
         steps: in the order they run.
         needed: tensors that must exist, and why: read by something that is no step, or an output.
+        names: what reports call the nodes that make tensors.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
     """
@@ -77,7 +84,7 @@ def plan(steps: Sequence[Step], needed: Mapping[str, str], placed: Mapping[str, 
         chosen = solve(choice, most)
         patience = max(0, patience - choice.effort)
         limit = sum((step.cost for step in region), Cost())
-        refusals += reasons(Region(chosen, made, needed, limit, max(most, choice.effort) + most // 2))
+        refusals += reasons(Region(chosen, made, needed, names, limit, max(most, choice.effort) + most // 2))
         before += limit
         for step in region:
             name = step.output

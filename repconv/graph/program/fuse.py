@@ -153,7 +153,7 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
-    chosen = plan(steps, needed, facts.placed, DIALECT)
+    chosen = plan(steps, needed, facts.labels, facts.placed, DIALECT)
     return facts, steps, chosen, touching(refusals, nodes, steps)
 
 
