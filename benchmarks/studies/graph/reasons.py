@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, fx
 
 from repconv.benchmarks.studies.graph.networks import specimen, to_onnx
-from repconv.graph.onnx.facts import Facts, attributes, label
+from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.fuse import fuse_onnx
+from repconv.graph.onnx.nodes import attributes, label
 from repconv.graph.program.facts import BY_BATCH_NORMS, FUNCTIONAL_NORM, ProgramFacts
-from repconv.graph.program.fuse import Rewritten, rewrite
+from repconv.graph.program.fuse import rewrite
+from repconv.graph.program.proof import Rewritten
 from repconv.proof.report import FusionReport, GraphRefusal, Refusal
 
 _SUFFIX = re.compile(r"(/(scale|add|pool|transpose|reshape|bias))?(_\d+)?$")

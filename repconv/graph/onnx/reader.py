@@ -90,7 +90,8 @@ def _read(
         _follow(facts, node)
         if node.op_type in NORMS_OF_THEIR_OWN:
             raise StaysError(Kind.OWN_STATISTICS())
-        if node.op_type == "Cast" and {facts.types.get(node.input[0]), facts.types.get(output)} <= FLOATS:
+        types = {facts.types.get(node.input[0]), facts.types.get(output)} if node.op_type == "Cast" else set()
+        if len(types) == 2 and types <= FLOATS:
             raise StaysError(Kind.TYPE())
         return []
     try:
