@@ -14,7 +14,7 @@ import onnx
 
 from ..errors import SourceError, first_line
 from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
-from .edited import copy_of
+from .edited import bodies_of, copy_of
 from .foreign.beside import BesideError, put_weights
 from .held import temporary_folder
 
@@ -139,8 +139,9 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def longest_run(model: onnx.ModelProto) -> float:
-    """How many seconds one call of it may take."""
-    return LONGEST_LOOP_S if any(node.op_type == "Loop" for node in model.graph.node) else LONGEST_RUN_S
+    """How many seconds one call of it may take: less with a Loop anywhere, in a function or in a branch of an If."""
+    loops = any(node.op_type == "Loop" for body in bodies_of(model) for node in body.node)
+    return LONGEST_LOOP_S if loops else LONGEST_RUN_S
 
 
 def run_session(

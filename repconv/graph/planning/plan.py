@@ -7,8 +7,8 @@ Writing all of them is the graph as it was. `plan` looks for the cheapest choice
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...proof.report import GraphRefusal
@@ -19,6 +19,7 @@ from .choice import Choice, InexactError
 from .dialect import Dialect
 from .emission import Emission
 from .refusals import Region, reasons
+from .stock import Shared, Stock, store_less
 
 MOVE_FIRST_MULTIPLY_ADDS = 1e-6
 """The weight of traffic when multiply-adds alone must not rise."""
@@ -37,6 +38,7 @@ class Plan:
     """What to write instead of the steps: `rewritten` tensors as their emission says; `virtual` ones not at all.
 
     Every other tensor stays with the node that made it. `origins`: the names of the nodes a rewritten tensor came from.
+    `shared`: the weights that several nodes read before.
     """
 
     rewritten: Mapping[str, Emission]
@@ -45,6 +47,7 @@ class Plan:
     refusals: tuple[GraphRefusal, ...]
     before: Cost
     after: Cost
+    shared: tuple[Shared, ...] = ()
 
     def is_cheaper(self, other: Plan) -> bool:
         """True if it costs less than one of the same graph in other words, and multiplies no more."""
@@ -59,6 +62,7 @@ def plan(
     names: Mapping[str, str],
     placed: Mapping[str, Carried],
     dialect: Dialect,
+    staying: Collection[str] = (),
 ) -> Plan:
     """Choose, region by region, what to write.
 
@@ -68,6 +72,7 @@ def plan(
         names: what reports call the nodes that make tensors.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
+        staying: the names of weights that are stored whatever is chosen, once for each that is no step and reads it.
     """
     made = {step.output: step for step in steps}
     read = {name for step in steps for name in step.reads}
@@ -78,13 +83,16 @@ def plan(
     refusals: list[GraphRefusal] = []
     before = after = Cost()
     patience = PATIENCE
+    stock = Stock([weight for step in steps for weight in step.stored], staying)
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
         chosen = solve(choice, most)
+        stored = store_less(chosen, stock, most)
         patience = max(0, patience - choice.effort)
         limit = sum((step.cost for step in region), Cost())
         refusals += reasons(Region(chosen, made, needed, names, limit, max(most, choice.effort) + most // 2))
+        stock.exchange(stored, chosen.stored(chosen.by_output))
         before += limit
         for step in region:
             name = step.output
@@ -94,7 +102,17 @@ def plan(
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
         after += chosen.total()
-    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after)
+    gone = virtual | rewritten.keys()
+    shared = _shared(steps, {*staying, *(name for s in steps if s.output not in gone for name, _ in s.stored)}, staying)
+    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, shared)
+
+
+def _shared(steps: Sequence[Step], kept: Collection[Hashable], staying: Iterable[str]) -> tuple[Shared, ...]:
+    """The weights that several nodes read; of those in `kept` one stays as it is."""
+    readers = Counter(weight for step in steps for weight in step.stored)
+    others = Counter(staying)
+    found = ((str(name), numbers, count + others[str(name)]) for (name, numbers), count in readers.items())
+    return tuple(Shared(name, numbers, count, name in kept) for name, numbers, count in found if count > 1)
 
 
 def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
