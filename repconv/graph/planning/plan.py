@@ -59,6 +59,7 @@ class Plan:
 def plan(
     steps: Sequence[Step],
     needed: Mapping[str, str],
+    names: Mapping[str, str],
     placed: Mapping[str, Carried],
     dialect: Dialect,
     staying: Collection[str] = (),
@@ -68,6 +69,7 @@ def plan(
     Args:
         steps: in the order they run.
         needed: tensors that must exist, and why: read by something that is no step, or an output.
+        names: what reports call the nodes that make tensors.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
         staying: the names of weights that are stored whatever is chosen, once for each that is no step and reads it.
@@ -89,7 +91,7 @@ def plan(
         stored = store_less(chosen, stock, most)
         patience = max(0, patience - choice.effort)
         limit = sum((step.cost for step in region), Cost())
-        refusals += reasons(Region(chosen, made, needed, limit, max(most, choice.effort) + most // 2))
+        refusals += reasons(Region(chosen, made, needed, names, limit, max(most, choice.effort) + most // 2))
         stock.exchange(stored, chosen.stored(chosen.by_output))
         before += limit
         for step in region:
