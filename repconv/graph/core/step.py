@@ -9,6 +9,7 @@ from functools import cached_property
 from .constant import Constant
 from .cost import Cost
 from .expression import Term
+from .stock import Stored
 
 Offset = Callable[[], Constant]
 
@@ -32,6 +33,11 @@ class Step:
     rounding: float = 2**-24
     border: Constant | None = None
     needs: tuple[str, ...] = ()
+
+    @cached_property
+    def stored(self) -> tuple[Stored, ...]:
+        """The weights that its node as it stands multiplies by."""
+        return tuple((term.key, term.form.weights) for term in self.terms if isinstance(term.key, str))
 
     @cached_property
     def reads(self) -> tuple[str, ...]:

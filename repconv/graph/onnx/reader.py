@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import onnx
@@ -12,6 +12,7 @@ from ...errors import FusionError, GeometryError, first_line
 from ...proof.report import Refusal
 from ..core.cost import Cost, averaging, convolution, elementwise
 from ..core.dims import nominal
+from ..core.expression import Term
 from ..core.not_affine import NotAffineError
 from ..core.step import Step
 from ..maps.canvas import recognised
@@ -40,6 +41,10 @@ _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Identity": layout.same, "Dropout": layout.same, "Pad": layout.pad, "Concat": layout.concat, "Split": layout.split,
     "Slice": layout.take_slice,
 }  # fmt: skip
+
+
+_WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The operations that multiply by a weight."""
 
 
 def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
@@ -118,7 +123,10 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
     """Check types and sizes of a node's parts and note the layouts and sizes of its outputs."""
     steps = []
     for part in parts:
-        terms = tuple(term.of_sides(facts.tensor(term.source).dims[2:]) for term in part.made.terms)
+        terms = tuple(
+            term.of_sides(facts.tensor(term.source).dims[2:]).known_as(_key(facts, node, term, index))
+            for index, term in enumerate(part.made.terms)
+        )
         made = replace(part.made, terms=terms)
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
@@ -127,7 +135,7 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
         if len(found) > 1:
             raise NotAffineError("it adds tensors that may differ in size: " + " and ".join(map(shown, found)))
         size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type in _WEIGHED:
             cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)
         elif any(term.pool or term.pooled for term in made.terms):
             cost = averaging(nominal(facts.tensor(made.terms[0].source).dims), size)
@@ -135,3 +143,13 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
             cost = elementwise(made.moves, size) if made.moves else Cost()
         steps.append(Step(part.output, where, node.op_type, made.terms, cost, made.offset, _ROUNDING[kind]))
     return steps
+
+
+def _key(facts: Facts, node: onnx.NodeProto, term: Term, index: int) -> Hashable:
+    """What tells the numbers of a node's term: the weight that it has stored, or all that they are made of."""
+    constants = tuple(name for name in node.input if facts.is_constant(name))
+    if node.op_type in _WEIGHED and constants[0] in facts.initializers:
+        return constants[0]
+    source = facts.tensor(term.source)
+    settings = tuple(attribute.SerializeToString() for attribute in node.attribute)
+    return hash((node.op_type, index, settings, constants, source.layout))

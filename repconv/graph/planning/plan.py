@@ -7,13 +7,14 @@ Writing all of them is the graph as it was. `plan` looks for the cheapest choice
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...proof.report import Refusal
 from ..core.cost import MOVE, Cost
 from ..core.step import Step
+from ..core.stock import Shared, Stock
 from ..maps.carried import Carried
 from .choice import Choice, InexactError
 from .dialect import Dialect
@@ -36,6 +37,7 @@ class Plan:
     """What to write instead of the steps: `rewritten` tensors as their emission says; `virtual` ones not at all.
 
     Every other tensor stays with the node that made it. `origins`: the names of the nodes a rewritten tensor came from.
+    `shared`: the weights that several nodes read before.
     """
 
     rewritten: Mapping[str, Emission]
@@ -44,6 +46,7 @@ class Plan:
     refusals: tuple[Refusal, ...]
     before: Cost
     after: Cost
+    shared: tuple[Shared, ...] = ()
 
     def is_cheaper(self, other: Plan) -> bool:
         """True if it costs less than one of the same graph in other words, and multiplies no more."""
@@ -52,7 +55,13 @@ class Plan:
         return within and mine.price() < theirs.price() * (1 - 1e-9)
 
 
-def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
+def plan(
+    steps: Sequence[Step],
+    needed: Collection[str],
+    placed: Mapping[str, Carried],
+    dialect: Dialect,
+    staying: Collection[str] = (),
+) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
@@ -60,6 +69,7 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
         needed: tensors that must exist: read by something that is no step, or an output.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
+        staying: the names of weights that are stored whatever is chosen, once for each that is no step and reads it.
     """
     made = {step.output for step in steps}
     read = {name for step in steps for name in step.reads}
@@ -70,10 +80,11 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
     refusals: list[Refusal] = []
     before = after = Cost()
     patience = PATIENCE
+    stock = Stock([weight for step in steps for weight in step.stored], staying)
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
-        chosen = solve(choice, most)
+        chosen = solve(choice, most, stock)
         tried_all = choice.effort <= most
         patience = max(0, patience - choice.effort)
         for step in region:
@@ -86,7 +97,17 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
         refusals += reasons(chosen) if tried_all else [Refusal(region[0].where, _impatient(region))]
         before += sum((step.cost for step in region), Cost())
         after += chosen.total()
-    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after)
+    gone = virtual | rewritten.keys()
+    shared = _shared(steps, {*staying, *(name for s in steps if s.output not in gone for name, _ in s.stored)}, staying)
+    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, shared)
+
+
+def _shared(steps: Sequence[Step], kept: Collection[Hashable], staying: Iterable[str]) -> tuple[Shared, ...]:
+    """The weights that several nodes read; of those in `kept` one stays as it is."""
+    readers = Counter(weight for step in steps for weight in step.stored)
+    others = Counter(staying)
+    found = ((str(name), numbers, count + others[str(name)]) for (name, numbers), count in readers.items())
+    return tuple(Shared(name, numbers, count, name in kept) for name, numbers, count in found if count > 1)
 
 
 def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
@@ -117,10 +138,11 @@ def _impatient(region: Sequence[Step]) -> str:
     )
 
 
-def solve(choice: Choice, most: int) -> Choice:
+def solve(choice: Choice, most: int, stock: Stock) -> Choice:
     """Take the cheapest choice found that needs no more multiply-adds than the nodes as they stand.
 
-    most: the effort after which no other is looked for.
+    most: the effort after which no other is looked for. stock: of the graph, which has the region as it stands; that
+        which is chosen afterwards.
     """
     original = sum((step.cost for step in choice.steps), Cost())
     best, best_price = set[str](), original.price()
@@ -137,7 +159,47 @@ def solve(choice: Choice, most: int) -> Choice:
             break
     choice.choose(best)
     _keep_pools(choice)
+    as_it_stood = [weight for step in choice.steps for weight in step.stored]
+    shares = best and stock.is_shared(as_it_stood)
+    stock.exchange(as_it_stood, choice.stored(choice.by_output))
+    if shares:
+        _store_less(choice, stock, most)
     return choice
+
+
+def _store_less(choice: Choice, stock: Stock, most: int) -> None:
+    """Fold elsewhere what may be folded in several places at one price, while that leaves less to store.
+
+    A scale between two convolutions goes into either: into the one whose weight nothing else reads, then.
+    """
+    pairs = [(name, step.output) for step in choice.steps for name in step.inputs if name in choice.by_output]
+    free = set(choice.free)
+    for _ in range(ROUNDS):
+        found = False
+        for pair in pairs:
+            if free.issuperset(pair) and len(choice.virtual.intersection(pair)) == 1 and choice.effort <= most:
+                found |= _swap(choice, set(pair), stock)
+        if not found:
+            break
+
+
+def _swap(choice: Choice, pair: set[str], stock: Stock) -> bool:
+    """Write the virtual one of a pair and hide the other, if that costs no more and less is stored. Returns whether."""
+    around = choice.affected([*pair])
+    cost, stored = choice.cost(around), choice.stored(around)
+    undo = choice.change(choice.virtual & pair, pair - choice.virtual)
+    try:
+        change, weights = choice.cost(around) - cost, choice.stored(around)
+    except InexactError as error:
+        choice.note(error)
+        undo()
+        return False
+    dearer = change.price() > 1e-9 * cost.price() or change.multiply_adds > 0 or change.convolutions > 0
+    if dearer or stock.added(stored, weights) >= 0:
+        undo()
+        return False
+    stock.exchange(stored, weights)
+    return True
 
 
 def _keep_pools(choice: Choice) -> None:

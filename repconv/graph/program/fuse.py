@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...proof.agreement import Agreement
 from ...proof.report import FusedLayer, FusionReport, Proof, Refusal, Size
 from ..core.dims import NOMINAL
 from ..core.step import Step
+from ..planning.diverged import diverged
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
@@ -82,10 +83,12 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
     nodes, held = dict(facts.nodes), {name for name, _ in module.named_parameters(remove_duplicate=False)}
     layers: dict[str, tuple[FusedLayer, ...]] = {}
+    weights: dict[str, tuple[fx.Node, ...]] = {}
     try:
         for name, found in chosen.rewritten.items():
             layers[name] = _layers(module, facts, name, chosen)
-            nodes[name] = emit(module, nodes, name, found)
+            written = emit(module, nodes, name, found)
+            nodes[name], weights[name] = written.last, written.weights
     except FusionError as error:
         report = FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
         return Rewritten(original, original, {}, report, facts.labels)
@@ -103,7 +106,11 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     pairs = {name: nodes[name] for name in chosen.rewritten if nodes[name] in left}
     after = _measure(module, ProgramFacts(module))
     report = FusionReport(
-        tuple(layer for name in pairs for layer in layers[name]), (*refusals, *chosen.refusals), before, after
+        tuple(layer for name in pairs for layer in layers[name]),
+        (*refusals, *chosen.refusals),
+        before,
+        after,
+        diverged=diverged(chosen, _widths(facts), lambda name, position: str(weights[name][position].target)),
     )
     return Rewritten(original, module, pairs, report, facts.labels, exact or {})
 
@@ -115,8 +122,8 @@ def foresee_program(program: ExportedProgram) -> Foresight:
         FusionError: as `fuse_program`.
     """
     module = _graph_module(program)
-    _, steps, chosen, refusals = _planned(module)
-    return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)))
+    facts, steps, chosen, refusals = _planned(module)
+    return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)), _widths(facts))
 
 
 _Planned = tuple[ProgramFacts, list[Step], Plan, list[Refusal]]
@@ -148,7 +155,15 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
-    return facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals
+    made = {step.output for step in steps}
+    others = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
+    staying = [str(n.target) for n in others if n.op == "get_attr"]
+    return facts, steps, plan(steps, needed, facts.placed, DIALECT, staying), refusals
+
+
+def _widths(facts: ProgramFacts) -> Callable[[str], int]:
+    """Bytes that a number of a tensor takes."""
+    return lambda name: facts.nodes[name].meta["val"].dtype.itemsize
 
 
 def _unguarded(program: ExportedProgram) -> torch.nn.Module:
