@@ -23,9 +23,10 @@ from torch.export import ExportedProgram
 import repconv
 from repconv.files.onnx import save_large
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx, fuse_program
-from repconv.graph.core.stock import Stock, Stored
+from repconv.graph.core.expression import Stored
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.graph.planning.foresight import Foresight
+from repconv.graph.planning.stock import Stock
 from repconv.proof.report import FusionReport
 
 Command = Callable[..., tuple[int, str, str]]
@@ -343,16 +344,18 @@ WEIGHTS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 3)), max_si
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(WEIGHTS, WEIGHTS, WEIGHTS, st.sets(st.sampled_from("abcd")))
 def test_a_stock_counts_each_weight_once(
-    others: list[Stored], before: list[Stored], after: list[Stored], staying: set[str]
+    others: list[Stored], before: list[Stored], after: list[Stored], besides: set[str]
 ) -> None:
     def numbers(read: list[Stored]) -> int:
-        return sum(n for key, n in set(read) if key not in staying)
+        return sum(n for key, n in set(read) if key not in besides)
 
-    stock = Stock([*others, *before], staying)
-    assert stock.added(before, after) == numbers([*others, *after]) - numbers([*others, *before])
-    stock.exchange(before, after)
-    assert stock.added(after, before) == numbers([*others, *before]) - numbers([*others, *after])
-    assert stock.is_shared(after) == any([*others, *after].count(w) > 1 or w[0] in staying for w in after)
+    stock = Stock([*others, *before], besides)
+    stock.remove(before)
+    for read in (before, after):
+        assert stock.added(read) == numbers([*others, *read]) - numbers(others)
+        assert stock.shares(read) == any([*others, *read].count(w) > 1 or w[0] in besides for w in read)
+    stock.add(after)
+    assert stock.added([*others, *after]) == 0
 
 
 def test_commands_say_what_a_file_grows_by(command_line: Command, tmp_path: Path) -> None:

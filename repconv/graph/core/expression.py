@@ -22,9 +22,13 @@ from .dims import Dim, Dims, through
 from .form import Form, aligned, identity_form, padded_after
 from .ordering import dependencies_first
 from .pool import Pool
+from .reasons import Kind, StaysError
 
 Weight = Callable[[], Tensor]
 """Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
+
+Stored = tuple[Hashable, int]
+"""A weight that a file stores: its key, see `Addend`, and how many numbers it holds."""
 
 MOST_ADDENDS = 32
 """A term with more than this many is summed once and kept: tensors added to themselves double them at every step."""
@@ -37,8 +41,8 @@ class Addend:
     scales: each gives one factor a channel, [o] in float64. They are multiplied first and applied while summing, as a
         scaled copy of every weight takes longer than all else.
     needs: terms whose numbers the weight and scales are made of.
-    key: of weights that are known to be alike without a number of them, alike, too: the name by which one is stored, or
-        what else it is made of.
+    key: alike for weights that are known to be alike without a number of them: the name by which one is stored, or a
+        hash of what else it is made of; a tuple would double at every step of a tensor that is added to itself.
     """
 
     form: Form
@@ -64,7 +68,7 @@ class Addend:
 
     @property
     def scaled_key(self) -> Hashable:
-        """The same of the weight with its scales."""
+        """The key of the weight times its scales."""
         return hash((self.key, *(term.key for term in self.needs))) if self.scales else self.key
 
     def factor(self) -> Tensor | None:
@@ -116,7 +120,7 @@ class Term:
         return Term(self.source, self.form, self.addends, pool=pool, pooled=pooled)
 
     def known_as(self, key: Hashable) -> Term:
-        """The same where the numbers are known by more than that they are these; see `Addend.key`."""
+        """The same under a key, if it is one weight; see `Addend`."""
         if len(self.addends) > 1:
             return self
         addends = [replace(self.addends[0], key=key)]
@@ -124,10 +128,11 @@ class Term:
 
     @cached_property
     def key(self) -> Hashable:
-        """Alike for terms whose numbers are known to be; see `Addend.key`."""
+        """Alike for terms whose numbers are known to be; see `Addend`."""
         if len(self.addends) == 1:
             return self.addends[0].scaled_key
-        return hash(tuple((addend.scaled_key, addend.form) for addend in self.addends))
+        # In words, as numbers -1 and -2, such as of padding, have one hash.
+        return hash(tuple((addend.scaled_key, str(addend.form)) for addend in self.addends))
 
     def stored(self) -> set[str]:
         """The names of the stored weights its numbers are made of."""
@@ -175,9 +180,8 @@ class Term:
             GeometryError: they are not one convolution together.
         """
         if self.pool != other.pool:
-            raise GeometryError(
-                "cannot add what reads an average of pixels to what reads the pixels, or another average"
-            )
+            said = "cannot add what reads an average of pixels to what reads the pixels, or another average"
+            raise StaysError(Kind.NOT_ADDED(said=said))
         mine, theirs = aligned(self.form, other.form)
         pooled = None
         if self.pooled is not None and other.pooled is not None:
@@ -224,10 +228,8 @@ class Term:
             found = self._after(inner)
             return found if found is inner else found.with_pool(inner.pool, self._pooled_after(inner))
         if not inner.form.is_pointwise or inner.pool not in (None, Pool()):
-            raise GeometryError(
-                "what is averaged is no matrix at every pixel, which alone may come after the average as well: "
-                f"{inner.form.label}, padding {','.join(map(str, inner.form.geometry.padding))}"
-            )
+            said = f"{inner.form.label}, padding {','.join(map(str, inner.form.geometry.padding))}"
+            raise StaysError(Kind.AVERAGED(said=said))
         # The average of a single pixel is that.
         return self._after(inner).with_pool(inner.pool or self.pool, None)
 
@@ -279,7 +281,7 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
 
 
 def _key_of_series(outer: Term, inner: Term) -> Hashable:
-    """What tells the numbers of a series; shifts of the grid that put no zeros between them leave them."""
+    """The key of a series; an identity leaves the other's numbers, but where its stride puts zeros between them."""
     if outer.form.ones:
         return inner.key
     if inner.form.ones and max(*inner.form.geometry.stride, *inner.form.geometry.up) == 1:
@@ -378,15 +380,9 @@ def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
         GeometryError: not one convolution a source at every pixel; `what` names the tensor.
     """
     if term.form.geometry.is_transposed and not inner.bias.is_zero:
-        raise GeometryError(
-            f"{what} has a bias and a transposed convolution afterwards, which makes something "
-            "else of a constant at each pixel of a window"
-        )
+        raise StaysError(Kind.BIAS_SPREAD(maker=what))
     if max(term.form.geometry.padding) > 0 and not inner.bias.is_zero:
-        raise GeometryError(
-            f"{what} has a bias and is padded with zeros afterwards: where the padding shows, the two are not one "
-            "convolution"
-        )
+        raise StaysError(Kind.BIAS_PADDED(maker=what))
     return tuple(term.after(t) for t in inner.terms)
 
 

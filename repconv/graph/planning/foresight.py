@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from ...proof.report import Diverged, Refusal, Size
+from ...proof.report import Diverged, GraphRefusal, Size
 from ..core.step import Step
 from .diverged import diverged
 from .emission import Convolution
@@ -20,7 +20,7 @@ _CONVOLUTIONS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """One convolution that would be written: where, its shape, and the nodes it would stand for."""
+    """What would be written, a convolution or something simpler: where, its shape, and the nodes it would stand for."""
 
     name: str
     geometry: str
@@ -36,7 +36,7 @@ class Foresight:
     """
 
     layers: tuple[Planned, ...]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[GraphRefusal, ...]
     convolutions: tuple[int, int]
     batch_norms: tuple[int, int]
     diverged: tuple[Diverged, ...] = ()
@@ -47,13 +47,17 @@ class Foresight:
 
 
 def foreseen(
-    steps: Sequence[Step], chosen: Plan, refusals: Sequence[Refusal], before: Size, width: Callable[[str], int]
+    steps: Sequence[Step], chosen: Plan, refusals: Sequence[GraphRefusal], before: Size, width: Callable[[str], int]
 ) -> Foresight:
     """What writing the choice would give, without a number of it computed; width: see `diverged`."""
     kinds = {step.where: step.kind for step in steps}
     where = {step.output: step.where for step in steps}
     layers = [(name, layer) for name, found in chosen.rewritten.items() for layer in found.layers]
-    planned = tuple(Planned(where[name], layer.form.label, chosen.origins[name]) for name, layer in layers)
+    planned = tuple(
+        Planned(where[name], label, chosen.origins[name])
+        for name, found in chosen.rewritten.items()
+        for label in [layer.form.label for layer in found.layers] or [found.label]
+    )
     removed = Counter(kinds[node] for node in {node for origins in chosen.origins.values() for node in origins})
     written = sum(isinstance(layer, Convolution) for _, layer in layers)
     convolutions = before.convolutions + written - sum(removed[kind] for kind in _CONVOLUTIONS)

@@ -7,19 +7,19 @@ Writing all of them is the graph as it was. `plan` looks for the cheapest choice
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...proof.report import Refusal
+from ...proof.report import GraphRefusal
 from ..core.cost import MOVE, Cost
 from ..core.step import Step
-from ..core.stock import Shared, Stock
 from ..maps.carried import Carried
 from .choice import Choice, InexactError
 from .dialect import Dialect
 from .emission import Emission
-from .refusals import reasons
+from .refusals import Region, reasons
+from .stock import Shared, Stock, shared, store_less
 
 MOVE_FIRST_MULTIPLY_ADDS = 1e-6
 """The weight of traffic when multiply-adds alone must not rise."""
@@ -29,7 +29,8 @@ ROUNDS = 8
 
 PATIENCE, PATIENCE_A_STEP = 200_000, 20
 """How many terms of expressions are computed for a graph, and how many more for each step of a region, before the best
-choice so far is taken: in a chain of thousands of steps every try computes thousands of expressions anew."""
+choice so far is taken: in a chain of thousands of steps every try computes thousands of expressions anew. Half as many
+more are computed to say why the rest stays."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Plan:
     rewritten: Mapping[str, Emission]
     virtual: frozenset[str]
     origins: Mapping[str, tuple[str, ...]]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[GraphRefusal, ...]
     before: Cost
     after: Cost
     shared: tuple[Shared, ...] = ()
@@ -57,36 +58,43 @@ class Plan:
 
 def plan(
     steps: Sequence[Step],
-    needed: Collection[str],
+    needed: Mapping[str, str],
     placed: Mapping[str, Carried],
     dialect: Dialect,
-    staying: Collection[str] = (),
+    besides: Collection[str] = (),
 ) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
         steps: in the order they run.
-        needed: tensors that must exist: read by something that is no step, or an output.
+        needed: tensors that must exist, and why: read by something that is no step, or an output.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
-        staying: the names of weights that are stored whatever is chosen, once for each that is no step and reads it.
+        besides: what nodes read that make no step, once for each of them; it is stored whatever is chosen.
     """
-    made = {step.output for step in steps}
+    made = {step.output: step for step in steps}
     read = {name for step in steps for name in step.reads}
     fixed = {name for name in made if name in needed or name not in read}
     rewritten: dict[str, Emission] = {}
     virtual: set[str] = set()
     origins: dict[str, tuple[str, ...]] = {}
-    refusals: list[Refusal] = []
+    refusals: list[GraphRefusal] = []
     before = after = Cost()
     patience = PATIENCE
-    stock = Stock([weight for step in steps for weight in step.stored], staying)
+    weights = [weight for step in steps for weight in step.stored]
+    stock = Stock(weights, besides)
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
-        chosen = solve(choice, most, stock)
-        tried_all = choice.effort <= most
+        stored = choice.stored()
+        stock.remove(stored)
+        chosen = solve(choice, most)
+        if chosen.virtual and stock.shares(stored):
+            store_less(chosen, stock, most)
         patience = max(0, patience - choice.effort)
+        limit = sum((step.cost for step in region), Cost())
+        refusals += reasons(Region(chosen, made, needed, limit, max(most, choice.effort) + most // 2))
+        before += limit
         for step in region:
             name = step.output
             if name in chosen.virtual:
@@ -94,20 +102,12 @@ def plan(
             elif not chosen.is_verbatim(name):
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
-        refusals += reasons(chosen) if tried_all else [Refusal(region[0].where, _impatient(region))]
-        before += sum((step.cost for step in region), Cost())
         after += chosen.total()
+        stock.add(chosen.stored())
     gone = virtual | rewritten.keys()
-    shared = _shared(steps, {*staying, *(name for s in steps if s.output not in gone for name, _ in s.stored)}, staying)
-    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, shared)
-
-
-def _shared(steps: Sequence[Step], kept: Collection[Hashable], staying: Iterable[str]) -> tuple[Shared, ...]:
-    """The weights that several nodes read; of those in `kept` one stays as it is."""
-    readers = Counter(weight for step in steps for weight in step.stored)
-    others = Counter(staying)
-    found = ((str(name), numbers, count + others[str(name)]) for (name, numbers), count in readers.items())
-    return tuple(Shared(name, numbers, count, name in kept) for name, numbers, count in found if count > 1)
+    stay = [name for step in steps if step.output not in gone for name, _ in step.stored]
+    several = shared(weights, besides, stay)
+    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, several)
 
 
 def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
@@ -131,18 +131,10 @@ def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
     return list(found.values())
 
 
-def _impatient(region: Sequence[Step]) -> str:
-    return (
-        f"a region of {len(region)} steps, from here to {region[-1].where}, is too large to try all that may be "
-        "written of it; the best choice found so far was taken"
-    )
-
-
-def solve(choice: Choice, most: int, stock: Stock) -> Choice:
+def solve(choice: Choice, most: int) -> Choice:
     """Take the cheapest choice found that needs no more multiply-adds than the nodes as they stand.
 
-    most: the effort after which no other is looked for. stock: of the graph, which has the region as it stands; that
-        which is chosen afterwards.
+    most: the effort after which no other is looked for.
     """
     original = sum((step.cost for step in choice.steps), Cost())
     best, best_price = set[str](), original.price()
@@ -159,47 +151,7 @@ def solve(choice: Choice, most: int, stock: Stock) -> Choice:
             break
     choice.choose(best)
     _keep_pools(choice)
-    as_it_stood = [weight for step in choice.steps for weight in step.stored]
-    shares = best and stock.is_shared(as_it_stood)
-    stock.exchange(as_it_stood, choice.stored(choice.by_output))
-    if shares:
-        _store_less(choice, stock, most)
     return choice
-
-
-def _store_less(choice: Choice, stock: Stock, most: int) -> None:
-    """Fold elsewhere what may be folded in several places at one price, while that leaves less to store.
-
-    A scale between two convolutions goes into either: into the one whose weight nothing else reads, then.
-    """
-    pairs = [(name, step.output) for step in choice.steps for name in step.inputs if name in choice.by_output]
-    free = set(choice.free)
-    for _ in range(ROUNDS):
-        found = False
-        for pair in pairs:
-            if free.issuperset(pair) and len(choice.virtual.intersection(pair)) == 1 and choice.effort <= most:
-                found |= _swap(choice, set(pair), stock)
-        if not found:
-            break
-
-
-def _swap(choice: Choice, pair: set[str], stock: Stock) -> bool:
-    """Write the virtual one of a pair and hide the other, if that costs no more and less is stored. Returns whether."""
-    around = choice.affected([*pair])
-    cost, stored = choice.cost(around), choice.stored(around)
-    undo = choice.change(choice.virtual & pair, pair - choice.virtual)
-    try:
-        change, weights = choice.cost(around) - cost, choice.stored(around)
-    except InexactError as error:
-        choice.note(error)
-        undo()
-        return False
-    dearer = change.price() > 1e-9 * cost.price() or change.multiply_adds > 0 or change.convolutions > 0
-    if dearer or stock.added(stored, weights) >= 0:
-        undo()
-        return False
-    stock.exchange(stored, weights)
-    return True
 
 
 def _keep_pools(choice: Choice) -> None:
@@ -258,7 +210,6 @@ def _repair(choice: Choice, step: Step) -> bool:
             if step.output not in choice.virtual:
                 choice.emission(step.output)
         except InexactError as error:
-            choice.note(error)
             choice.change({error.inner}, set())
             repaired = True
         else:
@@ -276,8 +227,7 @@ def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost
     undo = choice.change(written, set()) if written else choice.change(set(), unwritten)
     try:
         after = choice.cost(affected)
-    except InexactError as error:
-        choice.note(error)
+    except InexactError:
         undo()
         return Cost()
     change = after - before
