@@ -86,7 +86,7 @@ def plan(
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
-        stored = choice.stored()
+        stored = [weight for step in region for weight in step.stored]
         stock.remove(stored)
         chosen = solve(choice, most)
         if chosen.virtual and stock.shares(stored):
