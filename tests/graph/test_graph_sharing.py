@@ -358,6 +358,24 @@ def test_a_stock_counts_each_weight_once(
     assert stock.added([*others, *after]) == 0
 
 
+def test_a_weight_times_a_factor_of_its_node_is_another() -> None:
+    nodes, outputs = [], []
+    for index, alpha in enumerate((1.0, 2.0)):
+        nodes.append(helper.make_node("Gemm", [f"x{index}", "w"], [f"p{index}"], alpha=alpha, transB=1))
+        nodes.append(helper.make_node("Mul", [f"p{index}", "scale"], [f"y{index}"]))
+        outputs.append(helper.make_tensor_value_info(f"y{index}", TensorProto.FLOAT, [1, C]))
+    inputs = [helper.make_tensor_value_info(f"x{index}", TensorProto.FLOAT, [1, C]) for index in range(2)]
+    draw = np.random.default_rng(0)
+    held = {"w": draw.random((C, C)), "scale": draw.random(C) + 1}
+    weights = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in held.items()]
+    made = helper.make_graph(nodes, "graph", inputs, outputs, weights)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    fused, report = fuse_onnx(model)
+    assert [node.op_type for node in fused.graph.node] == ["Gemm", "Gemm"]
+    assert sum(len(shape) == 2 for _, shape, _ in stored(fused).values()) == 2
+    assert [(each.weights, each.added_bytes) for each in report.diverged] == [(2, 4 * C * C)]
+
+
 def test_commands_say_what_a_file_grows_by(command_line: Command, tmp_path: Path) -> None:
     onnx.save(graph([Use(norm=0), Use(norm=1), Use("1x1", norm=1), Use("1x1", norm=1)]), tmp_path / "heads.onnx")
     code, said, err = command_line("inspect", "heads.onnx", "--json", "inspect.json")

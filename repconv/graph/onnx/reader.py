@@ -18,7 +18,7 @@ from ..core.step import Step
 from ..maps.canvas import recognised
 from . import arithmetic, layout
 from .facts import KEEPS_SIZE, Facts
-from .nodes import attributes, label
+from .nodes import label
 from .operands import Part, shown
 from .painting import PAINTERS
 
@@ -155,9 +155,9 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
 
 def _key(facts: Facts, node: onnx.NodeProto, term: Term, index: int) -> Hashable:
     """What tells the numbers of a node's term: the weight that it has stored, or all that they are made of."""
-    constants = tuple(name for name in node.input if facts.is_constant(name))
-    if node.op_type in _WEIGHED and constants[0] in facts.initializers and attributes(node).get("alpha", 1.0) == 1.0:
-        return str(constants[0])
+    constants = tuple(str(name) for name in node.input if facts.is_constant(name))
+    if node.op_type in _WEIGHED and constants[0] in facts.initializers:
+        return constants[0]
     source = facts.tensor(term.source)
     settings = tuple(attribute.SerializeToString() for attribute in node.attribute)
     return hash((node.op_type, index, settings, constants, source.layout))
