@@ -14,7 +14,7 @@ import onnx
 
 from ..errors import SourceError, first_line
 from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
-from .edited import copy_of
+from .edited import bodies_of, copy_of
 from .foreign.beside import BesideError, put_weights
 from .held import temporary_folder
 
@@ -139,8 +139,9 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def longest_run(model: onnx.ModelProto) -> float:
-    """How many seconds one call of it may take."""
-    return LONGEST_LOOP_S if any(node.op_type == "Loop" for node in model.graph.node) else LONGEST_RUN_S
+    """How many seconds one call of it may take: less with a Loop anywhere, in a function or in a branch of an If."""
+    loops = any(node.op_type == "Loop" for body in bodies_of(model) for node in body.node)
+    return LONGEST_LOOP_S if loops else LONGEST_RUN_S
 
 
 def run_session(
@@ -196,7 +197,7 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if exact_integers:
         options.add_session_config_entry("session.x64quantprecision", "1")
-    source = str(model) if isinstance(model, Path) else model
+    source = str(model) if isinstance(model, Path) else _unshared(model) if exact_integers else model
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type a failure
@@ -205,6 +206,44 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
     if (model.stat().st_size if isinstance(model, Path) else len(model)) > LARGE:
         return_freed()
     return session
+
+
+def _unshared(content: bytes) -> bytes:
+    """A model with a DequantizeLinear, and stored numbers, for each node that reads such; it computes the same.
+
+    onnxruntime (1.32) makes weights of 8 bits unsigned for its exact kernels, once for each node that reads them, and
+    loads no model in which one is read twice.
+    """
+    model = onnx.ModelProto.FromString(content)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    makers: dict[str, onnx.NodeProto] = {}
+    read: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and all(name in held for name in node.input):
+            makers[node.output[0]] = node
+        for position, name in enumerate(node.input):
+            if name in makers and name in read:
+                own = onnx.NodeProto()
+                own.CopyFrom(makers[name])
+                suffix = f".{len(nodes)}.{position}.unshared"
+                own.name, own.output[0] = f"{own.name}{suffix}", f"{name}{suffix}"
+                for place, stored in enumerate(own.input):
+                    tensor = onnx.TensorProto()
+                    tensor.CopyFrom(held[stored])
+                    tensor.name = own.input[place] = f"{stored}{suffix}"
+                    model.graph.initializer.append(tensor)
+                node.input[position] = own.output[0]
+                nodes.append(own)
+            read.add(name)
+        nodes.append(node)
+    if len(nodes) == len(model.graph.node):
+        return content
+    copied = onnx.GraphProto(node=nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(copied.node)
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def return_freed() -> None:

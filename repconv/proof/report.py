@@ -65,7 +65,7 @@ class FusedLayer:
     multiplies: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diverged:
     """A weight that several nodes shared and that became several, as what was folded into it differs.
 

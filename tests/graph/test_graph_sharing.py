@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import repconv
+from repconv.algebra.geometry import Geometry
 from repconv.files.onnx import save_large
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx, fuse_program
-from repconv.graph.core.expression import Stored
+from repconv.graph.core.expression import Addend, Term
+from repconv.graph.core.form import Form
+from repconv.graph.core.step import Stored
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.graph.planning.foresight import Foresight
 from repconv.graph.planning.stock import Stock
@@ -356,6 +359,15 @@ def test_a_stock_counts_each_weight_once(
         assert stock.shares(read) == any([*others, *read].count(w) > 1 or w[0] in besides for w in read)
     stock.add(after)
     assert stock.added([*others, *after]) == 0
+
+
+def test_sums_that_differ_in_cropping_are_not_known_to_be_alike() -> None:
+    def cropped(rows: int) -> Term:
+        form = Form(Geometry(C, C, (5, 5), padding=(rows,) * 4))
+        addend = Addend(form, lambda: torch.ones(C, C, 5, 5), key="w")
+        return Term("x", form, [addend, addend])
+
+    assert cropped(-1).key == cropped(-1).key != cropped(-2).key
 
 
 def test_a_weight_times_a_factor_of_its_node_is_another() -> None:

@@ -27,9 +27,6 @@ from .reasons import Kind, StaysError
 Weight = Callable[[], Tensor]
 """Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
 
-Stored = tuple[Hashable, int]
-"""A weight that a file stores: its key, see `Addend`, and how many numbers it holds."""
-
 MOST_ADDENDS = 32
 """A term with more than this many is summed once and kept: tensors added to themselves double them at every step."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
 from .constant import Constant
 from .cost import Cost
-from .expression import Stored, Term
+from .expression import Term
 
 Offset = Callable[[], Constant]
+Stored = tuple[Hashable, int]
+"""A weight: what tells its numbers from others, see `Addend.key`, and how many there are."""
 
 COMPUTE = frozenset((
     "Conv", "ConvTranspose", "BatchNormalization", "Add", "Sub", "Sum", "Mean", "Mul", "Div", "Neg", "Gemm", "MatMul",

@@ -154,14 +154,11 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    chosen = plan(steps, needed, facts.placed, DIALECT, [*outputs, *_read_besides(source, steps)])
-    return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
-
-
-def _read_besides(source: onnx.ModelProto, steps: Sequence[Step]) -> list[str]:
-    """What nodes read that make no step, once for each of them."""
     made = {step.output for step in steps}
-    return [name for node in source.graph.node if made.isdisjoint(node.output) for name in dict.fromkeys(node.input)]
+    others = [name for node in source.graph.node if made.isdisjoint(node.output) for name in {*node.input}]
+    staying = [*outputs, *others]
+    chosen = plan(steps, needed, facts.placed, DIALECT, staying)
+    return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 
 def _check_groups(facts: Facts, node: onnx.NodeProto) -> None:

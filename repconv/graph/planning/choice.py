@@ -11,10 +11,10 @@ from operator import add
 from ...errors import GeometryError
 from ..core.constant import Constant
 from ..core.cost import Cost
-from ..core.expression import Bias, Expression, Stored, Term, merge, respond, substitute
+from ..core.expression import Bias, Expression, Term, merge, respond, substitute
 from ..core.ordering import dependencies_first
 from ..core.reasons import Kind, Reason, reason_of
-from ..core.step import Offset, Step
+from ..core.step import Offset, Step, Stored
 from ..maps.carried import Carried
 from .dialect import Dialect
 from .emission import Emission, Keep, emission

@@ -30,7 +30,12 @@ def diverged(
         if shared[name].stays:
             became[name][name, shared[name].numbers] = size
     return tuple(
-        Diverged(name, shared[name].readers, len(weights), sum(weights.values()) - own[name])
+        Diverged(
+            weight=name,
+            readers=shared[name].readers,
+            weights=len(weights),
+            added_bytes=sum(weights.values()) - own[name],
+        )
         for name, weights in became.items()
         if len(weights) > 1
     )

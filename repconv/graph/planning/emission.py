@@ -19,9 +19,10 @@ from ...algebra.kernels import every
 from ...errors import GeometryError
 from ..core.cost import Cost, Size, averaging, convolution, elements, elementwise
 from ..core.dims import nominal
-from ..core.expression import Bias, Expression, Stored, Term
+from ..core.expression import Bias, Expression, Term
 from ..core.form import Form
 from ..core.pool import Pool
+from ..core.step import Stored
 from ..core.terms import turned_around
 from ..maps.arrangement import Change, arrange, broadcasts
 from ..maps.carried import Carried

@@ -6,11 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 
-from ..core.expression import Stored
+from ..core.step import Stored
 from .choice import Choice, InexactError
-
-ROUNDS = 8
-"""Passes over the pairs of a region; what is stored falls in the first or second."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,12 @@ def store_less(choice: Choice, stock: Stock, most: int) -> None:
     """
     pairs = [(name, step.output) for step in choice.steps for name in step.inputs if name in choice.by_output]
     pairs = [pair for pair in pairs if not any(name in choice.fixed for name in pair)]
-    for _ in range(ROUNDS):
+    found = True
+    while found:  # every swap leaves less to store, so it ends
         found = False
         for pair in pairs:
             if len(choice.virtual.intersection(pair)) == 1 and choice.effort <= most:
                 found |= _swap(choice, set(pair), stock)
-        if not found:
-            break
 
 
 def _swap(choice: Choice, pair: set[str], stock: Stock) -> bool:

@@ -160,15 +160,11 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
-    chosen = plan(steps, needed, facts.placed, DIALECT, _read_besides(module, steps))
-    return facts, steps, chosen, touching(refusals, nodes, steps)
-
-
-def _read_besides(module: fx.GraphModule, steps: Sequence[Step]) -> list[str]:
-    """The stored tensors that nodes read which make no step, once for each of them."""
     made = {step.output for step in steps}
-    read = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
-    return [str(node.target) for node in read if node.op == "get_attr"]
+    others = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
+    staying = [str(n.target) for n in others if n.op == "get_attr"]
+    chosen = plan(steps, needed, facts.placed, DIALECT, staying)
+    return facts, steps, chosen, touching(refusals, nodes, steps)
 
 
 def _widths(facts: ProgramFacts) -> Callable[[str], int]:

@@ -39,14 +39,14 @@ _POOLS = {1: _aten.avg_pool1d.default, 2: _aten.avg_pool2d.default, 3: _aten.avg
 
 
 @dataclass(frozen=True)
-class Nodes:
+class Placed:
     """The node that makes a tensor, and those of the weights of its layers, in order."""
 
     last: fx.Node
     weights: tuple[fx.Node, ...]
 
 
-def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> Nodes:
+def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> Placed:
     """Put what makes `name` in its place. `nodes`: those that make tensors, by name.
 
     Raises:
@@ -102,7 +102,7 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                 node.meta.setdefault("val", like)
     made[-1].meta["val"] = like
     old.replace_all_uses_with(made[-1])
-    return Nodes(made[-1], tuple(weights))
+    return Placed(made[-1], tuple(weights))
 
 
 def _average(source: fx.Node, layer: Average) -> fx.Node:
