@@ -154,10 +154,11 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
+    names = {name: node.where for node in nodes for name in node.outputs}
     made = {step.output for step in steps}
     others = [name for node in source.graph.node if made.isdisjoint(node.output) for name in {*node.input}]
     staying = [*outputs, *others]
-    chosen = plan(steps, needed, facts.placed, DIALECT, staying)
+    chosen = plan(steps, needed, names, facts.placed, DIALECT, staying)
     return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 

@@ -17,7 +17,7 @@ from ..core.reasons import Kind, StaysError, reason_of
 from ..core.step import Step
 from ..maps.canvas import recognised
 from . import arithmetic, layout
-from .facts import KEEPS_SIZE, Facts
+from .facts import FLOATS, KEEPS_SIZE, Facts
 from .nodes import label
 from .operands import Part, shown
 from .painting import PAINTERS
@@ -95,6 +95,9 @@ def _read(
         _follow(facts, node)
         if node.op_type in NORMS_OF_THEIR_OWN:
             raise StaysError(Kind.OWN_STATISTICS())
+        types = {facts.types.get(node.input[0]), facts.types.get(output)} if node.op_type == "Cast" else set()
+        if len(types) == 2 and types <= FLOATS:
+            raise StaysError(Kind.TYPE())
         return []
     try:
         if reader is None:
@@ -138,7 +141,7 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
         made = replace(part.made, terms=terms)
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
-            raise StaysError(Kind.TYPE())
+            raise StaysError
         found = {term.makes(facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
             raise StaysError(Kind.SIZES(does="adds", sizes=" and ".join(map(shown, found))))

@@ -59,6 +59,7 @@ class Plan:
 def plan(
     steps: Sequence[Step],
     needed: Mapping[str, str],
+    names: Mapping[str, str],
     placed: Mapping[str, Carried],
     dialect: Dialect,
     besides: Collection[str] = (),
@@ -68,6 +69,7 @@ def plan(
     Args:
         steps: in the order they run.
         needed: tensors that must exist, and why: read by something that is no step, or an output.
+        names: what reports call the nodes that make tensors.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
         besides: what nodes read that make no step, once for each of them; it is stored whatever is chosen.
@@ -93,7 +95,7 @@ def plan(
             store_less(chosen, stock, most)
         patience = max(0, patience - choice.effort)
         limit = sum((step.cost for step in region), Cost())
-        refusals += reasons(Region(chosen, made, needed, limit, max(most, choice.effort) + most // 2))
+        refusals += reasons(Region(chosen, made, needed, names, limit, max(most, choice.effort) + most // 2))
         before += limit
         for step in region:
             name = step.output

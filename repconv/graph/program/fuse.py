@@ -163,7 +163,7 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     made = {step.output for step in steps}
     others = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
     staying = [str(n.target) for n in others if n.op == "get_attr"]
-    chosen = plan(steps, needed, facts.placed, DIALECT, staying)
+    chosen = plan(steps, needed, facts.labels, facts.placed, DIALECT, staying)
     return facts, steps, chosen, touching(refusals, nodes, steps)
 
 

@@ -101,7 +101,9 @@ def _follow(facts: ProgramFacts, node: fx.Node) -> None:
 def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     sources = [facts.nodes[term.source] for term in made.terms]
     dtype = node.meta["val"].dtype
-    if dtype not in _ROUNDING or any(s.meta["val"].dtype != dtype for s in sources):
+    if dtype not in _ROUNDING:
+        raise StaysError
+    if any(s.meta["val"].dtype != dtype for s in sources):
         raise StaysError(Kind.TYPE())
     kind = kind_of(node).split(".")[1]
     terms = tuple(
