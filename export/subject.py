@@ -11,16 +11,17 @@ from pathlib import Path
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from repconv.blocks.probing import dtype_of
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
 from repconv.proof.float64 import float64_reference
-from repconv.proof.leaves import leaves
+from repconv.proof.leaves import leaves, of_tensors
 from repconv.proof.report import FusionReport
 from repconv.sources.checkpoint import Checkpoint, Normalization
-from repconv.sources.source import Source, open_source
+from repconv.sources.source import Source, open_source, require_one_input
 
 from .artefacts.artefact import artefact_of
 from .from_source import FuseSettings, in_graph, network_to_onnx
@@ -95,9 +96,13 @@ def open_subject(
         opened = Source(name=type(source).__name__, path=None, sha256=None, held=Checkpoint(model=source, fused=False))
     else:
         opened = source if isinstance(source, Source) else open_source(source, model=model, state_key=state_key)
+    if isinstance(opened.held, ExportedProgram):
+        require_image(opened, "exported")
+        shape = opened.inputs[0].shape or ()
+        require_fit(opened.name, shape, [settings.batch, None, *(settings.image or (None, None))])
     if isinstance(opened.held, onnx.ModelProto):
         return _from_onnx(opened, opened.held, settings)
-    network = opened.held.model if isinstance(opened.held, Checkpoint) else opened.held.module()
+    network = opened.held.model if isinstance(opened.held, Checkpoint) else of_tensors(opened.held)
     return _from_network(opened, network, settings, channels)
 
 
@@ -138,6 +143,42 @@ def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int
     return (known[0] if known else channels, settings.image[0].usual, settings.image[1].usual)
 
 
+def require_image(source: Source, done: str) -> None:
+    """Insist that a graph takes one image in float32, to be `done` something with.
+
+    Raises:
+        SourceError: it does not; it says what it takes, and what is done with such a graph instead.
+    """
+    taken = source.inputs
+    if len(taken) == 1 and taken[0].shape is not None and len(taken[0].shape) == 4 and taken[0].dtype == torch.float32:
+        return
+    said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {_sizes(i.shape)}" for i in taken)
+    suffix = Path(source.name).suffix
+    raise SourceError(
+        f"{source.name} takes {said}; only float32 graphs of one image [n, c, h, w] are {done}. `repconv fuse "
+        f"{source.name} -o fused{suffix}` and `repconv verify` take any tensors; give the fused file to your runtime"
+    )
+
+
+def _sizes(shape: Sequence[int | None] | None) -> str:
+    return "of any shape" if shape is None else "x".join("?" if side is None else str(side) for side in shape) or "()"
+
+
+def require_fit(name: str, shape: Sequence[int | None], asked: Sequence[Span | None]) -> None:
+    """Insist that the sizes asked for are those of an input that are fixed.
+
+    Raises:
+        SourceError: one is not; of a batch it says which to give.
+    """
+    for axis, (own, span) in enumerate(zip(shape, asked, strict=True)):
+        if span is None or own is None or (span.fixed and span.usual == own):
+            continue
+        fixed = f"{name} has a fixed input of {_sizes(shape)}"
+        if axis == 0:
+            raise SourceError(f"{fixed}: a batch of {own}, not {span}; give --batch {own}")
+        raise SourceError(f"{fixed}; size {span} does not fit it: leave it out, or export it with open sizes")
+
+
 def _check_channels(known: int | None, settings: BuildSettings, name: str) -> None:
     if known is not None and settings.channels not in (None, known):
         raise SourceError(f"{name} takes {known} channels, got images of {settings.channels}")
@@ -145,6 +186,7 @@ def _check_channels(known: int | None, settings: BuildSettings, name: str) -> No
 
 def _from_network(given: Source, network: nn.Module, settings: BuildSettings, channels: int) -> Subject:
     """Blocks of this package fold as modules, anything else affine in the graph."""
+    require_one_input(network, given.name)
     size, normalization = _size(given.size, settings, given.name, channels), given.normalization
     class_names = () if given.is_graph else given.checkpoint.class_names
     given_network = network
@@ -214,9 +256,7 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
     """An ONNX file keeps its opset; its open sizes are closed where sizes are asked for."""
     artefact, path = artefact_of(given), given.name
     declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) == 4]
-    if len(artefact.inputs) != 1 or not declared or declared[0].dtype != torch.float32:
-        said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in artefact.inputs)
-        raise SourceError(f"{path} takes {said}; only float32 models of one image [n, c, h, w] are exported")
+    require_image(given, "exported")
     opset = next(entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx"))
     if settings.opset not in (None, opset):
         raise SourceError(f"{path} is of opset {opset}, which it keeps; leave out opset {settings.opset}")
@@ -226,11 +266,7 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
         raise SourceError(f"{path} leaves the number of channels open; only fixed ones are exported")
     _check_channels(channels, settings, str(path))
     asked: list[Span | None] = [settings.batch, None, *(settings.image or (None, None))]
-    for axis, span in enumerate(asked):
-        if span is not None and shape[axis] is not None and shape[axis] != span.usual:
-            raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; size {span} does not fit it")
-        if span is not None and shape[axis] is not None and not span.fixed:
-            raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; no range fits it: {span}")
+    require_fit(path, shape, asked)
     height, width = (shape[axis] if shape[axis] is not None else getattr(asked[axis], "usual", None) for axis in (2, 3))
     if height is None or width is None:
         raise SourceError(f"{path} leaves the image size open; give one: --image 224,224")

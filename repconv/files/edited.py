@@ -25,9 +25,13 @@ def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return shown
 
 
-def bodies_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Whatever holds nodes: the main graph, functions, and the graphs in attributes of their nodes, at any depth."""
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+def bodies_of(
+    within: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
+) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Whatever holds nodes: a graph or a function (of a model, each), and the graphs in attributes, at any depth."""
+    pending: list[onnx.GraphProto | onnx.FunctionProto] = (
+        [within.graph, *within.functions] if isinstance(within, onnx.ModelProto) else [within]
+    )
     while pending:
         body = pending.pop()
         yield body

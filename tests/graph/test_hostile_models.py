@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -252,6 +256,42 @@ def test_a_loop_without_an_end_is_ended_wherever_it_is(put, monkeypatch):
         run_session(model_session(proto, "m"), ["y"], {"x": x}, longest_run(proto))
     with pytest.raises(FusionError, match=r"ended after 0\.2 s"):
         evaluate(proto, {"x": x}, ["y"])
+
+
+def doubling(levels: int) -> onnx.ModelProto:
+    """A call of a function that calls another twice, and so on: 2 ** levels nodes in all."""
+    sets = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
+
+    def function(level: int) -> onnx.FunctionProto:
+        inner = [
+            helper.make_node(f"F{level - 1}", ["x"], ["h"], domain="mine"),
+            helper.make_node(f"F{level - 1}", ["h"], ["y"], domain="mine"),
+        ]
+        return helper.make_function(
+            "mine", f"F{level}", ["x"], ["y"], inner if level else [helper.make_node("Relu", ["x"], ["y"])], sets
+        )
+
+    result = model([helper.make_node(f"F{levels}", ["x"], ["y"], domain="mine")], [])
+    result.functions.extend(map(function, range(levels + 1)))
+    result.opset_import.append(sets[1])
+    return result
+
+
+def test_functions_that_call_functions_are_counted_before_they_are_run(tmp_path):
+    assert complaint(doubling(8)) == ""
+    onnx.save(doubling(60), str(tmp_path / "m.onnx"))
+    with pytest.raises(SourceError, match="call one another so often that it has more than 65,536 nodes"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_a_signal_ends_a_run_at_once():
+    session = model_session(endless(), "m")
+    timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_session(session, ["y"], {"x": np.zeros((1, 3, 8, 8), np.float32)}, 20)
+    assert time.monotonic() - began < 10
 
 
 def test_a_function_that_calls_itself_is_ended():

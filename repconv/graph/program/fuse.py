@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ...errors import FusionError
 from ...proof.agreement import Agreement
+from ...proof.leaves import of_tensors
 from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Size
 from ..core.dims import NOMINAL
 from ..core.reasons import Kind
@@ -50,7 +51,8 @@ def fuse_program(
 
     Args:
         program: with example inputs.
-        inputs: positional arguments to compare on, one call's each; None: the program's example inputs.
+        inputs: to compare on, one call's each: its tensors in the order of the program's, in whatever tuples and
+            dictionaries; None: the program's example inputs.
         prove: False leaves the comparing out, and the report says so.
 
     Raises:
@@ -63,8 +65,9 @@ def fuse_program(
         return fused, rewritten.report.with_proof(None)
     if fused is program:
         return fused, rewritten.report.with_proof(Proof(Agreement()))  # nothing was done
-    given = inputs if inputs is not None else [program.example_inputs[0]] if program.example_inputs else []
-    proof = prove_program(rewritten, fused, _unguarded(program), given)
+    given = inputs if inputs is not None else [program.example_inputs] if program.example_inputs else []
+    rows = [tuple(torch.utils._pytree.tree_leaves(call)) for call in given]  # noqa: SLF001  # torch.export's own order
+    proof = prove_program(rewritten, fused, of_tensors(program, _unguarded(program)), rows)
     return fused, rewritten.report.with_proof(proof).require("the fused program")
 
 
