@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import repconv
+from repconv.algebra.geometry import Geometry
 from repconv.files.onnx import save_large
 from repconv.graph import foresee_onnx, foresee_program, fuse_onnx, fuse_program
+from repconv.graph.core.expression import Addend, Term
+from repconv.graph.core.form import Form
 from repconv.graph.core.step import Stored
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.graph.planning.foresight import Foresight
@@ -344,16 +347,45 @@ WEIGHTS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 3)), max_si
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(WEIGHTS, WEIGHTS, WEIGHTS, st.sets(st.sampled_from("abcd")))
 def test_a_stock_counts_each_weight_once(
-    others: list[Stored], before: list[Stored], after: list[Stored], staying: set[str]
+    others: list[Stored], before: list[Stored], after: list[Stored], besides: set[str]
 ) -> None:
     def numbers(read: list[Stored]) -> int:
-        return sum(n for key, n in set(read) if key not in staying)
+        return sum(n for key, n in set(read) if key not in besides)
 
-    stock = Stock([*others, *before], staying)
-    assert stock.added(before, after) == numbers([*others, *after]) - numbers([*others, *before])
-    stock.exchange(before, after)
-    assert stock.added(after, before) == numbers([*others, *before]) - numbers([*others, *after])
-    assert stock.is_shared(after) == any([*others, *after].count(w) > 1 or w[0] in staying for w in after)
+    stock = Stock([*others, *before], besides)
+    stock.remove(before)
+    for read in (before, after):
+        assert stock.added(read) == numbers([*others, *read]) - numbers(others)
+        assert stock.shares(read) == any([*others, *read].count(w) > 1 or w[0] in besides for w in read)
+    stock.add(after)
+    assert stock.added([*others, *after]) == 0
+
+
+def test_sums_that_differ_in_cropping_are_not_known_to_be_alike() -> None:
+    def cropped(rows: int) -> Term:
+        form = Form(Geometry(C, C, (5, 5), padding=(rows,) * 4))
+        addend = Addend(form, lambda: torch.ones(C, C, 5, 5), key="w")
+        return Term("x", form, [addend, addend])
+
+    assert cropped(-1).key == cropped(-1).key != cropped(-2).key
+
+
+def test_a_weight_times_a_factor_of_its_node_is_another() -> None:
+    nodes, outputs = [], []
+    for index, alpha in enumerate((1.0, 2.0)):
+        nodes.append(helper.make_node("Gemm", [f"x{index}", "w"], [f"p{index}"], alpha=alpha, transB=1))
+        nodes.append(helper.make_node("Mul", [f"p{index}", "scale"], [f"y{index}"]))
+        outputs.append(helper.make_tensor_value_info(f"y{index}", TensorProto.FLOAT, [1, C]))
+    inputs = [helper.make_tensor_value_info(f"x{index}", TensorProto.FLOAT, [1, C]) for index in range(2)]
+    draw = np.random.default_rng(0)
+    held = {"w": draw.random((C, C)), "scale": draw.random(C) + 1}
+    weights = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in held.items()]
+    made = helper.make_graph(nodes, "graph", inputs, outputs, weights)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    fused, report = fuse_onnx(model)
+    assert [node.op_type for node in fused.graph.node] == ["Gemm", "Gemm"]
+    assert sum(len(shape) == 2 for _, shape, _ in stored(fused).values()) == 2
+    assert [(each.weights, each.added_bytes) for each in report.diverged] == [(2, 4 * C * C)]
 
 
 def test_commands_say_what_a_file_grows_by(command_line: Command, tmp_path: Path) -> None:

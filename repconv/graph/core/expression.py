@@ -38,8 +38,8 @@ class Addend:
     scales: each gives one factor a channel, [o] in float64. They are multiplied first and applied while summing, as a
         scaled copy of every weight takes longer than all else.
     needs: terms whose numbers the weight and scales are made of.
-    key: of weights that are known to be alike without a number of them, alike, too: the name by which one is stored, or
-        what else it is made of.
+    key: alike for weights that are known to be alike without a number of them: the name by which one is stored, or a
+        hash of what else it is made of; a tuple would double at every step of a tensor that is added to itself.
     """
 
     form: Form
@@ -65,7 +65,7 @@ class Addend:
 
     @property
     def scaled_key(self) -> Hashable:
-        """The same of the weight with its scales."""
+        """The key of the weight times its scales."""
         return hash((self.key, *(term.key for term in self.needs))) if self.scales else self.key
 
     def factor(self) -> Tensor | None:
@@ -117,7 +117,7 @@ class Term:
         return Term(self.source, self.form, self.addends, pool=pool, pooled=pooled)
 
     def known_as(self, key: Hashable) -> Term:
-        """The same where the numbers are known by more than that they are these; see `Addend.key`."""
+        """The same under a key, if it is one weight; see `Addend`."""
         if len(self.addends) > 1:
             return self
         addends = [replace(self.addends[0], key=key)]
@@ -125,10 +125,11 @@ class Term:
 
     @cached_property
     def key(self) -> Hashable:
-        """Alike for terms whose numbers are known to be; see `Addend.key`."""
+        """Alike for terms whose numbers are known to be; see `Addend`."""
         if len(self.addends) == 1:
             return self.addends[0].scaled_key
-        return hash(tuple((addend.scaled_key, addend.form) for addend in self.addends))
+        # In words, as numbers -1 and -2, such as of padding, have one hash.
+        return hash(tuple((addend.scaled_key, str(addend.form)) for addend in self.addends))
 
     def stored(self) -> set[str]:
         """The names of the stored weights its numbers are made of."""
@@ -277,7 +278,7 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
 
 
 def _key_of_series(outer: Term, inner: Term) -> Hashable:
-    """What tells the numbers of a series; shifts of the grid that put no zeros between them leave them."""
+    """The key of a series; an identity leaves the other's numbers, but where its stride puts zeros between them."""
     if outer.form.ones:
         return inner.key
     if inner.form.ones and max(*inner.form.geometry.stride, *inner.form.geometry.up) == 1:

@@ -188,13 +188,13 @@ class Choice:
         """
         return sum((self.emission(name).cost for name in names if name not in self.virtual), Cost())
 
-    def stored(self, names: Iterable[str]) -> list[Stored]:
-        """The weights that those of `names` take that are written, once for each reader.
+    def stored(self) -> list[Stored]:
+        """The weights that the whole region reads under this choice, once for each reader.
 
         Raises:
             InexactError: as `emission`.
         """
-        return [weight for name in names if name not in self.virtual for weight in self.emission(name).stored]
+        return [weight for name in self.by_output if name not in self.virtual for weight in self.emission(name).stored]
 
     def total(self) -> Cost:
         """What the whole region costs under this choice."""

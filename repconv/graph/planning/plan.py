@@ -7,8 +7,8 @@ Writing all of them is the graph as it was. `plan` looks for the cheapest choice
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...proof.report import GraphRefusal
@@ -19,7 +19,7 @@ from .choice import Choice, InexactError
 from .dialect import Dialect
 from .emission import Emission
 from .refusals import Region, reasons
-from .stock import Shared, Stock, store_less
+from .stock import Shared, Stock, shared, store_less
 
 MOVE_FIRST_MULTIPLY_ADDS = 1e-6
 """The weight of traffic when multiply-adds alone must not rise."""
@@ -62,7 +62,7 @@ def plan(
     names: Mapping[str, str],
     placed: Mapping[str, Carried],
     dialect: Dialect,
-    staying: Collection[str] = (),
+    besides: Collection[str] = (),
 ) -> Plan:
     """Choose, region by region, what to write.
 
@@ -72,7 +72,7 @@ def plan(
         names: what reports call the nodes that make tensors.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
-        staying: the names of weights that are stored whatever is chosen, once for each that is no step and reads it.
+        besides: what nodes read that make no step, once for each of them; it is stored whatever is chosen.
     """
     made = {step.output: step for step in steps}
     read = {name for step in steps for name in step.reads}
@@ -83,16 +83,19 @@ def plan(
     refusals: list[GraphRefusal] = []
     before = after = Cost()
     patience = PATIENCE
-    stock = Stock([weight for step in steps for weight in step.stored], staying)
+    weights = [weight for step in steps for weight in step.stored]
+    stock = Stock(weights, besides)
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
+        stored = [weight for step in region for weight in step.stored]
+        stock.remove(stored)
         chosen = solve(choice, most)
-        stored = store_less(chosen, stock, most)
+        if chosen.virtual and stock.shares(stored):
+            store_less(chosen, stock, most)
         patience = max(0, patience - choice.effort)
         limit = sum((step.cost for step in region), Cost())
         refusals += reasons(Region(chosen, made, needed, names, limit, max(most, choice.effort) + most // 2))
-        stock.exchange(stored, chosen.stored(chosen.by_output))
         before += limit
         for step in region:
             name = step.output
@@ -102,17 +105,11 @@ def plan(
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
         after += chosen.total()
+        stock.add(chosen.stored())
     gone = virtual | rewritten.keys()
-    shared = _shared(steps, {*staying, *(name for s in steps if s.output not in gone for name, _ in s.stored)}, staying)
-    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, shared)
-
-
-def _shared(steps: Sequence[Step], kept: Collection[Hashable], staying: Iterable[str]) -> tuple[Shared, ...]:
-    """The weights that several nodes read; of those in `kept` one stays as it is."""
-    readers = Counter(weight for step in steps for weight in step.stored)
-    others = Counter(staying)
-    found = ((str(name), numbers, count + others[str(name)]) for (name, numbers), count in readers.items())
-    return tuple(Shared(name, numbers, count, name in kept) for name, numbers, count in found if count > 1)
+    stay = [name for step in steps if step.output not in gone for name, _ in step.stored]
+    several = shared(weights, besides, stay)
+    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, several)
 
 
 def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
