@@ -66,8 +66,8 @@ def run(tmp_path):
     for epoch in (1, 2):
         folder.append_metrics({"kind": "epoch", "epoch": epoch, "step": 5, "loss": 2.5, "learning_rate": 0.1})
         shares = dict.fromkeys(("best_accuracy", "mean_accuracy", "worst_accuracy"), 0.5)
-        folder.append_metrics({"kind": "generation", "generation": epoch, "epoch": epoch, "measured": 4, "population": 4,
-                               **shares, "mean_age": 1.0, "mean_size": 3.0})  # fmt: skip
+        counts = {"generation": epoch, "epoch": epoch, "measured": 4, "population": 4}
+        folder.append_metrics({"kind": "generation", **counts, **shares, "mean_age": 1.0, "mean_size": 3.0})
     blocks = [{"name": b.name, "fixed": list(b.fixed), "searchable": list(b.searchable)} for b in space.blocks]
     state = State(
         gates=gates, generation=1, members=(Member(whole, age=1, accuracy=0.5, score=0.4),), asked=(Member(whole),)
