@@ -91,8 +91,8 @@ def program_calls(module: nn.Module, operation: str) -> int:
 
 
 def program_of(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """The network through torch.export."""
-    return exported_program(model, (x,))
+    """The network through torch.export, in evaluation mode."""
+    return exported_program(copy.deepcopy(model).eval(), (x,))
 
 
 def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
