@@ -224,9 +224,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         forms = [row[form] for form in ("original", "author", "fused") if form in row]
         program, timed = row["fused_program"], row.get("latency")
-        counts = [
-            ", ".join(str(form[key]) for form in forms) for key in ("convolutions", "batch_norms", "adds", "muls")
-        ]
+        counts = [", ".join(str(form.get(key, "")) for form in forms) for key in COUNTS[:-1]]
         flops = [form["flops"] for form in (*forms[:-1], program)]
         found = [
             row["model"], *counts, ", ".join(f"{each / 1e9:.3g}" for each in flops),
