@@ -18,6 +18,19 @@ from ..errors import GeometryError
 
 T = TypeVar("T")
 
+
+class SumError(GeometryError):
+    """Convolutions of one input whose sum is not one."""
+
+
+class BorderError(GeometryError):
+    """A padded convolution that reads what the one before it never made of zeros."""
+
+
+class StridesError(GeometryError):
+    """Pixels put apart after others were left out, or the other way round."""
+
+
 Pair = tuple[int, int]
 
 Axes = tuple[int, ...]
@@ -182,7 +195,7 @@ class Geometry:
         """The geometry of the sum of two convolutions of one input.
 
         Raises:
-            GeometryError: channels or strides differ, or the outputs differ in size.
+            SumError: channels or strides differ, or the outputs differ in size.
         """
         if self.axes != other.axes:
             return self.of_axes(max(self.axes, other.axes)).parallel(other.of_axes(max(self.axes, other.axes)))
@@ -193,9 +206,9 @@ class Geometry:
             ("strides of the input", self.up, other.up),
         ):
             if mine != theirs:
-                raise GeometryError(f"cannot add convolutions whose {what} differ: {self} + {other}")
+                raise SumError(f"cannot add convolutions whose {what} differ: {self} + {other}")
         if self.excess != other.excess:
-            raise GeometryError(f"cannot add convolutions whose outputs differ in size: {self} + {other}")
+            raise SumError(f"cannot add convolutions whose outputs differ in size: {self} + {other}")
         firsts = [halves(g.padding)[0] for g in (self, other)]
         before = [max(pads) for pads in zip(*firsts, strict=True)]
         # One past the last pixel that the first output reads.
@@ -216,8 +229,9 @@ class Geometry:
             closed: where `inner` is, of a size that the caller knows; None: where it is for every size.
 
         Raises:
-            GeometryError: channels differ, a padded convolution follows one that is not closed where it pads, or pixels
-                are put apart after others were left out, or the other way round.
+            GeometryError: channels differ.
+            BorderError: a padded convolution follows one that is not closed where it pads.
+            StridesError: pixels are put apart after others were left out, or the other way round.
         """
         if self.axes != inner.axes:
             count = max(self.axes, inner.axes)
@@ -230,11 +244,11 @@ class Geometry:
             )
         sides = inner.closed if closed is None else closed
         if max(*self.stride, *inner.stride) > 1 and max(*self.up, *inner.up) > 1:
-            raise GeometryError(
+            raise StridesError(
                 f"a stride and a transposed convolution after one another are not one: {self} after {inner}"
             )
         if any(pad >= u and not shut for pad, u, shut in zip(self.padding, self.up * 2, sides, strict=True)):
-            raise GeometryError(
+            raise BorderError(
                 f"a padded convolution after one larger than 1x1 is not one convolution at the border: "
                 f"{self} after {inner}"
             )

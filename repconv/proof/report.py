@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 
 from ..errors import VerificationError
@@ -24,6 +24,20 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphRefusal(Refusal):
+    """A node of a graph that was left as it is.
+
+    kind: the name of the kind of reason, one of a table (docs/graph.md). folds_if: what would have to differ.
+    beside: the neighbours that it might have been one with. details: what the words are made of, as plain values.
+    """
+
+    kind: str
+    folds_if: str
+    beside: tuple[str, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """How large a network is; `flops` (two a multiply-add) are for one image, None where no image size is known."""
 
@@ -35,10 +49,11 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLayer:
-    """One convolution of the result and what it was made of.
+    """One convolution of the result and what it was made of; in a graph also what needs none, such as a scale.
 
     `branches` names the kinds of a block, and is empty for a plain convolution with batch normalisation. `tensor` is
-    what it makes in a graph, alone or with other layers and sums; empty for a module.
+    what it makes in a graph, alone or with other layers and sums; empty for a module. `multiplies` is False for what is
+    written without a convolution or a matrix; `geometry` then says what that is.
     """
 
     name: str
@@ -47,6 +62,7 @@ class FusedLayer:
     before: Size
     after: Size
     tensor: str = ""
+    multiplies: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,18 +155,21 @@ def _rows(report: FusionReport) -> list[tuple[str, str]]:
 def _fused(report: FusionReport) -> str:
     if not report.layers:
         return "nothing"
-    made = Counter("multi-branch blocks" if layer.branches else "convolutions with BN" for layer in report.layers)
-    return f"{' and '.join(f'{count} {kind}' for kind, count in made.items())} into single convolutions"
+    layers = [layer for layer in report.layers if layer.multiplies]
+    made = Counter("multi-branch blocks" if layer.branches else "convolutions with BN" for layer in layers)
+    said = [f"{' and '.join(f'{n} {kind}' for kind, n in made.items())} into single convolutions"] if made else []
+    others = Counter(layer.geometry for layer in report.layers if not layer.multiplies)
+    return ", ".join([*said, *(f"{n} tensor{'s' * (n > 1)} into {what}" for what, n in others.items())])
 
 
 def _sizes(report: FusionReport) -> Iterator[tuple[str, str]]:
-    for label, field in (
+    for label, attribute in (
         ("convolutions", "convolutions"),
         ("batch norms", "batch_norms"),
         ("parameters", "parameters"),
         ("FLOPs an image", "flops"),
     ):
-        before, after = getattr(report.before, field), getattr(report.after, field)
+        before, after = getattr(report.before, attribute), getattr(report.after, attribute)
         if before is not None and after is not None:
             yield label, f"{before:,} -> {after:,}"
 
@@ -177,12 +196,14 @@ def _counted(label: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
     """The most frequent kind of reason with how often and where it is first met, and how many there are besides."""
     kinds: dict[str, list[Refusal]] = {}
     for refusal in refusals:
-        kinds.setdefault(refusal.why.partition(":")[0], []).append(refusal)
+        kind = refusal.kind if isinstance(refusal, GraphRefusal) else refusal.why.partition(":")[0]
+        kinds.setdefault(kind, []).append(refusal)
     if not kinds:
         return []
     first, *others = sorted(kinds.values(), key=len, reverse=True)
     rest = [("", f"and {sum(map(len, others))} more, for {len(others)} other reasons")] if others else []
-    return [(label, f"{_places(first)}: {first[0].why}"), *rest]
+    unless = f"; folds if {first[0].folds_if}" if isinstance(first[0], GraphRefusal) else ""
+    return [(label, f"{_places(first)}: {first[0].why}{unless}"), *rest]
 
 
 def _places(same: Sequence[Refusal]) -> str:

@@ -225,15 +225,17 @@ def test_what_is_within_its_time_is_not_ended():
 
 
 def test_a_long_chain_is_planned_within_a_budget_and_says_so(monkeypatch):
-    count = 40
-    names = ["x", *(f"t{i}" for i in range(1, count)), "y"]
-    nodes = [helper.make_node("Conv", [names[i], f"w{i}"], [names[i + 1]]) for i in range(count)]
-    proto = model(nodes, [weight(f"w{i}", 3, 3, 1, 1) for i in range(count)])
-    whole = foresee_onnx(proto)
-    assert not any("too large to try" in refusal.why for refusal in whole.refusals)
-    monkeypatch.setattr(plan, "PATIENCE", 0)
-    cut = foresee_onnx(proto)
-    assert any("a region of 40 steps" in refusal.why for refusal in cut.refusals)
+    def kinds(count):
+        names = ["x", *(f"t{i}" for i in range(1, count)), "y"]
+        nodes = [helper.make_node("Conv", [names[i], f"w{i}"], [names[i + 1]], pads=[1] * 4) for i in range(count)]
+        found = foresee_onnx(model(nodes, [weight(f"w{i}", 3, 3, 3, 3) for i in range(count)])).refusals
+        return {(refusal.kind, "a region of 40 steps" in refusal.why) for refusal in found}
+
+    assert kinds(40) == {("padding between", False)}
+    monkeypatch.setattr(plan, "PATIENCE", 20)
+    monkeypatch.setattr(plan, "PATIENCE_A_STEP", 0)
+    assert ("too large to try", True) in kinds(40)
+    assert kinds(3) == {("padding between", False)}
 
 
 def test_pads_of_a_window_with_wide_dilations_take_no_memory():

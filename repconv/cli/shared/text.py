@@ -8,7 +8,7 @@ import click
 
 from ...blocks.forecast import Forecast
 from ...graph.planning.foresight import Foresight
-from ...proof.report import FusionReport, Refusal, Size
+from ...proof.report import FusionReport, GraphRefusal, Refusal, Size
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
@@ -82,7 +82,7 @@ def graph_tables(report: FusionReport) -> str:
     parts = []
     if report.layers:
         errors = {c.where: c for c in (report.agreement.blocks if report.agreement else ())}
-        rows = [["convolution", "made of", "becomes", "error", "allowed"]]
+        rows = [["layer", "made of", "becomes", "error", "allowed"]]
         for layer in report.layers:
             found = errors.get(layer.name)
             rows.append(
@@ -96,8 +96,12 @@ def graph_tables(report: FusionReport) -> str:
             )
         parts.append(table(rows, right=(3, 4)))
         parts.append(_ERRORS)
-    if report.refusals:
-        parts.append(refusal_list("left as it is", report.refusals))
+    kinds = [refusal for refusal in report.refusals if isinstance(refusal, GraphRefusal)]
+    others = [refusal for refusal in report.refusals if not isinstance(refusal, GraphRefusal)]
+    if kinds:
+        parts.append(refusal_groups("left as it is", kinds))
+    if others:
+        parts.append(refusal_list("left as it is", others))
     parts.append(size_table(None, report.before, report.after))
     return "\n\n".join(parts)
 
@@ -106,13 +110,13 @@ def foresight_tables(found: Foresight) -> str:
     """What fusing a graph would write and leave, and the counts before and after."""
     parts = []
     if found.layers:
-        rows = [["would become one", "made of", "convolution"]]
+        rows = [["would become one", "made of", "as"]]
         rows += [[_short(layer.name), _made_of(layer.nodes), layer.geometry] for layer in found.layers]
         parts.append(table(rows))
     else:
-        parts.append("  nothing in it fuses: no region of it would become fewer or cheaper convolutions")
+        parts.append("  nothing in it fuses: no region of it would become cheaper")
     if found.refusals:
-        parts.append(refusal_list("would stay as it is", found.refusals))
+        parts.append(refusal_groups("would stay as it is", found.refusals))
     counts = [["", "before", "after"], ["convolutions", *map(str, found.convolutions)]]
     counts.append(["batch norms", *map(str, found.batch_norms)])
     parts.append(table(counts, right=(1, 2)))
@@ -133,14 +137,39 @@ def _short(name: str, width: int = 44) -> str:
 
 def refusal_list(title: str, refusals: Sequence[Refusal]) -> str:
     """Each reason once, after the first places it holds for."""
+    return "\n".join([f"  {title}", *_reasons(refusals, "  ", most=len(refusals))])
+
+
+_NODES_SHOWN = 5
+"""Of a kind of reason, and of one reason; the JSON has all of them."""
+
+
+def refusal_groups(title: str, refusals: Sequence[GraphRefusal]) -> str:
+    """The reasons why nodes of a graph stay by kind: how many, what would have to differ, and the first of them."""
+    kinds: dict[str, list[GraphRefusal]] = {}
+    for refusal in refusals:
+        kinds.setdefault(refusal.kind, []).append(refusal)
+    counted = f"{len(refusals)} reason{'s' * (len(refusals) > 1)} of {len(kinds)} kind{'s' * (len(kinds) > 1)}"
+    lines = [f"  {title}: {counted}"]
+    for kind, found in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        heading = f"{kind} ({len(found)}): folds if {found[0].folds_if}"
+        lines += ["", click.wrap_text(heading, 116, "  ", "    "), *_reasons(found, "    ", most=_NODES_SHOWN)]
+    return "\n".join(lines)
+
+
+def _reasons(refusals: Sequence[Refusal], indent: str, *, most: int) -> list[str]:
+    """The most frequent reasons first, each after the first places it holds for."""
     places: dict[str, list[str]] = {}
     for refusal in refusals:
         places.setdefault(refusal.why, []).append(_short(refusal.where))
-    lines = [f"  {title}"]
-    for why, where in sorted(places.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(where) - 3} more" if len(where) > 3 else ""
-        lines.append(click.wrap_text(f"{', '.join(where[:3])}{more}: {why}", 116, "  - ", "    "))
-    return "\n".join(lines)
+    ordered = sorted(places.items(), key=lambda item: -len(item[1]))
+    lines = []
+    for why, where in ordered[:most]:
+        more = f" and {len(where) - _NODES_SHOWN} more" if len(where) > _NODES_SHOWN else ""
+        said = f"{', '.join(where[:_NODES_SHOWN])}{more}: {why}"
+        lines.append(click.wrap_text(said, 116, f"{indent}- ", f"{indent}  "))
+    left = sum(len(where) for _, where in ordered[most:])
+    return [*lines, *([f"{indent}- and {left} more"] if left else [])]
 
 
 def size_table(blocks: tuple[int, int] | None, before: Size, after: Size) -> str:

@@ -22,6 +22,7 @@ from .dims import Dim, Dims, through
 from .form import Form, aligned, identity_form, padded_after
 from .ordering import dependencies_first
 from .pool import Pool
+from .reasons import Kind, StaysError
 
 Weight = Callable[[], Tensor]
 """Gives a weight [o, i/g, kh, kw] in float64, its dilation written out as zeros."""
@@ -148,9 +149,8 @@ class Term:
             GeometryError: they are not one convolution together.
         """
         if self.pool != other.pool:
-            raise GeometryError(
-                "cannot add what reads an average of pixels to what reads the pixels, or another average"
-            )
+            said = "cannot add what reads an average of pixels to what reads the pixels, or another average"
+            raise StaysError(Kind.NOT_ADDED(said=said))
         mine, theirs = aligned(self.form, other.form)
         pooled = None
         if self.pooled is not None and other.pooled is not None:
@@ -197,10 +197,8 @@ class Term:
             found = self._after(inner)
             return found if found is inner else found.with_pool(inner.pool, self._pooled_after(inner))
         if not inner.form.is_pointwise or inner.pool not in (None, Pool()):
-            raise GeometryError(
-                "what is averaged is no matrix at every pixel, which alone may come after the average as well: "
-                f"{inner.form.label}, padding {','.join(map(str, inner.form.geometry.padding))}"
-            )
+            said = f"{inner.form.label}, padding {','.join(map(str, inner.form.geometry.padding))}"
+            raise StaysError(Kind.AVERAGED(said=said))
         # The average of a single pixel is that.
         return self._after(inner).with_pool(inner.pool or self.pool, None)
 
@@ -341,15 +339,9 @@ def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
         GeometryError: not one convolution a source at every pixel; `what` names the tensor.
     """
     if term.form.geometry.is_transposed and not inner.bias.is_zero:
-        raise GeometryError(
-            f"{what} has a bias and a transposed convolution afterwards, which makes something "
-            "else of a constant at each pixel of a window"
-        )
+        raise StaysError(Kind.BIAS_SPREAD(maker=what))
     if max(term.form.geometry.padding) > 0 and not inner.bias.is_zero:
-        raise GeometryError(
-            f"{what} has a bias and is padded with zeros afterwards: where the padding shows, the two are not one "
-            "convolution"
-        )
+        raise StaysError(Kind.BIAS_PADDED(maker=what))
     return tuple(term.after(t) for t in inner.terms)
 
 

@@ -12,6 +12,20 @@ from .expression import Term
 
 Offset = Callable[[], Constant]
 
+COMPUTE = frozenset((
+    "Conv", "ConvTranspose", "BatchNormalization", "Add", "Sub", "Sum", "Mean", "Mul", "Div", "Neg", "Gemm", "MatMul",
+    "Einsum", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+    "batch_norm", "_native_batch_norm_legit_no_training", "add", "sub", "rsub", "mul", "div", "neg", "matmul", "mm",
+    "einsum",
+))  # fmt: skip
+"""Kinds of nodes, of ONNX models and of programs, that multiply, add or normalise."""
+
+AVERAGE = frozenset((
+    "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "sum",
+))  # fmt: skip
+"""Kinds of nodes that average or sum."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -37,6 +51,16 @@ class Step:
     def reads(self) -> tuple[str, ...]:
         """The tensors of its terms, and those it needs besides as it stands."""
         return tuple(dict.fromkeys((*self.inputs, *self.needs)))
+
+    @property
+    def computes(self) -> bool:
+        """True for what multiplies, adds or normalises."""
+        return self.kind in COMPUTE
+
+    @property
+    def only_moves(self) -> bool:
+        """True for what moves numbers of one tensor, beside zeros alone: neighbours are looked for behind it."""
+        return not self.computes and self.kind not in AVERAGE and len(self.inputs) == 1 and self.border is None
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:

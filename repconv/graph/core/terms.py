@@ -14,6 +14,7 @@ from ...errors import GeometryError
 from .expression import Term
 from .form import Form, scale_form
 from .pool import Pool
+from .reasons import Kind, StaysError
 
 _TO_THE_END = 2**31 - 1
 """Exporters write "to the end" as the largest number of 32 or 64 bits."""
@@ -148,9 +149,9 @@ def slice_term(
             raise GeometryError("it takes no channel at all")
         return select_term(source, channels, kept)
     if axis == 0:
-        raise GeometryError("it takes images out of a batch")
+        raise StaysError(Kind.PIXELS(does="it takes images out of a batch"))
     if step < 1:
-        raise GeometryError("it takes rows or columns backwards")
+        raise StaysError(Kind.PIXELS(does="it takes rows or columns backwards"))
     if isinstance(side, int):
         first, last, _ = slice(start, end, 1).indices(side)
         if first >= last:
@@ -166,7 +167,7 @@ def slice_term(
 def _open_crop(start: int, end: int | None) -> Pair:
     """What a slice of an open number of rows cuts off at its beginning and end, as negative padding."""
     if start < 0 or (end is not None and 0 <= end < _TO_THE_END):
-        raise GeometryError("it takes some rows or columns out of an open number of them")
+        raise StaysError(Kind.OPEN_SIZE(what="how many rows or columns it leaves out"))
     return -start, end if end is not None and end < 0 else 0
 
 

@@ -19,6 +19,7 @@ from ..core.dims import Dim, Dims, symbol
 from ..core.expression import Term
 from ..core.form import Form
 from ..core.pool import Pool
+from ..core.reasons import Kind, StaysError
 from ..core.step import Offset
 from ..core.terms import convolution_term, matrix_term, scale_term, select_term, slice_term
 from .layout import MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
@@ -95,7 +96,7 @@ class Carried:
         """
         gone = self.axes_of_pixels
         if any(atom.kind != "pixel" for axis in gone for atom in self.layout.axes[axis]):
-            raise GeometryError("its pixels share an axis with channels or images, so they cannot be averaged in place")
+            raise StaysError(Kind.PIXELS(does="it averages pixels that share an axis with channels or images"))
         axes = [axis for i, axis in enumerate(self.layout.axes) if keep or i not in gone]
         return Carried(self.name, Layout(tuple(axes)), Pool().through(self.dims))
 
@@ -151,7 +152,7 @@ def drop_axes(tensor: Carried, positions: Sequence[int] | None) -> Made:
     rank, size = len(tensor.layout.axes), tensor.size
     gone = {p % rank for p in positions} if positions is not None else {i for i in range(rank) if size[i] == 1}
     if any(size[axis] != 1 for axis in gone):
-        raise GeometryError("it drops an axis that is not known to be of one element")
+        raise StaysError(Kind.OPEN_SIZE(what="whether the axis it drops is of one element"))
     kept = [axis for i, axis in enumerate(tensor.layout.axes) if i not in gone]
     return Made(Layout(tuple(kept)), (tensor.itself,), moves=0)
 
@@ -160,7 +161,7 @@ def on_channels(tensor: Carried, axis: int, move: Callable[[Tensor], Tensor], *,
     """A movement along an axis that holds only channels: `move` of the table of their numbers."""
     axis %= len(tensor.layout.axes)
     if not tensor.layout.holds_only_channels(axis):
-        raise GeometryError(f"it takes or turns around images or pixels of axis {axis}, which are no channels")
+        raise StaysError(Kind.PIXELS(does=f"it takes or turns around images or pixels, of axis {axis}"))
     table = move(tensor.layout.table())
     if not table.numel():
         raise GeometryError("it takes no channel at all")
@@ -200,7 +201,7 @@ def cut(tensor: Carried, axis: int, start: int | None, end: int | None, step: in
     if start in (None, 0) and (end is None or end >= 2**31 - 1) and step == 1:
         return Made(tensor.layout, (tensor.itself,), moves=0)  # x[:, 1:] takes every image first
     if len(parts) != 1:
-        raise GeometryError("it takes a part of an axis that holds several")
+        raise StaysError(Kind.PIXELS(does="it takes a part of an axis that holds several"))
     number = 0 if parts[0].kind == "batch" else 2 + parts[0].number
     return Made(tensor.layout, (slice_term(tensor.name, tensor.dims, number, start, end, step),))
 
@@ -212,15 +213,15 @@ def join(tensors: Sequence[Carried], axis: int) -> Made:
     widths = [list(t.layout.widths) for t in tensors]
     for each in tensors:
         if not each.layout.holds_only_channels(axis):
-            raise GeometryError(f"it joins images or pixels along axis {axis}, which are no channels")
+            raise StaysError(Kind.PIXELS(does=f"it joins images or pixels along axis {axis}, which are no channels"))
     together = [*widths[0]]
     together[axis] = sum(width[axis] for width in widths)
     holder = Layout((*tensors[0].layout.axes[:axis], (Atom("channels", 1),), *tensors[0].layout.axes[axis + 1 :]))
     layout = holder.with_widths(together)
     if len({t.frame[:axis] + t.frame[axis + 1 :] for t in tensors}) > 1:
-        raise GeometryError("it joins tensors whose axes are not of the same kinds")
+        raise StaysError(Kind.AXES(does="joins"))
     if len({(t.dims[0], *t.dims[2:]) for t in tensors}) > 1:
-        raise GeometryError("it joins tensors that may differ in size: " + " and ".join(str(t.size) for t in tensors))
+        raise StaysError(Kind.SIZES(does="joins", sizes=" and ".join(str(t.size) for t in tensors)))
     places, start, terms = layout.table(), 0, []
     for each, width in zip(tensors, widths, strict=True):
         rows = places.narrow(axis, start, width[axis]).flatten()
@@ -249,11 +250,11 @@ def combine(tensor: Carried, function: Callable[[Tensor], Tensor], layout: Layou
     """
     channels, out = tensor.layout.channels, layout.channels
     if channels * out > LARGEST_MATRIX:
-        raise GeometryError(f"its matrix over {channels} x {out} channels is too large to look for")
+        raise StaysError(Kind.MATRIX(channels=channels, made=out))
     basis = torch.eye(channels, dtype=torch.float64).reshape(channels, *tensor.layout.widths)
     found = torch.stack([function(each).reshape(-1) for each in basis])  # [i, o]
     if found.shape != (channels, out):
-        raise GeometryError("it sums over pixels or images besides channels")
+        raise StaysError(Kind.PIXELS(does="it sums over pixels or images besides channels"))
     if out == channels and bool((found == torch.diag(found.diagonal())).all()):
         return Made(layout, (scale_term(tensor.name, found.diagonal().clone()),))
     return Made(layout, (matrix_term(tensor.name, found.T.contiguous, (out, channels)),))
@@ -268,7 +269,7 @@ def total(tensor: Carried, axes: Sequence[int], *, mean: bool, keep: bool) -> Ma
             tensor.without_pixels(keep=keep).layout, (Term.average(tensor.name, tensor.layout.channels, Pool()),)
         )
     if any(not tensor.layout.holds_only_channels(axis) for axis in gone):
-        raise GeometryError("it sums over images, or some of the pixels: only the mean of all of them is known")
+        raise StaysError(Kind.PIXELS(does="it sums over images or pixels, of which only the mean of all is known"))
     kept = [() if i in gone else axis for i, axis in enumerate(tensor.layout.axes) if keep or i not in gone]
     how = torch.mean if mean else torch.sum
     return combine(tensor, lambda t: how(t, tuple(gone), keepdim=keep), Layout(tuple(kept)))
@@ -283,21 +284,20 @@ def spread(value: Tensor, tensor: Carried) -> Tensor:
     value = value.detach().cpu().to(torch.float64)
     shape, size, layout = list(value.shape), tensor.size, tensor.layout
     if len(shape) > len(size):
-        raise GeometryError(f"its constant of shape {shape} has more axes than the tensor, which has {len(size)}")
+        raise StaysError(Kind.NOT_BY_CHANNEL(shape=shape, how=f"has more axes than the tensor, which has {len(size)}"))
     aligned = value.reshape((1,) * (len(size) - len(shape)) + tuple(shape))
     if any(mine not in (1, theirs) for mine, theirs in zip(aligned.shape, size, strict=True)):
-        raise GeometryError(
-            f"its constant of shape {shape} is not one number a channel: there are {layout.channels} channels, and the "
-            "other sides must be 1 or those of the tensor"
+        how = (
+            f"is not one number a channel: there are {layout.channels} channels, and the other sides must be 1 or "
+            "those of the tensor"
         )
+        raise StaysError(Kind.NOT_BY_CHANNEL(shape=shape, how=how))
     for axis, side in enumerate(aligned.shape):
         if side > 1 and not layout.holds_only_channels(axis):
             first = aligned.narrow(axis, 0, 1)
             if not bool((aligned == first).all()):
-                raise GeometryError(
-                    f"its constant of shape {shape} is not one number a channel: it differs from pixel to pixel or "
-                    "image to image"
-                )
+                how = "is not one number a channel: it differs from pixel to pixel or image to image"
+                raise StaysError(Kind.NOT_BY_CHANNEL(shape=shape, how=how))
             aligned = first
     return aligned.expand(layout.widths).flatten()
 
@@ -309,7 +309,7 @@ def einsum(tensor: Carried, equation: str, position: int, operands: Sequence[Ten
     letters = inputs.split(",")
     mine = letters[position]
     if not arrow or "." in equation or len(mine) != len(tensor.layout.axes) or len(set(mine)) < len(mine):
-        raise GeometryError(f"einsum {equation!r} takes a diagonal, or does not write its axes out")
+        raise StaysError(Kind.PIXELS(does=f"einsum {equation!r} takes a diagonal, or does not write its axes out"))
     others = "".join(letters[:position] + letters[position + 1 :])
     axes: list[tuple[Atom, ...]] = []
     values = [None if v is None else v.detach().cpu().to(torch.float64) for v in operands]
@@ -321,7 +321,7 @@ def einsum(tensor: Carried, equation: str, position: int, operands: Sequence[Ten
     }
     for axis, letter in enumerate(mine):
         if not tensor.layout.holds_only_channels(axis) and (letter in others or letter not in output):
-            raise GeometryError(f"einsum {equation!r} sums over pixels or images, or weighs them")
+            raise StaysError(Kind.PIXELS(does=f"einsum {equation!r} sums over pixels or images, or weighs them"))
     for letter in output:
         if letter in mine:
             axes.append(tensor.layout.axes[mine.index(letter)])
@@ -342,7 +342,7 @@ def matmul(tensor: Carried, left: Tensor | None, right: Tensor | None) -> Made:
     if left is None and matrix is not None and matrix.dim() == 2 and len(tensor.layout.axes[-1]) > 1:
         return last_axis(tensor, matrix.detach().cpu().double().T.contiguous, (matrix.shape[1], matrix.shape[0]))
     if matrix is None or matrix.dim() != 2 or rank < 2 or not tensor.layout.holds_only_channels(axis):
-        raise GeometryError("it mixes pixels or images of an axis that is no channels")
+        raise StaysError(Kind.PIXELS(does="it mixes pixels or images of an axis that is no channels"))
     value = matrix.detach().cpu().to(torch.float64)
     out = value.shape[1] if left is None else value.shape[0]
     if left is None and tensor.layout.channels == tensor.layout.widths[axis]:
@@ -365,7 +365,7 @@ def last_axis(tensor: Carried, matrix: Callable[[], Tensor], shape: tuple[int, i
     known = [side for side in sides if isinstance(side, int)]
     whole = tensor.layout.widths[-1] == tensor.layout.channels
     if not whole or len(known) < len(sides) or prod(known) != i or any(atom.kind == "batch" for atom in parts):
-        raise GeometryError("the last axis of its input is not its channels, alone or with pixels of a known number")
+        raise StaysError(Kind.LAYOUT(what="it multiplies the last axis, and its input is laid out"))
     layout = Layout((*tensor.layout.axes[:-1], (Atom("channels", o),)))
     if tensor.layout.holds_only_channels(-1):
         return Made(layout, (matrix_term(tensor.name, matrix, (o, i)),))

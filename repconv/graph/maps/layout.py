@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import GeometryError
+from ..core.reasons import Kind, StaysError
 
 MOST_PIXEL_AXES = 3
 """Of kernels; a tensor with one stands as a column of pixels."""
@@ -129,10 +130,10 @@ def reshaped(layout: Layout, sizes: Callable[[Atom], object], shape: Sequence[ob
                 break
             axis.append(atom)
         if left != 1:
-            raise GeometryError(f"its reshape to {list(shape)} divides pixels or images among axes")
+            raise StaysError(Kind.PIXELS(does=f"its reshape to {list(shape)} divides pixels or images among axes"))
         axes.append(_merged(axis))
     if waiting:
-        raise GeometryError(f"its reshape to {list(shape)} divides pixels or images among axes")
+        raise StaysError(Kind.PIXELS(does=f"its reshape to {list(shape)} divides pixels or images among axes"))
     return Layout(tuple(axes))
 
 

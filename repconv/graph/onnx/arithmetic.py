@@ -1,6 +1,6 @@
 """ONNX operations that compute, as affine steps: convolutions, pooling, normalisation, scales and sums.
 
-Each function gives what its node makes, or raises `NotAffineError`.
+Each function gives what its node makes, or raises `StaysError`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ...algebra.geometry import halves
 from ...algebra.kernels import batch_norm_affine
 from ..core.constant import Constant
 from ..core.expression import Term
-from ..core.not_affine import NotAffineError
 from ..core.pool import Pool
+from ..core.reasons import BY_BATCH, HANGING, UNCOUNTED, Kind, StaysError
 from ..core.terms import average_term, convolution_term, extent, scale_term, transposed_term
 from ..maps.carried import Carried, Made, last_axis, matmul, spread
 from ..maps.layout import MOST_PIXEL_AXES, plain
@@ -37,7 +37,7 @@ def _weighed(facts: Facts, node: onnx.NodeProto) -> tuple[Array, int, Carried]:
     pixels = weight.ndim - 2
     source = image_of(facts, node.input[0])
     if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.ndim:
-        raise NotAffineError
+        raise StaysError(Kind.MISFIT(said=f"a weight of {weight.ndim} axes, an input of {len(source.layout.axes)}"))
     return weight, pixels, source
 
 
@@ -50,7 +50,7 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     o, i, *taps = weight.shape
     stride, padding = window(facts, node, extent(taps, dilation))
     if i * groups != source.layout.channels:
-        raise NotAffineError(f"it takes {i * groups} channels, its input has another number")
+        raise StaysError(Kind.MISFIT(said=f"it takes {i * groups} channels, its input has {source.layout.channels}"))
     term = convolution_term(
         source.name,
         lambda: double(weight),
@@ -72,11 +72,11 @@ def transposed(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     known = attributes(node)
     weight, pixels, source = _weighed(facts, node)
     if "output_shape" in known or known.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise NotAffineError("what it crops follows from the size that it is to have")
+        raise StaysError(Kind.OPEN_SIZE(what="what it crops"))
     groups = integer(known.get("group"), 1)
     i, m = weight.shape[:2]
     if i != source.layout.channels:
-        raise NotAffineError(f"it takes {i} channels, its input has another number")
+        raise StaysError(Kind.MISFIT(said=f"it takes {i} channels, its input has {source.layout.channels}"))
     before, after = halves(by_axis(known.get("pads"), 0, 2 * pixels))
     more = by_axis(known.get("output_padding"), 0, pixels)
     term = transposed_term(
@@ -104,11 +104,11 @@ def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     size = extent(taps, dilation)
     stride, padding = window(facts, node, size)
     if any(padding) and not integer(known.get("count_include_pad"), 0):
-        raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
+        raise StaysError(Kind.UNEQUAL_WINDOWS(how=UNCOUNTED))
     if integer(known.get("ceil_mode"), 0):
         for side, before, after, k, s in zip(source.sides(pixels), *halves(padding), size, stride, strict=True):
             if s != 1 and (not isinstance(side, int) or (side + before + after - k) % s):
-                raise NotAffineError("with ceil_mode its last windows hang over the border and average fewer pixels")
+                raise StaysError(Kind.UNEQUAL_WINDOWS(how=HANGING))
     term = average_term(source.name, source.layout.channels, taps, stride=stride, padding=padding, dilation=dilation)
     return [Part(node.output[0], Made(source.layout, (term,)))]
 
@@ -123,7 +123,7 @@ def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """BatchNormalization with fixed statistics."""
     known = attributes(node)
     if integer(known.get("training_mode"), 0) or len([n for n in node.output if n]) > 1:
-        raise NotAffineError("it normalises by each batch (training mode), which is no fixed convolution")
+        raise StaysError(Kind.TRAINING(does=BY_BATCH))
     source = facts.tensor(node.input[0])
     channels = source.size[1]
     weight, bias, mean, variance = (
@@ -133,9 +133,9 @@ def batch_norm(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     eps = known.get("epsilon", _EPSILON)
     scale, _ = batch_norm_affine(mean, variance, weight, bias, eps if isinstance(eps, float) else _EPSILON)
     if any(len(vector) != channels for vector in (weight, bias, mean, variance)):
-        raise NotAffineError(f"its vectors are not one number for each of {channels} channels")
+        raise StaysError(Kind.MISFIT(said=f"its vectors are not one number for each of {channels} channels"))
     if not bool(torch.isfinite(scale).all()):
-        raise NotAffineError("its variance plus epsilon is not positive")
+        raise StaysError(Kind.NOT_FINITE(what="its variance plus epsilon is not positive"))
     shape = (-1, *(1,) * (len(source.layout.axes) - 2))
     factors, added, centre = (spread(vector.reshape(shape), source) for vector in (scale, bias, mean * scale))
     return [
@@ -159,12 +159,10 @@ def add(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         other = facts.tensor(name)
         alike = facts.sides[name] == facts.sides[first.name]
         if alike and other.frame != first.frame:
-            raise NotAffineError("it adds tensors whose channels are on different axes")
+            raise StaysError(Kind.AXES(does="adds"))
         if other.dims != first.dims or other.frame != first.frame:
-            raise NotAffineError(
-                "it adds tensors that may differ in size (broadcasting): "
-                f"{shown(facts.sides[first.name])} and {shown(facts.sides[name])}"
-            )
+            sizes = f"{shown(facts.sides[first.name])} and {shown(facts.sides[name])}"
+            raise StaysError(Kind.SIZES(does="adds", sizes=sizes))
         terms.append(
             other.itself if sign == 1 else scale_term(name, torch.full((first.layout.channels,), sign).double())
         )
@@ -176,16 +174,18 @@ def multiply(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Mul and Div by a constant; of two tensors they are not affine."""
     constants = [n for n in node.input if facts.is_constant(n)]
     tensors = [n for n in node.input if not facts.is_constant(n)]
-    if len(constants) != 1 or (node.op_type == "Div" and constants[0] != node.input[1]):
-        raise NotAffineError
+    if len(constants) != 1:
+        raise StaysError(Kind.PRODUCT(does="multiplies" if node.op_type == "Mul" else "divides"))
+    if node.op_type == "Div" and constants[0] != node.input[1]:
+        raise StaysError(Kind.QUOTIENT())
     constant = constant_of(facts, constants[0], "factor")
     if constant.size == 1 and _ends_activation(facts, tensors[0]):
-        raise NotAffineError
+        raise StaysError(Kind.ACTIVATION())
     factors = by_channel(facts, constant, tensors[0])
     if node.op_type == "Div":
         factors = factors.reciprocal()
     if not bool(torch.isfinite(factors).all()):
-        raise NotAffineError("its constant factor is not finite")
+        raise StaysError(Kind.NOT_FINITE(what="its constant factor is not finite"))
     return [Part(node.output[0], Made(facts.tensor(tensors[0]).layout, (scale_term(tensors[0], factors),)))]
 
 
@@ -216,20 +216,20 @@ def matrix(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     if node.op_type == "MatMul":
         left, right = (facts.constant(name) for name in node.input)
         if (left is None) == (right is None):
-            raise NotAffineError
+            raise StaysError(Kind.PRODUCT(does="multiplies"))
         tensor = facts.tensor(node.input[1 if right is None else 0])
         found = matmul(tensor, *(None if value is None else double(value) for value in (left, right)))
         return [Part(node.output[0], found)]
     known = attributes(node)
     source = facts.tensor(node.input[0])
     if integer(known.get("transA"), 0):
-        raise NotAffineError
+        raise StaysError(Kind.LAYOUT(what="it takes its first input turned around,"))
     weight = constant_of(facts, node.input[1], "weight")
     weight = weight if integer(known.get("transB"), 0) else weight.T
     alpha, beta = (v if isinstance(v, float) else 1.0 for v in (known.get("alpha"), known.get("beta")))
     o, i = weight.shape
     if len(source.layout.axes) != 2:
-        raise NotAffineError
+        raise StaysError(Kind.MISFIT(said=f"an input of {len(source.layout.axes)} axes where two are taken"))
     offset = None
     if len(node.input) > 2 and node.input[2]:
         value = double(constant_of(facts, node.input[2], "bias"))

@@ -14,7 +14,7 @@ from ...errors import FusionError, GeometryError, first_line
 from ...files.onnx import without_weights
 from ...limits import LARGEST_TENSOR
 from ..core.dims import Dim, Dims, broadcast, symbol, told
-from ..core.not_affine import NotAffineError
+from ..core.reasons import Kind, StaysError
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried, Reader
 from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
@@ -105,17 +105,19 @@ class Facts:
         """A tensor that is computed, as convolutions see it.
 
         Raises:
-            NotAffineError: it has no layout.
+            StaysError: it has no layout.
         """
         if name not in self._carried:
             sides, axis = self.sides.get(name, ()), self._channel_axes.get(name, 1)
             width = sides[axis] if len(sides) > 1 else 0
-            if not isinstance(width, int) or width < 1 or self.is_constant(name):
-                raise NotAffineError
+            if self.is_constant(name):
+                raise StaysError
+            if not isinstance(width, int) or width < 1:
+                raise StaysError(Kind.NO_CHANNELS(name=name))
             try:
                 layout = with_channels_at(axis, width, len(sides))
             except GeometryError:
-                raise NotAffineError from None
+                raise StaysError(Kind.NO_CHANNELS(name=name)) from None
             dims: list[Dim] = [1, width, *(1,) * MOST_PIXEL_AXES]
             for side, parts in zip(sides, layout.axes, strict=True):
                 if parts[0].kind != "channels":
@@ -148,7 +150,7 @@ class Facts:
         """Note the layout and size of a tensor; sides that are known already stay.
 
         Raises:
-            NotAffineError: its reader does not take that layout, so it is better a tensor of its own, as it stands.
+            StaysError: its reader does not take that layout, so it is better a tensor of its own, as it stands.
         """
         known, found = list(self.sides.get(name, ())), [*with_flat(dims, 2 + MOST_PIXEL_AXES, 1)]
         if len(known) != len(layout.axes):
@@ -160,7 +162,7 @@ class Facts:
                 found[number] = known[axis] = side if isinstance(side, int) else found[number]
         tensor = Carried(name, layout, told(found))
         if not tensor.suits(self._readers.get(name)):
-            raise NotAffineError
+            raise StaysError(Kind.PIXELS(does="it makes channels, images or pixels of one another"))
         whole = tensor.size
         self.sides[name] = tuple(
             side if isinstance(side, int) else (total if isinstance(total, (int, tuple)) else side)

@@ -16,12 +16,14 @@ from ...errors import FusionError, SourceError
 from ...files.edited import copy_of
 from ...files.onnx import complaint, parameters, parsed, statistics_of
 from ...proof.agreement import Agreement
-from ...proof.report import FusedLayer, FusionReport, Proof, Refusal, Size
+from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
 from ..core.dims import nominal_side
+from ..core.reasons import Kind
 from ..core.step import Step
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
+from ..planning.neighbours import touching
 from ..planning.plan import Plan, plan
 from .commuting import commuted
 from .facts import Facts
@@ -113,7 +115,7 @@ class _Planned:
     facts: Facts
     steps: list[Step]
     chosen: Plan
-    refusals: list[Refusal]
+    refusals: list[GraphRefusal]
     before: Size
 
 
@@ -135,14 +137,20 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
         _check_groups(facts, node)
     found, refusals = read_steps(facts)
     nodes = [
-        Node(tuple(node.output), tuple(node.input), follows=any(name in facts.canvases for name in node.output))
+        Node(
+            label(node),
+            tuple(node.output),
+            tuple(node.input),
+            follows=any(name in facts.canvases for name in node.output),
+        )
         for node in source.graph.node
         if not (node.output and facts.is_constant(node.output[0]))
     ]
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    return _Planned(facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals, measure(source, facts))
+    chosen = plan(steps, needed, facts.placed, DIALECT)
+    return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 
 def _check_groups(facts: Facts, node: onnx.NodeProto) -> None:
@@ -182,7 +190,7 @@ def _check(model: onnx.ModelProto) -> None:
 
 def _write(
     facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
-) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[Refusal], dict[str, str]]:
+) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[GraphRefusal], dict[str, str]]:
     """The fused model, its layers, what could not be written, and of each tensor written the one it is a part of."""
     source = facts.model
     names = Names(taken(source))
@@ -196,8 +204,8 @@ def _write(
         except FusionError as error:
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
-            why = f"{error}; the whole graph was left as it is, fuse it in float32"
-            return copy_of(source), (), [Refusal(where[name], why)], {}
+            beside = (node for origins in chosen.origins.values() for node in origins)
+            return copy_of(source), (), [Kind.NARROW(said=str(error)).at(where[name], beside)], {}
         found.forget()
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:
@@ -265,9 +273,18 @@ def _layers(name: str, chosen: Plan, written: Nodes, facts: Facts) -> list[Fused
         batch_norms=0,
         parameters=sum(int(np.prod(t.dims)) for t in written.weights),
     )
+    made = [*zip(written.layers, (layer.form.label for layer in layers), strict=True)]
     return [
-        FusedLayer(name=node, geometry=layer.form.label, branches=origins, before=before, after=after, tensor=name)
-        for node, layer in zip(written.layers, layers, strict=True)
+        FusedLayer(
+            name=node,
+            geometry=geometry,
+            branches=origins,
+            before=before,
+            after=after,
+            tensor=name,
+            multiplies=bool(layers),
+        )
+        for node, geometry in made or [(written.nodes[-1].name, chosen.rewritten[name].label)]
     ]
 
 

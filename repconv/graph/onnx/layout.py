@@ -1,6 +1,6 @@
 """ONNX operations that move, join, take apart or sum numbers along axes, in the words of `carried`.
 
-Each function gives what its node makes, or raises `NotAffineError` or `GeometryError`.
+Each function gives what its node makes, or raises `StaysError` or `GeometryError`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from ..core.not_affine import NotAffineError
+from ..core.reasons import Kind, StaysError
 from ..core.terms import grid_term
 from ..maps import carried
 from ..maps.carried import Carried, Made
@@ -23,9 +23,9 @@ def same(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Identity, and Dropout outside training."""
     if node.op_type == "Dropout":
         if len(node.output) > 1 and node.output[1]:
-            raise NotAffineError("its mask is used")
+            raise StaysError(Kind.TRAINING(does="gives the mask that it drops by"))
         if len(node.input) > 2 and node.input[2] and bool(constant_of(facts, node.input[2], "training mode").any()):
-            raise NotAffineError("it is in training mode and drops at random")
+            raise StaysError(Kind.TRAINING(does="drops at random"))
     source = facts.tensor(node.input[0])
     return [Part(node.output[0], Made(source.layout, (source.itself,), moves=0))]
 
@@ -34,20 +34,20 @@ def pad(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Pad with zeros around the image; negative amounts crop it."""
     mode = attributes(node).get("mode", b"constant")
     if mode != b"constant":
-        raise NotAffineError(f"{mode.decode() if isinstance(mode, bytes) else mode} padding is not padding with zeros")
+        raise StaysError(Kind.PADDED_WITH(how=f"in mode {mode.decode() if isinstance(mode, bytes) else mode}"))
     source = image_of(facts, node.input[0])
     rank = len(source.layout.axes)
     if rank < 3:
-        raise NotAffineError
+        raise StaysError
     amounts = integers_of(facts, node, 1) or integers(attributes(node).get("pads"), [])
     filled = len(node.input) > 2 and node.input[2]
     if filled and bool(constant_of(facts, node.input[2], "value").astype(np.float64).any()):
-        raise NotAffineError("it pads with a constant that is not zero")
+        raise StaysError(Kind.PADDED_WITH(how="with a constant that is not zero"))
     axes = [axis % rank for axis in (integers_of(facts, node, 3) or range(rank))]
     before = dict(zip(axes, amounts[: len(axes)], strict=True))
     after = dict(zip(axes, amounts[len(axes) :], strict=True))
     if any(before.get(a, 0) or after.get(a, 0) for a in (0, 1)):
-        raise NotAffineError("it pads channels or the batch")
+        raise StaysError(Kind.PADDED_WITH(how="channels or the batch"))
     padding = [sides.get(axis, 0) for sides in (before, after) for axis in range(2, rank)]
     term = grid_term(source.name, source.layout.channels, padding=tuple(padding))
     return [Part(node.output[0], Made(source.layout, (term,)))]
@@ -56,7 +56,7 @@ def pad(facts: Facts, node: onnx.NodeProto) -> list[Part]:
 def concat(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Concat of channels."""
     if any(facts.is_constant(n) for n in node.input):
-        raise NotAffineError
+        raise StaysError
     axis = integer(attributes(node).get("axis"), 0)
     return [Part(node.output[0], carried.join([facts.tensor(n) for n in node.input], axis))]
 
@@ -70,7 +70,7 @@ def split(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     if not widths:
         side = source.size[axis]
         if not isinstance(side, int):
-            raise NotAffineError
+            raise StaysError
         size = -(-side // len(node.output))
         widths = [min(size, side - size * i) for i in range(len(node.output))]
     parts, start = [], 0
@@ -117,7 +117,7 @@ def reshape(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         return [Part(node.output[0], carried.drop_axes(source, axes or None))]
     sides = facts.sides.get(node.output[0])
     if sides is None:
-        raise NotAffineError("the shape it makes is computed by the graph")
+        raise StaysError(Kind.OPEN_SIZE(what="the shape it makes, which the graph computes,"))
     open_sides = [
         d
         for axis in source.layout.axes
@@ -138,10 +138,10 @@ def gather(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     axis = integer(attributes(node).get("axis"), 0)
     if node.op_type == "GatherND":
         if index.ndim != 2 or index.shape[1] != 1 or integer(attributes(node).get("batch_dims"), 0):
-            raise NotAffineError
+            raise StaysError
         index, axis = index[:, 0], 0
     if index.ndim > 1:
-        raise NotAffineError("the places it takes are no list of numbers")
+        raise StaysError(Kind.MISFIT(said="the places it takes are no list of numbers"))
     places = [int(place) for place in index.reshape(-1)]
     return [Part(node.output[0], carried.take(source, axis, places, keeps_axis=index.ndim == 1))]
 
@@ -162,7 +162,7 @@ def einsum(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Einsum of one tensor and constants."""
     computed = [i for i, name in enumerate(node.input) if not facts.is_constant(name)]
     if len(computed) != 1:
-        raise NotAffineError
+        raise StaysError
     equation = attributes(node)["equation"]
     values = [None if (value := facts.constant(name)) is None else double(value) for name in node.input]
     text = equation.decode() if isinstance(equation, bytes) else str(equation)
@@ -174,5 +174,5 @@ def expand(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     source, shape = facts.tensor(node.input[0]), integers_of(facts, node, 1) or []
     sides = facts.sides[source.name]
     if len(shape) > len(sides) or any(s not in (1, side) for s, side in zip(shape[::-1], sides[::-1], strict=False)):
-        raise NotAffineError
+        raise StaysError
     return [Part(node.output[0], Made(source.layout, (source.itself,), moves=0))]

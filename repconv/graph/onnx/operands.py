@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...algebra.geometry import Axes, Sides
 from ..core.dims import Dim
-from ..core.not_affine import NotAffineError
+from ..core.reasons import AN_INPUT, COMPUTED, Kind, StaysError
 from ..maps.carried import Carried, Made, spread
 from .evaluator.constants import Array
 from .facts import Facts
@@ -36,11 +36,11 @@ def image_of(facts: Facts, name: str) -> Carried:
     """A tensor [n, c, pixels].
 
     Raises:
-        NotAffineError: its axes are something else.
+        StaysError: its axes are something else.
     """
     tensor = facts.tensor(name)
     if not tensor.is_plain:
-        raise NotAffineError("its input is laid out otherwise than [n, c, pixels]")
+        raise StaysError(Kind.LAYOUT(what="its input is laid out"))
     return tensor
 
 
@@ -53,15 +53,15 @@ def constant_of(facts: Facts, name: str, what: str) -> Array:
     """A constant a node needs.
 
     Raises:
-        NotAffineError: it is a graph input, or computed.
+        StaysError: it is a graph input, or computed.
     """
     value = facts.constant(name)
     if value is None:
         if name in facts.inputs:
-            raise NotAffineError(f"its {what} {name!r} is an input of the graph, so it may change from run to run")
+            raise StaysError(Kind.VARYING(what=what, how=AN_INPUT))
         if name in facts.sparse:
-            raise NotAffineError(f"its {what} {name!r} is stored as a sparse tensor")
-        raise NotAffineError(f"its {what} {name!r} is computed by the graph, not a constant")
+            raise StaysError(Kind.SPARSE(what=what, name=name))
+        raise StaysError(Kind.VARYING(what=what, how=COMPUTED))
     return value
 
 
@@ -99,7 +99,7 @@ def window(facts: Facts, node: onnx.NodeProto, size: Axes) -> tuple[Axes, Sides]
         elif isinstance(side, int):
             total = max((-(-side // s) - 1) * s + k - side, 0)
         else:
-            raise NotAffineError(f"auto_pad={auto} with a stride pads by what depends on the open input size")
+            raise StaysError(Kind.OPEN_SIZE(what=f"by how much it pads (auto_pad={auto} with a stride)"))
         less.append(total // 2)
         more.append(total - total // 2)
     return stride, (*less, *more) if auto == "SAME_UPPER" else (*more, *less)
@@ -109,11 +109,11 @@ def by_axis(value: object, default: int, count: int) -> Axes:
     """An attribute of so many numbers, `default` where none is given.
 
     Raises:
-        NotAffineError: it has another number of them.
+        StaysError: it has another number of them.
     """
     found = tuple(integers(value, [default] * count))
     if len(found) != count:
-        raise NotAffineError(f"it has {len(found)} numbers where its input has {count} axes or sides")
+        raise StaysError(Kind.MISFIT(said=f"it has {len(found)} numbers where its input has {count} axes or sides"))
     return found
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
-from ..core.not_affine import NotAffineError
+from ...errors import GeometryError
+from ..core.reasons import StaysError
 from ..maps import canvas
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried
@@ -27,11 +28,11 @@ def _all(facts: Facts, names: Sequence[str], *, broadcasts: bool) -> list[Canvas
     """Operands of one operation, constants among them laid out as the tensors are.
 
     Raises:
-        NotAffineError: all are constants.
+        StaysError: all are constants.
     """
     computed = [name for name in names if not facts.is_constant(name)]
     if not computed:
-        raise NotAffineError
+        raise StaysError
     like = _canvas(facts, computed[0]).carried
     return [_operand(facts, name, like, broadcasts=broadcasts) for name in names]
 
@@ -44,12 +45,12 @@ def _operand(facts: Facts, name: str, like: Carried, *, broadcasts: bool) -> Can
 def _same_size(facts: Facts, names: Sequence[str]) -> None:
     """Refuse tensors that differ in size; constants are looked at when they are cut like them."""
     if len({_canvas(facts, name).dims for name in names if not facts.is_constant(name)}) > 1:
-        raise NotAffineError("it adds tensors that may differ in size (broadcasting)")
+        raise GeometryError("it adds tensors that may differ in size (broadcasting)")
 
 
 def _pad(facts: Facts, node: onnx.NodeProto) -> Canvas:
     if attributes(node).get("mode", b"constant") != b"constant":
-        raise NotAffineError
+        raise StaysError
     whole = _canvas(facts, node.input[0])
     rank = len(whole.layout.axes)
     amounts = integers_of(facts, node, 1) or integers(attributes(node).get("pads"), [])
@@ -80,7 +81,7 @@ def _arithmetic(facts: Facts, node: onnx.NodeProto) -> Canvas:
     """A tensor times or plus a constant that differs from pixel to pixel."""
     fixed = [facts.is_constant(name) for name in node.input]
     if len(fixed) != 2 or fixed[0] == fixed[1] or (node.op_type == "Sub" and fixed[0]):
-        raise NotAffineError
+        raise StaysError
     _same_size(facts, node.input)
     found = _all(facts, node.input, broadcasts=True)
     whole, constant = found[::-1] if fixed[0] else found
@@ -92,11 +93,11 @@ def _arithmetic(facts: Facts, node: onnx.NodeProto) -> Canvas:
 def _scatter(facts: Facts, node: onnx.NodeProto) -> Canvas:
     """ScatterND of a box: rows or columns one after another, or every element of some of them."""
     if attributes(node).get("reduction", b"none") != b"none":
-        raise NotAffineError("it adds to what it paints over")
+        raise GeometryError("it adds to what it paints over")
     index = constant_of(facts, node.input[1], "list of places")
     base, patch = node.input[0], node.input[2]
     if facts.is_constant(base) and facts.is_constant(patch):
-        raise NotAffineError
+        raise StaysError
     like = _canvas(facts, patch if facts.is_constant(base) else base).carried
     whole, part = (_operand(facts, name, like, broadcasts=False) for name in (base, patch))
     ranges = _box(index.astype(np.int64))
@@ -109,7 +110,7 @@ def _scatter(facts: Facts, node: onnx.NodeProto) -> Canvas:
 def _painted(whole: Canvas, part: Canvas, taken: Sequence[tuple[int, int, int]]) -> Canvas:
     """`whole` with `part` in a range of each of some pixel axes."""
     if not taken:
-        raise NotAffineError("it paints over everything")
+        raise GeometryError("it paints over everything")
     (axis, start, end), *more = taken
     if more:
         part = _painted(canvas.crop(whole, axis, start, end), part, more)
@@ -120,15 +121,15 @@ def _box(index: Array) -> list[tuple[int, int]]:
     """The range of each axis that places [..., k] of the first k axes name, where these are a whole box in order.
 
     Raises:
-        NotAffineError: they are something else.
+        StaysError: they are something else.
     """
     count = index.shape[-1]
     if index.ndim != count + 1 or not index.size:
-        raise NotAffineError("the places it paints are no box")
+        raise GeometryError("the places it paints are no box")
     first = index.reshape(-1, count)[0]
     grid = np.stack(np.meshgrid(*(np.arange(side) for side in index.shape[:-1]), indexing="ij"), -1)
     if not bool((index == grid + first).all()) or bool((first < 0).any()):
-        raise NotAffineError("the places it paints are no box")
+        raise GeometryError("the places it paints are no box")
     return [(int(f), int(f) + side) for f, side in zip(first, index.shape[:-1], strict=True)]
 
 
@@ -138,7 +139,7 @@ def _transpose(facts: Facts, node: onnx.NodeProto) -> Canvas:
     order = integers(attributes(node).get("perm"), list(range(len(whole.layout.axes)))[::-1])
     layout, table = permuted(whole.layout, order)
     if table != list(range(whole.layout.channels)):
-        raise NotAffineError
+        raise StaysError
     return canvas.laid_out(whole, layout)
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import onnx
 
 from ...errors import FusionError, GeometryError, first_line
-from ...proof.report import Refusal
+from ...proof.report import GraphRefusal
 from ..core.cost import Cost, averaging, convolution, elementwise
 from ..core.dims import nominal
-from ..core.not_affine import NotAffineError
+from ..core.reasons import Kind, StaysError, reason_of
 from ..core.step import Step
 from ..maps.canvas import recognised
 from . import arithmetic, layout
@@ -28,6 +28,11 @@ _ROUNDING: dict[int, float] = {
 """The element types that are fused, and the most by which a cast to each changes a number, relative to it."""
 
 
+NORMS_OF_THEIR_OWN = frozenset((
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
+))  # fmt: skip
+"""Normalisations by statistics of what they read."""
+
 _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Conv": arithmetic.convolution, "ConvTranspose": arithmetic.transposed,
     "BatchNormalization": arithmetic.batch_norm, "AveragePool": arithmetic.average,
@@ -42,14 +47,14 @@ _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
 }  # fmt: skip
 
 
-def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
+def read_steps(facts: Facts) -> tuple[list[Step], list[GraphRefusal]]:
     """The affine steps of a graph in the order they run, and the refusals of those that almost are.
 
     Raises:
         FusionError: a constant cannot be read.
     """
     steps: list[Step] = []
-    refusals: list[Refusal] = []
+    refusals: list[GraphRefusal] = []
     for node in facts.model.graph.node:
         facts.refine(node)
         reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -58,13 +63,14 @@ def read_steps(facts: Facts) -> tuple[list[Step], list[Refusal]]:
         where = label(node)
         try:
             steps += _read(facts, node, where, reader)
-        except (NotAffineError, GeometryError) as error:
-            if str(error):
-                refusals.append(Refusal(where, str(error)))
+        except GeometryError as error:
+            reason = reason_of(error, Kind.MISFIT)
+            if reason is not None:
+                refusals.append(reason.at(where))
         except FusionError:
             raise
         except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
-            refusals.append(Refusal(where, f"its attributes or inputs are not understood: {first_line(error)}"))
+            refusals.append(Kind.MISFIT(said=first_line(error)).at(where))
     painted = {name for node in facts.model.graph.node if facts.canvases.keys() & {*node.output} for name in node.input}
     followed = {label(facts.makers[name]) for name in painted & facts.canvases.keys()}
     return steps, [refusal for refusal in refusals if refusal.where not in followed]
@@ -77,27 +83,29 @@ def _read(
     painter = PAINTERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     output = node.output[0]
     if painter is not None and any(name in facts.canvases for name in node.input):
-        with contextlib.suppress(NotAffineError, GeometryError):
+        with contextlib.suppress(GeometryError):
             facts.canvases[output] = painter(facts, node)
             return _painted(facts, node, where)
     if reader is None and painter is None:
         _follow(facts, node)
+        if node.op_type in NORMS_OF_THEIR_OWN:
+            raise StaysError(Kind.OWN_STATISTICS())
         return []
     try:
         if reader is None:
-            raise NotAffineError
+            raise StaysError
         steps = _finish(facts, node, where, reader(facts, node))
-    except (NotAffineError, GeometryError):
+    except GeometryError:
         if painter is None:
             raise
-        with contextlib.suppress(NotAffineError, GeometryError):
+        with contextlib.suppress(GeometryError):
             facts.canvases[output] = painter(facts, node)
             return _painted(facts, node, where)
         if output in facts.canvases:  # it may be a whole border once more is painted
             facts.place(output, facts.canvases[output].layout, facts.canvases[output].dims)
         raise
     if painter is not None and node.op_type == "Pad":
-        with contextlib.suppress(NotAffineError, GeometryError):
+        with contextlib.suppress(GeometryError):
             facts.canvases[output] = painter(facts, node)
     return steps
 
@@ -122,10 +130,10 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
         made = replace(part.made, terms=terms)
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
-            raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
+            raise StaysError(Kind.TYPE())
         found = {term.makes(facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
-            raise NotAffineError("it adds tensors that may differ in size: " + " and ".join(map(shown, found)))
+            raise StaysError(Kind.SIZES(does="adds", sizes=" and ".join(map(shown, found))))
         size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)

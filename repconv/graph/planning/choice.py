@@ -9,11 +9,11 @@ from functools import partial, reduce
 from operator import add
 
 from ...errors import GeometryError
-from ...proof.report import Refusal
 from ..core.constant import Constant
 from ..core.cost import Cost
 from ..core.expression import Bias, Expression, Term, merge, respond, substitute
 from ..core.ordering import dependencies_first
+from ..core.reasons import Kind, Reason, reason_of
 from ..core.step import Offset, Step
 from ..maps.carried import Carried
 from .dialect import Dialect
@@ -21,20 +21,20 @@ from .emission import Emission, Keep, emission
 
 
 class InexactError(Exception):
-    """Substituting `inner` at `where` would not be exact, for the reason in the message."""
+    """Substituting `inner` at `where` would not be exact, for a reason."""
 
-    def __init__(self, where: str, inner: str, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, where: str, inner: str, why: Reason) -> None:
+        super().__init__(str(why))
         self.where = where
         self.inner = inner
+        self.why = why
 
 
 @dataclass
 class Choice:
     """Which tensors of a region's `steps` are virtual; those of `fixed` never are.
 
-    placed: the layouts of all tensors. dialect: of the graph that is written. inexact: why a tensor could not be
-        substituted, by where and what, whenever that was tried.
+    placed: the layouts of all tensors. dialect: of the graph that is written.
     """
 
     steps: Sequence[Step]
@@ -42,7 +42,6 @@ class Choice:
     placed: Mapping[str, Carried]
     dialect: Dialect
     virtual: set[str] = field(default_factory=set)
-    inexact: dict[tuple[str, str], Refusal] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_output = {step.output: step for step in self.steps}
@@ -90,10 +89,6 @@ class Choice:
             self._emissions.pop(name, None)
         return undo
 
-    def note(self, error: InexactError) -> None:
-        """Remember why a substitution was not made."""
-        self.inexact.setdefault((error.where, error.inner), Refusal(error.where, str(error)))
-
     def is_verbatim(self, name: str) -> bool:
         """True if the node stays as it is: nothing it reads is virtual."""
         return not any(source in self.virtual for source in self.by_output[name].reads)
@@ -124,7 +119,7 @@ class Choice:
         if any(name not in self.virtual for name in step.needs):
             hidden = [name for name in (step.output, *step.reads) if name in self.virtual]
             if hidden:
-                raise InexactError(step.where, hidden[0], "a piece that it is put together of is read elsewhere, too")
+                raise InexactError(step.where, hidden[0], Kind.PIECE_READ())
         if step.border is not None:
             return self._bordered(step, step.border)
         terms: list[Term] = []
@@ -137,7 +132,7 @@ class Choice:
             try:
                 terms += substitute(term, inner, self.by_output[term.source].where)
             except GeometryError as error:
-                raise InexactError(step.where, term.source, str(error)) from None
+                raise InexactError(step.where, term.source, _why(error)) from None
             if not inner.bias.is_surely_zero:
                 through.append((term, inner.bias))
         compute = partial(_bias, step.offset, through) if through or step.offset else None
@@ -151,21 +146,17 @@ class Choice:
         if term.source not in self.virtual:
             # As it stands it is its author's nodes; otherwise it would be a sum of two tensors for the border's sake.
             where = step.output if step.output in self.virtual else next(n for n in step.needs if n in self.virtual)
-            raise InexactError(
-                step.where, where, "its border holds numbers that are not zero, with which no convolution pads"
-            )
+            said = "its border holds numbers that are not zero, with which no convolution pads"
+            raise InexactError(step.where, where, Kind.BORDER_VALUE(said=said))
         inner = self._expressions[term.source]
         if not inner.bias.minus(border).is_zero:
             what = self.by_output[term.source].where
-            raise InexactError(
-                step.where,
-                term.source,
-                f"its border would have to hold what {what} makes of zeros, and holds other numbers",
-            )
+            said = f"its border would have to hold what {what} makes of zeros, and holds other numbers"
+            raise InexactError(step.where, term.source, Kind.BORDER_VALUE(said=said))
         try:
             terms = [term.after(each) for each in inner.terms]
         except GeometryError as error:
-            raise InexactError(step.where, term.source, str(error)) from None
+            raise InexactError(step.where, term.source, _why(error)) from None
         return Expression(merge(terms), inner.bias)
 
     def emission(self, name: str) -> Emission:
@@ -187,7 +178,7 @@ class Choice:
             return emission(self.placed[step.output], found, sources, self.dialect)
         except GeometryError as error:
             inner = next(source for source in step.inputs if source in self.virtual)
-            raise InexactError(step.where, inner, str(error)) from None
+            raise InexactError(step.where, inner, _why(error)) from None
 
     def cost(self, names: Iterable[str]) -> Cost:
         """What those of `names` cost that are written.
@@ -211,6 +202,10 @@ class Choice:
                     seen.add(source)
                     pending.append(source)
         return [step for step in self.steps if step.output in seen]
+
+
+def _why(error: GeometryError) -> Reason:
+    return reason_of(error, Kind.ROUNDABOUT) or Kind.ROUNDABOUT(said=str(error))
 
 
 def _bias(offset: Offset | None, through: Sequence[tuple[Term, Bias]]) -> Constant:

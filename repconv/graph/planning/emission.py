@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 from torch import Tensor
 
@@ -196,12 +197,28 @@ class Emission:
         for layer in self.layers:
             layer.term.forget()
 
+    @property
+    def label(self) -> str:
+        """What a table shows of one without layers: `a scale and a constant`."""
+        words = (_WORDS[type(each)] for each in self.operations if type(each) in _WORDS)
+        return " and ".join(dict.fromkeys(words)) or "the tensor it reads"
+
+    @property
+    def weights(self) -> int:
+        """How many numbers scales and constants of their own hold."""
+        return sum(prod(each.widths) for each in self.operations if isinstance(each, Scale | Shift))
+
     def settled(self) -> tuple[Operation, ...]:
         """The operations without a shift that turns out to be by zeros; its numbers are computed for that."""
         *before, last = self.operations
         if not isinstance(last, Shift) or self.bias.value is not None:
             return self.operations
         return tuple(before) or (Same(last.source, Cost()),)
+
+
+_WORDS: dict[type[Operation], str] = {
+    Scale: "a scale", Shift: "a constant", Add: "a sum", Average: "an average", Move: "movement", Pad: "padding",
+}  # fmt: skip
 
 
 def emission(output: Carried, found: Expression, sources: Sequence[Carried], dialect: Dialect) -> Emission:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ...proof.report import Refusal, Size
+from ...proof.report import GraphRefusal, Size
 from ..core.step import Step
 from .emission import Convolution
 from .plan import Plan
@@ -19,7 +19,7 @@ _CONVOLUTIONS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """One convolution that would be written: where, its shape, and the nodes it would stand for."""
+    """What would be written, a convolution or something simpler: where, its shape, and the nodes it would stand for."""
 
     name: str
     geometry: str
@@ -34,7 +34,7 @@ class Foresight:
     """
 
     layers: tuple[Planned, ...]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[GraphRefusal, ...]
     convolutions: tuple[int, int]
     batch_norms: tuple[int, int]
 
@@ -43,12 +43,16 @@ class Foresight:
         return asdict(self)
 
 
-def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[Refusal], before: Size) -> Foresight:
+def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[GraphRefusal], before: Size) -> Foresight:
     """What writing the choice would give, without a number of it computed."""
     kinds = {step.where: step.kind for step in steps}
     where = {step.output: step.where for step in steps}
     layers = [(name, layer) for name, found in chosen.rewritten.items() for layer in found.layers]
-    planned = tuple(Planned(where[name], layer.form.label, chosen.origins[name]) for name, layer in layers)
+    planned = tuple(
+        Planned(where[name], label, chosen.origins[name])
+        for name, found in chosen.rewritten.items()
+        for label in [layer.form.label for layer in found.layers] or [found.label]
+    )
     removed = Counter(kinds[node] for node in {node for origins in chosen.origins.values() for node in origins})
     written = sum(isinstance(layer, Convolution) for _, layer in layers)
     convolutions = before.convolutions + written - sum(removed[kind] for kind in _CONVOLUTIONS)

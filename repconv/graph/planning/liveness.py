@@ -10,12 +10,13 @@ from ..core.step import Step
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a graph: the tensors it makes and reads by name.
+    """A node of a graph: what reports call it, and the tensors it makes and reads by name.
 
     follows: True if, where it is no step, only steps read on from it, past what it makes: a piece of a border, or a
         tuple that is taken apart. It needs what it reads only if something else reads it.
     """
 
+    where: str
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     follows: bool = False
@@ -23,8 +24,8 @@ class Node:
 
 def live(
     nodes: Sequence[Node], steps: Sequence[Step], outputs: Collection[str], measured: Collection[str] = ()
-) -> tuple[list[Step], set[str]]:
-    """The steps that something reads, with what they need besides their terms, and the tensors that must exist.
+) -> tuple[list[Step], dict[str, str]]:
+    """The steps that something reads, with what they need besides their terms; and the tensors that must exist, why.
 
     Args:
         nodes: of a graph in the order they run, without constants.
@@ -35,7 +36,7 @@ def live(
     by_output = {step.output: step for step in steps}
     read = {name for node in nodes for name in node.inputs} | set(measured)
     wanted = set(outputs) | (by_output.keys() - read)
-    needed = set(outputs)
+    needed = dict.fromkeys(outputs, "an output of the graph")
     kept: dict[str, Step] = {}
     opaque: set[str] = set()
     for node in reversed(nodes):
@@ -47,11 +48,11 @@ def live(
         if made or (node.follows and wanted.isdisjoint(node.outputs)):
             continue
         wanted.update(node.inputs)
-        needed.update(node.inputs)
+        needed.update({name: f"read by {node.where}, too" for name in node.inputs if name not in needed})
         opaque.update(node.outputs)
     makers = {name: node for node in nodes for name in node.outputs if name not in opaque}
     found = [replace(s, needs=_besides(s, makers, kept)) for s in steps if s.output in kept]
-    return found, needed & kept.keys()
+    return found, {name: why for name, why in needed.items() if name in kept}
 
 
 def _besides(step: Step, makers: dict[str, Node], kept: Collection[str]) -> tuple[str, ...]:

@@ -11,14 +11,14 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...proof.report import Refusal
+from ...proof.report import GraphRefusal
 from ..core.cost import MOVE, Cost
 from ..core.step import Step
 from ..maps.carried import Carried
 from .choice import Choice, InexactError
 from .dialect import Dialect
 from .emission import Emission
-from .refusals import reasons
+from .refusals import Region, reasons
 
 MOVE_FIRST_MULTIPLY_ADDS = 1e-6
 """The weight of traffic when multiply-adds alone must not rise."""
@@ -28,7 +28,8 @@ ROUNDS = 8
 
 PATIENCE, PATIENCE_A_STEP = 200_000, 20
 """How many terms of expressions are computed for a graph, and how many more for each step of a region, before the best
-choice so far is taken: in a chain of thousands of steps every try computes thousands of expressions anew."""
+choice so far is taken: in a chain of thousands of steps every try computes thousands of expressions anew. Half as many
+more are computed to say why the rest stays."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Plan:
     rewritten: Mapping[str, Emission]
     virtual: frozenset[str]
     origins: Mapping[str, tuple[str, ...]]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[GraphRefusal, ...]
     before: Cost
     after: Cost
 
@@ -52,30 +53,32 @@ class Plan:
         return within and mine.price() < theirs.price() * (1 - 1e-9)
 
 
-def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
+def plan(steps: Sequence[Step], needed: Mapping[str, str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
         steps: in the order they run.
-        needed: tensors that must exist: read by something that is no step, or an output.
+        needed: tensors that must exist, and why: read by something that is no step, or an output.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
     """
-    made = {step.output for step in steps}
+    made = {step.output: step for step in steps}
     read = {name for step in steps for name in step.reads}
     fixed = {name for name in made if name in needed or name not in read}
     rewritten: dict[str, Emission] = {}
     virtual: set[str] = set()
     origins: dict[str, tuple[str, ...]] = {}
-    refusals: list[Refusal] = []
+    refusals: list[GraphRefusal] = []
     before = after = Cost()
     patience = PATIENCE
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
         chosen = solve(choice, most)
-        tried_all = choice.effort <= most
         patience = max(0, patience - choice.effort)
+        limit = sum((step.cost for step in region), Cost())
+        refusals += reasons(Region(chosen, made, needed, limit, max(most, choice.effort) + most // 2))
+        before += limit
         for step in region:
             name = step.output
             if name in chosen.virtual:
@@ -83,8 +86,6 @@ def plan(steps: Sequence[Step], needed: Collection[str], placed: Mapping[str, Ca
             elif not chosen.is_verbatim(name):
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
-        refusals += reasons(chosen) if tried_all else [Refusal(region[0].where, _impatient(region))]
-        before += sum((step.cost for step in region), Cost())
         after += chosen.total()
     return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after)
 
@@ -108,13 +109,6 @@ def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:
     for index, step in enumerate(steps):
         found[find(index)].append(step)
     return list(found.values())
-
-
-def _impatient(region: Sequence[Step]) -> str:
-    return (
-        f"a region of {len(region)} steps, from here to {region[-1].where}, is too large to try all that may be "
-        "written of it; the best choice found so far was taken"
-    )
 
 
 def solve(choice: Choice, most: int) -> Choice:
@@ -196,7 +190,6 @@ def _repair(choice: Choice, step: Step) -> bool:
             if step.output not in choice.virtual:
                 choice.emission(step.output)
         except InexactError as error:
-            choice.note(error)
             choice.change({error.inner}, set())
             repaired = True
         else:
@@ -214,8 +207,7 @@ def _flip(choice: Choice, group: Sequence[str], move: float, room: Cost) -> Cost
     undo = choice.change(written, set()) if written else choice.change(set(), unwritten)
     try:
         after = choice.cost(affected)
-    except InexactError as error:
-        choice.note(error)
+    except InexactError:
         undo()
         return Cost()
     change = after - before

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from ...algebra.geometry import with_flat
 from ...errors import GeometryError
 from ..core.dims import Dims, nominal, symbol, told
-from ..core.not_affine import NotAffineError
 from ..core.ordering import dependencies_first
+from ..core.reasons import Kind, StaysError
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried, Reader
 from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
@@ -36,6 +36,12 @@ FUNCTIONAL_NORM = "aten._native_batch_norm_legit_no_training.default"
 
 NORMS = ("aten.batch_norm.default", FUNCTIONAL_NORM)
 """Batch normalisation as exported, and after functionalisation."""
+
+BY_BATCH_NORMS = (
+    "aten._native_batch_norm_legit.no_stats", "aten._native_batch_norm_legit.default",
+    "aten._native_batch_norm_legit_functional.default",
+)  # fmt: skip
+"""Batch normalisation by the statistics of each batch."""
 
 SPLITS = (
     "aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.sizes", "aten.chunk.default", "aten.unbind.int",
@@ -135,26 +141,28 @@ class ProgramFacts:
         """A tensor that is computed, as convolutions see it.
 
         Raises:
-            NotAffineError: it has no layout.
+            StaysError: it has no layout.
         """
         if not isinstance(node, fx.Node):
-            raise NotAffineError
+            raise StaysError
         if node.name not in self._carried:
             size = self.size(node)
             axis = self._channel_axes.get(node, 1)
-            if len(size) < 2 or not isinstance(size[axis], int) or self.is_constant(node):
-                raise NotAffineError
+            if self.is_constant(node):
+                raise StaysError
+            if len(size) < 2 or not isinstance(size[axis], int):
+                raise StaysError(Kind.NO_CHANNELS(name=self.labels[node.name]))
             try:
                 self.place(node, with_channels_at(axis, int(str(size[axis])), len(size)))
             except GeometryError:
-                raise NotAffineError from None
+                raise StaysError(Kind.NO_CHANNELS(name=self.labels[node.name])) from None
         return self._carried[node.name]
 
     def place(self, node: fx.Node, layout: Layout, inherited: Dims = (1, 1)) -> None:
         """Note a node's layout; `inherited` are sides which several share an axis of it.
 
         Raises:
-            NotAffineError: its reader does not take that layout, so it is better a tensor of its own, as it stands.
+            StaysError: its reader does not take that layout, so it is better a tensor of its own, as it stands.
         """
         dims = [inherited[0], layout.channels, *with_flat(inherited[2:], MOST_PIXEL_AXES, 1)]
         for side, axis in zip(self.size(node), layout.axes, strict=True):
@@ -163,7 +171,7 @@ class ProgramFacts:
                 dims[place] = side if isinstance(side, int) else symbol(str(side))
         tensor = Carried(node.name, layout, told(dims))
         if not tensor.suits(self._readers.get(node)):
-            raise NotAffineError
+            raise StaysError(Kind.PIXELS(does="it makes channels, images or pixels of one another"))
         self._carried[node.name] = tensor
 
     @property
@@ -221,13 +229,14 @@ def kind_of(node: fx.Node) -> str:
         return ""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         inner = str(node.args[0].target)
-        return inner if inner in SPLITS or (inner == FUNCTIONAL_NORM and node.args[1] == 0) else ""
-    return "" if str(node.target) in (FUNCTIONAL_NORM, *SPLITS) else str(node.target)
+        first = inner in (FUNCTIONAL_NORM, *BY_BATCH_NORMS) and node.args[1] == 0
+        return inner if inner in SPLITS or first else ""
+    return "" if gives_several(node) else str(node.target)
 
 
 def gives_several(node: fx.Node) -> bool:
     """True for a node of several results, each of which another node takes."""
-    return str(node.target) in (FUNCTIONAL_NORM, *SPLITS)
+    return str(node.target) in (FUNCTIONAL_NORM, *BY_BATCH_NORMS, *SPLITS)
 
 
 def is_pointwise(node: fx.Node) -> bool:
@@ -285,7 +294,7 @@ def _labels(graph: fx.Graph) -> dict[str, str]:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = str(stack[-1][0]).partition("@")[0].removeprefix("L['self'].") if stack else ""
         operation = kind_of(node) or str(node.target)
-        if operation == FUNCTIONAL_NORM:
+        if operation in (FUNCTIONAL_NORM, *BY_BATCH_NORMS):
             operation = NORMS[0]
         wanted = f"{path}/{operation.split('.')[1]}" if path and operation.startswith("aten.") else node.name
         name, count = wanted, 1

@@ -15,12 +15,14 @@ from torch.export import Dim, ExportedProgram
 
 from ...errors import FusionError
 from ...proof.agreement import Agreement
-from ...proof.report import FusedLayer, FusionReport, Proof, Refusal, Size
+from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Size
 from ..core.dims import NOMINAL
+from ..core.reasons import Kind
 from ..core.step import Step
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
+from ..planning.neighbours import touching
 from ..planning.plan import Plan, plan
 from .commuting import commuted
 from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
@@ -82,13 +84,15 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
     nodes, held = dict(facts.nodes), {name for name, _ in module.named_parameters(remove_duplicate=False)}
     layers: dict[str, tuple[FusedLayer, ...]] = {}
-    try:
-        for name, found in chosen.rewritten.items():
-            layers[name] = _layers(module, facts, name, chosen)
+    for name, found in chosen.rewritten.items():
+        layers[name] = _layers(module, facts, name, chosen)
+        try:
             nodes[name] = emit(module, nodes, name, found)
-    except FusionError as error:
-        report = FusionReport((), (*refusals, Refusal("the program", str(error))), before, before)
-        return Rewritten(original, original, {}, report, facts.labels)
+        except FusionError as error:
+            beside = (node for origins in chosen.origins.values() for node in origins)
+            narrow = Kind.NARROW(said=str(error)).at(facts.labels[name], beside)
+            report = FusionReport((), (*refusals, *chosen.refusals, narrow), before, before)
+            return Rewritten(original, original, {}, report, facts.labels)
     if not chosen.rewritten:
         report = FusionReport((), (*refusals, *chosen.refusals), before, before)
         return Rewritten(original, original, {}, report, facts.labels)
@@ -119,7 +123,7 @@ def foresee_program(program: ExportedProgram) -> Foresight:
     return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)))
 
 
-_Planned = tuple[ProgramFacts, list[Step], Plan, list[Refusal]]
+_Planned = tuple[ProgramFacts, list[Step], Plan, list[GraphRefusal]]
 
 
 def _planned(module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> _Planned:
@@ -139,6 +143,7 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     steps, refusals = read_program(facts)
     nodes = [
         Node(
+            facts.labels[node.name],
             (node.name,),
             tuple(n.name for n in node.all_input_nodes),
             follows=node.name in facts.canvases or gives_several(node),
@@ -148,7 +153,8 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
-    return facts, steps, plan(steps, needed, facts.placed, DIALECT), refusals
+    chosen = plan(steps, needed, facts.placed, DIALECT)
+    return facts, steps, chosen, touching(refusals, nodes, steps)
 
 
 def _unguarded(program: ExportedProgram) -> torch.nn.Module:
@@ -255,16 +261,19 @@ def _layers(module: fx.GraphModule, facts: ProgramFacts, name: str, chosen: Plan
     """What becomes the layers that make a tensor."""
     origins = chosen.origins[name]
     read = _size_of([node for n, node in facts.nodes.items() if facts.labels[n] in origins], module)
+    found = chosen.rewritten[name]
+    made = [(x.form.label, int(isinstance(x, Convolution)), x.form.weights) for x in found.layers]
     return tuple(
         FusedLayer(
             name=facts.labels[name],
-            geometry=layer.form.label,
+            geometry=geometry,
             branches=origins,
             before=read,
-            after=Size(convolutions=int(isinstance(layer, Convolution)), batch_norms=0, parameters=layer.form.weights),
+            after=Size(convolutions=convolutions, batch_norms=0, parameters=weights),
             tensor=name,
+            multiplies=bool(made),
         )
-        for layer in chosen.rewritten[name].layers
+        for geometry, convolutions, weights in made or [(found.label, 0, found.weights)]
     )
 
 

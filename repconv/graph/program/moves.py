@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..core.not_affine import NotAffineError
+from ..core.reasons import COMPUTED, Kind, StaysError
 from ..maps import carried
 from ..maps.carried import Carried, Made
 from .facts import SPLITS, ProgramFacts
@@ -24,7 +24,7 @@ def _known(*values: object) -> None:
         if isinstance(value, fx.Node) or (
             isinstance(value, (list, tuple)) and any(isinstance(v, fx.Node) for v in value)
         ):
-            raise NotAffineError("where its slice begins or ends is computed by the program")
+            raise StaysError(Kind.OPEN_SIZE(what="where its slice begins or ends, which the graph computes,"))
 
 
 def _permute(facts: ProgramFacts, node: fx.Node) -> Made:
@@ -52,20 +52,20 @@ def _reshape(facts: ProgramFacts, node: fx.Node) -> Made:
 def _expand(facts: ProgramFacts, node: fx.Node) -> Made:
     tensor = facts.tensor(node.args[0])
     if facts.size(node) != facts.size(_node(node.args[0])):
-        raise NotAffineError
+        raise StaysError
     return Made(tensor.layout, (tensor.itself,), moves=0)
 
 
 def _node(value: object) -> fx.Node:
     if not isinstance(value, fx.Node):
-        raise NotAffineError
+        raise StaysError
     return value
 
 
 def _cat(facts: ProgramFacts, node: fx.Node) -> Made:
     parts, axis = node.args[0], _given(node, 1, "dim", 0)
     if not isinstance(parts, Sequence) or not isinstance(axis, int) or any(facts.is_constant(_node(p)) for p in parts):
-        raise NotAffineError
+        raise StaysError
     tensors = [facts.tensor(part) for part in parts]
     if str(node.target) == "aten.stack.default":
         axis %= len(tensors[0].layout.axes) + 1
@@ -98,19 +98,19 @@ def _index(facts: ProgramFacts, node: fx.Node) -> Made:
     else:
         lists = [(i, n) for i, n in enumerate(_given(node, 1, "indices")) if n is not None]
         if len(lists) != 1:
-            raise NotAffineError("it takes places of several axes at once")
+            raise StaysError(Kind.PIXELS(does="it takes places of several axes at once"))
         axis, index = lists[0][0], facts.constant(lists[0][1])
     if index is None:
-        raise NotAffineError("which places it takes is computed by the program")
+        raise StaysError(Kind.VARYING(what="list of places", how=COMPUTED))
     if index.dim() != 1 or index.dtype is torch.bool:
-        raise NotAffineError("the places it takes are no list of numbers")
+        raise StaysError(Kind.MISFIT(said="the places it takes are no list of numbers"))
     return carried.take(tensor, int(str(axis)), index.tolist())
 
 
 def _flip(facts: ProgramFacts, node: fx.Node) -> Made:
     tensor, axes = facts.tensor(node.args[0]), node.args[1]
     if not isinstance(axes, Sequence) or len(axes) != 1:
-        raise NotAffineError
+        raise StaysError
     axis = int(str(axes[0]))
     return carried.on_channels(tensor, axis, lambda table: table.flip(axis))
 
@@ -128,13 +128,13 @@ def _split(facts: ProgramFacts, node: fx.Node) -> Made:
         side = facts.size(source)[axis]
         if "chunk" in str(whole.target):
             if not isinstance(side, int):
-                raise NotAffineError("how large its chunks are depends on the open input size")
+                raise StaysError(Kind.OPEN_SIZE(what="how large its chunks are"))
             sizes = -(-side // sizes)
         start, end = position * sizes, (position + 1) * sizes
     else:
         widths = [w for w in sizes if isinstance(w, int)] if isinstance(sizes, Sequence) else []
         if len(widths) <= position or not isinstance(sizes, Sequence) or len(widths) < len(sizes):
-            raise NotAffineError
+            raise StaysError
         start, end = sum(widths[:position]), sum(widths[: position + 1])
     return carried.cut(tensor, axis, start, end)
 
@@ -151,10 +151,10 @@ def _total(facts: ProgramFacts, node: fx.Node) -> Made:
 def _einsum(facts: ProgramFacts, node: fx.Node) -> Made:
     equation, operands = node.args[0], node.args[1]
     if not isinstance(equation, str) or not isinstance(operands, Sequence):
-        raise NotAffineError
+        raise StaysError
     computed = [i for i, operand in enumerate(operands) if not facts.is_constant(_node(operand))]
     if len(computed) != 1:
-        raise NotAffineError
+        raise StaysError
     constants = [facts.constant(operand) for operand in operands]
     return carried.einsum(facts.tensor(operands[computed[0]]), equation, computed[0], constants)
 
@@ -164,7 +164,7 @@ def _matmul(facts: ProgramFacts, node: fx.Node) -> Made:
     first, second = node.args[:2]
     left, right = facts.constant(first), facts.constant(second)
     if (left is None) == (right is None):
-        raise NotAffineError
+        raise StaysError(Kind.PRODUCT(does="multiplies"))
     tensor = facts.tensor(second if right is None else first)
     return carried.matmul(tensor, left, right)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
-from ..core.not_affine import NotAffineError
+from ...errors import GeometryError
+from ..core.reasons import StaysError
 from ..maps import canvas
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried
@@ -20,7 +21,7 @@ def _given(node: fx.Node, position: int, name: str, default: object = None) -> o
 
 def _number(value: object) -> int | None:
     if value is not None and not isinstance(value, int):
-        raise NotAffineError("where its slice begins or ends is computed by the program")
+        raise GeometryError("where its slice begins or ends is computed by the program")
     return value
 
 
@@ -35,11 +36,11 @@ def _both(facts: ProgramFacts, operands: Sequence[object], *, broadcasts: bool =
     """Operands of one operation, constants among them laid out as the tensors are.
 
     Raises:
-        NotAffineError: all are constants.
+        StaysError: all are constants.
     """
     computed = [o for o in operands if isinstance(o, fx.Node) and not facts.is_constant(o)]
     if not computed:
-        raise NotAffineError
+        raise StaysError
     like = _canvas(facts, computed[0]).carried
     return [
         _canvas(facts, o) if any(o is c for c in computed) else _constant(facts, o, like, broadcasts=broadcasts)
@@ -52,7 +53,7 @@ def _constant(facts: ProgramFacts, value: object, like: Carried, *, broadcasts: 
         return canvas.of_constant(torch.tensor(float(value)), like, broadcasts=True)
     found = facts.constant(value)
     if found is None:
-        raise NotAffineError
+        raise StaysError
     return canvas.of_constant(found, like, broadcasts=broadcasts)
 
 
@@ -60,7 +61,7 @@ def _same_size(facts: ProgramFacts, node: fx.Node, *operands: object) -> None:
     """Refuse an operation that makes a tensor it reads larger."""
     for operand in operands:
         if isinstance(operand, fx.Node) and not facts.is_constant(operand) and facts.size(operand) != facts.size(node):
-            raise NotAffineError("it adds tensors that may differ in size (broadcasting)")
+            raise GeometryError("it adds tensors that may differ in size (broadcasting)")
 
 
 def _scatter(facts: ProgramFacts, node: fx.Node) -> Canvas:
@@ -77,11 +78,11 @@ def _scatter(facts: ProgramFacts, node: fx.Node) -> Canvas:
         else:
             value = facts.constant(patch)
             if value is None:
-                raise NotAffineError
+                raise StaysError
             line = canvas.of_constant(value.unsqueeze(int(str(node.args[2])) % rank), whole.carried, broadcasts=False)
         return canvas.paint(whole, line, axis, first, last)
     if _given(node, 5, "step", 1) != 1:
-        raise NotAffineError("it paints every other row or column")
+        raise GeometryError("it paints every other row or column")
     start, end = _number(_given(node, 3, "start")), _number(_given(node, 4, "end"))
     whole, part = _pair(facts, base, patch)
     return canvas.paint(whole, part, canvas.pixel_axis(whole, axis), start, end)
@@ -91,7 +92,7 @@ def _pair(facts: ProgramFacts, base: object, patch: object) -> tuple[Canvas, Can
     """What is painted over and what is painted, one of which may be a constant."""
     fixed = [isinstance(n, fx.Node) and facts.is_constant(n) for n in (base, patch)]
     if all(fixed):
-        raise NotAffineError
+        raise StaysError
     if fixed[0]:
         part = _canvas(facts, patch)
         return _constant(facts, base, part.carried, broadcasts=False), part
@@ -105,7 +106,7 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Canvas:
     value = _given(node, 2 if constant else 3, "value", 0) or 0
     sides, whole = node.args[1], _canvas(facts, node.args[0])
     if mode != "constant" or not isinstance(value, (int, float)) or not isinstance(sides, Sequence):
-        raise NotAffineError("it pads with something other than zeros")
+        raise GeometryError("it pads with something other than zeros")
     rank = len(whole.layout.axes)
     amounts = [0] * (2 * whole.axes)
     for index in range(len(sides) // 2):
@@ -119,7 +120,7 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Canvas:
 def _cat(facts: ProgramFacts, node: fx.Node) -> Canvas:
     parts, axis = node.args[0], int(str(_given(node, 1, "dim", 0)))
     if not isinstance(parts, Sequence):
-        raise NotAffineError
+        raise StaysError
     found = _both(facts, parts, broadcasts=False)
     return canvas.join(found, canvas.pixel_axis(found[0], axis))
 
@@ -127,7 +128,7 @@ def _cat(facts: ProgramFacts, node: fx.Node) -> Canvas:
 def _where(facts: ProgramFacts, node: fx.Node) -> Canvas:
     _same_size(facts, node, *node.args[1:3])
     if not isinstance(node.args[0], fx.Node) or not facts.is_constant(node.args[0]):
-        raise NotAffineError
+        raise StaysError
     first, second = _both(facts, node.args[1:3])
     return canvas.choose(_constant(facts, node.args[0], first.carried), first, second)
 
@@ -138,7 +139,7 @@ def _arithmetic(facts: ProgramFacts, node: fx.Node) -> Canvas:
     _same_size(facts, node, *operands)
     fixed = [not isinstance(o, fx.Node) or facts.is_constant(o) for o in operands]
     if fixed[0] == fixed[1] or node.kwargs or (fixed[0] and "sub" in name):
-        raise NotAffineError
+        raise StaysError
     whole, constant = _both(facts, operands) if fixed[1] else _both(facts, operands)[::-1]
     if "mul" in name:
         return canvas.multiply(whole, constant)

@@ -14,37 +14,43 @@ from torch import Tensor, fx
 from ...algebra.geometry import Axes
 from ...algebra.kernels import batch_norm_affine
 from ...errors import GeometryError
-from ...proof.report import Refusal
+from ...proof.report import GraphRefusal
 from ..core.constant import Constant
 from ..core.cost import Cost, averaging, convolution, elementwise
 from ..core.expression import Term
-from ..core.not_affine import NotAffineError
 from ..core.pool import Pool
+from ..core.reasons import AN_INPUT, BY_BATCH, COMPUTED, HANGING, OWN_DIVISOR, UNCOUNTED, Kind, StaysError, reason_of
 from ..core.step import Step
 from ..core.terms import average_term, convolution_term, extent, grid_term, scale_term, transposed_term
 from ..maps.canvas import recognised
 from ..maps.carried import Carried, Made, last_axis, spread
 from ..maps.layout import MOST_PIXEL_AXES, plain
-from .facts import CONVOLVE, FUNCTIONAL_NORM, PADDED, SPREAD, ProgramFacts, is_pointwise, kind_of
+from .facts import BY_BATCH_NORMS, CONVOLVE, FUNCTIONAL_NORM, PADDED, SPREAD, ProgramFacts, is_pointwise, kind_of
 from .moves import MOVES
 from .painting import PAINTERS
+
+NORMS_OF_THEIR_OWN = frozenset((
+    "aten.layer_norm.default", "aten.group_norm.default", "aten.instance_norm.default", "aten.rms_norm.default",
+))  # fmt: skip
+"""Normalisations by statistics of what they read."""
 
 _ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
-def read_program(facts: ProgramFacts) -> tuple[list[Step], list[Refusal]]:
+def read_program(facts: ProgramFacts) -> tuple[list[Step], list[GraphRefusal]]:
     """The affine steps of a graph in the order they run, and the refusals of those that almost are."""
     steps: list[Step] = []
-    refusals: list[Refusal] = []
+    refusals: list[GraphRefusal] = []
     for node in facts.module.graph.nodes:
         reader = _READERS.get(kind_of(node))
         if facts.is_constant(node) or not facts.size(node):
             continue
         try:
             steps += _read(facts, node, reader)
-        except (NotAffineError, GeometryError) as error:
-            if str(error):
-                refusals.append(Refusal(facts.labels[node.name], str(error)))
+        except GeometryError as error:
+            reason = reason_of(error, Kind.MISFIT)
+            if reason is not None:
+                refusals.append(reason.at(facts.labels[node.name]))
     painted = {n.name for name in facts.canvases for n in facts.nodes[name].all_input_nodes}
     followed = {facts.labels[name] for name in painted & facts.canvases.keys()}
     return steps, [refusal for refusal in refusals if refusal.where not in followed]
@@ -54,25 +60,27 @@ def _read(facts: ProgramFacts, node: fx.Node, reader: Callable[[ProgramFacts, fx
     """A node as a step; or as a piece of a border, and a step if that is a whole one."""
     painter = PAINTERS.get(str(node.target))
     if painter is not None and any(n.name in facts.canvases for n in node.all_input_nodes):
-        with contextlib.suppress(NotAffineError, GeometryError):
+        with contextlib.suppress(GeometryError):
             facts.canvases[node.name] = painter(facts, node)
             return [_painted(facts, node)]
     if reader is None and painter is None:
         _follow(facts, node)
+        if str(node.target) in NORMS_OF_THEIR_OWN:
+            raise StaysError(Kind.OWN_STATISTICS())
         return []
     try:
         if reader is None:
-            raise NotAffineError
+            raise StaysError
         step = _step(facts, node, reader(facts, node))
-    except (NotAffineError, GeometryError):
+    except GeometryError:
         if painter is None or node.name in facts.canvases:
             raise
-        with contextlib.suppress(NotAffineError, GeometryError):
+        with contextlib.suppress(GeometryError):
             facts.canvases[node.name] = painter(facts, node)
             return [_painted(facts, node)]
         raise  # though it may be a whole border once more is painted
     if painter is not None and "pad" in str(node.target):
-        with contextlib.suppress(NotAffineError, GeometryError):
+        with contextlib.suppress(GeometryError):
             facts.canvases[node.name] = painter(facts, node)
     return [step]
 
@@ -94,7 +102,7 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     sources = [facts.nodes[term.source] for term in made.terms]
     dtype = node.meta["val"].dtype
     if dtype not in _ROUNDING or any(s.meta["val"].dtype != dtype for s in sources):
-        raise NotAffineError("it computes in a type that is not float16, bfloat16, float32 or float64")
+        raise StaysError(Kind.TYPE())
     kind = kind_of(node).split(".")[1]
     made = replace(
         made, terms=tuple(term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]) for term in made.terms)
@@ -118,14 +126,15 @@ def _by_axis(value: object, pixels: int) -> Axes:
     """A number for each pixel axis; one stands for all."""
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(v, int) for v in numbers) or len(numbers) not in (1, pixels):
-        raise NotAffineError
+        raise StaysError(Kind.MISFIT(said=f"{value} where its input has {pixels} axes of pixels"))
     return tuple(numbers) * (pixels if len(numbers) == 1 else 1)
 
 
 def _constant(facts: ProgramFacts, value: object, what: str) -> Tensor:
     found = facts.constant(value)
     if found is None:
-        raise NotAffineError(f"its {what} is computed by the program, not a constant")
+        given = isinstance(value, fx.Node) and value.op == "placeholder"
+        raise StaysError(Kind.VARYING(what=what, how=AN_INPUT if given else COMPUTED))
     return found
 
 
@@ -140,7 +149,7 @@ def _double(value: Tensor) -> Tensor:
 def _source(node: fx.Node, position: int = 0) -> fx.Node:
     source = node.args[position]
     if not isinstance(source, fx.Node):
-        raise NotAffineError
+        raise StaysError
     return source
 
 
@@ -148,11 +157,11 @@ def _image(facts: ProgramFacts, node: object) -> Carried:
     """A tensor [n, c, pixels].
 
     Raises:
-        NotAffineError: its axes are something else.
+        StaysError: its axes are something else.
     """
     tensor = facts.tensor(node)
     if not tensor.is_plain:
-        raise NotAffineError("its input is laid out otherwise than [n, c, pixels]")
+        raise StaysError(Kind.LAYOUT(what="its input is laid out"))
     return tensor
 
 
@@ -160,7 +169,7 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
     source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
     pixels = weight.dim() - 2
     if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.dim():
-        raise NotAffineError
+        raise StaysError(Kind.MISFIT(said=f"a weight of {weight.dim()} axes, an input of {len(source.layout.axes)}"))
     dilation = _by_axis(_argument(node, 5, "dilation", 1), pixels)
     given = _argument(node, 4, "padding", 0)
     if isinstance(given, str):
@@ -187,7 +196,7 @@ def _transposed(facts: ProgramFacts, node: fx.Node) -> Made:
     source, weight = _image(facts, node.args[0]), _constant(facts, node.args[1], "weight")
     pixels = weight.dim() - 2
     if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.dim():
-        raise NotAffineError
+        raise StaysError(Kind.MISFIT(said=f"a weight of {weight.dim()} axes, an input of {len(source.layout.axes)}"))
     cut = _by_axis(_argument(node, 4, "padding", 0), pixels)
     more = _by_axis(_argument(node, 5, "output_padding", 0), pixels)
     groups = int(str(_argument(node, 6, "groups", 1)))
@@ -208,18 +217,20 @@ def _transposed(facts: ProgramFacts, node: fx.Node) -> Made:
 def _batch_norm(facts: ProgramFacts, node: fx.Node) -> Made:
     if node.target is operator.getitem:
         node = _source(node)
+        if str(node.target) in BY_BATCH_NORMS:
+            raise StaysError(Kind.TRAINING(does=BY_BATCH))
         _, weight, bias, mean, variance, _, eps = node.args[:7]
         training: object = False
     else:
         _, weight, bias, mean, variance, training, _, eps = node.args[:8]
     if training or mean is None or variance is None:
-        raise NotAffineError("it normalises by the statistics of each batch, which is no fixed convolution")
+        raise StaysError(Kind.TRAINING(does=BY_BATCH))
     centre = _tensor(facts, mean, "mean")
     factor = None if weight is None else _tensor(facts, weight, "scale")
     added = torch.zeros_like(centre) if bias is None else _tensor(facts, bias, "shift")
     scale, _ = batch_norm_affine(centre, _tensor(facts, variance, "variance"), factor, None, float(str(eps)))
     if not bool(torch.isfinite(scale).all()):
-        raise NotAffineError("its variance plus epsilon is not positive")
+        raise StaysError(Kind.NOT_FINITE(what="its variance plus epsilon is not positive"))
     source = facts.tensor(node.args[0])
     parts = added - centre * scale, added.abs() + (centre * scale).abs()
     factors, value, magnitude = (_along(source, vector) for vector in (scale, *parts))
@@ -252,13 +263,11 @@ def _sum(facts: ProgramFacts, node: fx.Node) -> Made:
             offset = sign * _vector(facts, operand, first)
             continue
         if facts.size(operand) != facts.size(node):
-            raise NotAffineError(
-                "it adds tensors that may differ in size (broadcasting): "
-                f"{list(facts.size(operand))} and {list(facts.size(node))}"
-            )
+            sizes = " and ".join("x".join(map(str, facts.size(each))) for each in tensors)
+            raise StaysError(Kind.SIZES(does="adds", sizes=sizes))
         other = facts.tensor(operand)
         if other.frame != first.frame:
-            raise NotAffineError("it adds tensors whose channels are on different axes")
+            raise StaysError(Kind.AXES(does="adds"))
         unit = torch.full((other.layout.channels,), sign, dtype=torch.float64)
         terms.append(other.itself if sign == 1 else scale_term(other.name, unit))
     return Made(
@@ -271,11 +280,16 @@ def _product(facts: ProgramFacts, node: fx.Node) -> Made:
     if not isinstance(first, fx.Node) or facts.is_constant(first):
         first, second = second, first
         if "div" in str(node.target):
-            raise NotAffineError
-    if not isinstance(first, fx.Node) or (isinstance(second, fx.Node) and not facts.is_constant(second)):
-        raise NotAffineError
-    if facts.size(first) != facts.size(node) or node.kwargs:
-        raise NotAffineError
+            raise StaysError(Kind.QUOTIENT())
+    if not isinstance(first, fx.Node):
+        raise StaysError
+    if isinstance(second, fx.Node) and not facts.is_constant(second):
+        raise StaysError(Kind.PRODUCT(does="multiplies" if "mul" in str(node.target) else "divides"))
+    if node.kwargs:  # it rounds
+        raise StaysError
+    if facts.size(first) != facts.size(node):
+        shape = list(facts.size(second)) if isinstance(second, fx.Node) else []
+        raise StaysError(Kind.NOT_BY_CHANNEL(shape=shape, how="makes the tensor larger"))
     source = facts.tensor(first)
     factors = _vector(facts, second, source)
     factors = factors.reciprocal() if "div" in str(node.target) else factors
@@ -289,7 +303,7 @@ def _negative(facts: ProgramFacts, node: fx.Node) -> Made:
 
 def _same(facts: ProgramFacts, node: fx.Node) -> Made:
     if "dropout" in str(node.target) and node.args[2]:
-        raise NotAffineError("it is in training mode and drops at random")
+        raise StaysError(Kind.TRAINING(does="drops at random"))
     source = facts.tensor(node.args[0])
     return Made(source.layout, (source.itself,), moves=0)
 
@@ -301,9 +315,9 @@ def _average(facts: ProgramFacts, node: fx.Node) -> Made:
     stride = _by_axis(_argument(node, 2, "stride") or taps, pixels)
     padding = _by_axis(_argument(node, 3, "padding", 0), pixels)
     if _argument(node, 6, "divisor_override") is not None or _argument(node, 4, "ceil_mode", False):
-        raise NotAffineError("its windows at the border do not all average the same number of pixels")
+        raise StaysError(Kind.UNEQUAL_WINDOWS(how=HANGING if _argument(node, 4, "ceil_mode", False) else OWN_DIVISOR))
     if any(padding) and not _argument(node, 5, "count_include_pad", True):
-        raise NotAffineError("it averages without counting padded pixels, so its weights differ at the border")
+        raise StaysError(Kind.UNEQUAL_WINDOWS(how=UNCOUNTED))
     term = average_term(source.name, source.layout.channels, taps, stride=stride, padding=padding * 2)
     return Made(source.layout, (term,))
 
@@ -320,7 +334,9 @@ def _adaptive(facts: ProgramFacts, node: fx.Node) -> Made:
         for side, count in zip(source.sides(pixels), wanted, strict=True)
     ]
     if not all(taps):
-        raise NotAffineError(f"it pools to {list(wanted)} pixels, which are not known to divide those of its input")
+        raise StaysError(
+            Kind.UNEQUAL_WINDOWS(how=f"it pools to {list(wanted)} pixels, which do not divide its input's")
+        )
     size = tuple(taps)
     return Made(
         source.layout,
@@ -333,11 +349,12 @@ def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
     mode = _argument(node, 2, "mode", "constant") if "constant" not in str(node.target) else "constant"
     value = _argument(node, 2 if "constant" in str(node.target) else 3, "value", None)
     if mode != "constant" or value not in (None, 0, 0.0):
-        raise NotAffineError("it pads with something other than zeros")
+        how = f"in mode {mode}" if mode != "constant" else "with a constant that is not zero"
+        raise StaysError(Kind.PADDED_WITH(how=how))
     sides = [a for a in amounts if isinstance(a, int)] if isinstance(amounts, (list, tuple)) else []
     pixels = len(source.layout.axes) - 2
     if len(sides) % 2 or not 2 <= len(sides) <= 2 * pixels or not isinstance(amounts, (list, tuple)):
-        raise NotAffineError
+        raise StaysError(Kind.PADDED_WITH(how="channels or the batch"))
     sides += [0] * (2 * pixels - len(sides))  # the last axis comes first
     padding = (*sides[-2::-2], *sides[::-2])
     return Made(source.layout, (grid_term(source.name, source.layout.channels, padding=padding),))
@@ -358,7 +375,8 @@ _CONVOLUTIONS = frozenset((
 _READERS: dict[str, Callable[[ProgramFacts, fx.Node], Made]] = {
     **dict.fromkeys((*map(str, CONVOLVE.values()), *PADDED), _conv),
     **dict.fromkeys(map(str, SPREAD.values()), _transposed), "aten.batch_norm.default": _batch_norm,
-    FUNCTIONAL_NORM: _batch_norm, "aten.to.dtype": _same, "aten._to_copy.default": _same,
+    FUNCTIONAL_NORM: _batch_norm, **dict.fromkeys(BY_BATCH_NORMS, _batch_norm),
+    "aten.to.dtype": _same, "aten._to_copy.default": _same,
     "aten.add.Tensor": _sum, "aten.sub.Tensor": _sum, "aten.rsub.Scalar": _sum,
     "aten.mul.Tensor": _product, "aten.div.Tensor": _product,
     "aten.neg.default": _negative, "aten.dropout.default": _same, "aten.clone.default": _same,
