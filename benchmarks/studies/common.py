@@ -57,6 +57,21 @@ def markdown_table(heading: Sequence[object], rows: Iterable[Sequence[object]]) 
     return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])
 
 
+def write_table(page: Path, name: str, text: str) -> None:
+    """Write `text` between a page's marks of a result, `<!-- NAME: start -->` and `<!-- NAME: end -->`.
+
+    Raises:
+        ValueError: the page has no such marks.
+        OutputError: it cannot be written.
+    """
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{page.name}: expected {start} and {end}")
+    write_whole({page: f"{before}{start}\n\n{text}\n\n{end}{after}".encode()})
+
+
 def command_of(content: Mapping[str, Any]) -> str:
     """The command that wrote a result, with the path its script has today: a result is not touched when a script moves.
 

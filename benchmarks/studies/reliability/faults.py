@@ -43,6 +43,7 @@ from repconv.benchmarks.studies.common import (
     positive,
     read_result,
     write_result,
+    write_table,
 )
 from repconv.benchmarks.studies.reliability.commands import (
     OLD,
@@ -55,11 +56,9 @@ from repconv.benchmarks.studies.reliability.commands import (
     stands,
 )
 from repconv.benchmarks.studies.reliability.forked import Outcome, Running, small_disk
-from repconv.files.whole import write_whole
 
 SCHEMA = "repconv.reliability-faults/1"
 PAGE = ROOT / "docs" / "reliability.md"
-MARKS = ("<!-- reliability_faults.json: start -->", "<!-- reliability_faults.json: end -->")
 ROOM = 64 << 20
 """Bytes of a disk that is not full."""
 IMPORTS = (
@@ -252,13 +251,6 @@ def table_of(content: Mapping[str, Any]) -> str:
     return f"{markdown_table(('fault', *SUBJECTS), rows)}\n\n{moments} faults; {wrong} findings."
 
 
-def write_page(content: Mapping[str, Any]) -> None:
-    """The table of docs/reliability.md, from the result."""
-    before, start, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    write_whole({PAGE: f"{before}{start}\n\n{table_of(content)}\n\n{MARKS[1]}{after}".encode()})
-
-
 def main() -> None:
     """Do what is missing, piece by piece."""
     parser = asking(__doc__, "reliability_faults")
@@ -267,7 +259,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of the page, and measure nothing")
     chosen = parser.parse_args()
     if chosen.table:
-        write_page(read_result(chosen.output, SCHEMA))
+        write_table(PAGE, chosen.output.name, table_of(read_result(chosen.output, SCHEMA)))
         return
     _warm_up()
     kept = kept_rows(chosen.output, SCHEMA, "piece", "pieces")

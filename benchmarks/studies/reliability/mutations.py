@@ -1,7 +1,8 @@
 """Damaged files of every format that is read: is each refused in words, within a minute and 2 GB?
 
 Each trial changes a byte of a whole file, or cuts it short, and reads it as `inspect` does, in a process of its own.
-What is read may be right after all: a byte of a name, or of padding. Run again, it goes on where it was.
+What is read may be right after all: a byte of a name, or of padding. Run again, it goes on where it was; `--table`
+writes the table of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ import numpy as np
 import torch
 
 from repconv import create_model, save
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_result
+from repconv.benchmarks.studies.common import (
+    ROOT,
+    asking,
+    head,
+    kept_rows,
+    markdown_table,
+    positive,
+    read_result,
+    some_of,
+    write_result,
+    write_table,
+)
 from repconv.benchmarks.studies.reliability.trials import Trial, trial, warm
 
 SCHEMA = "repconv.reliability_mutations/1"
@@ -144,12 +156,31 @@ def damaged(whole: bytes, number: int, seed: int) -> bytes:
     return bytes(content)
 
 
+def table_of(content: Mapping[str, Any]) -> str:
+    """How the readings of each format ended."""
+    columns = ("format", "bytes", "trials", "words", "ok", "else", "longest_s", "mebibytes")
+    rows = [
+        {
+            **row,
+            "else": sum(row[kind] for kind in ("traceback", "crash", "time", "memory")),
+            "mebibytes": round(row["most_memory_bytes"] / 2**20, 1),
+        }
+        for row in content["rows"]
+    ]
+    heading = ("format", "bytes", "damaged", "refused in words", "read", "anything else", "longest, s", "memory, MiB")
+    return markdown_table(heading, [[row[key] for key in columns] for row in rows])
+
+
 def main() -> None:
     """Try every damage of every format that is not in the result yet."""
     parser = asking(__doc__, "reliability_mutations")
     parser.add_argument("--mutations", type=positive, default=300, help="bytes changed a format (%(default)s)")
     parser.add_argument("--formats", type=some_of(list(FORMATS), "format"), default=list(FORMATS))
+    parser.add_argument("--table", action="store_true", help="write the table of the page, and try nothing")
     asked = parser.parse_args()
+    if asked.table:
+        write_table(ROOT / "docs" / "reliability.md", asked.output.name, table_of(read_result(asked.output, SCHEMA)))
+        return
     rows = kept_rows(asked.output, SCHEMA, "format")
     warm()
     with tempfile.TemporaryDirectory() as text:
