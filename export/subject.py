@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from repconv.blocks.probing import dtype_of
+from repconv.blocks.probing import dtype_of, pixel_axes
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
@@ -27,7 +27,7 @@ from .from_source import FuseSettings, in_graph, network_to_onnx
 from .onnx.exporter import described, exported, finished
 from .settings import BuildSettings, Preprocessing, Span
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Reference = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -98,7 +98,11 @@ def open_subject(
     if isinstance(opened.held, onnx.ModelProto):
         return _from_onnx(opened, opened.held, settings)
     network = opened.held.model if isinstance(opened.held, Checkpoint) else opened.held.module()
-    return _from_network(opened, network, settings, channels)
+    known = None if opened.size is None else len(opened.size) - 1
+    axes = known if known is not None else pixel_axes(network)
+    if axes is None:  # no convolution tells: all that is given is the shape
+        axes = len(settings.image or (1,)) - 1
+    return _from_network(opened, network, settings.of_axes(axes, opened.name), channels)
 
 
 def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
@@ -128,14 +132,13 @@ def preprocessing_of(
 
 
 def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int) -> Shape:
-    """(c, h, w) that is usual."""
+    """Of one input, (c, h, w) of an image, that is usual."""
     _check_channels(known[0] if known else None, settings, name)
-    channels = settings.channels or channels
-    if settings.image is None and known is None:
-        raise SourceError(f"{name} records no image size; give one: --image 224,224")
-    if settings.image is None:
-        return known or (channels, 0, 0)
-    return (known[0] if known else channels, settings.image[0].usual, settings.image[1].usual)
+    if settings.image is not None:
+        return (known[0] if known else settings.channels or channels, *(span.usual for span in settings.image))
+    if known is None:
+        raise SourceError(f"{name} records no size of its input; give one: --input-shape 3,224,224")
+    return known
 
 
 def _check_channels(known: int | None, settings: BuildSettings, name: str) -> None:
@@ -213,27 +216,28 @@ def _summary(report: FusionReport) -> dict[str, str]:
 def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings) -> Subject:
     """An ONNX file keeps its opset; its open sizes are closed where sizes are asked for."""
     artefact, path = artefact_of(given), given.name
-    declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) == 4]
+    declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) > 1]
     if len(artefact.inputs) != 1 or not declared or declared[0].dtype != torch.float32:
         said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in artefact.inputs)
-        raise SourceError(f"{path} takes {said}; only float32 models of one image [n, c, h, w] are exported")
+        raise SourceError(f"{path} takes {said}; only float32 models of one input [n, c, ...] are exported")
     opset = next(entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx"))
     if settings.opset not in (None, opset):
         raise SourceError(f"{path} is of opset {opset}, which it keeps; leave out opset {settings.opset}")
-    shape = declared[0].shape or (None,) * 4
-    channels = shape[1]
+    shape = declared[0].shape or ()
+    settings, channels = settings.of_axes(len(shape) - 2, path), shape[1]
     if channels is None:
         raise SourceError(f"{path} leaves the number of channels open; only fixed ones are exported")
     _check_channels(channels, settings, str(path))
-    asked: list[Span | None] = [settings.batch, None, *(settings.image or (None, None))]
+    asked: list[Span | None] = [settings.batch, None, *(settings.image or (None,) * (len(shape) - 2))]
     for axis, span in enumerate(asked):
         if span is not None and shape[axis] is not None and shape[axis] != span.usual:
             raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; size {span} does not fit it")
         if span is not None and shape[axis] is not None and not span.fixed:
             raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; no range fits it: {span}")
-    height, width = (shape[axis] if shape[axis] is not None else getattr(asked[axis], "usual", None) for axis in (2, 3))
-    if height is None or width is None:
-        raise SourceError(f"{path} leaves the image size open; give one: --image 224,224")
+    sides = [own if own is not None else getattr(span, "usual", None) for own, span in zip(shape, asked, strict=True)]
+    size = tuple(side for side in sides[2:] if side is not None)
+    if len(size) != len(shape) - 2:
+        raise SourceError(f"{path} leaves sizes of its input open; give them: --input-shape 3,224,224")
     report: FusionReport | None = None
     model = original
     if settings.fuse:
@@ -250,7 +254,7 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
         model=final,
         reference=reference,
         network=None,
-        size=(channels, height, width),
+        size=(channels, *size),
         report=report,
         path=given.path,
         sha256=given.sha256,

@@ -56,12 +56,12 @@ def optional(rule: Rule) -> Rule:
     return lambda value, place: "" if value is None else rule(value, place)
 
 
-def many(rule: Rule, count: int | None = None) -> Rule:
-    """A list, of `count` where that is said, of what `rule` says."""
+def many(rule: Rule, counts: range | None = None) -> Rule:
+    """A list, of so many where that is said, of what `rule` says."""
 
     def found(value: object, place: str) -> str:
-        if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
-            return _other(value, place, "a list" if count is None else f"a list of {count}")
+        if not isinstance(value, list | tuple) or (counts is not None and len(value) not in counts):
+            return _other(value, place, "a list" if counts is None else f"a list of {counts[0]} to {counts[-1]}")
         return next((said for i, part in enumerate(value) if (said := rule(part, f"{place}[{i}]"))), "")
 
     return found

@@ -124,7 +124,7 @@ REFUSED = {
     "broken zip": ((*INT8, "--calibrate", "imagefolder:broken.zip"), 2, "neither a folder nor a readable zip"),
     "broken npz": ((*INT8, "--calibrate", "broken.npz"), 2, "not a readable .npz file"),
     "no images in npz": ((*INT8, "--calibrate", "none.npz"), 2, "expected an array `images`, found pictures"),
-    "images of another size": ((*INT8, "--calibrate", "odd.npz"), 2, "expected uint8 n x 8 x 8 x 3"),
+    "images of another size": ((*INT8, "--calibrate", "odd.npz"), 2, "uint8 n x 8 x 8 x 3"),
     "other calibration": ((*INT8, "--calibrate", "i.tar"), 2, "images come from imagefolder:FOLDER"),
     "too few images": ((*INT8, "--calibrate", "i.npz", "--batch", "50"), 2, "fewer than one batch of 50"),
     "suffix": (("m.pt", "--to", "openvino", "-o", "out.onnx"), 2, "ends in .xml, got '.onnx'"),
