@@ -29,10 +29,10 @@ from repconv.graph.onnx.proof.prove import labels_of, region_comparisons
 from repconv.graph.planning.foresight import Foresight
 from repconv.models.spec import is_foreign
 from repconv.proof.agreement import Agreement
-from repconv.proof.leaves import leaves
+from repconv.proof.leaves import leaves, of_tensors
 from repconv.proof.report import FusionReport, Proof
 from repconv.sources.checkpoint import SUFFIXES, Checkpoint, save
-from repconv.sources.source import ONNX_TYPES, WRITTEN, Source, open_source, writable
+from repconv.sources.source import ONNX_TYPES, WRITTEN, Source, open_source, require_one_input, writable
 
 from .artefacts.artefact import artefact_of
 from .comparing.compare import inputs_for
@@ -140,7 +140,9 @@ def _opened(source: str | Path | Source | nn.Module) -> Source:
 
 
 def _shape_of(source: Source, settings: FuseSettings) -> Shape:
-    shape, model = settings.input_shape or source.checkpoint.input_shape, source.checkpoint.model
+    model = source.checkpoint.model
+    require_one_input(model, source.name)
+    shape = settings.input_shape or source.checkpoint.input_shape
     if shape is None:
         raise SourceError(f"{source.name} records no shape of its input; give one, such as --input-shape 3,224,224")
     return example_shape(shape, pixel_axes(model), source.name)
@@ -266,9 +268,10 @@ def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: b
         return Fused(*fuse_program(held, inputs, prove=prove))
     if len(inputs[0]) != 1:
         raise SourceError(
-            f"{source.name} takes {len(inputs[0])} inputs; only programs of one input are exported to ONNX"
+            f"{source.name} takes {len(inputs[0])} inputs; only programs of one input are exported to ONNX. Write a "
+            "program, -o fused.pt2; torch.onnx.export makes ONNX of torch.export.load('fused.pt2')"
         )
-    return network_to_onnx(held.module(), [x for (x,) in inputs], settings, metadata, prove=prove)
+    return network_to_onnx(of_tensors(held), [x for (x,) in inputs], settings, metadata, prove=prove)
 
 
 def _feeds(source: Source, held: onnx.ModelProto, settings: FuseSettings) -> list[dict[str, Any]] | None:

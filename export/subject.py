@@ -11,16 +11,17 @@ from pathlib import Path
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from repconv.blocks.probing import dtype_of, pixel_axes
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
 from repconv.proof.float64 import float64_reference
-from repconv.proof.leaves import leaves
+from repconv.proof.leaves import leaves, of_tensors
 from repconv.proof.report import FusionReport
 from repconv.sources.checkpoint import Checkpoint, Normalization
-from repconv.sources.source import Source, open_source
+from repconv.sources.source import Source, open_source, require_one_input
 
 from .artefacts.artefact import artefact_of
 from .from_source import FuseSettings, in_graph, network_to_onnx
@@ -95,11 +96,17 @@ def open_subject(
         opened = Source(name=type(source).__name__, path=None, sha256=None, held=Checkpoint(model=source, fused=False))
     else:
         opened = source if isinstance(source, Source) else open_source(source, model=model, state_key=state_key)
+    if opened.is_graph:
+        require_input(opened, "exported")
+        shape = opened.inputs[0].shape or ()
+        settings = settings.of_axes(len(shape) - 2, opened.name)
+        require_fit(opened.name, shape, [settings.batch, None, *(settings.image or (None,) * (len(shape) - 2))])
     if isinstance(opened.held, onnx.ModelProto):
         return _from_onnx(opened, opened.held, settings)
-    network = opened.held.model if isinstance(opened.held, Checkpoint) else opened.held.module()
-    known = None if opened.size is None else len(opened.size) - 1
-    axes = known if known is not None else pixel_axes(network)
+    if isinstance(opened.held, ExportedProgram):
+        return _from_network(opened, of_tensors(opened.held), settings, channels)
+    network, size = opened.held.model, opened.size
+    axes = pixel_axes(network) if size is None else len(size) - 1
     if axes is None:  # no convolution tells: all that is given is the shape
         axes = len(settings.image or (1,)) - 1
     return _from_network(opened, network, settings.of_axes(axes, opened.name), channels)
@@ -141,6 +148,42 @@ def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int
     return known
 
 
+def require_input(source: Source, done: str) -> None:
+    """Insist that a graph takes one tensor [n, c, ...] in float32, to be `done` something with.
+
+    Raises:
+        SourceError: it does not; it says what it takes, and what is done with such a graph instead.
+    """
+    taken = source.inputs
+    if len(taken) == 1 and len(taken[0].shape or ()) > 1 and taken[0].dtype == torch.float32:
+        return
+    said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {_sizes(i.shape)}" for i in taken)
+    suffix = Path(source.name).suffix
+    raise SourceError(
+        f"{source.name} takes {said}; only float32 graphs of one input [n, c, ...] are {done}. `repconv fuse "
+        f"{source.name} -o fused{suffix}` and `repconv verify` take any tensors; give the fused file to your runtime"
+    )
+
+
+def _sizes(shape: Sequence[int | None] | None) -> str:
+    return "of any shape" if shape is None else "x".join("?" if side is None else str(side) for side in shape) or "()"
+
+
+def require_fit(name: str, shape: Sequence[int | None], asked: Sequence[Span | None]) -> None:
+    """Insist that the sizes asked for are those of an input that are fixed.
+
+    Raises:
+        SourceError: one is not; of a batch it says which to give.
+    """
+    for axis, (own, span) in enumerate(zip(shape, asked, strict=True)):
+        if span is None or own is None or (span.fixed and span.usual == own):
+            continue
+        fixed = f"{name} has a fixed input of {_sizes(shape)}"
+        if axis == 0:
+            raise SourceError(f"{fixed}: a batch of {own}, not {span}; give --batch {own}")
+        raise SourceError(f"{fixed}; size {span} does not fit it: leave it out, or export it with open sizes")
+
+
 def _check_channels(known: int | None, settings: BuildSettings, name: str) -> None:
     if known is not None and settings.channels not in (None, known):
         raise SourceError(f"{name} takes {known} channels, got images of {settings.channels}")
@@ -148,6 +191,7 @@ def _check_channels(known: int | None, settings: BuildSettings, name: str) -> No
 
 def _from_network(given: Source, network: nn.Module, settings: BuildSettings, channels: int) -> Subject:
     """Blocks of this package fold as modules, anything else affine in the graph."""
+    require_one_input(network, given.name)
     size, normalization = _size(given.size, settings, given.name, channels), given.normalization
     class_names = () if given.is_graph else given.checkpoint.class_names
     given_network = network
@@ -216,24 +260,15 @@ def _summary(report: FusionReport) -> dict[str, str]:
 def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings) -> Subject:
     """An ONNX file keeps its opset; its open sizes are closed where sizes are asked for."""
     artefact, path = artefact_of(given), given.name
-    declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) > 1]
-    if len(artefact.inputs) != 1 or not declared or declared[0].dtype != torch.float32:
-        said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in artefact.inputs)
-        raise SourceError(f"{path} takes {said}; only float32 models of one input [n, c, ...] are exported")
     opset = next(entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx"))
     if settings.opset not in (None, opset):
         raise SourceError(f"{path} is of opset {opset}, which it keeps; leave out opset {settings.opset}")
-    shape = declared[0].shape or ()
-    settings, channels = settings.of_axes(len(shape) - 2, path), shape[1]
+    shape = artefact.inputs[0].shape or ()
+    channels = shape[1]
     if channels is None:
         raise SourceError(f"{path} leaves the number of channels open; only fixed ones are exported")
     _check_channels(channels, settings, str(path))
     asked: list[Span | None] = [settings.batch, None, *(settings.image or (None,) * (len(shape) - 2))]
-    for axis, span in enumerate(asked):
-        if span is not None and shape[axis] is not None and shape[axis] != span.usual:
-            raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; size {span} does not fit it")
-        if span is not None and shape[axis] is not None and not span.fixed:
-            raise SourceError(f"{path} has a fixed input of {'x'.join(map(str, shape))}; no range fits it: {span}")
     sides = [own if own is not None else getattr(span, "usual", None) for own, span in zip(shape, asked, strict=True)]
     size = tuple(side for side in sides[2:] if side is not None)
     if len(size) != len(shape) - 2:

@@ -218,7 +218,7 @@ def _joined(blocks: FusionReport, graph: FusionReport, model: Size, small: Size)
         parameters=graph.before.parameters + model.parameters - small.parameters,
         flops=_sum(graph.before.flops, model.flops, small.flops),
     )
-    return FusionReport((*layers, *graph.layers), graph.refusals, before, graph.after)
+    return FusionReport((*layers, *graph.layers), graph.refusals, before, graph.after, diverged=graph.diverged)
 
 
 def _sum(graph: int | None, model: int | None, small: int | None) -> int | None:

@@ -21,6 +21,8 @@ LARGEST_TENSOR = 2**34
 LARGEST_SIZE_BITS, MOST_SIZE_TERMS, LONGEST_SIZE = 2**12, 2**12, 2**14
 """Of a size that a program describes by an expression: bits of its number, each symbol taken as 64; terms multiplied
 out; letters."""
+MOST_CALLED_NODES = 2**16
+"""Nodes of an ONNX model's functions, once each call has its own: runtimes replace calls by what they call."""
 LONGEST_RUN_S = 600.0
 """Of one call of a model, which a file can ask to be of any length."""
 LONGEST_LOOP_S = 20.0

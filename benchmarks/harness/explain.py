@@ -18,7 +18,7 @@ def explain(given: Given) -> tuple[FusionReport, Inspection | None]:
         SourceError: it cannot be run.
     """
     network = given.network
-    source = given.source if network is None else network
+    source = given.source if network is None or given.program else network
     suffix = ".onnx" if network is None else ".pt2" if given.foreign else ".pt"
     try:
         report = fuse_source(source, suffix, FuseSettings(given.size)).report

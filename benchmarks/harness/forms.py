@@ -18,12 +18,14 @@ from repconv.errors import SourceError
 from repconv.expansion.placement import replaced
 from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.settings import BuildSettings, Span
-from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject
+from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject, require_fit, require_input
 from repconv.export.targets import TARGETS
-from repconv.fusing import exported_program, fuse_network
+from repconv.fusing import fuse_network
+from repconv.graph import fuse_program
 from repconv.models.libraries import is_own_code
 from repconv.models.spec import ModelSpec, is_foreign
 from repconv.models.zoo import create_plain, resolve
+from repconv.proof.leaves import of_tensors
 from repconv.sources.checkpoint import Checkpoint, save
 from repconv.sources.source import Source, open_source
 
@@ -96,22 +98,15 @@ def open_given(
             size=_sized(source, image),
             reference=remembered(exact_outputs(network)),
         )
-    _check_image(source)
+    require_input(source, "measured")
     size = _sized(source, image)
     if isinstance(held, ExportedProgram):
-        module = held.module()
+        module = of_tensors(held)
         return Given(source=source, label=label, network=module, size=size, reference=remembered(exact_outputs(module)))
     artefact = artefact_of(source)
     return Given(
         source=source, label=label, network=None, size=size, reference=remembered(lambda x: artefact.run((x,)))
     )
-
-
-def _check_image(graph: Source) -> None:
-    shape = graph.inputs[0].shape if len(graph.inputs) == 1 else None
-    if shape is None or len(shape) < 2 or graph.inputs[0].dtype != torch.float32:
-        said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {i.shape}" for i in graph.inputs)
-        raise SourceError(f"{graph.name} takes {said}; only float32 graphs of one input [n, c, ...] are measured")
 
 
 def remembered(reference: Reference) -> Reference:
@@ -168,7 +163,7 @@ class BenchForm:
         """The form in ONNX, float32, of one size; its `report` tells what fusing did."""
         spans = tuple(map(Span.of, self.given.size[1:]))
         settings = BuildSettings(batch=Span.of(batch), image=spans, fuse=self.fuse)
-        if self.network is None:
+        if self.network is None or (self.network is self.given.network and self.given.program):
             return open_subject(self.given.source, settings)
         return open_subject(self.network, settings, channels=self.given.size[0])
 
@@ -185,13 +180,18 @@ class BenchForm:
                 f"{self.given.label} is an ONNX file, which PyTorch does not run; measure it with --backend "
                 + " or ".join(way.name for target in TARGETS.values() for way in target.timed if way.usual)
             )
-        in_graph = self.given.program or (self.fuse and is_foreign(self.network))
-        if not in_graph:
+        held = self.given.source.held
+        if not isinstance(held, ExportedProgram) and not (self.fuse and is_foreign(self.network)):
             network = fuse_blocks(self.network)[0] if self.fuse else self.network
             save(network, folder / f"{stem}.pt")
             return folder / f"{stem}.pt", _count(network.state_dict())
         # What runs is compared with its source by the benchmark itself.
-        program = fuse_network(self.network, [x], prove=False)[0] if self.fuse else exported_program(self.network, x)
+        if isinstance(held, ExportedProgram):
+            (taken,) = self.given.source.inputs
+            require_fit(self.given.label, taken.shape or (), [Span.of(len(x)), *(None,) * (x.dim() - 1)])
+            program = fuse_program(held, prove=False)[0] if self.fuse else held
+        else:
+            program = fuse_network(self.network, [x], prove=False)[0]
         torch.export.save(program, folder / f"{stem}.pt2")
         return folder / f"{stem}.pt2", _count(program.state_dict)
 

@@ -23,9 +23,9 @@ from repconv.files.record import file_record
 from repconv.files.whole import sha256
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.proof.float64 import everything_in_float64
-from repconv.proof.leaves import leaves
+from repconv.proof.leaves import leaves, of_tensors
 from repconv.sources.checkpoint import Normalization
-from repconv.sources.source import Input, Source
+from repconv.sources.source import Input, Source, require_one_input
 
 PYTORCH, ONNXRUNTIME, PROGRAM = "PyTorch", "onnxruntime", "torch.export"
 
@@ -165,6 +165,7 @@ def artefact_of(source: Source, *, loaded: bool = True) -> Artefact:
         kind, (run, trace) = PROGRAM, _of_program(source.held, source)
         exact = _exactly(run)
     else:
+        require_one_input(source.held.model, source.name)
         kind, run, trace = PYTORCH, module_run(source.held.model), module_trace(source.held.model)
         exact = _exactly(run)
     model = None if source.is_graph else source.checkpoint.model
@@ -236,10 +237,11 @@ def taken_type(text: str, name: str, types: Mapping[str, torch.dtype]) -> torch.
 
 def _of_program(program: ExportedProgram, source: Source) -> tuple[Run, Trace]:
     module, inputs = program.module(), source.inputs
+    of_row = of_tensors(program, module)
 
     def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return tuple(t for _, t in leaves(module(*_declared(given, inputs))))
+            return tuple(t for _, t in leaves(of_row(*_declared(given, inputs))))
 
     def trace(given: Sequence[Tensor]) -> list[Intermediate]:
         recorder = _Recorder(module)

@@ -127,8 +127,11 @@ def _failing_in_words(opset: int) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:  # exporters raise anything
-        first = next(iter(str(error).splitlines()), "")
-        raise BuildError(f"ONNX export at opset {opset} failed: {type(error).__name__}: {first}") from error
+        why: BaseException = error
+        while why.__cause__ is not None:  # the exporter's own message begins with which of its steps failed
+            why = why.__cause__
+        first = next(iter(str(why).splitlines()), "")
+        raise BuildError(f"ONNX export at opset {opset} failed: {type(why).__name__}: {first}") from error
 
 
 def _name_after_modules(model: onnx.ModelProto) -> None:

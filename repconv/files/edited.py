@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -23,6 +23,20 @@ def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     kept = {value.name for value in shown.graph.output}
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in kept)
     return shown
+
+
+def bodies_of(
+    within: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
+) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Whatever holds nodes: a graph or a function (of a model, each), and the graphs in attributes, at any depth."""
+    pending: list[onnx.GraphProto | onnx.FunctionProto] = (
+        [within.graph, *within.functions] if isinstance(within, onnx.ModelProto) else [within]
+    )
+    while pending:
+        body = pending.pop()
+        yield body
+        for attribute in (a for node in body.node for a in node.attribute):
+            pending.extend((*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs))
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

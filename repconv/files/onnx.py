@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import onnx
 
 from ..errors import SourceError, first_line
-from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, too_long
-from .edited import copy_of
+from ..limits import LONGEST_LOOP_S, LONGEST_RUN_S, MOST_CALLED_NODES, TooLongError, too_long
+from .edited import bodies_of, copy_of
 from .foreign.beside import BesideError, put_weights
 from .held import temporary_folder
 
@@ -89,7 +90,28 @@ def complaint(model: onnx.ModelProto) -> str:
         onnx.checker.check_model(light)
     except Exception as error:  # noqa: BLE001  # protobuf and onnx each raise their own
         return first_line(error)
+    return _calls_without_measure(model)
+
+
+def _calls_without_measure(model: onnx.ModelProto) -> str:
+    """What is said where calls of functions that call functions are too many; "" where they are not."""
+    calls = {(f.domain, f.name): _operations(f) for f in model.functions}
+    under_way = _operations(model.graph)
+    found = 0
+    while under_way := Counter({key: times for key, times in under_way.items() if key in calls}):
+        found += sum(times * calls[key].total() for key, times in under_way.items())
+        if found > MOST_CALLED_NODES:
+            return f"its functions call one another so often that it has more than {MOST_CALLED_NODES:,} nodes"
+        deeper: Counter[tuple[str, str]] = Counter()
+        for key, times in under_way.items():
+            deeper.update({called: times * count for called, count in calls[key].items()})
+        under_way = deeper
     return ""
+
+
+def _operations(body: onnx.GraphProto | onnx.FunctionProto) -> Counter[tuple[str, str]]:
+    """How often it has a node of each domain and operation, those of its subgraphs included."""
+    return Counter((node.domain, node.op_type) for inner in bodies_of(body) for node in inner.node)
 
 
 def kind_of(elem_type: int) -> str:
@@ -139,8 +161,9 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def longest_run(model: onnx.ModelProto) -> float:
-    """How many seconds one call of it may take."""
-    return LONGEST_LOOP_S if any(node.op_type == "Loop" for node in model.graph.node) else LONGEST_RUN_S
+    """How many seconds one call of it may take: less with a Loop anywhere, in a function or in a branch of an If."""
+    loops = any(node.op_type == "Loop" for body in bodies_of(model) for node in body.node)
+    return LONGEST_LOOP_S if loops else LONGEST_RUN_S
 
 
 def run_session(
@@ -151,29 +174,27 @@ def run_session(
 ) -> list[Any]:
     """What a session gives, the named outputs or all.
 
+    It runs in a thread of its own, which is waited for: signals (Ctrl-C) arrive between operations, not after the last.
+
     Raises:
         TooLongError: it took longer than `seconds`.
         Exception: whatever else onnxruntime raises.
     """
     import onnxruntime
 
-    options, ended = onnxruntime.RunOptions(), threading.Event()
-
-    def end() -> None:
-        ended.set()
-        options.terminate = True
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        found: list[Any] = session.run(None if names is None else list(names), dict(feeds), options)
-    except Exception as error:
-        if ended.is_set():
-            raise TooLongError(too_long(seconds)) from error
-        raise
-    finally:
-        timer.cancel()
+    options = onnxruntime.RunOptions()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(session.run, None if names is None else list(names), dict(feeds), options)
+        try:
+            in_time = bool(wait([running], seconds).done)
+        finally:
+            options.terminate = True
+        try:
+            found: list[Any] = running.result()
+        except Exception as error:
+            if not in_time:
+                raise TooLongError(too_long(seconds)) from error
+            raise
     return found
 
 
@@ -196,7 +217,7 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if exact_integers:
         options.add_session_config_entry("session.x64quantprecision", "1")
-    source = str(model) if isinstance(model, Path) else model
+    source = str(model) if isinstance(model, Path) else _unshared(model) if exact_integers else model
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type a failure
@@ -205,6 +226,44 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
     if (model.stat().st_size if isinstance(model, Path) else len(model)) > LARGE:
         return_freed()
     return session
+
+
+def _unshared(content: bytes) -> bytes:
+    """A model with a DequantizeLinear, and stored numbers, for each node that reads such; it computes the same.
+
+    onnxruntime (1.32) makes weights of 8 bits unsigned for its exact kernels, once for each node that reads them, and
+    loads no model in which one is read twice.
+    """
+    model = onnx.ModelProto.FromString(content)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    makers: dict[str, onnx.NodeProto] = {}
+    read: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and all(name in held for name in node.input):
+            makers[node.output[0]] = node
+        for position, name in enumerate(node.input):
+            if name in makers and name in read:
+                own = onnx.NodeProto()
+                own.CopyFrom(makers[name])
+                suffix = f".{len(nodes)}.{position}.unshared"
+                own.name, own.output[0] = f"{own.name}{suffix}", f"{name}{suffix}"
+                for place, stored in enumerate(own.input):
+                    tensor = onnx.TensorProto()
+                    tensor.CopyFrom(held[stored])
+                    tensor.name = own.input[place] = f"{stored}{suffix}"
+                    model.graph.initializer.append(tensor)
+                node.input[position] = own.output[0]
+                nodes.append(own)
+            read.add(name)
+        nodes.append(node)
+    if len(nodes) == len(model.graph.node):
+        return content
+    copied = onnx.GraphProto(node=nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(copied.node)
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def return_freed() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 Function = Callable[..., Any]
 """A user's callable: tensors in, tensors out, both nested as `leaves` takes them."""
@@ -77,3 +78,32 @@ def call(function: Function, inputs: object) -> Any:  # noqa: ANN401  # whatever
     if isinstance(inputs, Mapping):
         return function(**inputs)
     return function(inputs)
+
+
+def of_tensors(program: ExportedProgram, module: nn.Module | None = None) -> nn.Module:
+    """A program as a module of its tensors in a row, whatever tuples, dictionaries and keywords its own code takes.
+
+    Args:
+        program: says how its tensors are nested.
+        module: of the program; None: as it makes it.
+    """
+    module, spec = program.module() if module is None else module, program.call_spec.in_spec
+    if spec is None:
+        return module
+    row = [object() for _ in range(spec.num_leaves)]
+    given, named = torch.utils._pytree.tree_unflatten(row, spec)  # noqa: SLF001  # torch.export's own way
+    return module if not named and list(given) == row else OfTensors(module, spec)
+
+
+class OfTensors(nn.Module):
+    """What `of_tensors` makes of a program that takes anything but tensors in a row."""
+
+    def __init__(self, module: nn.Module, spec: Any) -> None:  # noqa: ANN401  # of torch's private tree
+        super().__init__()
+        self.module, self.spec = module, spec
+        self.training = False  # not eval(), which the module of a program refuses
+
+    def forward(self, *tensors: object) -> object:
+        """The program's outputs, nested as its own code nests them."""
+        given, named = torch.utils._pytree.tree_unflatten(list(tensors), self.spec)  # noqa: SLF001  # as above
+        return self.module(*given, **named)

@@ -65,6 +65,24 @@ class FusedLayer:
     multiplies: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """A weight that several nodes shared and that became several, as what was folded into it differs.
+
+    weight: its name before. readers: the nodes that read it. weights: how many it became. added_bytes: by how much more
+        those take than it did alone.
+    """
+
+    weight: str
+    readers: int
+    weights: int
+    added_bytes: int
+
+    def __str__(self) -> str:
+        became = f"{self.weights} that differ: {self.added_bytes:+,} bytes"
+        return f"{self.weight}, one for {self.readers} nodes, becomes {became}"
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was compared, and what could not be, with the reason."""
@@ -88,7 +106,7 @@ class FusionReport:
     """What was fused, what was not and why, how large the model was and is, and how far apart the two are.
 
     `agreement` holds every comparison, and is None where none was asked for; `unmeasured` says what was not compared,
-    and why. `print` gives a summary, `to_dict` everything.
+    and why; `diverged` which shared weights became several. `print` gives a summary, `to_dict` everything.
     """
 
     layers: tuple[FusedLayer, ...]
@@ -97,6 +115,7 @@ class FusionReport:
     after: Size
     agreement: Agreement | None = None
     unmeasured: tuple[Refusal, ...] = ()
+    diverged: tuple[Diverged, ...] = ()
 
     @property
     def blocks(self) -> tuple[FusedLayer, ...]:
@@ -149,7 +168,7 @@ class FusionReport:
 def _rows(report: FusionReport) -> list[tuple[str, str]]:
     """What the summary says, line by line: a label and its value."""
     left, unmeasured = _counted("left as it is", report.refusals), _counted("not measured", report.unmeasured)
-    return [("fused", _fused(report)), *_sizes(report), *_proof(report), *left, *unmeasured]
+    return [("fused", _fused(report)), *_sizes(report), *_diverged(report), *_proof(report), *left, *unmeasured]
 
 
 def _fused(report: FusionReport) -> str:
@@ -172,6 +191,15 @@ def _sizes(report: FusionReport) -> Iterator[tuple[str, str]]:
         before, after = getattr(report.before, attribute), getattr(report.after, attribute)
         if before is not None and after is not None:
             yield label, f"{before:,} -> {after:,}"
+
+
+def _diverged(report: FusionReport) -> Iterator[tuple[str, str]]:
+    """The shared weight that became most, and how many others became several."""
+    if report.diverged:
+        first, *others = sorted(report.diverged, key=lambda each: each.added_bytes, reverse=True)
+        total = sum(each.added_bytes for each in report.diverged)
+        rest = f"; {len(others)} more, {total:+,} bytes together" if others else ""
+        yield "shared weights", f"{first}{rest}"
 
 
 def _proof(report: FusionReport) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,6 +213,25 @@ def open_source(source: str | Path, *, model: str | None = None, state_key: str 
         raise SourceError(f"{name}: {path.suffix or 'no suffix'!r} is no known format; SOURCE is {FORMS}")
     held, notes = READERS[path.suffix].read(path, model, state_key)
     return Source(name=name, path=path, sha256=sha256(path), held=held, notes=notes)
+
+
+def require_one_input(network: nn.Module, name: str) -> None:
+    """Insist that a network can be called with one tensor.
+
+    Raises:
+        SourceError: its code needs more; it says which, and how such a network is given.
+    """
+    try:
+        takes = inspect.signature(network.forward)
+        takes.bind(torch.empty(0))
+    except ValueError:  # a signature that Python does not know
+        return
+    except TypeError as error:
+        needed = ", ".join(n for n, p in takes.parameters.items() if p.default is p.empty)
+        raise SourceError(
+            f"{name}: its forward takes ({needed}), and networks are called with one image. Give its program: "
+            f"torch.export.save(torch.export.export(model.eval(), (its inputs)), 'model.pt2')"
+        ) from error
 
 
 def _of_timm(network: nn.Module) -> Normalization | None:

@@ -121,6 +121,26 @@ def test_a_layer_kept_in_float_reads_what_came_before_unrounded(rescued, int32_b
 
 
 @pytest.mark.newer
+@pytest.mark.parametrize("int32_bias", [True, False])
+def test_a_weight_that_layers_share_is_stored_once_in_int8_too(int32_bias: bool) -> None:
+    """onnxruntime loads it as it stands; for exact sums each layer has its own, in memory alone."""
+    torch.manual_seed(0)
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), shared).eval()
+    calibration = [torch.rand(1, 3, 12, 12) for _ in range(4)]
+    given = open_subject(model, BuildSettings(image=SIZE)).model
+    assert len({node.input[1] for node in given.graph.node if node.op_type == "Conv"}) == 2
+    found = quantize_onnx(given, calibration, Quantization(), symmetric=True, int32_bias=int32_bias)
+    assert len(found.layers) == 4
+    content, wanted = found.model.SerializeToString(), model(calibration[0]).detach()
+    weights = [t for t in found.model.graph.initializer if len(t.dims) == 4]
+    assert [t.data_type for t in weights] == [onnx.TensorProto.INT8] * 2
+    for exact in (False, True):
+        run = onnx_function(content, exact_integers=exact)
+        assert float((run(calibration[0]) - wanted).norm() / wanted.norm()) < 0.1
+
+
+@pytest.mark.newer
 def test_what_cannot_be_kept_is_said(rescued) -> None:
     model = open_subject(rescued, BuildSettings(image=SIZE)).model
     for kept, words in (((("gone",)), "no layer 'gone' to keep in float; the layers are "), (3, "leave none of 3")):

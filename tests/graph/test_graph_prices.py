@@ -129,6 +129,7 @@ def counted_in_onnx(written: Emission, sources: dict[str, Carried], output: Carr
     sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*read, *made, *graph.value_info)}
     sizes |= {t.name: list(t.dims) for t in nodes.weights}
     held = {t.name for t in nodes.weights}
+    assert [n for _, n in written.stored] == [prod(sizes[name]) for name in nodes.multiplied]
     total = Cost()
     products = {node.output[0] for node in nodes.nodes if node.op_type == "MatMul"}
     for node in nodes.nodes:
@@ -147,7 +148,8 @@ def counted_in_program(written: Emission, sources: dict[str, Carried], output: C
     nodes["y"] = module.graph.call_function(torch.zeros, ((1,),))
     nodes["y"].meta["val"] = torch.empty(shape(output))
     module.graph.output(nodes["y"])
-    program_writer.emit(module, nodes, "y", written)
+    weights = program_writer.emit(module, nodes, "y", written).weights
+    assert [n for _, n in written.stored] == [getattr(module, str(node.target)).numel() for node in weights]
     module.graph.eliminate_dead_code()
     values: dict[fx.Node, Tensor] = {}
     total = Cost()

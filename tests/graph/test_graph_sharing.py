@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +21,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import repconv
+from repconv.algebra.geometry import Geometry
 from repconv.files.onnx import save_large
-from repconv.graph import fuse_onnx, fuse_program
+from repconv.graph import foresee_onnx, foresee_program, fuse_onnx, fuse_program
+from repconv.graph.core.expression import Addend, Term
+from repconv.graph.core.form import Form
+from repconv.graph.core.step import Stored
 from repconv.graph.onnx.proof.float64 import evaluate
+from repconv.graph.planning.foresight import Foresight
+from repconv.graph.planning.stock import Stock
+from repconv.proof.report import FusionReport
 
+Command = Callable[..., tuple[int, str, str]]
 C = 24
 SIDES = (9, 6, 5, 4)
 KINDS = {"3x3": (C, C, 3, 3), "1x1": (C, C, 1, 1), "depthwise": (C, 1, 3, 3)}
@@ -102,6 +112,14 @@ def export(model: nn.Module, *images: Tensor) -> ExportedProgram:
         return torch.export.export(model.eval(), images)
 
 
+def to_onnx(model: nn.Module, *images: Tensor) -> onnx.ModelProto:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, images, buffer, dynamo=False)
+    return onnx.load_from_string(buffer.getvalue())
+
+
 def images(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(1, C, side, side, dtype=dtype) for side in SIDES[:count]]
 
@@ -133,6 +151,23 @@ def in_float64(model: onnx.ModelProto) -> list[np.ndarray]:
     return evaluate(model, feeds, [value.name for value in model.graph.output])
 
 
+def weight_bytes(model: onnx.ModelProto | ExportedProgram) -> int:
+    """Of the weights of convolutions in a file."""
+    return sum(len(content) for _, shape, content in stored(model).values() if len(shape) == 4)
+
+
+def assert_growth_is_said(
+    before: onnx.ModelProto | ExportedProgram,
+    after: onnx.ModelProto | ExportedProgram,
+    report: FusionReport,
+    foreseen: Foresight,
+) -> None:
+    """Weights grow by what the report says, and as was foreseen."""
+    assert weight_bytes(after) - weight_bytes(before) == sum(each.added_bytes for each in report.diverged)
+    assert foreseen.diverged == report.diverged
+    assert bool(report.diverged) == ("shared weights" in str(report))
+
+
 def assert_stored_once(before: onnx.ModelProto | ExportedProgram, after: onnx.ModelProto | ExportedProgram) -> None:
     """What is written is no copy of anything; what was in the file stays as it was, or goes."""
     old, new = stored(before), stored(after)
@@ -157,6 +192,8 @@ def test_any_shared_weights_are_stored_once_in_onnx(uses: list[Use]) -> None:
     assert not report.layers or report.agreement.passed
     assert report.after.batch_norms == 0
     assert_stored_once(before, after)
+    if not any(use.copied for use in uses):
+        assert_growth_is_said(before, after, report, foresee_onnx(before))
     read = {name for node in after.graph.node for name in node.input}
     assert stored(after).keys() <= read
     for wanted, got in zip(in_float64(before), in_float64(after), strict=True):
@@ -173,6 +210,8 @@ def test_any_shared_weights_are_stored_once_in_programs(uses: list[Use]) -> None
     assert not report.layers or report.agreement.passed
     assert report.after.batch_norms == 0
     assert_stored_once(before, after)
+    if not any(use.copied for use in uses):
+        assert_growth_is_said(before, after, report, foresee_program(before))
     with torch.no_grad():
         for wanted, got in zip(model(*given), after.module()(*given), strict=True):
             assert float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-9)) < 1e-12
@@ -258,3 +297,106 @@ def test_weights_beside_the_file_are_stored_once(tmp_path: Path) -> None:
     assert (tmp_path / "after.onnx.data").stat().st_size == 4 * C * C * 9
     again = onnx.load(tmp_path / "after.onnx")
     assert stored(again) == stored(after)
+
+
+class Between(nn.Module):
+    """A scale between two convolutions, which goes into either at the same price, on two images."""
+
+    def __init__(self, first: int, second: int, scales: int) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Conv2d(C, C, 3, padding=1, bias=False) for _ in range(first))
+        self.second = nn.ModuleList(nn.Conv2d(C, 2 * C, 1, bias=False) for _ in range(second))
+        self.scales = nn.ParameterList(torch.rand(C, 1, 1) + 0.5 for _ in range(scales))
+
+    def forward(self, *images: Tensor) -> list[Tensor]:
+        made = []
+        for index, image in enumerate(images):
+            first, second, scale = (parts[index % len(parts)] for parts in (self.first, self.second, self.scales))
+            made.append(second(first(image) * scale).relu())
+        return made
+
+
+FIRST, SECOND = C * C * 9, 2 * C * C
+BETWEEN = {
+    "nothing shared": ((2, 2, 2), 2 * FIRST + 2 * SECOND), "the first shared": ((1, 2, 2), FIRST + 2 * SECOND),
+    "the second shared": ((2, 1, 2), 2 * FIRST + SECOND), "both, and the scale": ((1, 1, 1), FIRST + SECOND),
+    "both, not the scale": ((1, 1, 2), FIRST + 2 * SECOND),
+    "the second and the scale": ((2, 1, 1), 2 * FIRST + SECOND),
+}  # fmt: skip
+"""How many there are of each part, and the fewest numbers that weights can be stored in with no scale left."""
+
+
+@pytest.mark.parametrize("case", BETWEEN)
+def test_of_what_costs_the_same_that_which_stores_less(case: str) -> None:
+    counts, fewest = BETWEEN[case]
+    model = Between(*counts).eval()
+    program = export(model, *images(2))
+    fused, report = fuse_program(program)
+    kinds = [str(node.target) for node in fused.graph.nodes if node.op == "call_function"]
+    assert kinds == ["aten.conv2d.default", "aten.conv2d.default", "aten.relu.default"] * 2
+    assert weight_bytes(fused) == 4 * fewest
+    assert_growth_is_said(program, fused, report, foresee_program(program))
+    made, _ = fuse_onnx(to_onnx(model, *images(2)))
+    assert Counter(node.op_type for node in made.graph.node) == {"Conv": 4, "Relu": 2}
+    assert weight_bytes(made) == 4 * fewest
+
+
+WEIGHTS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 3)), max_size=6)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(WEIGHTS, WEIGHTS, WEIGHTS, st.sets(st.sampled_from("abcd")))
+def test_a_stock_counts_each_weight_once(
+    others: list[Stored], before: list[Stored], after: list[Stored], besides: set[str]
+) -> None:
+    def numbers(read: list[Stored]) -> int:
+        return sum(n for key, n in set(read) if key not in besides)
+
+    stock = Stock([*others, *before], besides)
+    stock.remove(before)
+    for read in (before, after):
+        assert stock.added(read) == numbers([*others, *read]) - numbers(others)
+        assert stock.shares(read) == any([*others, *read].count(w) > 1 or w[0] in besides for w in read)
+    stock.add(after)
+    assert stock.added([*others, *after]) == 0
+
+
+def test_sums_that_differ_in_cropping_are_not_known_to_be_alike() -> None:
+    def cropped(rows: int) -> Term:
+        form = Form(Geometry(C, C, (5, 5), padding=(rows,) * 4))
+        addend = Addend(form, lambda: torch.ones(C, C, 5, 5), key="w")
+        return Term("x", form, [addend, addend])
+
+    assert cropped(-1).key == cropped(-1).key != cropped(-2).key
+
+
+def test_a_weight_times_a_factor_of_its_node_is_another() -> None:
+    nodes, outputs = [], []
+    for index, alpha in enumerate((1.0, 2.0)):
+        nodes.append(helper.make_node("Gemm", [f"x{index}", "w"], [f"p{index}"], alpha=alpha, transB=1))
+        nodes.append(helper.make_node("Mul", [f"p{index}", "scale"], [f"y{index}"]))
+        outputs.append(helper.make_tensor_value_info(f"y{index}", TensorProto.FLOAT, [1, C]))
+    inputs = [helper.make_tensor_value_info(f"x{index}", TensorProto.FLOAT, [1, C]) for index in range(2)]
+    draw = np.random.default_rng(0)
+    held = {"w": draw.random((C, C)), "scale": draw.random(C) + 1}
+    weights = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in held.items()]
+    made = helper.make_graph(nodes, "graph", inputs, outputs, weights)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    fused, report = fuse_onnx(model)
+    assert [node.op_type for node in fused.graph.node] == ["Gemm", "Gemm"]
+    assert sum(len(shape) == 2 for _, shape, _ in stored(fused).values()) == 2
+    assert [(each.weights, each.added_bytes) for each in report.diverged] == [(2, 4 * C * C)]
+
+
+def test_commands_say_what_a_file_grows_by(command_line: Command, tmp_path: Path) -> None:
+    onnx.save(graph([Use(norm=0), Use(norm=1), Use("1x1", norm=1), Use("1x1", norm=1)]), tmp_path / "heads.onnx")
+    code, said, err = command_line("inspect", "heads.onnx", "--json", "inspect.json")
+    assert code == 0, err
+    assert "shared weights that would become several" in said
+    code, said, err = command_line("fuse", "heads.onnx", "-o", "fused.onnx", "--json", "fuse.json")
+    assert code == 0, err
+    table = said.partition("shared weights that became several")[2]
+    grown = {"weight": "3x3", "readers": 2, "weights": 2, "added_bytes": 4 * C * C * 9}
+    assert f"{grown['added_bytes']:+,}" in table
+    assert json.loads((tmp_path / "inspect.json").read_text())["graph"]["diverged"] == [grown]
+    assert json.loads((tmp_path / "fuse.json").read_text())["report"]["diverged"] == [grown]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,12 +18,12 @@ from repconv import FusionError, SourceError
 from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.comparing.compare import inputs_for
 from repconv.export.onnx.summary import summarise_onnx
-from repconv.files.onnx import complaint, model_session, read_onnx, run_session
+from repconv.files.onnx import complaint, longest_run, model_session, read_onnx, run_session
 from repconv.graph import foresee_onnx, fuse_onnx
 from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.proof.float64 import evaluate
 from repconv.graph.planning import plan
-from repconv.limits import TooLongError, at_most
+from repconv.limits import LONGEST_LOOP_S, LONGEST_RUN_S, TooLongError, at_most
 from repconv.sources.source import Source
 
 Change = Callable[[onnx.ModelProto], None]
@@ -217,6 +221,86 @@ def test_a_loop_without_an_end_is_ended():
         patch.setattr("repconv.files.onnx.LONGEST_LOOP_S", 0.2)
         with pytest.raises(FusionError, match=r"ended after 0\.2 s"):
             evaluate(proto, {"x": x}, ["y"])
+
+
+def in_function(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all its nodes in a function, which it calls."""
+    nodes = [helper.make_node("Constant", [], ["t"], value=proto.graph.initializer[0]), *proto.graph.node]
+    proto.functions.append(helper.make_function("own", "F", ["x"], ["y"], nodes, proto.opset_import))
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.append(helper.make_node("F", ["x"], ["y"], domain="own"))
+    proto.opset_import.add(domain="own", version=1)
+    return proto
+
+
+def in_branch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all its nodes in both branches of an If."""
+    (loop,) = proto.graph.node
+    loop.output[0] = "inner"
+    branch = helper.make_graph(
+        [loop], "b", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1, 3, 8, 8])]
+    )
+    del proto.graph.node[:]
+    proto.graph.node.append(helper.make_node("If", ["t"], ["y"], then_branch=branch, else_branch=branch))
+    return proto
+
+
+@pytest.mark.parametrize("put", [in_function, in_branch, lambda proto: in_function(in_branch(proto))])
+def test_a_loop_without_an_end_is_ended_wherever_it_is(put, monkeypatch):
+    proto, x = put(endless()), np.zeros((1, 3, 8, 8), np.float32)
+    assert complaint(proto) == ""
+    assert longest_run(proto) == LONGEST_LOOP_S
+    assert longest_run(branches()) == LONGEST_RUN_S
+    monkeypatch.setattr("repconv.files.onnx.LONGEST_LOOP_S", 0.2)
+    with pytest.raises(TooLongError, match=r"ended after 0\.2 s: a Loop"):
+        run_session(model_session(proto, "m"), ["y"], {"x": x}, longest_run(proto))
+    with pytest.raises(FusionError, match=r"ended after 0\.2 s"):
+        evaluate(proto, {"x": x}, ["y"])
+
+
+def doubling(levels: int) -> onnx.ModelProto:
+    """A call of a function that calls another twice, and so on: 2 ** levels nodes in all."""
+    sets = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
+
+    def function(level: int) -> onnx.FunctionProto:
+        inner = [
+            helper.make_node(f"F{level - 1}", ["x"], ["h"], domain="mine"),
+            helper.make_node(f"F{level - 1}", ["h"], ["y"], domain="mine"),
+        ]
+        return helper.make_function(
+            "mine", f"F{level}", ["x"], ["y"], inner if level else [helper.make_node("Relu", ["x"], ["y"])], sets
+        )
+
+    result = model([helper.make_node(f"F{levels}", ["x"], ["y"], domain="mine")], [])
+    result.functions.extend(map(function, range(levels + 1)))
+    result.opset_import.append(sets[1])
+    return result
+
+
+def test_functions_that_call_functions_are_counted_before_they_are_run(tmp_path):
+    assert complaint(doubling(8)) == ""
+    onnx.save(doubling(60), str(tmp_path / "m.onnx"))
+    with pytest.raises(SourceError, match="call one another so often that it has more than 65,536 nodes"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_a_signal_ends_a_run_at_once():
+    session = model_session(endless(), "m")
+    timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_session(session, ["y"], {"x": np.zeros((1, 3, 8, 8), np.float32)}, 20)
+    assert time.monotonic() - began < 10
+
+
+def test_a_function_that_calls_itself_is_ended():
+    proto = in_function(branches())
+    proto.functions[0].node.add(op_type="F", domain="own", input=["y"], output=["z"])
+    proto.functions[0].output[0] = "z"
+    proto.functions[0].opset_import.add(domain="own", version=1)
+    with pytest.raises((SourceError, FusionError)):
+        fuse_onnx(proto)
 
 
 def test_what_is_within_its_time_is_not_ended():

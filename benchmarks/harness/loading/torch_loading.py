@@ -12,14 +12,14 @@ from repconv.export.artefacts.cuda import cuda_graph, event_clock
 from repconv.export.artefacts.loaded import How, Job, Loaded, as_arrays, nothing
 from repconv.export.proof.tolerances import DTYPES
 from repconv.files.foreign.programs import open_program
-from repconv.proof.leaves import leaves
+from repconv.proof.leaves import leaves, of_tensors
 from repconv.sources.checkpoint import load
 
 
 def load_torch(job: Job, how: How, *, compiled: bool) -> Loaded:
     """A checkpoint (`.pt`) or a program (`.pt2`), eager or through torch.compile."""
     is_program = job.file.suffix == ".pt2"
-    network = open_program(job.file).module() if is_program else load(job.file, own_code=job.own_code).model
+    network = of_tensors(open_program(job.file)) if is_program else load(job.file, own_code=job.own_code).model
     dtype = DTYPES[job.precision]
     network = network.to(device=how.device, dtype=dtype)
     given = torch.from_numpy(np.load(job.input)).to(dtype)

@@ -8,7 +8,7 @@ import click
 
 from ...blocks.forecast import Forecast
 from ...graph.planning.foresight import Foresight
-from ...proof.report import FusionReport, GraphRefusal, Refusal, Size
+from ...proof.report import Diverged, FusionReport, GraphRefusal, Refusal, Size
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
@@ -102,6 +102,7 @@ def graph_tables(report: FusionReport) -> str:
         parts.append(refusal_groups("left as it is", kinds))
     if others:
         parts.append(refusal_list("left as it is", others))
+    parts += _diverged("shared weights that became several", report.diverged)
     parts.append(size_table(None, report.before, report.after))
     return "\n\n".join(parts)
 
@@ -117,10 +118,22 @@ def foresight_tables(found: Foresight) -> str:
         parts.append("  nothing in it fuses: no region of it would become cheaper")
     if found.refusals:
         parts.append(refusal_groups("would stay as it is", found.refusals))
+    parts += _diverged("shared weights that would become several", found.diverged)
     counts = [["", "before", "after"], ["convolutions", *map(str, found.convolutions)]]
     counts.append(["batch norms", *map(str, found.batch_norms)])
     parts.append(table(counts, right=(1, 2)))
     return "\n\n".join(parts)
+
+
+def _diverged(title: str, weights: Sequence[Diverged]) -> list[str]:
+    """What shared weights became, the largest growth first, and all of it together."""
+    if not weights:
+        return []
+    found = sorted(weights, key=lambda each: -each.added_bytes)
+    rows = [["weight", "nodes", "became", "bytes"]]
+    rows += [[_short(w.weight), str(w.readers), str(w.weights), f"{w.added_bytes:+,}"] for w in found]
+    rows.append(["together", "", "", f"{sum(w.added_bytes for w in found):+,}"])
+    return [f"  {title}, as what is folded in differs\n{table(rows, right=(1, 2, 3))}"]
 
 
 def _made_of(nodes: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from ..edited import bodies_of
+
 _CACHED = re.compile(r"(models|datasets|spaces)--.+")
 _BLOBS, _SNAPSHOTS = "blobs", "snapshots"
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -64,16 +66,13 @@ def _kept_beside(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of numbers, those in attributes, subgraphs and functions included."""
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while pending:
-        body = pending.pop()
+    for body in bodies_of(model):
         if isinstance(body, onnx.GraphProto):
             yield from body.initializer
             for sparse in body.sparse_initializer:
                 yield from (sparse.values, sparse.indices)
         for attribute in (a for node in body.node for a in node.attribute):
             yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
-            pending.extend((*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs))
 
 
 def _said(tensor: onnx.TensorProto) -> dict[str, str]:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,7 +81,9 @@ def open_program(path: Path) -> torch.export.ExportedProgram:
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise SourceError(f"{path}: not a readable .pt2 program ({first_line(error)})") from error
     try:
-        with _never_unpickling():
+        with _never_unpickling(), warnings.catch_warnings():
+            # torch 2.9 reads weights from bytes that cannot be written, warns, and copies them.
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.export.load(_archived(parts))
     except Exception as error:  # torch raises many types for a damaged file
         raise SourceError(

@@ -7,9 +7,9 @@ shapes alone, and only what is written is computed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -38,17 +38,20 @@ class Addend:
     scales: each gives one factor a channel, [o] in float64. They are multiplied first and applied while summing, as a
         scaled copy of every weight takes longer than all else.
     needs: terms whose numbers the weight and scales are made of.
+    key: alike for weights that are known to be alike without a number of them: the name by which one is stored, or a
+        hash of what else it is made of; a tuple would double at every step of a tensor that is added to itself.
     """
 
     form: Form
     weight: Weight
     scales: tuple[Weight, ...] = ()
     needs: tuple[Term, ...] = ()
+    key: Hashable = field(default_factory=object)
 
     def scaled(self, scale: Term) -> Addend:
         """The same with one more scale, a diagonal term."""
         scales = (*self.scales, lambda: scale.kernel.weight.reshape(-1))
-        return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale))
+        return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale), self.key)
 
     def of_axes(self, count: int) -> Addend:
         """The same of so many pixel axes."""
@@ -59,6 +62,11 @@ class Addend:
         if not any(change):
             return self
         return replace(self, form=replace(self.form, geometry=padded_after(self.form.geometry, change)))
+
+    @property
+    def scaled_key(self) -> Hashable:
+        """The key of the weight times its scales."""
+        return hash((self.key, *(term.key for term in self.needs))) if self.scales else self.key
 
     def factor(self) -> Tensor | None:
         """The product of the scales, [o]; None for 1."""
@@ -84,7 +92,7 @@ class Term:
         self.form = form
         self.pool = pool
         self.pooled = pooled
-        self._addends = tuple(addends)
+        self.addends = tuple(addends)
         self.known: Kernel | None = None
 
     @classmethod
@@ -106,7 +114,27 @@ class Term:
         """The same convolution of a pool; `pooled` as in a term."""
         if (pool, pooled) == (self.pool, self.pooled):
             return self
-        return Term(self.source, self.form, self._addends, pool=pool, pooled=pooled)
+        return Term(self.source, self.form, self.addends, pool=pool, pooled=pooled)
+
+    def known_as(self, key: Hashable) -> Term:
+        """The same under a key, if it is one weight; see `Addend`."""
+        if len(self.addends) > 1:
+            return self
+        addends = [replace(self.addends[0], key=key)]
+        return Term(self.source, self.form, addends, pool=self.pool, pooled=self.pooled)
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Alike for terms whose numbers are known to be; see `Addend`."""
+        if len(self.addends) == 1:
+            return self.addends[0].scaled_key
+        # In words, as numbers -1 and -2, such as of padding, have one hash.
+        return hash(tuple((addend.scaled_key, str(addend.form)) for addend in self.addends))
+
+    def stored(self) -> set[str]:
+        """The names of the stored weights its numbers are made of."""
+        parts = dependencies_first(self, lambda term: [each for a in term.addends for each in a.needs])
+        return {addend.key for term in parts for addend in term.addends if isinstance(addend.key, str)}
 
     def makes(self, dims: Dims) -> Dims:
         """The size of what it makes of a source of size `dims`."""
@@ -122,7 +150,7 @@ class Term:
 
     def missing(self) -> list[Term]:
         """Terms whose numbers come before these."""
-        return [term for addend in self._addends for term in addend.needs if term.known is None]
+        return [term for addend in self.addends for term in addend.needs if term.known is None]
 
     def forget(self) -> None:
         """Let go of these numbers and all they were made of; who asks again has them computed again."""
@@ -131,12 +159,12 @@ class Term:
 
     def kept(self) -> list[Term]:
         """Terms these were made of whose numbers are still held."""
-        return [term for addend in self._addends for term in addend.needs if term.known is not None]
+        return [term for addend in self.addends for term in addend.needs if term.known is not None]
 
     def compute(self) -> Kernel:
         """The numbers, those of `missing` being known."""
-        kernels = [_kernel(addend.form.geometry, addend.weight()) for addend in self._addends]
-        factors = [addend.factor() for addend in self._addends]
+        kernels = [_kernel(addend.form.geometry, addend.weight()) for addend in self.addends]
+        factors = [addend.factor() for addend in self.addends]
         if len(kernels) > 1:
             return combine(kernels, factors)
         kernel = kernels[0] if factors[0] is None else kernels[0] * factors[0]
@@ -172,7 +200,7 @@ class Term:
         count = form.geometry.axes
         old, new = (halves(each.geometry.padding)[1] for each in (self.form.of_axes(count), form))
         change = [mine - theirs for mine, theirs in zip(new, old, strict=True)]
-        addends = [addend.of_axes(count).padded(change) for addend in self._addends]
+        addends = [addend.of_axes(count).padded(change) for addend in self.addends]
         return Term(self.source, form, addends, pool=self.pool, pooled=self.pooled)
 
     def uncropped(self) -> Kernel:
@@ -183,9 +211,9 @@ class Term:
 
     def few(self) -> tuple[Addend, ...]:
         """What to add, the sum if that is many."""
-        if len(self._addends) <= MOST_ADDENDS:
-            return self._addends
-        return (Addend(self.form, lambda: self.kernel.weight, (), (self,)),)
+        if len(self.addends) <= MOST_ADDENDS:
+            return self.addends
+        return (Addend(self.form, lambda: self.kernel.weight, (), (self,), self.key),)
 
     def after(self, inner: Term) -> Term:
         """This term of the tensor that `inner` makes.
@@ -214,13 +242,14 @@ class Term:
     def _after(self, inner: Term) -> Term:
         """The convolution, whatever is pooled."""
         if inner.form.is_identity:
-            return Term(inner.source, self.form, self._addends)
+            return Term(inner.source, self.form, self.addends)
         if self.form.is_identity:
             return inner
         form = self.form.series(inner.form)
         if self.form.is_diagonal:
             return Term(inner.source, form, [addend.scaled(self) for addend in inner.few()])
-        return Term(inner.source, form, [Addend(form, lambda: _series(self, inner, form).weight, (), (self, inner))])
+        series = Addend(form, lambda: _series(self, inner, form).weight, (), (self, inner), _key_of_series(self, inner))
+        return Term(inner.source, form, [series])
 
 
 def _ones(geometry: Geometry) -> Weight:
@@ -246,6 +275,15 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
         kernel = replace(outer.kernel, weight=scaled.reshape(taps.shape)).of_axes(target.axes)
         return _kernel(target, kernel.dilate(inner.form.of_axes(target.axes).geometry.stride).weight)
     return compose(outer.kernel, inner.kernel, closed=inner.form.closed)
+
+
+def _key_of_series(outer: Term, inner: Term) -> Hashable:
+    """The key of a series; an identity leaves the other's numbers, but where its stride puts zeros between them."""
+    if outer.form.ones:
+        return inner.key
+    if inner.form.ones and max(*inner.form.geometry.stride, *inner.form.geometry.up) == 1:
+        return outer.key
+    return hash(("after", outer.key, inner.key))
 
 
 class Bias:

@@ -68,8 +68,8 @@ class Kind(Enum):
     )
     TYPE = (
         "type",
-        "it computes in a type that is not float16, bfloat16, float32 or float64, or converts one to another",
-        "all of it is of one of these types",
+        "it converts one type to another, which rounds",
+        "all of it is of one type",
     )
     NOT_BY_CHANNEL = (
         "constant by pixel",
@@ -224,7 +224,7 @@ class Kind(Enum):
         return Reason(self, details)
 
 
-NEVER_AFFINE = frozenset(kind.label for kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.OWN_STATISTICS, Kind.ACTIVATION))
+NEVER_AFFINE = frozenset(kind.label for kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.OWN_STATISTICS))
 """Kinds of what is another operation: two of these next to each other have nothing to become one of."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,8 @@ from .cost import Cost
 from .expression import Term
 
 Offset = Callable[[], Constant]
+Stored = tuple[Hashable, int]
+"""A weight: what tells its numbers from others, see `Addend.key`, and how many there are."""
 
 COMPUTE = frozenset((
     "Conv", "ConvTranspose", "BatchNormalization", "Add", "Sub", "Sum", "Mean", "Mul", "Div", "Neg", "Gemm", "MatMul",
@@ -46,6 +48,11 @@ class Step:
     rounding: float = 2**-24
     border: Constant | None = None
     needs: tuple[str, ...] = ()
+
+    @cached_property
+    def stored(self) -> tuple[Stored, ...]:
+        """The weights that its node as it stands multiplies by."""
+        return tuple((term.key, term.form.weights) for term in self.terms if isinstance(term.key, str))
 
     @cached_property
     def reads(self) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from ..core.step import Offset
 from ..core.terms import convolution_term, matrix_term, scale_term, select_term, slice_term
 from .layout import MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
 
+MIXES_PIXELS = "it mixes pixels or images of an axis that is no channels"
+
 LARGEST_MATRIX = 2**24
 """A matrix over channels of more numbers is not looked for."""
 
@@ -342,7 +344,7 @@ def matmul(tensor: Carried, left: Tensor | None, right: Tensor | None) -> Made:
     if left is None and matrix is not None and matrix.dim() == 2 and len(tensor.layout.axes[-1]) > 1:
         return last_axis(tensor, matrix.detach().cpu().double().T.contiguous, (matrix.shape[1], matrix.shape[0]))
     if matrix is None or matrix.dim() != 2 or rank < 2 or not tensor.layout.holds_only_channels(axis):
-        raise StaysError(Kind.PIXELS(does="it mixes pixels or images of an axis that is no channels"))
+        raise StaysError(Kind.PIXELS(does=MIXES_PIXELS))
     value = matrix.detach().cpu().to(torch.float64)
     out = value.shape[1] if left is None else value.shape[0]
     if left is None and tensor.layout.channels == tensor.layout.widths[axis]:
@@ -363,6 +365,8 @@ def last_axis(tensor: Carried, matrix: Callable[[], Tensor], shape: tuple[int, i
     (o, i), parts = shape, tensor.layout.axes[-1]
     sides = [size_of(atom, tensor.size_of) for atom in parts]
     known = [side for side in sides if isinstance(side, int)]
+    if all(atom.kind != "channels" for atom in parts) and prod(known) > 1:
+        raise StaysError(Kind.PIXELS(does=MIXES_PIXELS))
     whole = tensor.layout.widths[-1] == tensor.layout.channels
     if not whole or len(known) < len(sides) or prod(known) != i or any(atom.kind == "batch" for atom in parts):
         raise StaysError(Kind.LAYOUT(what="it multiplies the last axis, and its input is laid out"))

@@ -29,6 +29,12 @@ KEEPS_SIZE = frozenset((
 _ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"))
 
 
+FLOATS = frozenset((
+    onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
+))  # fmt: skip
+"""The element types that are fused."""
+
+
 class Facts:
     """Constants, element types and sizes of the tensors of one graph.
 
@@ -110,7 +116,7 @@ class Facts:
         if name not in self._carried:
             sides, axis = self.sides.get(name, ()), self._channel_axes.get(name, 1)
             width = sides[axis] if len(sides) > 1 else 0
-            if self.is_constant(name):
+            if self.is_constant(name) or self.types.get(name, 0) not in (0, *FLOATS):
                 raise StaysError
             if not isinstance(width, int) or width < 1:
                 raise StaysError(Kind.NO_CHANNELS(name=name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from ...errors import FusionError, SourceError
 from ...files.edited import copy_of
 from ...files.onnx import complaint, parameters, parsed, statistics_of
 from ...proof.agreement import Agreement
-from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
+from ...proof.report import Diverged, FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
 from ..core.dims import nominal_side
 from ..core.reasons import Kind
 from ..core.step import Step
+from ..planning.diverged import diverged
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
@@ -69,10 +70,12 @@ def _fused(source: onnx.ModelProto) -> tuple[onnx.ModelProto, FusionReport]:
     """The model as it is written, and what was done; the plan, which holds its numbers in float64, ends here."""
     planned = _planned(source)
     facts, chosen = planned.facts, planned.chosen
-    result, layers, more, owners = _write(facts, planned.steps, chosen, captured(source.graph))
-    _check(result)
-    after = measure(result, facts, owners)
-    return result, FusionReport(layers, (*planned.refusals, *chosen.refusals, *more), planned.before, after)
+    written = _write(facts, planned.steps, chosen, captured(source.graph))
+    _check(written.model)
+    after = measure(written.model, facts, written.owners)
+    refusals = (*planned.refusals, *chosen.refusals, *written.refusals)
+    report = FusionReport(written.layers, refusals, planned.before, after, diverged=written.diverged)
+    return written.model, report
 
 
 def proof_of(
@@ -105,7 +108,9 @@ def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
     planned = _planned(source)
-    return foreseen(planned.steps, planned.chosen, planned.refusals, planned.before)
+    return foreseen(
+        planned.steps, planned.chosen, planned.refusals, planned.before, lambda name: _width(planned.facts, name)
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,11 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     outputs = {value.name for value in source.graph.output} | captured(source.graph)
     measured = {name for node in source.graph.node if _is_size(facts, node) for name in node.input}
     steps, needed = live(nodes, found, outputs, measured)
-    chosen = plan(steps, needed, facts.placed, DIALECT)
+    names = {name: node.where for node in nodes for name in node.outputs}
+    made = {step.output for step in steps}
+    others = [name for node in source.graph.node if made.isdisjoint(node.output) for name in {*node.input}]
+    staying = [*outputs, *others]
+    chosen = plan(steps, needed, names, facts.placed, DIALECT, staying)
     return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 
@@ -188,10 +197,22 @@ def _check(model: onnx.ModelProto) -> None:
         raise FusionError(f"the ONNX model is not valid: {said}")
 
 
-def _write(
-    facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]
-) -> tuple[onnx.ModelProto, tuple[FusedLayer, ...], list[GraphRefusal], dict[str, str]]:
-    """The fused model, its layers, what could not be written, and of each tensor written the one it is a part of."""
+@dataclass(frozen=True)
+class _Written:
+    """The fused model, its layers, and what could not be written.
+
+    owners: of each tensor that is written the one it is a part of. diverged: see `FusionReport`.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[FusedLayer, ...] = ()
+    refusals: tuple[GraphRefusal, ...] = ()
+    owners: Mapping[str, str] = field(default_factory=dict)
+    diverged: tuple[Diverged, ...] = ()
+
+
+def _write(facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]) -> _Written:
+    """The choice as a model."""
     source = facts.model
     names = Names(taken(source))
     written: dict[str, Nodes] = {}
@@ -205,18 +226,18 @@ def _write(
             # Regions depend on each other through written tensors only, but one number that does not fit means that
             # the graph's type is too narrow for its own weights; nothing is half done.
             beside = (node for origins in chosen.origins.values() for node in origins)
-            return copy_of(source), (), [Kind.NARROW(said=str(error)).at(where[name], beside)], {}
+            return _Written(copy_of(source), refusals=(Kind.NARROW(said=str(error)).at(where[name], beside),))
         found.forget()
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:
-        return copy_of(source), (), [], {}
+        return _Written(copy_of(source))
     result = onnx.ModelProto()
-    for field, value in source.ListFields():
-        if field.name != "graph":
-            _set(result, field.name, value)
-    for field, value in source.graph.ListFields():
-        if field.name not in ("node", "value_info", "initializer"):
-            _set(result.graph, field.name, value)
+    for part, value in source.ListFields():
+        if part.name != "graph":
+            _set(result, part.name, value)
+    for part, value in source.graph.ListFields():
+        if part.name not in ("node", "value_info", "initializer"):
+            _set(result.graph, part.name, value)
     gone = chosen.virtual | set(written)
     needed = outer | {value.name for value in source.graph.output}
     needed.update(n for node in source.graph.node if not _is_size(facts, node) for n in node.input)
@@ -239,9 +260,20 @@ def _write(
     weights = [t for made in written.values() for t in made.weights]
     result.graph.value_info.extend(v for v in source.graph.value_info if v.name not in chosen.virtual)
     read = {name for node in source.graph.node for name in node.input}
-    without_unread(result.graph, [*source.graph.initializer, *sizes], weights, read, outer)
+    instead = without_unread(result.graph, [*source.graph.initializer, *sizes], weights, read, outer)
     owners = {made: name for name, nodes in written.items() for node in nodes.nodes for made in node.output}
-    return result, tuple(layers), [], owners
+
+    def stored(name: str, position: int) -> str:
+        held = written[name].multiplied[position]
+        return instead.get(held, held)
+
+    more = diverged(chosen, lambda name: _width(facts, name), stored)
+    return _Written(result, tuple(layers), (), owners, more)
+
+
+def _width(facts: Facts, name: str) -> int:
+    """Bytes that a number of a tensor takes."""
+    return int(onnx.helper.tensor_dtype_to_np_dtype(facts.types[name]).itemsize)
 
 
 def _is_size(facts: Facts, node: onnx.NodeProto) -> bool:

@@ -135,6 +135,8 @@ def _box(index: Array) -> list[tuple[int, int]]:
 
 def _transpose(facts: Facts, node: onnx.NodeProto) -> Canvas:
     """The same rows and columns on other axes."""
+    if node.input[0] not in facts.canvases:
+        raise StaysError
     whole = facts.canvases[node.input[0]]
     order = integers(attributes(node).get("perm"), list(range(len(whole.layout.axes)))[::-1])
     layout, table = permuted(whole.layout, order)

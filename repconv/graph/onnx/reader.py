@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import onnx
@@ -12,11 +12,12 @@ from ...errors import FusionError, GeometryError, first_line
 from ...proof.report import GraphRefusal
 from ..core.cost import Cost, averaging, convolution, elementwise
 from ..core.dims import nominal
+from ..core.expression import Term
 from ..core.reasons import Kind, StaysError, reason_of
 from ..core.step import Step
 from ..maps.canvas import recognised
 from . import arithmetic, layout
-from .facts import KEEPS_SIZE, Facts
+from .facts import FLOATS, KEEPS_SIZE, Facts
 from .nodes import label
 from .operands import Part, shown
 from .painting import PAINTERS
@@ -45,6 +46,10 @@ _READERS: dict[str, Callable[[Facts, onnx.NodeProto], list[Part]]] = {
     "Identity": layout.same, "Dropout": layout.same, "Pad": layout.pad, "Concat": layout.concat, "Split": layout.split,
     "Slice": layout.take_slice,
 }  # fmt: skip
+
+
+_WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The operations that multiply by a weight."""
 
 
 def read_steps(facts: Facts) -> tuple[list[Step], list[GraphRefusal]]:
@@ -90,6 +95,9 @@ def _read(
         _follow(facts, node)
         if node.op_type in NORMS_OF_THEIR_OWN:
             raise StaysError(Kind.OWN_STATISTICS())
+        types = {facts.types.get(node.input[0]), facts.types.get(output)} if node.op_type == "Cast" else set()
+        if len(types) == 2 and types <= FLOATS:
+            raise StaysError(Kind.TYPE())
         return []
     try:
         if reader is None:
@@ -126,16 +134,19 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
     """Check types and sizes of a node's parts and note the layouts and sizes of its outputs."""
     steps = []
     for part in parts:
-        terms = tuple(term.of_sides(facts.tensor(term.source).dims[2:]) for term in part.made.terms)
+        terms = tuple(
+            term.of_sides(facts.tensor(term.source).dims[2:]).known_as(_key(facts, node, term, index))
+            for index, term in enumerate(part.made.terms)
+        )
         made = replace(part.made, terms=terms)
         kind = facts.types.get(part.output, 0)
         if kind not in _ROUNDING or any(facts.types.get(term.source) != kind for term in made.terms):
-            raise StaysError(Kind.TYPE())
+            raise StaysError
         found = {term.makes(facts.tensor(term.source).dims) for term in made.terms}
         if len(found) > 1:
             raise StaysError(Kind.SIZES(does="adds", sizes=" and ".join(map(shown, found))))
         size = nominal(facts.place(part.output, made.layout, next(iter(found))).dims)
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type in _WEIGHED:
             cost = convolution(made.terms[0].form, nominal(facts.tensor(made.terms[0].source).dims), size)
         elif any(term.pool or term.pooled for term in made.terms):
             cost = averaging(nominal(facts.tensor(made.terms[0].source).dims), size)
@@ -143,3 +154,13 @@ def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -
             cost = elementwise(made.moves, size) if made.moves else Cost()
         steps.append(Step(part.output, where, node.op_type, made.terms, cost, made.offset, _ROUNDING[kind]))
     return steps
+
+
+def _key(facts: Facts, node: onnx.NodeProto, term: Term, index: int) -> Hashable:
+    """What tells the numbers of a node's term: the weight that it has stored, or all that they are made of."""
+    constants = tuple(str(name) for name in node.input if facts.is_constant(name))
+    if node.op_type in _WEIGHED and constants[0] in facts.initializers:
+        return constants[0]
+    source = facts.tensor(term.source)
+    settings = tuple(attribute.SerializeToString() for attribute in node.attribute)
+    return hash((node.op_type, index, settings, constants, source.layout))

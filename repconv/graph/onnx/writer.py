@@ -23,11 +23,12 @@ DIALECT = Dialect(pads_unevenly=True)
 
 @dataclass
 class Nodes:
-    """The nodes and weights that make one tensor, and the names of those that are layers, in order."""
+    """The nodes and weights that make one tensor; of those that are layers the names, and their weights', in order."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
+    multiplied: list[str] = field(default_factory=list)
 
 
 class Names:
@@ -151,6 +152,7 @@ def emit(output: str, where: str, written: Emission, *, element_type: int, names
     for index, operation in enumerate(operations):
         last = index == len(operations) - 1
         target = output if last else names.new(f"{output}.part{index}")
+        held = len(pen.result.weights)
         match operation:
             case Convolution(source=source):
                 pen.convolution(read(source), operation, target)
@@ -175,6 +177,7 @@ def emit(output: str, where: str, written: Emission, *, element_type: int, names
                 raise TypeError(f"{operation} is not written anew")
         if isinstance(operation, Layer):
             pen.result.layers.append(pen.result.nodes[-1].name)
+            pen.result.multiplied.append(pen.result.weights[held].name)
         made.append(target)
     return pen.result
 
@@ -208,11 +211,12 @@ def without_unread(
     written: Sequence[onnx.TensorProto],
     read_before: set[str],
     captured: set[str],
-) -> None:
+) -> dict[str, str]:
     """Drop nodes that something read before and nothing reads now, and add the weights of which that is not true.
 
     stored: those of the original, which keep their names. written: those written for this graph, of which no two hold
-        the same numbers afterwards, nor numbers that stay stored.
+        the same numbers afterwards, nor numbers that stay stored. What is given back says of those that hold the
+        numbers of another which that is.
     """
     outputs = {value.name for value in graph.output} | captured
     readers = Counter(name for node in graph.node for name in set(node.input))
@@ -237,6 +241,7 @@ def without_unread(
         for position, name in enumerate(node.input):
             if name in instead:
                 node.input[position] = instead[name]
+    return instead
 
 
 def _stored_once(

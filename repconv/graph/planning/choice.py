@@ -14,7 +14,7 @@ from ..core.cost import Cost
 from ..core.expression import Bias, Expression, Term, merge, respond, substitute
 from ..core.ordering import dependencies_first
 from ..core.reasons import Kind, Reason, reason_of
-from ..core.step import Offset, Step
+from ..core.step import Offset, Step, Stored
 from ..maps.carried import Carried
 from .dialect import Dialect
 from .emission import Emission, Keep, emission
@@ -167,7 +167,7 @@ class Choice:
         """
         if name not in self._emissions:
             step = self.by_output[name]
-            kept = Emission((Keep(name, step.cost),), Bias(None, step.rounding))
+            kept = Emission((Keep(name, step.cost, step.stored),), Bias(None, step.rounding))
             self._emissions[name] = kept if self.is_verbatim(name) else self._write(step)
         return self._emissions[name]
 
@@ -187,6 +187,14 @@ class Choice:
             InexactError: as `emission`.
         """
         return sum((self.emission(name).cost for name in names if name not in self.virtual), Cost())
+
+    def stored(self) -> list[Stored]:
+        """The weights that the whole region reads under this choice, once for each reader.
+
+        Raises:
+            InexactError: as `emission`.
+        """
+        return [weight for name in self.by_output if name not in self.virtual for weight in self.emission(name).stored]
 
     def total(self) -> Cost:
         """What the whole region costs under this choice."""

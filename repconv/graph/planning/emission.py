@@ -22,6 +22,7 @@ from ..core.dims import nominal
 from ..core.expression import Bias, Expression, Term
 from ..core.form import Form
 from ..core.pool import Pool
+from ..core.step import Stored
 from ..core.terms import turned_around
 from ..maps.arrangement import Change, arrange, broadcasts
 from ..maps.carried import Carried
@@ -41,7 +42,9 @@ class Operation:
 
 @dataclass(frozen=True)
 class Keep(Operation):
-    """The node that makes `source`, as it stands."""
+    """The node that makes `source`, as it stands, of the weights that it has."""
+
+    stored: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,12 @@ class Emission:
     def cost(self) -> Cost:
         """What all of it costs."""
         return sum((each.cost for each in self.operations), Cost())
+
+    @cached_property
+    def stored(self) -> tuple[Stored, ...]:
+        """The weights it takes, of layers and of nodes that stay."""
+        weights = [(layer.term.key, layer.form.weights) for layer in self.layers]
+        return (*weights, *(weight for each in self.operations if isinstance(each, Keep) for weight in each.stored))
 
     @property
     def layers(self) -> list[Layer]:

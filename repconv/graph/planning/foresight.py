@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from ...proof.report import GraphRefusal, Size
+from ...proof.report import Diverged, GraphRefusal, Size
 from ..core.step import Step
+from .diverged import diverged
 from .emission import Convolution
 from .plan import Plan
 
@@ -30,21 +31,25 @@ class Planned:
 class Foresight:
     """What fusing a graph would do.
 
-    convolutions, batch_norms: before and after. refusals: what would stay multi-branch, and why.
+    convolutions, batch_norms: before and after. refusals: what would stay multi-branch, and why. diverged: the weights
+    that several nodes share and that would be several.
     """
 
     layers: tuple[Planned, ...]
     refusals: tuple[GraphRefusal, ...]
     convolutions: tuple[int, int]
     batch_norms: tuple[int, int]
+    diverged: tuple[Diverged, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
         return asdict(self)
 
 
-def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[GraphRefusal], before: Size) -> Foresight:
-    """What writing the choice would give, without a number of it computed."""
+def foreseen(
+    steps: Sequence[Step], chosen: Plan, refusals: Sequence[GraphRefusal], before: Size, width: Callable[[str], int]
+) -> Foresight:
+    """What writing the choice would give, without a number of it computed; width: see `diverged`."""
     kinds = {step.where: step.kind for step in steps}
     where = {step.output: step.where for step in steps}
     layers = [(name, layer) for name, found in chosen.rewritten.items() for layer in found.layers]
@@ -58,5 +63,9 @@ def foreseen(steps: Sequence[Step], chosen: Plan, refusals: Sequence[GraphRefusa
     convolutions = before.convolutions + written - sum(removed[kind] for kind in _CONVOLUTIONS)
     norms = before.batch_norms - sum(count for kind, count in removed.items() if "norm" in kind.lower())
     return Foresight(
-        planned, (*refusals, *chosen.refusals), (before.convolutions, convolutions), (before.batch_norms, norms)
+        planned,
+        (*refusals, *chosen.refusals),
+        (before.convolutions, convolutions),
+        (before.batch_norms, norms),
+        diverged(chosen, width),
     )

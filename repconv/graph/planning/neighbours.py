@@ -47,8 +47,7 @@ def pairs(chosen: Choice, makers: Mapping[str, Step]) -> Iterator[Pair]:
             needed = name if name in chosen.fixed else ""
             if not needed and all(each.only_moves for each in inside):
                 pending += [(source, (*path, name)) for source in _read(chosen, maker)]
-            elif (computes or _computes(inside, makers)) and not all(term.pool for term in maker.terms):
-                # What reads an average of all pixels is cheapest after it, and is no convolution together with it.
+            elif (computes or _computes(inside, makers)) and not (len(inside) == 1 and _averages_all(maker)):
                 yield Pair(maker, step, (*path, name), needed)
 
 
@@ -64,6 +63,11 @@ def _computes(steps: Sequence[Step], makers: Mapping[str, Step]) -> bool:
             return True
         steps = [makers[name] for step in steps if step.only_moves for name in step.inputs if name in makers]
     return False
+
+
+def _averages_all(step: Step) -> bool:
+    """True for an average of all pixels: what reads it is cheapest after it, and no convolution together with it."""
+    return all(term.pool for term in step.terms)
 
 
 def touching(refusals: Sequence[GraphRefusal], nodes: Sequence[Node], steps: Sequence[Step]) -> list[GraphRefusal]:

@@ -19,6 +19,7 @@ from .choice import Choice, InexactError
 from .dialect import Dialect
 from .emission import Emission
 from .refusals import Region, reasons
+from .stock import Shared, Stock, shared, store_less
 
 MOVE_FIRST_MULTIPLY_ADDS = 1e-6
 """The weight of traffic when multiply-adds alone must not rise."""
@@ -37,6 +38,7 @@ class Plan:
     """What to write instead of the steps: `rewritten` tensors as their emission says; `virtual` ones not at all.
 
     Every other tensor stays with the node that made it. `origins`: the names of the nodes a rewritten tensor came from.
+    `shared`: the weights that several nodes read before.
     """
 
     rewritten: Mapping[str, Emission]
@@ -45,6 +47,7 @@ class Plan:
     refusals: tuple[GraphRefusal, ...]
     before: Cost
     after: Cost
+    shared: tuple[Shared, ...] = ()
 
     def is_cheaper(self, other: Plan) -> bool:
         """True if it costs less than one of the same graph in other words, and multiplies no more."""
@@ -53,14 +56,23 @@ class Plan:
         return within and mine.price() < theirs.price() * (1 - 1e-9)
 
 
-def plan(steps: Sequence[Step], needed: Mapping[str, str], placed: Mapping[str, Carried], dialect: Dialect) -> Plan:
+def plan(
+    steps: Sequence[Step],
+    needed: Mapping[str, str],
+    names: Mapping[str, str],
+    placed: Mapping[str, Carried],
+    dialect: Dialect,
+    besides: Collection[str] = (),
+) -> Plan:
     """Choose, region by region, what to write.
 
     Args:
         steps: in the order they run.
         needed: tensors that must exist, and why: read by something that is no step, or an output.
+        names: what reports call the nodes that make tensors.
         placed: the layout and sizes of every tensor a step reads or makes.
         dialect: of the graph that is written.
+        besides: what nodes read that make no step, once for each of them; it is stored whatever is chosen.
     """
     made = {step.output: step for step in steps}
     read = {name for step in steps for name in step.reads}
@@ -71,13 +83,19 @@ def plan(steps: Sequence[Step], needed: Mapping[str, str], placed: Mapping[str, 
     refusals: list[GraphRefusal] = []
     before = after = Cost()
     patience = PATIENCE
+    weights = [weight for step in steps for weight in step.stored]
+    stock = Stock(weights, besides)
     for region in regions(steps, fixed):
         choice = Choice(region, fixed, placed, dialect)
         most = patience + PATIENCE_A_STEP * len(region)
+        stored = [weight for step in region for weight in step.stored]
+        stock.remove(stored)
         chosen = solve(choice, most)
+        if chosen.virtual and stock.shares(stored):
+            store_less(chosen, stock, most)
         patience = max(0, patience - choice.effort)
         limit = sum((step.cost for step in region), Cost())
-        refusals += reasons(Region(chosen, made, needed, limit, max(most, choice.effort) + most // 2))
+        refusals += reasons(Region(chosen, made, needed, names, limit, max(most, choice.effort) + most // 2))
         before += limit
         for step in region:
             name = step.output
@@ -87,7 +105,11 @@ def plan(steps: Sequence[Step], needed: Mapping[str, str], placed: Mapping[str, 
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
         after += chosen.total()
-    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after)
+        stock.add(chosen.stored())
+    gone = virtual | rewritten.keys()
+    stay = [name for step in steps if step.output not in gone for name, _ in step.stored]
+    several = shared(weights, besides, stay)
+    return Plan(rewritten, frozenset(virtual), origins, tuple(refusals), before, after, several)
 
 
 def regions(steps: Sequence[Step], fixed: Collection[str]) -> list[list[Step]]:

@@ -22,13 +22,15 @@ from .neighbours import Pair, pairs
 class Region:
     """A choice that was made of a region.
 
-    makers: of all tensors that steps of the graph make. needed: those that must exist, and why, in words. limit: what
-    the region cost as it was given. most: the effort after which no more is looked at.
+    makers: of all tensors that steps of the graph make. needed: those that must exist, and why, in words. names: what
+    reports call the nodes that make tensors, inputs left out. limit: what the region cost as it was given. most: the
+    effort after which no more is looked at.
     """
 
     chosen: Choice
     makers: Mapping[str, Step]
     needed: Mapping[str, str]
+    names: Mapping[str, str]
     limit: Cost
     most: int
 
@@ -60,8 +62,9 @@ def _explained(region: Region, outcomes: dict[tuple[str, ...], _Outcome]) -> lis
     for step, refusal, tensors in _branches(region, outcomes):
         found.append(refusal)
         covered |= {step.output, *tensors}
-    apart = (p for p in pairs(chosen, region.makers) if p.needed or not covered.issuperset(p.tensors))
-    found += [_apart(region, pair, outcomes) for pair in apart]
+    for pair in pairs(chosen, region.makers):
+        if pair.needed or not covered.issuperset((*pair.tensors, pair.reader.output)):
+            found += [_apart(region, pair, outcomes)]
     for step in chosen.steps:
         if step.output not in chosen.virtual and step.output not in covered and not chosen.is_verbatim(step.output):
             found += _written_apart(region, step)
@@ -134,7 +137,8 @@ class _Outcome:
 
     def priced(self, region: Region, changed: str = "folded") -> Reason:
         """The two prices, and which number of them forbids it."""
-        words = {"before": _shown(self.before), "after": _shown(self.after), "changed": changed}
+        after = "the same" if self.after == self.before else _shown(self.after)
+        words = {"before": _shown(self.before), "after": after, "changed": changed}
         prices = {"as_it_is": _numbers(self.before), "folded": _numbers(self.after)}
         if self.falls:
             return Kind.MORE(what=" and ".join(self.more(region)), **words, prices=prices)
@@ -180,7 +184,7 @@ def _unmerged(region: Region, pair: Pair, outcome: _Outcome) -> Reason | None:
 
 def _of_different(region: Region, step: Step) -> Reason:
     sources = dict.fromkeys(term.source for term in region.chosen.expression(step.output).terms)
-    names = [region.makers[name].where if name in region.makers else name for name in sources]
+    names = [region.names.get(name, name) for name in sources]
     joins = step.kind in ("Concat", "cat", "stack")
     return Kind.OTHER_TENSORS(does="joins" if joins else "adds", tensors=" and ".join(names))
 
@@ -190,8 +194,8 @@ def _written_apart(region: Region, step: Step) -> Iterator[GraphRefusal]:
     terms = region.chosen.expression(step.output).terms
     if len(terms) < 2 or all(term.form.is_identity for term in terms):
         return
-    unlike = _not_added(terms)
-    yield (unlike or _of_different(region, step)).at(step.where)
+    beside = (each.where for each in region.chosen.closure(step.output) if each.computes)
+    yield (_not_added(terms) or _of_different(region, step)).at(step.where, beside)
 
 
 def _branches(

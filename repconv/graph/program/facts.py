@@ -148,7 +148,8 @@ class ProgramFacts:
         if node.name not in self._carried:
             size = self.size(node)
             axis = self._channel_axes.get(node, 1)
-            if self.is_constant(node):
+            value = node.meta.get("val")
+            if self.is_constant(node) or not isinstance(value, Tensor) or not value.is_floating_point():
                 raise StaysError
             if len(size) < 2 or not isinstance(size[axis], int):
                 raise StaysError(Kind.NO_CHANNELS(name=self.labels[node.name]))

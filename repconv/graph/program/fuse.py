@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch.export import Dim, ExportedProgram
 
 from ...errors import FusionError
 from ...proof.agreement import Agreement
+from ...proof.leaves import of_tensors
 from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Size
 from ..core.dims import NOMINAL
 from ..core.reasons import Kind
 from ..core.step import Step
+from ..planning.diverged import diverged
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, foreseen
 from ..planning.liveness import Node, live
@@ -49,7 +51,8 @@ def fuse_program(
 
     Args:
         program: with example inputs.
-        inputs: positional arguments to compare on, one call's each; None: the program's example inputs.
+        inputs: to compare on, one call's each: its tensors in the order of the program's, in whatever tuples and
+            dictionaries; None: the program's example inputs.
         prove: False leaves the comparing out, and the report says so.
 
     Raises:
@@ -62,8 +65,9 @@ def fuse_program(
         return fused, rewritten.report.with_proof(None)
     if fused is program:
         return fused, rewritten.report.with_proof(Proof(Agreement()))  # nothing was done
-    given = inputs if inputs is not None else [program.example_inputs[0]] if program.example_inputs else []
-    proof = prove_program(rewritten, fused, _unguarded(program), given)
+    given = inputs if inputs is not None else [program.example_inputs] if program.example_inputs else []
+    rows = [tuple(torch.utils._pytree.tree_leaves(call)) for call in given]  # noqa: SLF001  # torch.export's own order
+    proof = prove_program(rewritten, fused, of_tensors(program, _unguarded(program)), rows)
     return fused, rewritten.report.with_proof(proof).require("the fused program")
 
 
@@ -84,15 +88,17 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     original = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
     nodes, held = dict(facts.nodes), {name for name, _ in module.named_parameters(remove_duplicate=False)}
     layers: dict[str, tuple[FusedLayer, ...]] = {}
+    weights: dict[str, tuple[fx.Node, ...]] = {}
     for name, found in chosen.rewritten.items():
         layers[name] = _layers(module, facts, name, chosen)
         try:
-            nodes[name] = emit(module, nodes, name, found)
+            written = emit(module, nodes, name, found)
         except FusionError as error:
             beside = (node for origins in chosen.origins.values() for node in origins)
             narrow = Kind.NARROW(said=str(error)).at(facts.labels[name], beside)
             report = FusionReport((), (*refusals, *chosen.refusals, narrow), before, before)
             return Rewritten(original, original, {}, report, facts.labels)
+        nodes[name], weights[name] = written.last, written.weights
     if not chosen.rewritten:
         report = FusionReport((), (*refusals, *chosen.refusals), before, before)
         return Rewritten(original, original, {}, report, facts.labels)
@@ -107,7 +113,11 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     pairs = {name: nodes[name] for name in chosen.rewritten if nodes[name] in left}
     after = _measure(module, ProgramFacts(module))
     report = FusionReport(
-        tuple(layer for name in pairs for layer in layers[name]), (*refusals, *chosen.refusals), before, after
+        tuple(layer for name in pairs for layer in layers[name]),
+        (*refusals, *chosen.refusals),
+        before,
+        after,
+        diverged=diverged(chosen, _widths(facts), lambda name, position: str(weights[name][position].target)),
     )
     return Rewritten(original, module, pairs, report, facts.labels, exact or {})
 
@@ -119,8 +129,8 @@ def foresee_program(program: ExportedProgram) -> Foresight:
         FusionError: as `fuse_program`.
     """
     module = _graph_module(program)
-    _, steps, chosen, refusals = _planned(module)
-    return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)))
+    facts, steps, chosen, refusals = _planned(module)
+    return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)), _widths(facts))
 
 
 _Planned = tuple[ProgramFacts, list[Step], Plan, list[GraphRefusal]]
@@ -153,8 +163,16 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     ]
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
-    chosen = plan(steps, needed, facts.placed, DIALECT)
+    made = {step.output for step in steps}
+    others = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
+    staying = [str(n.target) for n in others if n.op == "get_attr"]
+    chosen = plan(steps, needed, facts.labels, facts.placed, DIALECT, staying)
     return facts, steps, chosen, touching(refusals, nodes, steps)
+
+
+def _widths(facts: ProgramFacts) -> Callable[[str], int]:
+    """Bytes that a number of a tensor takes."""
+    return lambda name: facts.nodes[name].meta["val"].dtype.itemsize
 
 
 def _unguarded(program: ExportedProgram) -> torch.nn.Module:

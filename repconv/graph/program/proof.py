@@ -15,6 +15,7 @@ from ...progress import counted
 from ...proof.affine import different, same_numbers
 from ...proof.agreement import Agreement, Comparison
 from ...proof.end_to_end import prove_whole
+from ...proof.leaves import OfTensors, of_tensors
 from ...proof.report import FusionReport, Proof
 from .regions import Constants, prove_region
 
@@ -45,11 +46,13 @@ def prove_program(
         rewritten: what was done to the program's graph.
         fused: that as a program again.
         original: what the program was made of; it stays as it is, so a fused program proves what came before, too.
-        inputs: positional arguments, one call's each; regions are compared on the program's own example inputs.
+        inputs: positional arguments of `original`, one call's each; regions are compared on the program's own
+            example inputs.
     """
-    example, _ = fused.example_inputs or ((), {})
-    regions = Proof(Agreement(program_regions(rewritten, list(example))))
-    return regions + prove_whole(original, fused.module(), inputs)
+    example = torch.utils._pytree.tree_leaves(fused.example_inputs or ())  # noqa: SLF001  # torch.export's own order
+    regions = Proof(Agreement(program_regions(rewritten, example)))
+    made = of_tensors(fused) if isinstance(original, OfTensors) else fused.module()
+    return regions + prove_whole(original, made, inputs)
 
 
 def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Comparison, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 
@@ -101,12 +101,16 @@ def _follow(facts: ProgramFacts, node: fx.Node) -> None:
 def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     sources = [facts.nodes[term.source] for term in made.terms]
     dtype = node.meta["val"].dtype
-    if dtype not in _ROUNDING or any(s.meta["val"].dtype != dtype for s in sources):
+    if dtype not in _ROUNDING:
+        raise StaysError
+    if any(s.meta["val"].dtype != dtype for s in sources):
         raise StaysError(Kind.TYPE())
     kind = kind_of(node).split(".")[1]
-    made = replace(
-        made, terms=tuple(term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]) for term in made.terms)
+    terms = tuple(
+        term.of_sides(facts.tensor(facts.nodes[term.source]).dims[2:]).known_as(_key(facts, node, kind, term, index))
+        for index, term in enumerate(made.terms)
     )
+    made = replace(made, terms=terms)
     facts.place(node, made.layout, made.terms[0].makes(facts.tensor(sources[0]).dims))
     size = facts.nominal(node)
     if kind in _CONVOLUTIONS:
@@ -116,6 +120,23 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     else:
         cost = elementwise(made.moves, size) if made.moves else Cost()
     return Step(node.name, facts.labels[node.name], kind, made.terms, cost, made.offset, _ROUNDING[dtype])
+
+
+def _key(facts: ProgramFacts, node: fx.Node, kind: str, term: Term, index: int) -> Hashable:
+    """What tells the numbers of a node's term: the weight that it has stored, or all that they are made of."""
+
+    def name(operand: fx.Node) -> str:
+        if not facts.is_constant(operand):
+            return ""
+        return str(operand.target) if operand.op == "get_attr" else operand.name
+
+    if kind in _CONVOLUTIONS and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr":
+        return name(node.args[1])
+    taken = node.args[1:] if node.target is operator.getitem else ()
+    maker = _source(node) if node.target is operator.getitem else node
+    settings = str(fx.node.map_arg((maker.args, maker.kwargs, taken), name))
+    source = facts.tensor(facts.nodes[term.source])
+    return hash((kind, index, settings, source.layout))
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:

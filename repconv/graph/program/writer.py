@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -37,8 +38,16 @@ _CHANGES = {"permute": _aten.permute.default, "reshape": _aten.reshape.default}
 _POOLS = {1: _aten.avg_pool1d.default, 2: _aten.avg_pool2d.default, 3: _aten.avg_pool3d.default}
 
 
-def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> fx.Node:
-    """Put what makes `name` in its place; the node it is now. `nodes`: those that make tensors, by name.
+@dataclass(frozen=True)
+class Placed:
+    """The node that makes a tensor, and those of the weights of its layers, in order."""
+
+    last: fx.Node
+    weights: tuple[fx.Node, ...]
+
+
+def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> Placed:
+    """Put what makes `name` in its place. `nodes`: those that make tensors, by name.
 
     Raises:
         FusionError: a number is not finite in the program's dtype.
@@ -46,12 +55,17 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
     old, value, call = nodes[name], written.bias.value, module.graph.call_function
     like = old.meta["val"]
     made: list[fx.Node] = []
+    weights: list[fx.Node] = []
 
     def read(place: Operand) -> fx.Node:
         return made[place] if isinstance(place, int) else nodes[place]
 
     def held(kind: str, value: Tensor) -> fx.Node:
         return _held(module, f"{name}_{kind}", value, like)
+
+    def weight(layer: Convolution | Matrix) -> fx.Node:
+        weights.append(held("weight", layer.weight))
+        return weights[-1]
 
     def bias(layer: Layer) -> fx.Node | None:
         return held("bias", value) if layer.biased and value is not None else None
@@ -61,10 +75,9 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
         for operation in operations:
             match operation:
                 case Convolution(source=source):
-                    weight = held("weight", operation.weight)
-                    node = _convolution(read(source), operation, weight, bias(operation))
+                    node = _convolution(read(source), operation, weight(operation), bias(operation))
                 case Matrix(source=source):
-                    arguments = read(source), held("weight", operation.weight), bias(operation)
+                    arguments = read(source), weight(operation), bias(operation)
                     node = call(_aten.linear.default, arguments)
                 case Scale(source=source):
                     node = call(_aten.mul.Tensor, (read(source), held("scale", operation.factors)))
@@ -89,7 +102,7 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                 node.meta.setdefault("val", like)
     made[-1].meta["val"] = like
     old.replace_all_uses_with(made[-1])
-    return made[-1]
+    return Placed(made[-1], tuple(weights))
 
 
 def _average(source: fx.Node, layer: Average) -> fx.Node:
