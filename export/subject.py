@@ -107,8 +107,8 @@ def open_subject(
         return _from_network(opened, of_tensors(opened.held), settings, channels)
     network, size = opened.held.model, opened.size
     axes = pixel_axes(network) if size is None else len(size) - 1
-    if axes is None:  # no convolution tells: all that is given is the shape
-        axes = len(settings.image or (1,)) - 1
+    if axes is None:  # no convolution tells: two numbers are an image's, others all there is
+        axes = {2: 2}.get(len(settings.image or ()), len(settings.image or (1,)) - 1)
     return _from_network(opened, network, settings.of_axes(axes, opened.name), channels)
 
 

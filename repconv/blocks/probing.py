@@ -51,8 +51,8 @@ def example_shape(given: Sequence[int], axes: int | None, name: str = "the netwo
         SourceError: so many numbers are no shape of such an input.
     """
     shape = tuple(given)
-    if axes is None:
-        return shape
+    if axes is None:  # two numbers are an image's, others all there is
+        return (3, *shape) if len(shape) == 2 else shape
     if len(shape) == axes + 2 and shape[0] == 1:
         shape = shape[1:]
     if axes == 2 and len(shape) == 2:
