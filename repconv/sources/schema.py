@@ -67,14 +67,15 @@ def optional(rule: Rule) -> Rule:
     return lambda value, place: "" if value is None else rule(value, place)
 
 
-def many(rule: Rule, count: int | None = None, *, least: int = 0) -> Rule:
-    """A list, of `count` where that is said, or of at least so many, of what `rule` says."""
+def many(rule: Rule, *, least: int = 0, most: int | None = None) -> Rule:
+    """A list, of at least and at most so many, of what `rule` says."""
 
     def found(value: object, place: str) -> str:
-        if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
-            return _other(value, place, "a list" if count is None else f"a list of {count}")
-        if len(value) < least:
-            return f"{place or 'it'} has {len(value)}, expected at least {least}"
+        if not isinstance(value, list | tuple):
+            return _other(value, place, "a list")
+        if not least <= len(value) <= (len(value) if most is None else most):
+            allowed = f"at least {least}" if most is None else f"{least} to {most}"
+            return f"{place or 'it'} has {len(value)}, expected {allowed}"
         return next((said for i, part in enumerate(value) if (said := rule(part, f"{place}[{i}]"))), "")
 
     return found
