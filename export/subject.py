@@ -115,7 +115,10 @@ def open_subject(
             )
         return _from_onnx(opened, opened.held, settings)
     if isinstance(opened.held, ExportedProgram):
-        return _from_network(opened, of_tensors(opened.held), settings, channels, reads)
+        network = of_tensors(opened.held)
+        for part in network.modules():
+            part.training = False  # a program is of one mode, and its modules say the other; eval() refuses
+        return _from_network(opened, network, settings, channels, reads)
     network, size = opened.held.model, opened.size
     axes = pixel_axes(network) if size is None else len(size) - 1
     if axes is None:  # no convolution tells: two numbers are an image's, others all there is

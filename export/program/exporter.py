@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from repconv.errors import BuildError, first_line
 from repconv.fusing import exported_program, fuse_network
@@ -71,7 +72,7 @@ def sized(module: nn.Module, sizes: Sequence[Span], dtype: torch.dtype = torch.f
     closed = [
         _name(axis)
         for axis, (size, side) in enumerate(zip(sizes, taken.shape, strict=True))
-        if isinstance(side, int) and not size.fixed
+        if is_concrete_int(side) and not size.fixed
     ]
     if closed:
         raise BuildError(
@@ -88,9 +89,7 @@ def _open(sizes: Sequence[Span]) -> tuple[object, ...] | None:
 
 
 def _range(axis: int, size: Span) -> object:
-    kind = Dim("batch", min=size.least, max=size.most) if axis == 0 else Dim.AUTO(min=size.least, max=size.most)
-    found: object = kind
-    return found
+    return Dim("batch", min=size.least, max=size.most) if axis == 0 else Dim.AUTO(min=size.least, max=size.most)
 
 
 def _name(axis: int) -> str:

@@ -32,10 +32,19 @@ from ..program.half import to_half
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
-from .executorch_program import LEAST, METHOD, PRECISION, imported, load_program, set_threads, working_backends
+from .executorch_program import (
+    LEAST,
+    METHOD,
+    PRECISION,
+    imported,
+    load_program,
+    open_program,
+    set_threads,
+    working_backends,
+)
 
 DELEGATE = "XnnpackBackend"
-_TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BYTE": torch.uint8}
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
 def build(
@@ -155,7 +164,7 @@ def _open(text: str, path: Path) -> Artefact:
         BackendError: ExecuTorch is not installed.
         SourceError: it cannot be loaded, or has other inputs than one tensor of images.
     """
-    found = load_program(path.read_bytes(), SourceError, f"{text}: not a program that ExecuTorch loads")
+    found = open_program(path, f"{text}: not a program that ExecuTorch loads")
     taken = taken_type(text, found.kind, _TYPES)
     # Inputs are drawn in, and errors judged by, the precision it computes in, whatever type it takes them in.
     computed = DTYPES.get(found.precision or "", taken)
@@ -172,9 +181,9 @@ def _look(target: Target) -> tuple[Diagnosis, ...]:
 
 def _load(_: str, job: Job, how: How) -> Loaded:
     """A program with its input at hand."""
+    observed = {} if how.threads is None else {"threads": str(set_threads(how.threads))}
     found = load_program(job.file.read_bytes(), SourceError, f"{job.file}: not a program that ExecuTorch loads")
     x = torch.from_numpy(np.load(job.input)).to(_TYPES[found.kind]).contiguous()
-    observed = {} if how.threads is None else {"threads": str(set_threads(how.threads))}
     call: Callable[[], object] = partial(found.method.execute, (x,))
 
     def outputs() -> list[Array]:
