@@ -97,9 +97,10 @@ def export(
     check_calibration(settings, data)
     say("loading and fusing")
     subject = open_subject(source, settings, model=model, state_key=state_key)
+    settings = settings.of_axes(len(subject.size) - 1, subject.name)
     if is_large(subject.model):
         raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
-    spans = settings.image or (Span.of(subject.size[1]), Span.of(subject.size[2]))
+    spans = settings.image or tuple(map(Span.of, subject.size[1:]))
     read = read_data(subject, settings, data)
     network = subject.model
     folded: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from repconv.blocks.fold import outermost_branches
 from repconv.blocks.forecast import Forecast, forecast
-from repconv.blocks.probing import count_flops, dtype_of, probes
+from repconv.blocks.probing import count_flops, dtype_of, example_shape, pixel_axes, probes
 from repconv.errors import OutputError, SourceError, VerificationError
 from repconv.files.edited import inputs_of
 from repconv.files.held import temporary_folder
@@ -39,12 +39,12 @@ from .comparing.compare import inputs_for
 from .onnx.exporter import described, exported, finished, verify_onnx
 from .settings import DEFAULT_OPSET
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class FuseSettings:
-    """How to fuse: (c, h, w) of an image where the source does not say, and what ONNX files and programs leave open."""
+    """How to fuse: the shape of one input, such as (c, h, w), where the source says none; what graphs leave open."""
 
     input_shape: Shape | None = None
     opset: int = DEFAULT_OPSET
@@ -140,16 +140,17 @@ def _opened(source: str | Path | Source | nn.Module) -> Source:
 
 
 def _shape_of(source: Source, settings: FuseSettings) -> Shape:
-    require_one_input(source.checkpoint.model, source.name)
+    model = source.checkpoint.model
+    require_one_input(model, source.name)
     shape = settings.input_shape or source.checkpoint.input_shape
     if shape is None:
-        raise SourceError(f"{source.name} records no image shape; give one, such as --input-shape 3,224,224")
-    return shape
+        raise SourceError(f"{source.name} records no shape of its input; give one, such as --input-shape 3,224,224")
+    return example_shape(shape, pixel_axes(model), source.name)
 
 
 def _runs(network: nn.Module, shape: Shape, settings: FuseSettings) -> list[Tensor]:
     x = probes(shape, dtype=dtype_of(network))[0]
-    return [x, x.flip(3).expand(3, *shape)] if settings.dynamic_batch else [x, x.flip(3)]
+    return [x, x.flip(-1).expand(3, *shape)] if settings.dynamic_batch else [x, x.flip(-1)]
 
 
 def _has_blocks(model: nn.Module) -> bool:
@@ -212,7 +213,7 @@ def network_to_onnx(
         BuildError, FusionError, VerificationError: as `fuse_source`.
     """
     foreign = in_graph(network, ".onnx")
-    fused = None if foreign else _modules(network, shape or _image(inputs[0]), prove=prove)
+    fused = None if foreign else _modules(network, shape or tuple(inputs[0].shape[1:]), prove=prove)
     before = exported(
         network if fused is None else _in_type(fused.model, inputs[0].dtype),
         inputs[0],
@@ -241,11 +242,6 @@ def _in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return network if dtype_of(network) == dtype else copy.deepcopy(network).to(dtype)
 
 
-def _image(x: Tensor) -> Shape:
-    _, c, h, w = x.shape
-    return c, h, w
-
-
 # Graphs
 
 
@@ -272,7 +268,7 @@ def _fuse_graph(source: Source, suffix: str, settings: FuseSettings, *, prove: b
         return Fused(*fuse_program(held, inputs, prove=prove))
     if len(inputs[0]) != 1:
         raise SourceError(
-            f"{source.name} takes {len(inputs[0])} inputs; only programs of one image are exported to ONNX. Write a "
+            f"{source.name} takes {len(inputs[0])} inputs; only programs of one input are exported to ONNX. Write a "
             "program, -o fused.pt2; torch.onnx.export makes ONNX of torch.export.load('fused.pt2')"
         )
     return network_to_onnx(of_tensors(held), [x for (x,) in inputs], settings, metadata, prove=prove)
@@ -294,7 +290,7 @@ def foresee(source: Source, shape: Shape | None = None) -> Foresight:
 
     Args:
         source: a graph, or a network.
-        shape: (c, h, w) of the image a network is traced with.
+        shape: of the input a network is traced with, (c, h, w) of an image.
 
     Raises:
         FusionError: the network cannot be traced.

@@ -49,7 +49,7 @@ def probe_calls(
         SourceError: fewer images than one fixed batch, or an artefact that takes pixels and images without.
     """
     pre, norm = settings.preprocessing, normalization_of(subject, settings)
-    batch, (height, width) = settings.batch, settings.image or tuple(map(Span.of, subject.size[1:]))
+    batch, sides = settings.batch, settings.image or tuple(map(Span.of, subject.size[1:]))
     if images is None:
         images = random_images(subject.size, norm, 2 * batch.usual, pixels=pre is not None, seed=seed)
     if len(images) < batch.usual and not batch.fixed:
@@ -57,11 +57,11 @@ def probe_calls(
     if len(images) < batch.usual:
         raise SourceError(f"{images.origin} holds {len(images)} images, fewer than one batch of {batch.usual}")
     found: list[Probe] = []
-    spans = (settings.batch, height, width)
+    spans = (settings.batch, *sides)
     for ends in ([s.least for s in spans], [s.most for s in spans]):
         if ends != [s.usual for s in spans]:
-            count, h, w = ends
-            drawn = random_images((subject.size[0], h, w), norm, count, pixels=pre is not None, seed=seed + count)
+            count, *size = ends
+            drawn = random_images((subject.size[0], *size), norm, count, pixels=pre is not None, seed=seed + count)
             found.append(_probe(drawn, settings, in_half))
     starts = range(0, len(images) - batch.usual + 1, batch.usual)
     return found + [_probe(images.part(start, start + batch.usual), settings, in_half) for start in starts]

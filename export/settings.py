@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from repconv.errors import SourceError
@@ -69,21 +69,17 @@ class Span:
 
 
 def parse_image(text: str) -> tuple[Span, ...]:
-    """Read `H,W`, each a number or a range, or `C,H,W`, or that with a batch of 1 before it.
+    """Read `H,W`, each a number or a range, with channels or not, with a batch of 1 before them or not; of any axes.
 
     Raises:
         SourceError: anything else.
     """
     parts = text.split(",") if "," in text else text.split("x")
-    parts = parts[1:] if len(parts) == 4 and parts[0] == "1" else parts
-    if len(parts) not in (2, 3):
+    if len(parts) > 5:
         raise SourceError(
-            f"{text!r} is no image size: expected H,W such as 224,224 or 128:224:512,128:224:512, or C,H,W"
+            f"{text!r} is no size of an input: expected H,W such as 224,224 or 128:224:512,128:224:512, or C,H,W"
         )
-    spans = tuple(map(Span.parse, parts))
-    if len(spans) == 3 and not spans[0].fixed:
-        raise SourceError(f"{text!r}: the number of channels is one number, not a range")
-    return spans
+    return tuple(map(Span.parse, parts))
 
 
 @dataclass(frozen=True)
@@ -132,8 +128,8 @@ class Quantization:
 class BuildSettings:
     """What was asked for.
 
-    batch: images a call. image: height and width; None: what the source records. channels: of the images, where the
-    source does not say; where it does, they must be the same.
+    batch: images a call. image: height and width, or as many sizes as the input has pixel axes; None: what the source
+    records. channels: of the input, where the source does not say; where it does, they must be the same.
     opset: of the ONNX form every artefact is made of; None: 18, for bf16 22, of an ONNX source its own.
     fp32_io: inputs and outputs of a half-precision artefact stay float32.
     fuse: fold branches first.
@@ -148,7 +144,7 @@ class BuildSettings:
 
     precision: str = "fp32"
     batch: Span = field(default_factory=lambda: Span.of(1))
-    image: tuple[Span, Span] | None = None
+    image: tuple[Span, ...] | None = None
     channels: int | None = None
     opset: int | None = None
     fp32_io: bool = False
@@ -178,6 +174,22 @@ class BuildSettings:
     def wanted_opset(self) -> int:
         """The opset to export at."""
         return self.opset or (BF16_OPSET if self.precision == "bf16" else DEFAULT_OPSET)
+
+    def of_axes(self, axes: int, name: str) -> BuildSettings:
+        """The same for what has so many pixel axes: of one size more than those, the first is the channels.
+
+        Raises:
+            SourceError: `name` takes another number of sizes, or a range of channels is asked for.
+        """
+        if self.image is None or len(self.image) == axes:
+            return self
+        asked = self.image[1:] if len(self.image) == axes + 2 and str(self.image[0]) == "1" else self.image
+        given = ",".join(map(str, self.image))
+        if len(asked) != axes + 1:
+            raise SourceError(f"{name} takes {axes} sizes, with the channels {axes + 1}; got --input-shape {given}")
+        if not asked[0].fixed:
+            raise SourceError(f"--input-shape {given}: the number of channels is one number, not a range")
+        return replace(self, image=asked[1:], channels=asked[0].usual)
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repconv.blocks.probing import dtype_of
+from repconv.blocks.probing import dtype_of, pixel_axes
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
@@ -28,7 +28,7 @@ from .from_source import FuseSettings, in_graph, network_to_onnx
 from .onnx.exporter import described, exported, finished
 from .settings import BuildSettings, Preprocessing, Span
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Reference = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -96,14 +96,20 @@ def open_subject(
         opened = Source(name=type(source).__name__, path=None, sha256=None, held=Checkpoint(model=source, fused=False))
     else:
         opened = source if isinstance(source, Source) else open_source(source, model=model, state_key=state_key)
-    if isinstance(opened.held, ExportedProgram):
-        require_image(opened, "exported")
+    if opened.is_graph:
+        require_input(opened, "exported")
         shape = opened.inputs[0].shape or ()
-        require_fit(opened.name, shape, [settings.batch, None, *(settings.image or (None, None))])
+        settings = settings.of_axes(len(shape) - 2, opened.name)
+        require_fit(opened.name, shape, [settings.batch, None, *(settings.image or (None,) * (len(shape) - 2))])
     if isinstance(opened.held, onnx.ModelProto):
         return _from_onnx(opened, opened.held, settings)
-    network = opened.held.model if isinstance(opened.held, Checkpoint) else of_tensors(opened.held)
-    return _from_network(opened, network, settings, channels)
+    if isinstance(opened.held, ExportedProgram):
+        return _from_network(opened, of_tensors(opened.held), settings, channels)
+    network, size = opened.held.model, opened.size
+    axes = pixel_axes(network) if size is None else len(size) - 1
+    if axes is None:  # no convolution tells: two numbers are an image's, others all there is
+        axes = {2: 2}.get(len(settings.image or ()), len(settings.image or (1,)) - 1)
+    return _from_network(opened, network, settings.of_axes(axes, opened.name), channels)
 
 
 def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
@@ -133,29 +139,28 @@ def preprocessing_of(
 
 
 def _size(known: Shape | None, settings: BuildSettings, name: str, channels: int) -> Shape:
-    """(c, h, w) that is usual."""
+    """Of one input, (c, h, w) of an image, that is usual."""
     _check_channels(known[0] if known else None, settings, name)
-    channels = settings.channels or channels
-    if settings.image is None and known is None:
-        raise SourceError(f"{name} records no image size; give one: --image 224,224")
-    if settings.image is None:
-        return known or (channels, 0, 0)
-    return (known[0] if known else channels, settings.image[0].usual, settings.image[1].usual)
+    if settings.image is not None:
+        return (known[0] if known else settings.channels or channels, *(span.usual for span in settings.image))
+    if known is None:
+        raise SourceError(f"{name} records no size of its input; give one: --input-shape 3,224,224")
+    return known
 
 
-def require_image(source: Source, done: str) -> None:
-    """Insist that a graph takes one image in float32, to be `done` something with.
+def require_input(source: Source, done: str) -> None:
+    """Insist that a graph takes one tensor [n, c, ...] in float32, to be `done` something with.
 
     Raises:
         SourceError: it does not; it says what it takes, and what is done with such a graph instead.
     """
     taken = source.inputs
-    if len(taken) == 1 and taken[0].shape is not None and len(taken[0].shape) == 4 and taken[0].dtype == torch.float32:
+    if len(taken) == 1 and len(taken[0].shape or ()) > 1 and taken[0].dtype == torch.float32:
         return
     said = ", ".join(f"{i.name}: {str(i.dtype).removeprefix('torch.')} {_sizes(i.shape)}" for i in taken)
     suffix = Path(source.name).suffix
     raise SourceError(
-        f"{source.name} takes {said}; only float32 graphs of one image [n, c, h, w] are {done}. `repconv fuse "
+        f"{source.name} takes {said}; only float32 graphs of one input [n, c, ...] are {done}. `repconv fuse "
         f"{source.name} -o fused{suffix}` and `repconv verify` take any tensors; give the fused file to your runtime"
     )
 
@@ -255,21 +260,19 @@ def _summary(report: FusionReport) -> dict[str, str]:
 def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings) -> Subject:
     """An ONNX file keeps its opset; its open sizes are closed where sizes are asked for."""
     artefact, path = artefact_of(given), given.name
-    declared = [i for i in artefact.inputs if i.shape is not None and len(i.shape) == 4]
-    require_image(given, "exported")
     opset = next(entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx"))
     if settings.opset not in (None, opset):
         raise SourceError(f"{path} is of opset {opset}, which it keeps; leave out opset {settings.opset}")
-    shape = declared[0].shape or (None,) * 4
+    shape = artefact.inputs[0].shape or ()
     channels = shape[1]
     if channels is None:
         raise SourceError(f"{path} leaves the number of channels open; only fixed ones are exported")
     _check_channels(channels, settings, str(path))
-    asked: list[Span | None] = [settings.batch, None, *(settings.image or (None, None))]
-    require_fit(path, shape, asked)
-    height, width = (shape[axis] if shape[axis] is not None else getattr(asked[axis], "usual", None) for axis in (2, 3))
-    if height is None or width is None:
-        raise SourceError(f"{path} leaves the image size open; give one: --image 224,224")
+    asked: list[Span | None] = [settings.batch, None, *(settings.image or (None,) * (len(shape) - 2))]
+    sides = [own if own is not None else getattr(span, "usual", None) for own, span in zip(shape, asked, strict=True)]
+    size = tuple(side for side in sides[2:] if side is not None)
+    if len(size) != len(shape) - 2:
+        raise SourceError(f"{path} leaves sizes of its input open; give them: --input-shape 3,224,224")
     report: FusionReport | None = None
     model = original
     if settings.fuse:
@@ -286,7 +289,7 @@ def _from_onnx(given: Source, original: onnx.ModelProto, settings: BuildSettings
         model=final,
         reference=reference,
         network=None,
-        size=(channels, height, width),
+        size=(channels, *size),
         report=report,
         path=given.path,
         sha256=given.sha256,

@@ -36,7 +36,7 @@ class Trial:
     network: onnx.ModelProto
     target: str
     settings: BuildSettings
-    spans: tuple[Span, Span]
+    spans: tuple[Span, ...]
     calibration: list[Tensor] | None
     calls: Sequence[Probe]
     origin: str

@@ -197,7 +197,7 @@ def fuse_network(
 def _with_flops(network: nn.Module, example: Inputs) -> Size:
     """Its size, with the operations of one image where it takes one."""
     image = example[0] if isinstance(example, tuple) and len(example) == 1 else example
-    if not isinstance(image, Tensor) or image.dim() != 4:
+    if not isinstance(image, Tensor) or not image.is_floating_point():
         return size(network)
     return replace(size(network), flops=count_flops(network, image.shape[1:]))
 

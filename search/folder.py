@@ -19,6 +19,7 @@ from repconv.files.whole import whole_file
 from repconv.sources.state_dicts import read_content
 
 from .supernet.architecture import read_json
+from .supernet.records import EPOCH, GENERATION, require
 
 if sys.platform != "win32":
     import fcntl
@@ -104,9 +105,14 @@ class RunFolder:
                 pass  # a file system without locks
             yield
 
-    def read_json(self, name: str) -> Any:  # noqa: ANN401  # whatever the file holds
-        """What one of its JSON files holds."""
-        return read_json(self.path / name)
+    def read_json(self, name: str, schema: str | None = None) -> Any:  # noqa: ANN401  # whatever the file holds
+        """What one of its JSON files holds, which is as `schema` says where one is given.
+
+        Raises:
+            SearchError: it cannot be read, or is otherwise.
+        """
+        content = read_json(self.path / name)
+        return content if schema is None else require(content, schema, str(self.path / name))
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file.
@@ -138,11 +144,15 @@ class RunFolder:
             raise OutputError(f"cannot write {self.path / METRICS}: {error.strerror or error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of the metrics; one that an interruption cut short is left out."""
+        """Every line of the metrics; one that an interruption cut short is left out.
+
+        Raises:
+            SearchError: one makes no sense.
+        """
         if not (self.path / METRICS).exists():
             return []
         lines = (self.path / METRICS).read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return [_metric(line, f"{self.path / METRICS}, line {i + 1}") for i, line in enumerate(lines)]
 
     def metrics_bytes(self) -> int:
         """The size of the metrics now."""
@@ -185,3 +195,15 @@ class RunFolder:
         for left in (*self.path.glob(".*"), *(self.path / POPULATIONS).glob(".*")):
             if _UNFINISHED.fullmatch(left.name):
                 left.unlink(missing_ok=True)
+
+
+def _metric(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SearchError(f"{where} is no JSON: {error}") from error
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in (EPOCH, GENERATION):
+        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected {EPOCH} or {GENERATION}")
+    found: dict[str, Any] = require(content, kind, where)
+    return found

@@ -13,11 +13,12 @@ from torch.export import ExportedProgram
 
 from repconv.blocks.block import RepBlock
 from repconv.blocks.fold import fuse_blocks
+from repconv.blocks.probing import example_shape, pixel_axes
 from repconv.errors import SourceError
 from repconv.expansion.placement import replaced
 from repconv.export.artefacts.artefact import artefact_of
 from repconv.export.settings import BuildSettings, Span
-from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject, require_fit, require_image
+from repconv.export.subject import Reference, Shape, Subject, exact_outputs, open_subject, require_fit, require_input
 from repconv.export.targets import TARGETS
 from repconv.fusing import fuse_network
 from repconv.graph import fuse_program
@@ -74,7 +75,7 @@ def open_given(
 
     Args:
         text: a source as every command takes it.
-        image: height and width, or channels, height and width; None: what the source records.
+        image: height and width, or all sizes of another input, with channels or not; None: what the source records.
         model: for a state dict, its network's name.
         state_key: the key in the file under which the weights are.
         seed: of weights where the source has none.
@@ -97,7 +98,7 @@ def open_given(
             size=_sized(source, image),
             reference=remembered(exact_outputs(network)),
         )
-    require_image(source, "measured")
+    require_input(source, "measured")
     size = _sized(source, image)
     if isinstance(held, ExportedProgram):
         module = of_tensors(held)
@@ -122,14 +123,15 @@ def remembered(reference: Reference) -> Reference:
 
 def _sized(source: Source, image: tuple[int, ...] | None) -> Shape:
     if image is not None:
-        *asked, height, width = image
-        has = source.channels
-        if asked and has not in (None, asked[0]):
+        taken, has = source.inputs[0].shape, source.channels
+        axes = pixel_axes(source.checkpoint.model) if taken is None else len(taken) - 2
+        shape = (has or 3, *image) if len(image) == axes else example_shape(image, axes, source.name)
+        if has not in (None, shape[0]):
             given = ",".join(map(str, image))
-            raise SourceError(f"{source.name} takes {has} channels; --input-shape {given} has {asked[0]}")
-        return (has or (asked[0] if asked else 3), height, width)
+            raise SourceError(f"{source.name} takes {has} channels; --input-shape {given} has {shape[0]}")
+        return shape
     if source.size is None:
-        raise SourceError(f"{source.name} records no image size; give one: --image 224,224")
+        raise SourceError(f"{source.name} records no size of its input; give it: --input-shape 3,224,224")
     return source.size
 
 
@@ -159,8 +161,8 @@ class BenchForm:
 
     def onnx(self, batch: int) -> Subject:
         """The form in ONNX, float32, of one size; its `report` tells what fusing did."""
-        _, height, width = self.given.size
-        settings = BuildSettings(batch=Span.of(batch), image=(Span.of(height), Span.of(width)), fuse=self.fuse)
+        spans = tuple(map(Span.of, self.given.size[1:]))
+        settings = BuildSettings(batch=Span.of(batch), image=spans, fuse=self.fuse)
         if self.network is None or (self.network is self.given.network and self.given.program):
             return open_subject(self.given.source, settings)
         return open_subject(self.network, settings, channels=self.given.size[0])

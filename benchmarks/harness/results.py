@@ -26,7 +26,7 @@ class Measured:
 
     label: str
     name: str
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     bytes: int | None
     sha256: str | None
     report: FusionReport | None

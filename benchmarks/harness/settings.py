@@ -19,7 +19,7 @@ class BenchSettings:
 
     backends: names of `BACKENDS`; batches: images a call; precisions: of weights and activations.
     against: `plain`, `unfused` or a file, what a fused network is compared with; None: unfused, and plain where known.
-    image: height and width, or channels, height and width; None: what the source records.
+    image: height and width, or all sizes of another input, with channels or not; None: what the source records.
     device: where backends that can choose run.
     rounds: turns of every subject; seconds, calls: timed at least, each subject over all its rounds.
     warmup_s: seconds a subject runs untimed after it was loaded.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .built import Built, Lowered, Provenance
 
 Build = Callable[
-    [Target, "onnx.ModelProto", "BuildSettings", tuple["Span", "Span"], "Sequence[Tensor] | None"],
+    [Target, "onnx.ModelProto", "BuildSettings", tuple["Span", ...], "Sequence[Tensor] | None"],
     "Lowered",
 ]
 
@@ -104,7 +104,7 @@ def build(
     network: onnx.ModelProto,
     target: str,
     settings: BuildSettings,
-    spans: tuple[Span, Span],
+    spans: tuple[Span, ...],
     calibration: Sequence[Tensor] | None,
 ) -> Lowered:
     """`network`, float32, for a target; see `Runtime.build`."""

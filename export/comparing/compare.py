@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repconv.blocks.probing import example_shape, odd, pixel_axes
 from repconv.errors import SourceError
 from repconv.graph.onnx.proof.prove import ModelPair
 from repconv.limits import require_drawable
@@ -28,21 +29,20 @@ OpenShape = tuple[int | None, ...]
 def inputs_for(a: Artefact, b: Artefact, size: Shape | None = None, *, seed: int = 0) -> list[Inputs]:
     """Random inputs that both artefacts declare they take, in the less precise dtype of the two.
 
-    Where both leave the batch open, several batches; where both leave an image's sides open, odd ones at most 67 long;
+    Where both leave the batch open, several batches; where both leave sides of pixels open, odd ones at most 69 long;
     where neither is open, two draws.
 
     Args:
         a: one artefact.
         b: the other.
-        size: (c, h, w) of an image; None: what either knows of itself.
+        size: of one input, (c, h, w) of an image; None: what either knows of itself.
         seed: of the draws.
 
     Raises:
         SourceError: they take no common inputs, or a size is open or unknown and not given.
     """
     declared, dtypes = common_shapes(a, b, size), common_dtypes(a, b)
-    size = size or a.input_size or b.input_size
-    drawn = _shapes(declared, size)
+    drawn = _shapes(declared, settled_size(a, b, size))
     for shapes in drawn:
         for shape, taken in zip(shapes, a.inputs, strict=True):
             require_drawable(shape, f"the input {taken.name}")
@@ -61,7 +61,21 @@ def common_shapes(a: Artefact, b: Artefact, size: Shape | None = None) -> list[O
     if len(a.inputs) != len(b.inputs):
         counts = " and ".join(f"{x.name} takes {len(x.inputs)} inputs" for x in (a, b))
         raise SourceError(f"{counts}; only artefacts of the same inputs are compared")
-    return [_common(a, b, i, size or a.input_size or b.input_size) for i in range(len(a.inputs))]
+    return [_common(a, b, i, settled_size(a, b, size)) for i in range(len(a.inputs))]
+
+
+def settled_size(a: Artefact, b: Artefact, size: Shape | None) -> Shape | None:
+    """The size of one input without its batch, as it was given or as either knows it; None where nobody does.
+
+    Raises:
+        SourceError: so many numbers are no size of what they take.
+    """
+    if size is None:
+        return a.input_size or b.input_size
+    ranks = [len(i.shape) for artefact in (a, b) for i in artefact.inputs[:1] if i.shape is not None]
+    models = [artefact.model for artefact in (a, b) if artefact.model is not None]
+    axes = max(ranks[0] - 2, 0) if ranks else next((pixel_axes(model) for model in models), None)
+    return example_shape(size, axes, a.name)
 
 
 def common_dtypes(a: Artefact, b: Artefact) -> list[torch.dtype]:
@@ -77,9 +91,8 @@ def _common(a: Artefact, b: Artefact, index: int, size: Shape | None) -> OpenSha
     """The shape of an input that suits both; sizes open in both are None."""
     one, other = a.inputs[index], b.inputs[index]
     known = [i.shape for i in (one, other) if i.shape is not None]
-    image = next((s for s in known if len(s) == 4), None) if known else (None,) * 4
-    if any(i.shape is None for i in (one, other)) and image is not None and size is not None:
-        known.append((None, *size))  # an unknown network may take images of this size only
+    if any(i.shape is None for i in (one, other)) and size is not None:
+        known.append((None, *size))  # an unknown network may take inputs of this size only
     for shape in known:
         clash = len(shape) != len(known[0]) or any(
             x is not None and y is not None and x != y for x, y in zip(shape, known[0], strict=True)
@@ -87,33 +100,37 @@ def _common(a: Artefact, b: Artefact, index: int, size: Shape | None) -> OpenSha
         if clash:
             raise SourceError(f"no common input: {_said(a, one)}, {_said(b, other)}")
     if not known:
-        raise SourceError(f"neither {a.name} nor {b.name} records an image shape; give one: --input-shape 3,224,224")
+        raise SourceError(
+            f"neither {a.name} nor {b.name} records a shape; give that of one input: --input-shape 3,224,224"
+        )
     return tuple(next((s for s in sizes if s is not None), None) for sizes in zip(*known, strict=True))
 
 
 def _said(artefact: Artefact, declared: Input) -> str:
     if declared.shape is None:
-        return f"{artefact.name} takes images of {'x'.join(map(str, artefact.input_size or ('unknown size',)))}"
+        return f"{artefact.name} takes inputs of {'x'.join(map(str, artefact.input_size or ('unknown size',)))}"
     return f"{artefact.name} takes {'x'.join('?' if s is None else str(s) for s in declared.shape)}"
 
 
 def _shapes(declared: Sequence[OpenShape], size: Shape | None) -> list[list[Shape]]:
     """The shapes of all inputs, for each run."""
-    if len(declared) == 1 and len(declared[0]) == 4:
-        batch, *image = declared[0]
-        if size is not None and any(d is not None and d != s for d, s in zip(image, size, strict=True)):
+    if len(declared) == 1 and len(declared[0]) > 1:
+        batch, *taken = declared[0]
+        if size is not None and any(d is not None and d != s for d, s in zip(taken, size, strict=True)):
             raise SourceError(
-                f"an input of {'x'.join('?' if d is None else str(d) for d in image)} is declared, got "
+                f"an input of {'x'.join('?' if d is None else str(d) for d in taken)} is declared, got "
                 f"--input-shape {','.join(map(str, size))}"
             )
-        if None in image and size is None:
-            raise SourceError("the image size is open; give one, such as --input-shape 3,224,224")
-        c, h, w = (d if d is not None else s for d, s in zip(image, size or (0, 0, 0), strict=True))
-        sizes: list[list[Shape]] = [[(batch or n, c, h, w)] for n in ((1, 3) if batch is None else (1,))]
-        odd_h = min(h, 64) // 2 * 2 + 1 if image[1] is None else h
-        odd_w = min(w, 64) // 2 * 2 + 3 if image[2] is None else w
-        if (odd_h, odd_w) != (h, w):
-            sizes.append([(batch or 2, c, odd_h, odd_w)])
+        if None in taken and size is None:
+            example = "3,224,224" if len(taken) == 3 else ",".join(str(d or 100) for d in taken)
+            raise SourceError(f"the size of its input is open; give one, such as --input-shape {example}")
+        sides = [s if d is None else d for d, s in zip(taken, size or [d or 0 for d in taken], strict=True)]
+        sizes: list[list[Shape]] = [[(batch or n, *sides)] for n in ((1, 3) if batch is None else (1,))]
+        first = 1 if len(taken) > 2 else 0  # channels come first, but for sequences of rows of numbers
+        others = [*sides[:first], *odd(sides[first:])]
+        others = [o if d is None else d for d, o in zip(taken, others, strict=True)]
+        if others != sides:
+            sizes.append([(batch or 2, *others)])
         return sizes if len(sizes) > 1 else 2 * sizes
     if any(s is None for shape in declared for s in shape[1:]):
         raise SourceError("an input that is no image leaves sizes open; export it with fixed ones to compare it")

@@ -52,7 +52,7 @@ def build_engine(
     model: onnx.ModelProto,
     target: str,
     settings: BuildSettings,
-    spans: tuple[Span, Span],
+    spans: tuple[Span, ...],
     *,
     timeout_s: float = 3600,
     fixed_addresses: bool = True,
@@ -117,7 +117,7 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     return named
 
 
-def _profile(model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, Span]) -> dict[str, list[list[int]]]:
+def _profile(model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, ...]) -> dict[str, list[list[int]]]:
     """Least, usual and largest shape of the input, if any of it is open."""
     value = inputs_of(model)[0]
     dims = value.type.tensor_type.shape.dim

@@ -13,7 +13,7 @@ from repconv.errors import SourceError
 from repconv.sources.checkpoint import Normalization
 
 from ..artefacts.artefact import Artefact
-from ..comparing.compare import Inputs, common_dtypes, common_shapes
+from ..comparing.compare import Inputs, common_dtypes, common_shapes, settled_size
 from .images import FOLDER, read_arrays, read_images
 
 _CALL = 8
@@ -49,7 +49,7 @@ def read_inputs(
     is_images = text.startswith(FOLDER) or path.is_dir() or path.suffix == ".zip"
     arrays = {} if is_images else read_arrays(path)
     if is_images or (list(arrays) in (["images"], ["images", "labels"]) and len(shapes) == 1 and len(shapes[0]) == 4):
-        c, h, w = _image_size(shapes, size)
+        c, h, w = _image_size(shapes, settled_size(a, b, size))
         where = f"{FOLDER}{path}" if is_images else text
         rows: list[Tensor] = [read_images(where, (c, h, w), normalization, limit=limit).inputs]
     else:
@@ -93,7 +93,7 @@ def _fitting(row: Tensor, shape: Sequence[int | None], dtype: torch.dtype, text:
 
 def _image_size(shapes: Sequence[Sequence[int | None]], size: tuple[int, ...] | None) -> tuple[int, int, int]:
     declared = shapes[0][1:] if len(shapes) == 1 and len(shapes[0]) == 4 else ()
-    known = [d if d is not None else s for d, s in zip(declared, size or (None,) * 3, strict=True)] if declared else []
+    known = [d if d is not None else s for d, s in zip(declared, size or (None,) * 3, strict=False)] if declared else []
     c, h, w = (*known, None, None, None)[:3]
     if c is None or h is None or w is None:
         raise SourceError("images are for networks of one image whose size is known; give it: --input-shape 3,224,224")

@@ -74,7 +74,7 @@ RANDOM = "random inputs"
 
 def read_images(
     text: str,
-    size: tuple[int, int, int],
+    size: tuple[int, ...],
     normalization: Normalization | None,
     *,
     limit: int,
@@ -101,6 +101,11 @@ def read_images(
         BackendError: an image folder, and Pillow is missing.
     """
     if text.startswith(FOLDER):
+        if len(size) != 3:
+            taken = "x".join(map(str, size))
+            raise SourceError(
+                f"{text}: images, and the network takes {taken}; give a .npz file of such, float32 `images`"
+            )
         pixels, labels = _read_folder(Path(text.removeprefix(FOLDER)), size, limit, class_names, seed)
         return Images(pixels=pixels, inputs=normalised(pixels, normalization), labels=labels, origin=text)
     path = Path(text)
@@ -110,7 +115,7 @@ def read_images(
 
 
 def random_images(
-    size: tuple[int, int, int], normalization: Normalization | None, count: int, *, pixels: bool, seed: int = 0
+    size: tuple[int, ...], normalization: Normalization | None, count: int, *, pixels: bool, seed: int = 0
 ) -> Images:
     """Noise of unit variance, or with `pixels` uniformly random bytes, normalised."""
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +137,7 @@ def normalised(pixels: Tensor, normalization: Normalization | None) -> Tensor:
 
 
 def _read_folder(
-    path: Path, size: tuple[int, int, int], limit: int, class_names: Sequence[str], seed: int
+    path: Path, size: tuple[int, ...], limit: int, class_names: Sequence[str], seed: int
 ) -> tuple[Tensor, Tensor | None]:
     source = ImageFiles(path, SourceError)
     files = source.names()
@@ -208,19 +213,16 @@ def _plain_array(name: str, content: bytes) -> np.ndarray:
 
 
 def _read_arrays(
-    path: Path, size: tuple[int, int, int], normalization: Normalization | None, limit: int, seed: int
+    path: Path, size: tuple[int, ...], normalization: Normalization | None, limit: int, seed: int
 ) -> Images:
     arrays = read_arrays(path)
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None or not len(images):
         raise SourceError(f"{path}: expected an array `images`, found {', '.join(arrays) or 'nothing'}")
-    c, h, w = size
-    wanted = {"uint8": (h, w, c), "float32": (c, h, w)}
+    wanted = {"float32": size} | ({"uint8": (*size[1:], size[0])} if len(size) == 3 else {})
     if wanted.get(str(images.dtype)) != images.shape[1:]:
-        raise SourceError(
-            f"{path}: images are {images.dtype} {'x'.join(map(str, images.shape))}, expected uint8 n x {h} x {w} x {c} "
-            f"or float32 n x {c} x {h} x {w}"
-        )
+        expected = " or ".join(f"{kind} n x {' x '.join(map(str, sides))}" for kind, sides in sorted(wanted.items()))
+        raise SourceError(f"{path}: images are {images.dtype} {'x'.join(map(str, images.shape))}, expected {expected}")
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         raise SourceError(f"{path}: labels are {labels.dtype} {labels.shape}, expected {len(images)} whole numbers")
     chosen = _draw(len(images), limit, seed)

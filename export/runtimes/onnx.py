@@ -35,7 +35,7 @@ def build(
     _: Target,
     network: onnx.ModelProto,
     settings: BuildSettings,
-    _spans: tuple[Span, Span],
+    _spans: tuple[Span, ...],
     calibration: Sequence[Tensor] | None,
 ) -> Lowered:
     """See `Runtime.build`."""

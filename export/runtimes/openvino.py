@@ -42,7 +42,7 @@ def build(
     target: Target,
     model: onnx.ModelProto,
     settings: BuildSettings,
-    spans: tuple[Span, Span],
+    spans: tuple[Span, ...],
     calibration: Sequence[Tensor] | None,
 ) -> Lowered:
     """`model`, float32, as IR.

@@ -36,7 +36,7 @@ def build(
     target: Target,
     network: onnx.ModelProto,
     settings: BuildSettings,
-    spans: tuple[Span, Span],
+    spans: tuple[Span, ...],
     calibration: Sequence[Tensor] | None,
 ) -> Lowered:
     """See `Runtime.build`. The very ONNX model that the engine's parser reads runs first."""

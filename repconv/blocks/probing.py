@@ -1,4 +1,4 @@
-"""What is asked of a network before it is compared: its dtype, its flops, and random images to run it on."""
+"""What is asked of a network before it is compared: its dtype, its flops, what it takes, and random inputs for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,58 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import SourceError
+
+_KINDS = ("rows of numbers (c)", "sequences (c, length)", "images (c, h, w)", "clips (c, depth, h, w)")
+"""What is taken, by the number of its pixel axes."""
+
 
 def probes(input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
-    """Random inputs to compare networks on, for images of `input_shape` (c, h, w).
+    """Random inputs to compare networks on, for images of `input_shape` (c, h, w), or of any number of pixel axes.
 
-    One image of that size, and two of odd sides at most 67 pixels long, since borders and strides go wrong there.
+    One image of that size, and two of odd sides at most 69 pixels long, since borders and strides go wrong there.
     """
-    channels, height, width = input_shape
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((1, channels, height, width), (2, channels, min(height, 64) // 2 * 2 + 1, min(width, 64) // 2 * 2 + 3))
+    channels, *sides = input_shape
+    shapes = ((1, channels, *sides), (2, channels, *odd(sides)))
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def odd(sides: Sequence[int]) -> tuple[int, ...]:
+    """Sides that are odd, differ where they were alike, and are not much longer than 64."""
+    return tuple(min(side, 64) // 2 * 2 + 1 + 2 * index for index, side in enumerate(sides))
+
+
+def pixel_axes(model: nn.Module) -> int | None:
+    """Over how many axes its convolutions move, the most where that differs; None if it has none."""
+    kinds = ((nn.Conv1d, nn.ConvTranspose1d), (nn.Conv2d, nn.ConvTranspose2d), (nn.Conv3d, nn.ConvTranspose3d))
+    modules = {type(module) for module in model.modules()}
+    found = [axes for axes, kind in enumerate(kinds, 1) if any(issubclass(module, kind) for module in modules)]
+    return max(found, default=None)
+
+
+def example_shape(given: Sequence[int], axes: int | None, name: str = "the network") -> tuple[int, ...]:
+    """(c, ...) of one input, of what was asked for: with a batch of 1 before it or not, of an image without channels.
+
+    Args:
+        given: numbers as a user gives them.
+        axes: pixel axes of what is taken; None where nobody knows.
+        name: of what takes it.
+
+    Raises:
+        SourceError: so many numbers are no shape of such an input.
+    """
+    shape = tuple(given)
+    if axes is None:  # two numbers are an image's, others all there is
+        return (3, *shape) if len(shape) == 2 else shape
+    if len(shape) == axes + 2 and shape[0] == 1:
+        shape = shape[1:]
+    if axes == 2 and len(shape) == 2:
+        shape = (3, *shape)
+    if len(shape) != axes + 1:
+        kind = _KINDS[axes] if axes < len(_KINDS) else f"{axes + 1} sizes"
+        raise SourceError(f"{name} takes {kind}, and the shape given is {','.join(map(str, given))}")
+    return shape
 
 
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:

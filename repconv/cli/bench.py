@@ -112,10 +112,6 @@ def command(
 
     if not sources:
         raise SourceError("no SOURCE to measure; name a file, or a network such as timm:resnet18")
-    if image is not None and len(image) not in (2, 3):
-        raise SourceError(
-            f"--image {','.join(map(str, image))}: expected height and width such as 224,224, or channels, too"
-        )
     names = tuple(name.strip() for text in backends for name in text.split(",") if name.strip())
     if backends and not names:
         raise SourceError("--backend names none; leave it out, or name one such as onnxruntime")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .shared.command import Command, Reads, Writes
-from .shared.options import ImageShape, checked_output, json_option, source_options
+from .shared.options import InputShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Keep what the network computes, or let new branches start as PyTorch does.",
 )
-@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, where SOURCE says none.")
+@click.option(
+    "--input-shape",
+    "--image",
+    "input_shape",
+    type=InputShape(),
+    help="Shape of one input, where SOURCE says none.",
+)
 @source_options
 @json_option
 def command(
@@ -37,7 +43,7 @@ def command(
     branches: str | None,
     fixed: str | None,
     preserve: bool,
-    input_shape: tuple[int, int, int] | None,
+    input_shape: tuple[int, ...] | None,
     model_name: str | None,
     state_key: str | None,
     json_file: str | None,
@@ -48,7 +54,7 @@ def command(
     torchvision:NAME[@WEIGHTS] or package.module:factory[@WEIGHTS]. Train what was written with
     repconv.load(OUT).model, and fold it with repconv fuse OUT.
     """
-    from ..blocks.probing import dtype_of, probes
+    from ..blocks.probing import dtype_of, example_shape, pixel_axes, probes
     from ..expansion.expand import expand, expandable
     from ..proof.comparing import compare
     from ..sources.checkpoint import SUFFIXES, save
@@ -62,7 +68,7 @@ def command(
     for note in loaded.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
     known = loaded.checkpoint
-    shape = input_shape or known.input_shape
+    shape = known.input_shape if input_shape is None else example_shape(input_shape, pixel_axes(known.model), source)
     inputs = None if shape is None else probes(shape, dtype=dtype_of(known.model))
     example = None if inputs is None else inputs[0]
     model = expand(known.model, fixed=wanted[0], branches=wanted[1], preserve=preserve, example_inputs=example)

@@ -40,7 +40,8 @@ _WORST_SHOWN = 5
     "--input-shape",
     "image",
     type=ImageRange(),
-    help="Height and width, each a number or a range, or channels before them.  [default: the source's]",
+    help="Height and width, or every size of another input; each a number or a range, channels before them or not.  "
+    "[default: the source's]",
 )
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset.  [default: 18; 22 for bf16]")
 @click.option("--fp32-io", is_flag=True, help="fp16, bf16: keep inputs and outputs float32.")
@@ -159,8 +160,7 @@ def command(
     settings = BuildSettings(
         precision=precision,
         batch=batch,
-        image=None if image is None else (image[-2], image[-1]),
-        channels=None if image is None or len(image) == 2 else image[0].usual,
+        image=image,
         opset=opset,
         fp32_io=fp32_io,
         fuse=not no_fuse,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .shared.command import Command, Reads, Writes
-from .shared.options import ImageShape, checked_output, json_option, source_options
+from .shared.options import InputShape, checked_output, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.export.from_source import Fused, Model
@@ -38,7 +38,11 @@ def _defaults(given: Mapping[str, Any]) -> list[Path]:
     help="File to write: .pt, .safetensors, .onnx or .pt2.  [default: NAME.fused.* beside SOURCE's file]",
 )
 @click.option(
-    "--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if SOURCE does not say one."
+    "--input-shape",
+    "--image",
+    "input_shape",
+    type=InputShape(),
+    help="Shape of one input, if SOURCE says none.",
 )
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset to write.  [default: 18]")
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size of an ONNX file or program open.")
@@ -48,7 +52,7 @@ def _defaults(given: Mapping[str, Any]) -> list[Path]:
 def command(
     source: str,
     output: str | None,
-    input_shape: tuple[int, int, int] | None,
+    input_shape: tuple[int, ...] | None,
     opset: int | None,
     dynamic_batch: bool,
     strict: bool,

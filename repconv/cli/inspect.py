@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .shared.command import Command, Reads
-from .shared.options import ImageShape, json_option, source_options
+from .shared.options import InputShape, json_option, source_options
 
 if TYPE_CHECKING:
     from ..blocks.inspection import InspectedLayer, Inspection
@@ -22,13 +22,13 @@ _METADATA_SHOWN = 80
 @click.command(cls=Command, epilog="Example: repconv inspect checkpoint.pt")
 @click.argument("source", type=Reads(source=True))
 @click.option(
-    "--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if SOURCE does not say one."
+    "--input-shape", "--image", "input_shape", type=InputShape(), help="Shape of one input, if SOURCE does not say one."
 )
 @source_options
 @json_option
 def command(
     source: str,
-    input_shape: tuple[int, int, int] | None,
+    input_shape: tuple[int, ...] | None,
     model_name: str | None,
     state_key: str | None,
     json_file: str | None,
@@ -74,7 +74,7 @@ def command(
         )
 
 
-def _foresee(loaded: Source, shape: tuple[int, int, int]) -> Foresight | None:
+def _foresee(loaded: Source, shape: tuple[int, ...]) -> Foresight | None:
     """What fusing its graph would do, for a network without blocks; None, and why is said, if it cannot be traced."""
     from repconv.export.from_source import foresee
 

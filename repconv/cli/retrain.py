@@ -64,6 +64,7 @@ def command(
     from repconv.search.retrain import FUSED, RETRAINED, retrain
     from repconv.search.retrain_config import SCHEMA, complete
     from repconv.search.settings import settings_to_dict
+    from repconv.search.supernet.records import RETRAIN
 
     from .shared.record import file_record, write_json
 
@@ -79,7 +80,7 @@ def command(
             retrain(folder, found, config, Epochs(config.epochs), own_code=network)
     if not processes.first:
         return
-    result = folder.read_json(RESULT)
+    result = folder.read_json(RESULT, RETRAIN)
     click.echo(
         f"\n  {result['measured_on']} accuracy on {result['images']:,} images: {result['accuracy']:.4f}, "
         f"fused {result['fused_accuracy']:.4f}\n  wrote {folder.path / RETRAINED} and {folder.path / FUSED}"

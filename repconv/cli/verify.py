@@ -10,7 +10,7 @@ import click
 from repconv.export.targets import TARGETS
 
 from .shared.command import Command, Reads
-from .shared.options import ImageShape, json_option, source_options
+from .shared.options import InputShape, json_option, source_options
 
 if TYPE_CHECKING:
     from repconv.export.comparing.locate import Located
@@ -38,7 +38,9 @@ _FILES = ", ".join(dict.fromkeys(f"{target.suffix} ({target.title})" for target 
 )
 @click.argument("a", type=Reads(source=True))
 @click.argument("b", type=Reads(source=True))
-@click.option("--input-shape", "--image", "input_shape", type=ImageShape(), help="Image shape, if neither records one.")
+@click.option(
+    "--input-shape", "--image", "input_shape", type=InputShape(), help="Shape of one input, if none is recorded."
+)
 @click.option(
     "--inputs",
     "inputs_text",
@@ -54,7 +56,7 @@ _FILES = ", ".join(dict.fromkeys(f"{target.suffix} ({target.title})" for target 
 def command(
     a: str,
     b: str,
-    input_shape: tuple[int, int, int] | None,
+    input_shape: tuple[int, ...] | None,
     inputs_text: str | None,
     images: int,
     atol: float | None,

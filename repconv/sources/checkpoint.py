@@ -47,14 +47,14 @@ class Normalization:
 class Checkpoint:
     """A network in evaluation mode and what its file says of it.
 
-    input_shape: (c, h, w) of the images it was trained on; metrics: by name, as measured when it was saved.
+    input_shape: of what it was trained on without a batch, (c, h, w) of images; metrics: by name, as measured then.
     """
 
     model: nn.Module
     fused: bool
     class_names: tuple[str, ...] = ()
     normalization: Normalization | None = None
-    input_shape: tuple[int, int, int] | None = None
+    input_shape: tuple[int, ...] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -64,7 +64,7 @@ def save(
     *,
     class_names: Sequence[str] = (),
     normalization: Normalization | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     metrics: Mapping[str, float] | None = None,
     storage_dtype: torch.dtype | None = None,
 ) -> None:
@@ -75,7 +75,7 @@ def save(
         path: the file; the suffix chooses the format.
         class_names: what the logits stand for.
         normalization: what images go through first.
-        input_shape: (c, h, w) of the images it was trained on.
+        input_shape: of what it was trained on without a batch, (c, h, w) of images.
         metrics: anything measured, by name.
         storage_dtype: floating-point weights are stored in it and read back into the model's own dtype.
 
@@ -338,7 +338,7 @@ def from_content(
         normalization=None
         if normalization is None
         else Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
-        input_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        input_shape=None if shape is None else tuple(shape),
         metrics=dict(description["metrics"]),
     )
     put_state(model, state, str(path))

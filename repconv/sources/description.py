@@ -57,7 +57,7 @@ def _schema(largest: int) -> Rule:
             "dtype": text(*DTYPES),
             "class_names": many(text()),
             "normalization": optional(record({"mean": many(number()), "std": many(number(positive=True))})),
-            "input_shape": optional(many(whole(1, _LARGEST_SIDE), 3)),
+            "input_shape": optional(many(whole(1, _LARGEST_SIDE), least=1, most=5)),
             "metrics": each(number()),
         },
         {"absorbed": each(text())},

@@ -6,6 +6,7 @@ A `Rule` looks at one value. Rules are made of others: `record({"mean": many(num
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 
 Rule = Callable[[object, str], str]
@@ -36,6 +37,16 @@ def number(*, positive: bool = False) -> Rule:
     return rule
 
 
+def finite() -> Rule:
+    """A number that a float holds, and neither NaN nor Inf."""
+
+    def rule(value: object, place: str) -> str:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return "" if fits else _other(value, place, "a finite number")
+
+    return rule
+
+
 def text(*choices: str) -> Rule:
     """A text, one of `choices` where there are any."""
 
@@ -56,12 +67,15 @@ def optional(rule: Rule) -> Rule:
     return lambda value, place: "" if value is None else rule(value, place)
 
 
-def many(rule: Rule, count: int | None = None) -> Rule:
-    """A list, of `count` where that is said, of what `rule` says."""
+def many(rule: Rule, *, least: int = 0, most: int | None = None) -> Rule:
+    """A list, of at least and at most so many, of what `rule` says."""
 
     def found(value: object, place: str) -> str:
-        if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
-            return _other(value, place, "a list" if count is None else f"a list of {count}")
+        if not isinstance(value, list | tuple):
+            return _other(value, place, "a list")
+        if not least <= len(value) <= (len(value) if most is None else most):
+            allowed = f"at least {least}" if most is None else f"{least} to {most}"
+            return f"{place or 'it'} has {len(value)}, expected {allowed}"
         return next((said for i, part in enumerate(value) if (said := rule(part, f"{place}[{i}]"))), "")
 
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..blocks.probing import dtype_of
+from ..blocks.probing import dtype_of, pixel_axes
 from ..errors import SourceError
 from ..files.edited import inputs_of
 from ..files.foreign.programs import open_program
@@ -24,7 +24,7 @@ from .checkpoint import SUFFIXES as SAVED
 from .checkpoint import Checkpoint, Normalization
 from .networks import SUFFIXES, by_name, of_weights
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Held = Checkpoint | ExportedProgram | onnx.ModelProto
 
 
@@ -69,23 +69,21 @@ class Source:
 
     @property
     def size(self) -> Shape | None:
-        """(c, h, w) of the image it takes, where it says all three."""
+        """Of one input without its batch, (c, h, w) of an image, where it says all of it and takes one."""
         if isinstance(self.held, Checkpoint):
             return self.held.input_shape
         inputs = self.inputs
         shape = inputs[0].shape if len(inputs) == 1 else None
-        if shape is None or len(shape) != 4:
-            return None
-        _, c, h, w = shape
-        return None if c is None or h is None or w is None else (c, h, w)
+        known = [side for side in (shape or ())[1:] if side is not None]
+        return tuple(known) if shape is not None and known and len(known) == len(shape) - 1 else None
 
     @property
     def channels(self) -> int | None:
-        """Of the image it takes, where it says so."""
+        """Of the input it takes, where it says so."""
         if self.size is not None:
             return self.size[0]
         shape = self.inputs[0].shape if len(self.inputs) == 1 else None
-        return None if shape is None or len(shape) != 4 else shape[1]
+        return None if shape is None or len(shape) < 3 else shape[1]
 
     @property
     def normalization(self) -> Normalization | None:
@@ -113,8 +111,9 @@ class Source:
         if isinstance(self.held, ExportedProgram):
             return tuple(_of_program(self.held, self.name))
         network, known = self.held.model, self.held.input_shape
-        own = isinstance(getattr(network, "spec", None), ModelSpec)
-        return (Input("input", dtype_of(network), (None, known[0] if known else None, None, None) if own else None),)
+        axes = pixel_axes(network) if isinstance(getattr(network, "spec", None), ModelSpec) else None
+        shape = None if axes is None else (None, known[0] if known else None, *(None,) * axes)
+        return (Input("input", dtype_of(network), shape),)
 
 
 ONNX_TYPES: dict[int, torch.dtype] = {

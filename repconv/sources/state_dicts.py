@@ -130,7 +130,7 @@ def find_state(content: object, path: str | os.PathLike[str], key: str | None = 
             keys = places or [str(name) for name in content]
             raise CheckpointError(f"{path}: has no key {key!r}; its keys are {_some(keys)}")
     else:
-        known = sorted((p for p in places if p in WRAPPINGS), key=WRAPPINGS.index)
+        known = sorted((p for p in places if _rank(p) is not None), key=lambda p: _rank(p) or ())
         if not known and _has_tensors(content):
             places = ["", *places]
         if not known and len(places) > 1 and places[0]:
@@ -160,6 +160,12 @@ def _places(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Itera
             yield place
         elif depth + 1 < DEPTH:
             yield from _places(value, place, depth + 1)
+
+
+def _rank(place: str) -> tuple[int, ...] | None:
+    """Where a place comes in `WRAPPINGS`, `ema.module` before `model`; None where one of its keys is none of them."""
+    keys = place.split(".")
+    return tuple(map(WRAPPINGS.index, keys)) if set(keys) <= set(WRAPPINGS) else None
 
 
 def _has_tensors(content: Mapping[Any, Any]) -> bool:

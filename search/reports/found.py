@@ -10,6 +10,7 @@ from typing import Any
 from repconv.errors import SearchError
 
 from ..supernet.architecture import Architecture, architecture_from_dict, read_json
+from ..supernet.records import FOUND, require
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 
@@ -63,6 +64,7 @@ def read_found(path: str | Path) -> Found:
     content = read_json(path)
     architecture = architecture_from_dict(content, str(path))
     space = architecture.space
+    require(content, FOUND, str(path))
     try:
         gates = content["gates"]
         alpha = tuple(float(gates[slot.block]["alpha"][slot.branch]) for slot in space.slots)

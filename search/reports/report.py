@@ -15,6 +15,7 @@ from ..folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
 from ..settings import settings_from_dict
 from ..strategies import State, state_from_dict
 from ..strategies.gradient import gate_factors
+from ..supernet.records import MACHINE, POPULATION, SEARCH
 from ..supernet.space import SearchSpace, SpaceBlock
 from .found import read_found
 from .picture import heat_map, svg
@@ -84,7 +85,7 @@ def report(folder: RunFolder) -> str:
     else:
         parts += _under_way(folder)
     parts += ["<h2>Settings</h2>", facts(folder.read_json(CONFIG))]
-    parts += ["<h2>Machine</h2>", facts(folder.read_json(ENVIRONMENT))]
+    parts += ["<h2>Machine</h2>", facts(folder.read_json(ENVIRONMENT, MACHINE))]
     return page(f"Search: {config.strategy} on {config.network}", parts)
 
 
@@ -142,7 +143,7 @@ def _range(values: Sequence[float], least: float = -math.inf, most: float = math
 
 def _result(folder: RunFolder) -> list[str]:
     """The best architectures, and the gates at the end."""
-    result = folder.read_json(RESULT)
+    result = folder.read_json(RESULT, SEARCH)
     best = read_found(folder.path / "best.arch.json")
     space = best.architecture.space
     rows = [
@@ -164,7 +165,7 @@ def _under_way(folder: RunFolder) -> list[str]:
     files = sorted((folder.path / POPULATIONS).glob("*.json"))
     if not files:
         return []
-    last = folder.read_json(f"{POPULATIONS}/{files[-1].name}")
+    last = folder.read_json(f"{POPULATIONS}/{files[-1].name}", POPULATION)
     space = SearchSpace(tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in last["space"]))
     return _gates(space, state_from_dict(last, space))
 
@@ -182,7 +183,7 @@ def _shares(space: SearchSpace, result: Mapping[str, Any]) -> list[str]:
     """In how much of the final population each branch is active."""
     architectures = result["architectures"]
     values = {
-        slot: sum(slot.branch in a["active"][slot.block] for a in architectures) / len(architectures)
+        slot: sum(slot.branch in a["active"].get(slot.block, ()) for a in architectures) / len(architectures)
         for slot in space.slots
     }
     return [

@@ -11,6 +11,7 @@ import torch
 from repconv.errors import SearchError
 
 from ..supernet.architecture import Architecture
+from ..supernet.records import STATE, require
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 from .evolution import Breeding, check_age, first_population
@@ -145,8 +146,15 @@ def state_from_dict(content: Mapping[str, Any], space: SearchSpace) -> State:
     """The state in what `State.to_dict` made.
 
     Raises:
-        SearchError: it names branches the space does not have.
+        SearchError: it makes no sense, or is of another space.
     """
+    require(content, STATE, "the population")
+    alphas, betas = len(content["gates"]["alpha"]), len(content["gates"]["beta"])
+    if (alphas, betas) != (len(space.slots), len(space.blocks)):
+        raise SearchError(
+            f"the population has gates of {alphas} branches in {betas} blocks, expected {len(space.slots)} in "
+            f"{len(space.blocks)}"
+        )
     return State(
         gates=Gates(tuple(content["gates"]["alpha"]), tuple(content["gates"]["beta"])),
         generation=content["generation"],

@@ -340,6 +340,6 @@ def test_one_function_makes_every_format_of_a_module_and_leaves_it_alone() -> No
         assert isinstance(fused.model, kind)
         assert fused.report.agreement is not None
         assert fused.report.agreement.passed
-    with pytest.raises(repconv.SourceError, match="records no image shape"):
+    with pytest.raises(repconv.SourceError, match="records no shape of its input"):
         fuse_source(model, ".pt")
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

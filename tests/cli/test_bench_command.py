@@ -142,7 +142,7 @@ def test_graphs_halves_and_several_sources(checkpoint, tmp_path) -> None:
         (("small.pt", "--batch", "0"), 2, "expected whole numbers from 1 on"),
         (("small.pt", "--batch", "8:1"), 2, "expected whole numbers from 1 on"),
         (("small.pt", "--batch", "1,1", "--backend", "torch"), 2, "named twice"),
-        (("small.pt", "--image", "32"), 2, "expected height and width"),
+        (("small.pt", "--image", "32"), 2, "and the shape given is 32"),
         (("small.pt", "--backend", "torch", "--pin", "4095"), 2, "--pin names core 4095"),
         (("small.pt", "--backend", "torch", "--cuda-graphs"), 2, "everything runs on the CPU"),
         (("small.pt", "small.pt", "--backend", "torch"), 2, "two sources are called small.pt"),

@@ -120,7 +120,7 @@ MISUSES = {
     "no folder": (("fuse", "SOURCE", "-o", "none/f.pt"), "there is no folder none; make it first"),
     "itself": (("fuse", "SOURCE", "-o", "SOURCE"), "is the source itself"),
     "opset": (("fuse", "SOURCE", "-o", "f.onnx", "--opset", "40"), "40 is not in the range 13<=x<=26"),
-    "shape": (("fuse", "SOURCE", "-o", "f.pt", "--input-shape", "a,b"), "is not an image shape like 3,224,224"),
+    "shape": (("fuse", "SOURCE", "-o", "f.pt", "--input-shape", "a,b"), "is no shape of an input, like 3,224,224"),
     "command": (("fuze", "SOURCE"), "No such command 'fuze'"),
     "unwritable json": (("fuse", "SOURCE", "-o", "f.pt", "--json", "none/r.json"), "there is no folder none"),
 }

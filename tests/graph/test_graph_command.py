@@ -175,7 +175,7 @@ MISUSES = {
     "missing": (("none.onnx", "-o", "f.onnx"), "none.onnx: no such file"),
     "itself": (("net.onnx", "-o", "net.onnx"), "is the source itself"),
     "checkpoint": (("branchy_of_test:network", "-o", "f.pt", "--input-shape", "3,20,24"), "write a graph instead"),
-    "no shape": (("branchy_of_test:network", "-o", "f.onnx"), "records no image shape"),
+    "no shape": (("branchy_of_test:network", "-o", "f.onnx"), "records no shape of its input"),
     "strict": (("fused.onnx", "--strict"), "nothing to fuse in it"),
 }
 

@@ -45,7 +45,8 @@ CLAIMS: dict[tuple[str, ...], list[tuple[object, str]]] = {
     ("input_shape",): [
         ([0, 0, 0], r"input_shape\[0\] is 0"), ([3, -4, 4], r"input_shape\[1\] is -4"), ("abc", "'abc', expected"),
         (["3", "4", "4"], r"\[0\] is '3'"), ([3, 4.5, 4], r"\[1\] is 4.5"), ([3, 10**13, 4], "10000000000000"),
-        ([3, 2**18, 2**18], "at most 268,435,456 numbers"), ([3, 16], "a list of 3"), ([3, 16, True], r"\[2\] is True"),
+        ([3, 2**18, 2**18], "at most 268,435,456 numbers"), ([3] * 6, "has 6, expected 1 to 5"),
+        ([3, 16, True], r"\[2\] is True"),
     ],
     ("model", "arguments", "width"): [
         (2**40, "arguments.width is"), (4096, "more weights than the file's"), (-1, "at least 1"), (None, "None"),

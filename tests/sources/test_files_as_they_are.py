@@ -219,3 +219,14 @@ def test_weights_say_how_many_classes(tmp_path):
     torch.testing.assert_close(found.checkpoint.model(x), net(x))
     assert "7 classes" in " ".join(found.notes)
     assert found.checkpoint.model.spec.arguments == {"num_classes": 7}
+
+
+def test_averaged_weights_come_first_where_they_are_nested_too(model, tmp_path):
+    """As timm, YOLO and DINO scripts keep them: the average in a dictionary of its own, beside the last weights."""
+    last = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    ema = {"decay": 0.999, "module": model.state_dict()}
+    content = {"epoch": 3, "model": last, "ema": ema, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
+    torch.save({**content, "args": argparse.Namespace(lr=0.1)}, tmp_path / "m.pth")
+    opened = open_source(str(tmp_path / "m.pth"), model="irep_resnet18")
+    assert torch.equal(opened.checkpoint.model(X), model(X))
+    assert "weights under 'ema.module' (also there: model" in " ".join(opened.notes)

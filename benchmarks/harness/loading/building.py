@@ -84,7 +84,7 @@ class Workshop:
                 count * DTYPES[precision].itemsize,
             )
         subject = self.onnx(form, batch)
-        spans = (Span.of(form.given.size[1]), Span.of(form.given.size[2]))
+        spans = tuple(map(Span.of, form.given.size[1:]))
         gpu = gpu_here()
         settings = BuildSettings(
             precision,

@@ -11,12 +11,13 @@ compared with: the author's conversion, or the network as exported where there i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def program_calls(module: nn.Module, operation: str) -> int:
 
 
 def program_of(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """The network through torch.export."""
-    return exported_program(model, (x,))
+    """The network through torch.export, in evaluation mode."""
+    return exported_program(copy.deepcopy(model).eval(), (x,))
 
 
 def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
@@ -104,10 +105,22 @@ def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
         return rewritten, export_again(program, rewritten).module()
 
 
+@contextlib.contextmanager
+def _in_double() -> Iterator[None]:
+    """What a network makes of nothing, such as `torch.zeros`, is float64."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
 def program_row(one: Specimen, reference: nn.Module, wanted: Tensor) -> dict[str, object]:
     """The same network through torch.export: counts, and how exact the collapse is in float64."""
     rewritten, module = fused_program(one.model, one.x)
-    exact, exact_module = fused_program(reference, one.x.double())
+    with _in_double():
+        exact, exact_module = fused_program(reference, one.x.double())
     with torch.no_grad(), FastGroupedDouble():
         in_float32 = relative(module(one.x), wanted)
         in_float64 = relative(exact_module(one.x.double()), wanted)
@@ -224,9 +237,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         forms = [row[form] for form in ("original", "author", "fused") if form in row]
         program, timed = row["fused_program"], row.get("latency")
-        counts = [
-            ", ".join(str(form[key]) for form in forms) for key in ("convolutions", "batch_norms", "adds", "muls")
-        ]
+        counts = [", ".join(str(form.get(key, "")) for form in forms) for key in COUNTS[:-1]]
         flops = [form["flops"] for form in (*forms[:-1], program)]
         found = [
             row["model"], *counts, ", ".join(f"{each / 1e9:.3g}" for each in flops),

@@ -59,6 +59,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
     from repconv.search.reports.picture import terminal
     from repconv.search.run import run
     from repconv.search.settings import settings_from_dict
+    from repconv.search.supernet.records import SEARCH
     from repconv.search.tasks.data import is_own_data
     from repconv.search.tasks.network import is_own_network
 
@@ -71,7 +72,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
         run(folder, Epochs(config.epochs, _show), own_code=own_code)
     if not processes.first:
         return
-    best, result = read_found(folder.path / BEST), folder.read_json(RESULT)
+    best, result = read_found(folder.path / BEST), folder.read_json(RESULT, SEARCH)
     click.echo(f"\n{terminal(best.architecture)}\n")
     name = str(best.network["name"])
     again = f" --network {name}" if is_own_network(name) else ""

@@ -14,7 +14,7 @@ from .command import Reads, Writes
 if TYPE_CHECKING:
     from repconv.export.settings import Span
 
-    _Shape = click.ParamType[tuple[int, int, int]]
+    _Shape = click.ParamType[tuple[int, ...]]
     _Batch = click.ParamType["Span"]
     _Image = click.ParamType[tuple["Span", ...]]
     _WholeNumbers = click.ParamType[tuple[int, ...]]
@@ -23,23 +23,24 @@ else:  # click before 8.4 has no types to name
     _Shape = _Batch = _Image = _WholeNumbers = _Numbers = click.ParamType
 
 
-class ImageShape(_Shape):
-    """`3,224,224` or `3x224x224`, with or without a leading batch of 1; `224,224` is of three channels."""
+class InputShape(_Shape):
+    """`3,224,224` or `3x224x224`, with or without a leading batch of 1; what it means depends on who takes it."""
 
     name = "C,H,W"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:  # noqa: ANN401  # click's signature
-        """Return (c, h, w)."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: ANN401  # click's signature
+        """Return the numbers, which `blocks.probing.example_shape` understands."""
         if isinstance(value, tuple):
             return value
         parts = re.split(r"[,x]", str(value))
-        if len(parts) == 4 and parts[0] == "1":
-            parts = parts[1:]
-        parts = ["3", *parts] if len(parts) == 2 else parts
-        if len(parts) != 3 or not all(p.isdecimal() and int(p) for p in parts):
-            self.fail(f"{value!r} is not an image shape like 3,224,224 or 1x3x224x224", param, ctx)
-        channels, height, width = map(int, parts)
-        return channels, height, width
+        if len(parts) > 5 or not all(p.isdecimal() and int(p) for p in parts):
+            self.fail(
+                f"{value!r} is no shape of an input, like 3,224,224 or 1x3x224x224 of an image, 80,300 of a sequence "
+                "of 80 channels, 3,16,112,112 of a clip of 16 images",
+                param,
+                ctx,
+            )
+        return tuple(map(int, parts))
 
 
 class BatchRange(_Batch):

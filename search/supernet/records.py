@@ -1,0 +1,59 @@
+"""What the JSON files of a run have to be before anything believes them, by their schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from repconv.errors import SearchError
+from repconv.sources.schema import Rule, each, finite, many, optional, record, text, whole
+
+_MANY = 2**53
+_COUNT = whole(0, _MANY)
+_SIDE = whole(0, 2**14)
+_KINDS = many(text())
+_SPACE = many(record({"name": text(), "fixed": _KINDS, "searchable": _KINDS}))
+_GATES = record({"alpha": many(finite()), "beta": many(finite())})
+_MEMBER = record({"age": _COUNT, "accuracy": optional(finite()), "score": optional(finite()), "active": each(_KINDS)})
+_STATE = {"gates": _GATES, "generation": _COUNT, "members": many(_MEMBER), "asked": many(_MEMBER)}
+_FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)})
+
+STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
+FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
+RULES: Mapping[str, Rule] = {
+    STATE: record(_STATE),
+    POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}),
+    SEARCH: record({"schema": text(SEARCH), "space": _SPACE, "gates": _GATES, "architectures": many(_FOUND, least=1)}),
+    RETRAIN: record({
+        "schema": text(RETRAIN), "measured_on": text(), "images": _COUNT, "accuracy": finite(),
+        "fused_accuracy": finite(),
+    }),
+    FOUND: record({
+        "network": record({"name": text()}, {
+            "width": _SIDE, "blocks": many(_SIDE), "fixed": _KINDS, "branches": _KINDS,
+        }),
+        "gates": each(record({"beta": finite(), "alpha": each(finite())})),
+        "validation_accuracy": finite(),
+    }),
+    MACHINE: each(lambda *_: ""),
+    EPOCH: record({"epoch": _COUNT, "loss": finite()}),
+    GENERATION: record({
+        "epoch": _COUNT, "generation": _COUNT, "population": _COUNT, "measured": _COUNT,
+        **dict.fromkeys(
+            ("best_accuracy", "mean_accuracy", "worst_accuracy", "mean_age", "mean_size"), finite()
+        ),
+    }),
+}  # fmt: skip
+"""What content of each schema, or of each kind of line in the metrics, has to be."""
+
+
+def require(content: Any, schema: str, where: str) -> Any:  # noqa: ANN401  # of a file
+    """The content of a file, which is as its schema says.
+
+    Raises:
+        SearchError: it is not; the message says where in it, and what was expected.
+    """
+    said = RULES[schema](content, "")
+    if said:
+        raise SearchError(f"{where} makes no sense: {said}; it was changed or damaged after it was written")
+    return content
