@@ -302,7 +302,8 @@ def test_an_onnx_model_is_fused_without_pytorchs_compiler(tmp_path):
     graph = helper.make_graph(nodes, "g", [next(image)], [next(image)], held)
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
-    code = "import sys; from repconv.cli import main\ntry: main()\nexcept SystemExit: print('torch._dynamo' in sys.modules)"
+    code = "import atexit, sys; from repconv.cli import main\n"
+    code += "atexit.register(lambda: print('torch._dynamo' in sys.modules))\nmain()"
     line = [sys.executable, "-c", code, "fuse", str(path), "-o", str(tmp_path / "f.onnx"), "-q"]
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.split() == ["False"]
     assert [node.op_type for node in onnx.load(tmp_path / "f.onnx").graph.node] == ["Conv"]
