@@ -6,7 +6,6 @@ for torch.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import traceback
@@ -41,14 +40,8 @@ def _repconv() -> None:
     """Fold trained multi-branch convolution blocks, exactly, into the single convolutions that deploy."""
 
 
-_FEW_COLLECTIONS = 50_000
-"""New objects before Python looks for circles among them. At its own 700 that took three fifths of the time in which a
-chain of 3,000 convolutions is planned, of whose small objects none is in a circle."""
-
-
 def main() -> None:
     """Run the command line; it ends in an exit code, and where that is not 0 with a message."""
-    gc.set_threshold(_FEW_COLLECTIONS)
     with spared_streams(), ended_by_signals():
         sys.exit(_exit_code())
 
