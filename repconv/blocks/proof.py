@@ -13,6 +13,7 @@ from ..progress import counted
 from ..proof.affine import Sources, Written, affine_agreement, different, largest_on_the_way, same_numbers, square
 from ..proof.agreement import Agreement, Comparison
 from ..proof.end_to_end import prove_whole
+from ..proof.float64 import FastGroupedDouble
 from ..proof.leaves import Inputs, arguments
 from ..proof.report import Proof, Refusal
 from .fold import fuse_blocks, outermost_branches, with_kernels
@@ -80,13 +81,14 @@ def prove_block(branch: nn.Module, conv: nn.Conv2d, where: str) -> Comparison:
         )
 
     rows, columns = written.kernel_size
-    return affine_agreement(
-        largest_on_the_way(lambda sources: reference(sources[_SOURCE])),
-        Written(lambda sources: written(sources[_SOURCE]), power, rows * columns),
-        {_SOURCE: (1, written.in_channels, *_sides(conv))},
-        dtype,
-        where,
-    )
+    with FastGroupedDouble():
+        return affine_agreement(
+            largest_on_the_way(lambda sources: reference(sources[_SOURCE])),
+            Written(lambda sources: written(sources[_SOURCE]), power, rows * columns),
+            {_SOURCE: (1, written.in_channels, *_sides(conv))},
+            dtype,
+            where,
+        )
 
 
 def _sides(conv: nn.Conv2d) -> tuple[int, int]:

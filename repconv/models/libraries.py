@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -171,11 +172,29 @@ class Factory:
             return self.call
         if not callable(self.call):
             raise SourceError(f"{self.name} is a {type(self.call).__name__}, expected a function that makes a network")
+        self._require_arguments(arguments)
         with _working_directory(), _foreign(self.name):
             network = self.call(**arguments)
         if not isinstance(network, nn.Module):
             raise SourceError(f"{self.name} returned a {type(network).__name__}, expected a torch.nn.Module")
         return network
+
+    @property
+    def parameters(self) -> tuple[inspect.Parameter, ...]:
+        """What it takes by name; none where it does not tell."""
+        if isinstance(self.call, nn.Module):
+            return ()
+        try:
+            found = inspect.signature(self.call).parameters.values()  # type: ignore[arg-type]  # if not, it is caught
+        except (ValueError, TypeError):
+            return ()
+        return tuple(p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+
+    def _require_arguments(self, given: Mapping[str, object]) -> None:
+        asked = [p.name for p in self.parameters if p.default is p.empty and p.name not in given]
+        if asked:
+            takes, give = ", ".join(p.name for p in self.parameters), " ".join(f"--arg {name}=VALUE" for name in asked)
+            raise SourceError(f"{self.name} takes {takes}; give {give}")
 
 
 @contextlib.contextmanager

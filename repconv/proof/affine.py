@@ -27,7 +27,6 @@ from torch import Tensor
 
 from .agreement import Comparison, Difference
 from .dispatch import EveryCall
-from .float64 import FastGroupedDouble
 
 SIGMAS = 7.0
 """The t of Hoeffding's bound: 5e-11 an output."""
@@ -155,7 +154,7 @@ def affine_agreement(
     unit = torch.finfo(dtype).eps / 2 * ROUNDED_AGAIN
     named = str(dtype).removeprefix("torch.")
     zeros = {name: torch.zeros(1, *shape[1:], dtype=torch.float64) for name, shape in shapes.items()}
-    with torch.no_grad(), FastGroupedDouble():
+    with torch.no_grad():
         still, got = reference(zeros), written.value(zeros)
         if still.value.shape != got.shape:
             shapes_said = " instead of ".join("x".join(map(str, t.shape)) for t in (got, still.value))

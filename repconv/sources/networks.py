@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, GeometryError, SourceError
-from ..models.libraries import create_named, image_shape, is_own_code, parsed
+from ..models.libraries import Factory, create_named, image_shape, is_own_code, parsed
 from ..models.zoo import create_model, list_models
 from .checkpoint import Checkpoint, from_content, is_checkpoint, own_code_of
 from .state_dicts import find_state, put_state, read_content, strip_prefix
@@ -37,7 +37,7 @@ def of_weights(path: Path, model: str | None, state_key: str | None) -> Read:
     if model is None:
         raise SourceError(
             f"{path} holds weights without their network; name it with --model: one of repconv.list_models(), such "
-            "as --model irep_resnet18, or --model package.module:factory"
+            "as --model irep_resnet18, or, for your own, --model model.py:Net or --model package.module:factory"
         )
     state, note = find_state(content, path, state_key)
     network = create_named(model) if ":" in model else _named(model, state)
@@ -141,9 +141,15 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str
         put_state(network, stripped.state, str(path), stripped.left_out)
     except CheckpointError as error:
         better = _better_name(state, name)
-        hint = f"; the names fit {better}: try --model {better}" if better else ""
+        hint = f"; the names fit {better}: try --model {better}" if better else _arguments_of(name)
         raise CheckpointError(f"{error}{hint}") from None
     return stripped.note
+
+
+def _arguments_of(name: str) -> str:
+    """What to say of a misfit where the network's own code takes arguments."""
+    given = [p.name for p in Factory(parsed(name)[0]).parameters] if is_own_code(name) else []
+    return f"; {name} takes {', '.join(given)}: give what it was trained with, as --arg KEY=VALUE" if given else ""
 
 
 def _better_name(state: Mapping[str, Tensor], tried: str) -> str | None:

@@ -122,6 +122,21 @@ def test_a_tensor_that_a_convolution_reads_among_others_than_it_was_is_one_of_it
     assert of_onnx.after.batch_norms == 0
 
 
+def normalised_then_flat(m: Module, x: Tensor) -> Tensor:
+    """[n, c, 1, 1]: what has its channels last, of an operation that no convolution follows, and is flattened."""
+    y = functional.layer_norm(x.permute(0, 2, 3, 1), (C,)).permute(0, 3, 1, 2)
+    return functional.relu(m.a(y.flatten(1)) * 0.5 + 2)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_row_of_numbers_that_is_an_image_of_one_channel_is_folded_into_a_matrix(n: int) -> None:
+    model = to_onnx(Module(normalised_then_flat, a=nn.Linear(C, 3)), torch.randn(n, C, 1, 1))
+    fused, report = fuse_onnx(model)
+    kinds = [node.op_type for node in fused.graph.node]
+    assert (kinds.count("Gemm"), kinds.count("Mul"), kinds.count("Add")) == (1, 0, 0), kinds
+    assert report.unmeasured == ()
+
+
 def test_open_sides_of_a_clip_are_drawn_smaller_than_those_of_an_image() -> None:
     """As many numbers would take seconds a convolution."""
     info = onnx.helper.make_tensor_value_info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -285,3 +286,24 @@ def test_networks_of_several_outputs(run, tmp_path):
             assert "equal: all 5" in said
     finally:
         del sys.modules["tests_two"]
+
+
+def test_an_onnx_model_is_fused_without_pytorchs_compiler(tmp_path):
+    """Importing torch._dynamo takes longer than fusing a small model."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((6, 1, *kernel)).astype(np.float32) for kernel in ((3, 3), (1, 1))]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], pads=[1] * 4, group=6),
+        helper.make_node("Conv", ["x", "w1"], ["b"], group=6),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    image = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 6, 9, 9]) for name in "xy")
+    held = [numpy_helper.from_array(weight, f"w{index}") for index, weight in enumerate(weights)]
+    graph = helper.make_graph(nodes, "g", [next(image)], [next(image)], held)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    code = "import atexit, sys; from repconv.cli import main\n"
+    code += "atexit.register(lambda: print('torch._dynamo' in sys.modules))\nmain()"
+    line = [sys.executable, "-c", code, "fuse", str(path), "-o", str(tmp_path / "f.onnx"), "-q"]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.split() == ["False"]
+    assert [node.op_type for node in onnx.load(tmp_path / "f.onnx").graph.node] == ["Conv"]

@@ -400,3 +400,21 @@ def test_commands_say_what_a_file_grows_by(command_line: Command, tmp_path: Path
     assert f"{grown['added_bytes']:+,}" in table
     assert json.loads((tmp_path / "inspect.json").read_text())["graph"]["diverged"] == [grown]
     assert json.loads((tmp_path / "fuse.json").read_text())["report"]["diverged"] == [grown]
+
+
+def test_looking_at_a_weights_size_is_no_reader_of_it() -> None:
+    """PyTorch's exporter makes a bias of zeros as long as the weight, by Shape."""
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((C, C, 1, 1)).astype(np.float32), "w")
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
+    nodes = [
+        helper.make_node("Shape", ["w"], ["size"], start=0, end=1),
+        helper.make_node("Expand", ["zero", "size"], ["bias"]),
+        helper.make_node("Conv", ["x", "w", "bias"], ["a"]),
+        helper.make_node("Add", ["a", "x"], ["y"]),
+    ]
+    image = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, C, 5, 5]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", image[:1], image[1:], [weight, zero])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    after, report = fuse_onnx(proto)
+    assert [node.op_type for node in after.graph.node] == ["Conv"]
+    assert report.diverged == ()

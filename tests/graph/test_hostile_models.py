@@ -120,6 +120,34 @@ def test_a_convolution_that_no_runtime_runs_is_said(attributes, words):
         foresee_onnx(branches(**attributes))
 
 
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_a_bias_of_another_shape_stays_in_words(kind):
+    """As torch's newer exporter writes it of every 3-D convolution without one: [channels, 2], which nothing runs."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w3"], ["a"], pads=[1] * 4),
+        helper.make_node(kind, ["a", "w1", "wide"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["c"], pads=[1] * 4),
+        helper.make_node("Add", ["b", "c"], ["y"]),
+    ]
+    wide = number("wide", np.zeros((3, 2), np.float32))
+    fused, report = fuse_onnx(model(nodes, [weight("w3", 3, 3, 3, 3), weight("w1", 3, 3, 1, 1), wide]), prove=False)
+    assert [node.op_type for node in fused.graph.node] == ["Conv", kind, "Conv", "Add"]
+    assert any("a bias of shape [3, 2] for 3 channels" in refusal.why for refusal in report.refusals)
+
+
+def test_axes_in_an_order_of_axes_that_are_not_there_stay_in_words():
+    """As torch's older exporter writes of `movedim` twice."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 49, 2, 3]),
+        helper.make_node("Conv", ["b", "w1"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["d"], perm=[0]),
+        helper.make_node("Conv", ["d", "w1"], ["y"]),
+    ]
+    proto = model(nodes, [weight("w1", 3, 3, 1, 1)])
+    assert list(fuse_onnx(proto, prove=False)[0].graph.node) == list(proto.graph.node)
+
+
 @pytest.mark.parametrize("size", [(-4, 3, 8, 8), (1, 3, -8, 8), (1, 3, 0, 8), (1, 3, 2**14, 2**14)])
 def test_an_input_that_cannot_be_made_is_said(size):
     artefact = artefact_of(Source(name="m.onnx", path=None, sha256=None, held=branches(size)))

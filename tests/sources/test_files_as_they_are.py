@@ -204,6 +204,17 @@ def test_a_file_of_code_and_its_arguments(place, tmp_path, command_line):
     assert (code, "expected KEY=VALUE" in err) == (2, True)
 
 
+def test_arguments_that_are_missing_are_named(tmp_path, command_line):
+    (tmp_path / "needy_of_test.py").write_text(CODE.replace("width=4", "width"))
+    name = "needy_of_test.py:Tiny"
+    torch.save(create_named("needy_of_test.py:Tiny(width=6)").state_dict(), tmp_path / "w.pth")
+    code, _, err = command_line("inspect", "w.pth", "--model", name)
+    assert (code, "needy_of_test:Tiny takes width, kind, sizes; give --arg width=VALUE" in err) == (2, True)
+    code, _, err = command_line("inspect", "w.pth", "--model", name, "--arg", "width=5")
+    assert code == 2
+    assert "takes width, kind, sizes: give what it was trained with, as --arg KEY=VALUE" in " ".join(err.split())
+
+
 @pytest.mark.parametrize("name", ["m:f(1)", "m:f(a=__import__('os'))", "m:f(a=b)", "m:f(a=1", "m:f(**{})x"])
 def test_arguments_are_literals(name):
     with pytest.raises(SourceError, match="expected arguments"):

@@ -365,9 +365,9 @@ def last_axis(tensor: Carried, matrix: Callable[[], Tensor], shape: tuple[int, i
     (o, i), parts = shape, tensor.layout.axes[-1]
     sides = [size_of(atom, tensor.size_of) for atom in parts]
     known = [side for side in sides if isinstance(side, int)]
-    if all(atom.kind != "channels" for atom in parts) and prod(known) > 1:
-        raise StaysError(Kind.PIXELS(does=MIXES_PIXELS))
     whole = tensor.layout.widths[-1] == tensor.layout.channels
+    if not whole and all(atom.kind != "channels" for atom in parts) and prod(known) > 1:
+        raise StaysError(Kind.PIXELS(does=MIXES_PIXELS))
     if not whole or len(known) < len(sides) or prod(known) != i or any(atom.kind == "batch" for atom in parts):
         raise StaysError(Kind.LAYOUT(what="it multiplies the last axis, and its input is laid out"))
     layout = Layout((*tensor.layout.axes[:-1], (Atom("channels", o),)))

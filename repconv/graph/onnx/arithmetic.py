@@ -19,6 +19,7 @@ from ..core.constant import Constant
 from ..core.expression import Term
 from ..core.pool import Pool
 from ..core.reasons import BY_BATCH, HANGING, UNCOUNTED, Kind, StaysError
+from ..core.step import Offset
 from ..core.terms import average_term, convolution_term, extent, scale_term, transposed_term
 from ..maps.carried import Carried, Made, last_axis, matmul, spread
 from ..maps.layout import MOST_PIXEL_AXES, plain
@@ -41,6 +42,16 @@ def _weighed(facts: Facts, node: onnx.NodeProto) -> tuple[Array, int, Carried]:
     return weight, pixels, source
 
 
+def _biased(facts: Facts, node: onnx.NodeProto, channels: int) -> Offset | None:
+    """The constant bias of a convolution that makes so many channels, if it has one."""
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    bias = double(constant_of(facts, node.input[2], "bias"))
+    if bias.shape != (channels,):
+        raise StaysError(Kind.MISFIT(said=f"a bias of shape {list(bias.shape)} for {channels} channels"))
+    return partial(Constant.stored, bias)
+
+
 def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Conv with a constant weight."""
     known = attributes(node)
@@ -60,11 +71,7 @@ def convolution(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         dilation=dilation,
         groups=groups,
     )
-    offset = None
-    if len(node.input) > 2 and node.input[2]:
-        bias = double(constant_of(facts, node.input[2], "bias"))
-        offset = partial(Constant.stored, bias)
-    return [Part(node.output[0], Made(plain(o, pixels), (term,), offset))]
+    return [Part(node.output[0], Made(plain(o, pixels), (term,), _biased(facts, node, o)))]
 
 
 def transposed(facts: Facts, node: onnx.NodeProto) -> list[Part]:
@@ -88,10 +95,7 @@ def transposed(facts: Facts, node: onnx.NodeProto) -> list[Part]:
         dilation=by_axis(known.get("dilations"), 1, pixels),
         groups=groups,
     )
-    offset = None
-    if len(node.input) > 2 and node.input[2]:
-        offset = partial(Constant.stored, double(constant_of(facts, node.input[2], "bias")))
-    return [Part(node.output[0], Made(plain(m * groups, pixels), (term,), offset))]
+    return [Part(node.output[0], Made(plain(m * groups, pixels), (term,), _biased(facts, node, m * groups)))]
 
 
 def average(facts: Facts, node: onnx.NodeProto) -> list[Part]:

@@ -115,7 +115,7 @@ class Facts:
         """
         if name not in self._carried:
             sides, axis = self.sides.get(name, ()), self._channel_axes.get(name, 1)
-            width = sides[axis] if len(sides) > 1 else 0
+            width = sides[axis] if 0 < axis < len(sides) else 0
             if self.is_constant(name) or self.types.get(name, 0) not in (0, *FLOATS):
                 raise StaysError
             if not isinstance(width, int) or width < 1:
@@ -221,7 +221,7 @@ def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[o
             continue
         elif node.op_type == "Transpose":
             order = attributes(node).get("perm", list(range(rank))[::-1])
-            if isinstance(order, (list, tuple)):
+            if isinstance(order, (list, tuple)) and known < len(order):
                 found[first] = order[known]
         elif node.op_type in KEEPS_SIZE or node.op_type in _ELEMENTWISE:
             found.update({name: known for name in node.input if len(sides.get(name, ())) > known})

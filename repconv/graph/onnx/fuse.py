@@ -162,7 +162,9 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     steps, needed = live(nodes, found, outputs, measured)
     names = {name: node.where for node in nodes for name in node.outputs}
     made = {step.output for step in steps}
-    others = [name for node in source.graph.node if made.isdisjoint(node.output) for name in {*node.input}]
+    # Exporters look up a weight's size where a bias is missing; who looks at nothing else shares no weight.
+    staying_nodes = [n for n in source.graph.node if made.isdisjoint(n.output) and n.op_type not in ("Shape", "Size")]
+    others = [name for node in staying_nodes for name in {*node.input}]
     staying = [*outputs, *others]
     chosen = plan(steps, needed, names, facts.placed, DIALECT, staying)
     return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))

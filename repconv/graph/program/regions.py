@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from ...errors import FusionError
 from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, square, whole
 from ...proof.agreement import Comparison
+from ...proof.float64 import FastGroupedDouble
 from .facts import CONVOLVE, PADDED, SPREAD
 
 _aten = torch.ops.aten
@@ -90,9 +91,11 @@ def prove_region(
     right, written = largest_on_the_way(reference), Written(value, power, taps)
     sized = {name: shapes[name] for name in read}
     if _keep_axes(before, names[0]) and _keep_axes(after, names[1]):
-        return affine_agreement(right, written, sized, dtype, where)
+        with FastGroupedDouble():
+            return affine_agreement(right, written, sized, dtype, where)
     sized = {name: (1, *shape) for name, shape in sized.items()}
-    return affine_agreement(of_whole(right), whole(written), sized, dtype, where)
+    with FastGroupedDouble():
+        return affine_agreement(of_whole(right), whole(written), sized, dtype, where)
 
 
 def _keep_axes(nodes: list[fx.Node], ends: Mapping[fx.Node, str]) -> bool:

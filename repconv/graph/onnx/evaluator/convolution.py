@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ....proof.float64 import FastGroupedDouble
+from ....proof.float64 import grouped_double, is_grouped_double
 from .call import Array, Call, declared_pads, halved, padded, window
 
 _FORWARD = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -20,10 +20,10 @@ def convolution(call: Call) -> tuple[Array, ...]:
     # PyTorch pads both ends alike, and without a copy as large as a wide pad.
     alike = tuple(max(0, min(pair)) for pair in over.pads)
     rest = [(a - both, b - both) for (a, b), both in zip(over.pads, alike, strict=True)]
-    with torch.no_grad(), FastGroupedDouble():
-        y = _FORWARD[len(over.size)](
-            _tensor(padded(x, rest)), _tensor(weight), None, over.strides, alike, over.dilations, call.get("group", 1)
-        )
+    groups, given = call.get("group", 1), _tensor(padded(x, rest))
+    convolve = grouped_double if is_grouped_double(given, groups) else _FORWARD[len(over.size)]
+    with torch.no_grad():
+        y = convolve(given, _tensor(weight), None, over.strides, alike, over.dilations, groups)
     return (_with_bias(y.numpy(), call.input(2)),)
 
 
