@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import SourceError
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 _KINDS = ("rows of numbers (c)", "sequences (c, length)", "images (c, h, w)", "clips (c, depth, h, w)")
 """What is taken, by the number of its pixel axes."""
 
@@ -65,13 +67,17 @@ def example_shape(given: Sequence[int], axes: int | None, name: str = "the netwo
 
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Floating-point operations, two a multiply-add, of convolutions and linear layers on one image (c, h, w)."""
-    held = [*model.parameters(), *model.buffers()]
-    shapes_only = copy.deepcopy(model, {id(t): t.detach().to("meta") for t in held})  # no weight is copied
+    known: dict[int, object] = {
+        id(t): t.detach().to("meta")  # no weight is copied
+        for t in (*model.parameters(), *model.buffers())
+    }
+    # Of shapes alone, normalisation takes most of the time and counts nothing.
+    known |= {id(module): nn.Identity() for module in model.modules() if type(module) in _NORMS}
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            shapes_only(torch.empty(1, *input_shape, device="meta"))
-    except (NotImplementedError, RuntimeError):
-        # Some networks look at numbers, of buffers they keep on another device, say; then it is run.
+            copy.deepcopy(model, known)(torch.empty(1, *input_shape, device="meta"))
+    except (NotImplementedError, RuntimeError, AttributeError, TypeError):
+        # Some networks look at numbers, of buffers they keep on another device, say, or of norms; then it is run.
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, *input_shape, dtype=dtype_of(model)))
     return int(counter.get_total_flops())

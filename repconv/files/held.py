@@ -58,6 +58,7 @@ def temporary_folder(parent: Path | None = None, name: str = "") -> Iterator[Pat
             libraries say in words of their own.
     """
     where = Path(tempfile.gettempdir()) if parent is None else parent
+    of_others: Exception | None = None
     try:
         with _held_folder(where, f".{name}.{MARK}" if name else MARK) as path:
             try:
@@ -65,9 +66,12 @@ def temporary_folder(parent: Path | None = None, name: str = "") -> Iterator[Pat
             except Exception as error:
                 why = _why_not_writable(path)
                 if why is None or isinstance(error, OutputError):
+                    of_others = error
                     raise
                 raise OutputError(f"cannot write in {where}: {why}{_ELSEWHERE if parent is None else ''}") from error
     except OSError as error:
+        if error is of_others:
+            raise
         raise OutputError(
             f"cannot write in {where}: {error.strerror or error}{_ELSEWHERE if parent is None else ''}"
         ) from error

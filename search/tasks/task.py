@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from repconv.errors import SearchError
+from repconv.files.held import temporary_folder
 from repconv.sources.checkpoint import Normalization
 
 from ..supernet.evaluate import Correct, top_1
@@ -133,7 +136,24 @@ def training_batches(
         num_workers=workers,
         generator=torch.Generator(),  # else it would draw a seed from torch's own
     )
-    yield from ((x, y) for x, y in loader)
+    with _folder_of(workers):
+        yield from ((x, y) for x, y in loader)
+
+
+@contextmanager
+def _folder_of(workers: int) -> Iterator[None]:
+    """One folder for what Python puts into one of each worker's, which stays where that is killed."""
+    # Workers inherit what it says.
+    told: dict[str, object] = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+    if not workers or told.get("tempdir") is not None:
+        yield
+        return
+    with temporary_folder() as folder:
+        told["tempdir"] = str(folder)
+        try:
+            yield
+        finally:
+            told["tempdir"] = None
 
 
 @final
