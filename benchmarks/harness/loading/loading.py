@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
-from repconv.errors import BackendError
 from repconv.export.artefacts.loaded import How, Job, Loaded
 from repconv.export.artefacts.runtime import runtime_of
 from repconv.export.targets import timed_as
@@ -17,7 +18,7 @@ def loader_of(backend: str) -> Callable[[Job, How], Loaded]:
     """What loads a form for the backend of that name; its runtime is imported, and nothing run.
 
     Raises:
-        BackendError, or whatever a damaged installation raises.
+        ImportError, or whatever a damaged installation raises.
     """
     if backend in (TORCH, COMPILED):
         from .torch_loading import load_torch, without_tf32
@@ -26,6 +27,8 @@ def loader_of(backend: str) -> Callable[[Job, How], Loaded]:
         return partial(load_torch, compiled=backend == COMPILED)
     target = timed_as(backend)
     if target is None:
-        raise BackendError(f"no runtime is known as {backend}")
-    target.imported()
+        raise ImportError(f"no runtime is known as {backend}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as that an interface is young
+        import_module(target.module)  # a damaged installation says itself what it lacks
     return partial(runtime_of(target).load, backend)
