@@ -204,14 +204,16 @@ def verdict(found: dict[str, Any]) -> list[str]:
     short = [
         f"{key} {fused[key]} > {other[key]}"
         for key in ("convolutions", "batch_norms", "adds", "conv_flops")
-        if fused[key] > other[key]
+        if (fused[key] or 0) > (other[key] or 0)
     ]
     for form, before in found.get("before", {}).items():
-        short += [f"{form} {key} {found[form][key]} > {n} before" for key, n in before.items() if found[form][key] > n]
+        short += [
+            f"{form} {key} {found[form][key]} > {n} before" for key, n in before.items() if n and found[form][key] > n
+        ]
     short += [
         f"program {key} {program[key]} > {other[key]}"
         for key in ("convolutions", "batch_norms", "conv_flops")
-        if program[key] > other[key]
+        if (program[key] or 0) > (other[key] or 0)
     ]
     if program["adds"] > other.get("program_adds", program["adds"]):
         short.append(f"program adds {program['adds']} > {other['program_adds']}")
