@@ -207,9 +207,8 @@ def verdict(found: dict[str, Any]) -> list[str]:
         if (fused[key] or 0) > (other[key] or 0)
     ]
     for form, before in found.get("before", {}).items():
-        short += [
-            f"{form} {key} {found[form][key]} > {n} before" for key, n in before.items() if n and found[form][key] > n
-        ]
+        now = {key: found[form][key] or 0 for key in before}
+        short += [f"{form} {key} {now[key]} > {n} before" for key, n in before.items() if n and now[key] > n]
     short += [
         f"program {key} {program[key]} > {other[key]}"
         for key in ("convolutions", "batch_norms", "conv_flops")
