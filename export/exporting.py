@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
+import onnx
+from torch import Tensor, nn
 
 from repconv.errors import BuildError, OutputError, SourceError, VerificationError
 from repconv.files.onnx import is_large
@@ -14,13 +15,14 @@ from repconv.files.record import file_record
 from repconv.files.whole import write_folder, write_whole
 from repconv.sources.source import Source
 
-from .artefacts.built import Built, Provenance
+from .artefacts.built import Built, Network, Provenance
 from .artefacts.runtime import runtime_of
 from .engines.builder import with_names
 from .inputs.data import Data, batches, check_calibration, origin_of, read_data
 from .measuring import probe_calls
-from .onnx.overflow import peaks, require_fp16
+from .onnx.overflow import Peak, peaks, require_fp16
 from .onnx.preprocess import preprocess
+from .program.peaks import program_peaks
 from .record import ExportRecord
 from .settings import BuildSettings, Span
 from .subject import Subject, open_subject
@@ -96,27 +98,22 @@ def export(
     row.check(settings)
     check_calibration(settings, data)
     say("loading and fusing")
-    subject = open_subject(source, settings, model=model, state_key=state_key)
+    subject = open_subject(source, settings, model=model, state_key=state_key, reads=row.reads)
     settings = settings.of_axes(len(subject.size) - 1, subject.name)
-    if is_large(subject.model):
+    if isinstance(subject.model, onnx.ModelProto) and is_large(subject.model):
         raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
     spans = settings.image or tuple(map(Span.of, subject.size[1:]))
     read = read_data(subject, settings, data)
-    network = subject.model
-    folded: tuple[str, ...] = ()
-    if settings.preprocessing is not None:
-        done = preprocess(network, settings.preprocessing)
-        network, folded = done.model, done.folded
+    network, folded = _preprocessed(subject.model, settings)
     in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and not row.float_io
     calls = probe_calls(subject, settings, read.evaluation, in_half=in_half)
     if settings.precision == "fp16":
         say("checking ranges")
-        float_calls = [p.inputs if settings.preprocessing is None else p.given for p in calls]
-        require_fp16(
-            peaks(network, [x.float() if x.is_floating_point() else x for x in float_calls[:4]]), origin_of(read)
-        )
+        float_calls = [p.inputs if settings.preprocessing is None else p.given for p in calls[:4]]
+        given = [x.float() if x.is_floating_point() else x for x in float_calls]
+        require_fp16(_peaks(network, given), origin_of(read))
     calibration = batches(read.calibration, settings) if settings.precision == "int8" else None
-    if calibration is not None:
+    if calibration is not None and isinstance(network, onnx.ModelProto):
         network = with_names(network)  # by which layers are told to stay float
 
     trial = Trial(
@@ -145,7 +142,7 @@ def export(
         raise VerificationError(
             f"{out}: built, not run ({built.not_run}), and it had to be verified; nothing was written"
         )
-    sha = hashlib.sha256(form.model.SerializeToString(deterministic=True)).hexdigest()
+    sha = None if form.model is None else hashlib.sha256(form.model.SerializeToString(deterministic=True)).hexdigest()
     files = _write(
         row,
         out,
@@ -179,6 +176,18 @@ def export(
         subject.notes,
         None if evidence is not None else stand_in,
     )
+
+
+def _preprocessed(network: Network, settings: BuildSettings) -> tuple[Network, tuple[str, ...]]:
+    """With what is asked to stand in front of it, and the convolutions that took it up."""
+    if settings.preprocessing is None or not isinstance(network, onnx.ModelProto):
+        return network, ()  # no target that is built from programs takes any, see `Target.check`
+    done = preprocess(network, settings.preprocessing)
+    return done.model, done.folded
+
+
+def _peaks(network: Network, batches: list[Tensor]) -> list[Peak]:
+    return peaks(network, batches) if isinstance(network, onnx.ModelProto) else program_peaks(network, batches)
 
 
 def _nothing(_: str) -> None:

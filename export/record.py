@@ -19,7 +19,7 @@ class ExportRecord:
     """One artefact.
 
     outputs: the files written, the main one last, with sizes and SHA-256. source: its name, and SHA-256 of its file.
-    onnx_sha256: of the ONNX form the artefact was made of.
+    onnx_sha256: of the ONNX form the artefact was made of, None where that is a program.
     fusion: convolutions and parameters before and after, None if fusing was declined.
     evidence: what running it showed, None where it cannot run here, for the reason `not_run`.
     stand_in: of what cannot run here, what running the ONNX model it was made of showed.
@@ -30,7 +30,7 @@ class ExportRecord:
     settings: BuildSettings
     source: Mapping[str, object]
     outputs: tuple[Mapping[str, object], ...]
-    onnx_sha256: str
+    onnx_sha256: str | None
     runtime: str
     input_shape: str
     evidence: Evidence | None

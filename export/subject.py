@@ -1,10 +1,10 @@
-"""What is exported: a network of any source as one float32 ONNX model, fused, and what it has to agree with."""
+"""What is exported: a network of any source, fused, in float32, as runtimes read it, and what it has to agree with."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,12 @@ from repconv.sources.checkpoint import Checkpoint, Normalization
 from repconv.sources.source import Source, open_source, require_one_input
 
 from .artefacts.artefact import artefact_of
+from .artefacts.built import Network
 from .from_source import FuseSettings, in_graph, network_to_onnx
 from .onnx.exporter import described, exported, finished
+from .program.exporter import to_program
 from .settings import BuildSettings, Preprocessing, Span
+from .targets import ONNX, PROGRAM, TARGETS
 
 Shape = tuple[int, ...]
 Reference = Callable[[Tensor], tuple[Tensor, ...]]
@@ -36,7 +39,7 @@ Reference = Callable[[Tensor], tuple[Tensor, ...]]
 class Subject:
     """A network ready to be built for a runtime.
 
-    model: float32, fused unless that was declined, simplified; one image input.
+    model: float32, fused unless that was declined; one image input. An ONNX model, simplified, or a program.
     reference: the network as given, unfused, from a float32 batch [n, c, h, w] to outputs: in float64 where it is a
         PyTorch network, else as onnxruntime computes them.
     network: the same as a module, None for an ONNX source.
@@ -44,7 +47,7 @@ class Subject:
     """
 
     name: str
-    model: onnx.ModelProto
+    model: Network
     reference: Reference
     network: nn.Module | None
     size: Shape
@@ -73,8 +76,9 @@ def open_subject(
     model: str | None = None,
     state_key: str | None = None,
     channels: int = 3,
+    reads: str = ONNX,
 ) -> Subject:
-    """Load `source`, fuse it, and bring it to ONNX with the sizes asked for.
+    """Load `source`, fuse it, and bring it to the form and the sizes asked for.
 
     Args:
         source: a file or a name as the command line takes them, one that is open, or a module in evaluation mode.
@@ -82,9 +86,10 @@ def open_subject(
         model: for a state dict, its network's name.
         state_key: the key in the file under which the weights are.
         channels: of the images, where the source does not say.
+        reads: what a target is built from, see `Target.reads`.
 
     Raises:
-        SourceError: nothing that can be exported, or sizes it cannot take.
+        SourceError: nothing that can be exported so, or sizes it cannot take.
         CheckpointError: the file cannot be read, or does not fit the network.
         FusionError: the network is in training mode or cannot be fused as it stands.
         BuildError: the exporter cannot follow the network.
@@ -102,14 +107,23 @@ def open_subject(
         settings = settings.of_axes(len(shape) - 2, opened.name)
         require_fit(opened.name, shape, [settings.batch, None, *(settings.image or (None,) * (len(shape) - 2))])
     if isinstance(opened.held, onnx.ModelProto):
+        if reads == PROGRAM:
+            others = ", ".join(target.name for target in TARGETS.values() if target.reads == ONNX)
+            raise SourceError(
+                f"{opened.name} is an ONNX model, of which no program of torch.export is made; give the network or the "
+                f".pt2 program it comes from, or build for {others}"
+            )
         return _from_onnx(opened, opened.held, settings)
     if isinstance(opened.held, ExportedProgram):
-        return _from_network(opened, of_tensors(opened.held), settings, channels)
+        network = of_tensors(opened.held)
+        for part in network.modules():
+            part.training = False  # a program is of one mode, and its modules say the other; eval() refuses
+        return _from_network(opened, network, settings, channels, reads)
     network, size = opened.held.model, opened.size
     axes = pixel_axes(network) if size is None else len(size) - 1
     if axes is None:  # no convolution tells: two numbers are an image's, others all there is
         axes = {2: 2}.get(len(settings.image or ()), len(settings.image or (1,)) - 1)
-    return _from_network(opened, network, settings.of_axes(axes, opened.name), channels)
+    return _from_network(opened, network, settings.of_axes(axes, opened.name), channels, reads)
 
 
 def normalization_of(subject: Subject, settings: BuildSettings) -> Normalization | None:
@@ -189,7 +203,7 @@ def _check_channels(known: int | None, settings: BuildSettings, name: str) -> No
         raise SourceError(f"{name} takes {known} channels, got images of {settings.channels}")
 
 
-def _from_network(given: Source, network: nn.Module, settings: BuildSettings, channels: int) -> Subject:
+def _from_network(given: Source, network: nn.Module, settings: BuildSettings, channels: int, reads: str) -> Subject:
     """Blocks of this package fold as modules, anything else affine in the graph."""
     require_one_input(network, given.name)
     size, normalization = _size(given.size, settings, given.name, channels), given.normalization
@@ -198,28 +212,13 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
     if dtype_of(network) != torch.float32:
         # Every precision is made from float32, so that it is rounded once.
         network = copy.deepcopy(network).float()
-    batch_open = not settings.batch.fixed
-    image_open = settings.image is not None and not all(span.fixed for span in settings.image)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(settings.batch.usual if not batch_open else 2, *size, generator=generator)
-    metadata, report = described(given.sha256, class_names, normalization), None
-    if settings.fuse:
-        # What is built of it is measured in its runtime, so nothing is compared here.
-        fused = network_to_onnx(
-            network if in_graph(network, ".onnx") else given_network,
-            [example],
-            FuseSettings(None, settings.wanted_opset, batch_open),
-            metadata,
-            dynamic_image=image_open,
-            summary=_summary,
-            prove=False,
-        )
-        model, report = fused.model, fused.report
+    model: Network
+    if reads == PROGRAM:
+        spans = settings.image or tuple(map(Span.of, size[1:]))
+        model, report = to_program(network, [settings.batch, Span.of(size[0]), *spans], fuse=settings.fuse)
     else:
-        model = finished(
-            exported(network, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open),
-            metadata,
-        )
+        metadata = described(given.sha256, class_names, normalization)
+        model, report = _onnx_of(given_network, network, settings, size, metadata)
     return Subject(
         name=given.name,
         model=model,
@@ -233,6 +232,30 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
         normalization=normalization,
         notes=given.notes,
     )
+
+
+def _onnx_of(
+    given: nn.Module, network: nn.Module, settings: BuildSettings, size: Shape, metadata: Mapping[str, str]
+) -> tuple[onnx.ModelProto, FusionReport | None]:
+    """The ONNX model of a network, `given` in its own type and `network` in float32, and what fusing did."""
+    batch_open = not settings.batch.fixed
+    image_open = settings.image is not None and not all(span.fixed for span in settings.image)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(settings.batch.usual if not batch_open else 2, *size, generator=generator)
+    if settings.fuse:
+        # What is built of it is measured in its runtime, so nothing is compared here.
+        fused = network_to_onnx(
+            network if in_graph(network, ".onnx") else given,
+            [example],
+            FuseSettings(None, settings.wanted_opset, batch_open),
+            metadata,
+            dynamic_image=image_open,
+            summary=_summary,
+            prove=False,
+        )
+        return fused.model, fused.report
+    model = exported(network, example, opset=settings.wanted_opset, dynamic_batch=batch_open, dynamic_image=image_open)
+    return finished(model, metadata), None
 
 
 def exact_outputs(network: nn.Module) -> Reference:

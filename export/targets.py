@@ -6,6 +6,7 @@ importing anything; what builds and runs is the `RUNTIME` of the file, see `arte
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,6 +18,8 @@ from repconv.errors import BackendError, SourceError
 from .settings import PRECISIONS, BuildSettings
 
 _CPU, _GPU = "cpu", "cuda"
+ONNX, PROGRAM = "onnx", "program"
+"""What a runtime is built from: an ONNX model, or a program of torch.export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Target:
     name: as `--to` takes it. title: as its makers call it.
     suffix: of the main file, or with `folder` of the folder; beside: of the other files that belong to it.
     file: the module that has its `RUNTIME`; absolute where it is none of this package.
+    reads: what its `build` is given.
     packages: of PyPI, the runtime's own first. module: what they are imported as. needs: more that it takes, in words.
     precisions: it can be built in. float_io: inputs and outputs are float32 in any of them.
     options: fields of `BuildSettings` and `Quantization` that only some targets have and this has. lacks: why it has
@@ -53,6 +57,7 @@ class Target:
     file: str
     packages: tuple[str, ...]
     module: str
+    reads: str = ONNX
     beside: tuple[str, ...] = ()
     folder: bool = False
     needs: str = ""
@@ -79,7 +84,14 @@ class Target:
             SourceError: one of them, and who has it, or why this has not.
         """
         if settings.precision not in self.precisions:
-            raise SourceError(f"{self.name} has no {settings.precision}; it has {', '.join(self.precisions)}")
+            others = ", ".join(t.name for t in TARGETS.values() if settings.precision in t.precisions)
+            raise SourceError(
+                f"{self.name} has no {settings.precision}; it has {', '.join(self.precisions)}; "
+                f"for {settings.precision} build for {others}"
+            )
+        if self.reads == PROGRAM and (settings.preprocessing is not None or settings.opset is not None):
+            what = "an opset" if settings.preprocessing is None else "preprocessing"
+            raise SourceError(f"{what} is for ONNX models, and {self.name} is built from a program; leave it out")
         if self.float_io and settings.fp32_io:
             raise SourceError(f"{self.title} keeps float32 inputs and outputs anyway; leave out fp32 io")
         if settings.timing_cache is not None and "timing_cache" not in self.options:
@@ -95,7 +107,9 @@ class Target:
             BackendError: it is not installed.
         """
         try:
-            return import_module(self.module)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as that an interface is young
+                return import_module(self.module)
         except ImportError:
             raise BackendError(f"{self.title} is not installed; install it with: {self.install}") from None
 
@@ -135,6 +149,17 @@ TARGETS: dict[str, Target] = {
             beside=(".bin",),
             float_io=True,
             timed=(Timed(name="openvino", precisions={_CPU: PRECISIONS}, usual=True),),
+        ),
+        Target(
+            name="executorch",
+            title="ExecuTorch",
+            suffix=".pte",
+            file=".runtimes.executorch",
+            packages=("executorch",),
+            module="executorch.runtime",
+            reads=PROGRAM,
+            precisions=("fp32", "fp16"),
+            timed=(Timed(name="executorch", precisions={_CPU: ("fp32", "fp16")}),),
         ),
         Target(
             name="tensorrt",

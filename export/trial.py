@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repconv.errors import VerificationError
 
-from .artefacts.built import Built, Lowered
+from .artefacts.built import Built, Lowered, Network
 from .artefacts.runtime import build
 from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
@@ -33,7 +33,7 @@ class Trial:
     """
 
     subject: Subject
-    network: onnx.ModelProto
+    network: Network
     target: str
     settings: BuildSettings
     spans: tuple[Span, ...]
@@ -95,5 +95,7 @@ class Trial:
         """Layers by error; other quantisers than onnxruntime's take the same ranges, so that its order serves them."""
         if form.quantized is not None:
             return form.quantized.layers
+        if not isinstance(self.network, onnx.ModelProto):
+            return ()
         asked = self.settings.quantization
         return quantize_onnx(self.network, calibration, asked, symmetric=True, int32_bias=True).layers

@@ -159,13 +159,13 @@ class BenchForm:
         spec = getattr(self.network, "spec", None)
         return spec.name if isinstance(spec, ModelSpec) and is_own_code(spec.name) else None
 
-    def onnx(self, batch: int) -> Subject:
-        """The form in ONNX, float32, of one size; its `report` tells what fusing did."""
+    def subject(self, batch: int, reads: str) -> Subject:
+        """The form as a target reads it, float32, of one size; its `report` tells what fusing did."""
         spans = tuple(map(Span.of, self.given.size[1:]))
         settings = BuildSettings(batch=Span.of(batch), image=spans, fuse=self.fuse)
         if self.network is None or (self.network is self.given.network and self.given.program):
-            return open_subject(self.given.source, settings)
-        return open_subject(self.network, settings, channels=self.given.size[0])
+            return open_subject(self.given.source, settings, reads=reads)
+        return open_subject(self.network, settings, channels=self.given.size[0], reads=reads)
 
     def save_for_torch(self, folder: Path, stem: str, x: Tensor) -> tuple[Path, int]:
         """Write it as PyTorch runs it: a checkpoint, or a program where it is no network with a name.

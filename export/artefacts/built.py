@@ -7,11 +7,14 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import onnx
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from ..int8.quantize import Quantized
 from ..settings import BuildSettings
 
 Run = Callable[[Tensor], Sequence[Tensor]]
+Network = onnx.ModelProto | ExportedProgram
+"""What runtimes are built from, see `Target.reads`."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,21 @@ class Built:
 class Lowered:
     """A network lowered for a target, and what can be made of it.
 
-    model: the ONNX model the artefact is made of. quantized: for int8 in ONNX, what quantising did.
+    model: the ONNX model the artefact is made of, None where it is made of a program.
+    quantized: for int8 in ONNX, what quantising did.
     make: the artefact, not loaded. load: it, ready to run where it can.
     shown: what runs here first: the artefact, or where it cannot run here, or takes long to build, something of the
         same numbers in its place.
     """
 
-    model: onnx.ModelProto
+    model: onnx.ModelProto | None
     quantized: Quantized | None
     make: Callable[[], Built]
     load: Callable[[], Built]
     shown: Callable[[], Built]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, built: Built) -> Lowered:
+    def of(cls, model: onnx.ModelProto | None, built: Built) -> Lowered:
         """Of an artefact that was built and loaded at once."""
         return cls(model=model, quantized=None, make=lambda: built, load=lambda: built, shown=lambda: built)
 
@@ -64,11 +68,11 @@ class Lowered:
 class Provenance:
     """What an artefact is called and was made of, for what lies beside it.
 
-    file: name of the main file. source, source_sha256: see `Subject`. onnx_sha256: of the ONNX form between.
+    file: name of the main file. source, source_sha256: see `Subject`. onnx_sha256: of the ONNX form between, if any.
     """
 
     file: str
     source: str
     source_sha256: str | None
-    onnx_sha256: str
+    onnx_sha256: str | None
     settings: BuildSettings

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from repconv.files.record import installed
 
@@ -17,17 +17,14 @@ from ..targets import TARGETS, Target
 from .loaded import How, Job, Loaded
 
 if TYPE_CHECKING:
-    import onnx
     from torch import Tensor
 
     from ..settings import BuildSettings, Span
     from .artefact import Artefact
-    from .built import Built, Lowered, Provenance
+    from .built import Built, Lowered, Network, Provenance
 
-Build = Callable[
-    [Target, "onnx.ModelProto", "BuildSettings", tuple["Span", ...], "Sequence[Tensor] | None"],
-    "Lowered",
-]
+N = TypeVar("N")
+"""An ONNX model or a program of torch.export, as the row's `reads` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +70,12 @@ def _nothing(_target: Target, _made: Provenance, _built: Built) -> Mapping[str, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
+class Runtime(Generic[N]):
     """The functions of a target's file.
 
-    build: the float32 network, the settings, height and width, and batches for int8, to what can be made of it.
-        Raises SourceError for settings the target has not, BackendError where a package is missing or cannot work
-        here, BuildError for what the backend cannot build.
+    build: the float32 network as the row's `reads` says, the settings, height and width, and batches for int8, to what
+        can be made of it. Raises SourceError for settings the target has not, BackendError where a package is missing
+        or cannot work here, BuildError for what the backend cannot build.
     open: a file, with the text that named it, as something that runs.
     look: the lines of `doctor`.
     load: an artefact, ready to be timed, by the backend of that name.
@@ -86,7 +83,7 @@ class Runtime:
     beside: more files, by suffix, that say what an artefact is; they appear before it.
     """
 
-    build: Build
+    build: Callable[[Target, N, BuildSettings, tuple[Span, ...], Sequence[Tensor] | None], Lowered]
     open: Callable[[str, Path], Artefact]
     look: Callable[[Target], tuple[Diagnosis, ...]]
     load: Callable[[str, Job, How], Loaded]
@@ -94,14 +91,14 @@ class Runtime:
     beside: Callable[[Target, Provenance, Built], Mapping[str, bytes]] = _nothing
 
 
-def runtime_of(target: Target) -> Runtime:
+def runtime_of(target: Target) -> Runtime[Any]:
     """What its file gives."""
-    found: Runtime = import_module(target.file, "repconv.export").RUNTIME
+    found: Runtime[Any] = import_module(target.file, "repconv.export").RUNTIME
     return found
 
 
 def build(
-    network: onnx.ModelProto,
+    network: Network,
     target: str,
     settings: BuildSettings,
     spans: tuple[Span, ...],

@@ -16,6 +16,7 @@ from repconv.benchmarks.studies.graph.networks import randomise
 from repconv.graph import fuse_program
 from repconv.graph.program.fuse import rewrite
 from repconv.graph.program.proof import program_regions
+from repconv.graph.program.writer import _identity
 
 
 def kinds(program: torch.export.ExportedProgram) -> Counter[str]:
@@ -259,3 +260,48 @@ def test_what_only_zeros_would_read_is_not_written_and_not_proven() -> None:
     assert report.after.convolutions == 0
     x = torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(fused.module()(x), torch.relu(x))
+
+
+class Tokens(nn.Module):
+    """Linears of tokens around a convolution of the image, a norm between: two tensors that one node writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(1, 5), nn.BatchNorm1d(5)
+        self.conv, self.last = nn.Conv2d(5, 5, 3, padding=1), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x.flatten(2).transpose(1, 2)).transpose(1, 2)).transpose(1, 2)
+        image = y.transpose(1, 2).reshape(x.shape[0], 5, *x.shape[2:])
+        return self.last((image - self.conv(image)).flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_of_two_tensors_that_one_node_writes_the_first_is_proven_by_what_it_reads() -> None:
+    rewritten = rewrite(export(randomise(Tokens()).eval(), torch.randn(1, 1, 4, 3)))
+    written = list(rewritten.pairs.values())
+    assert len(set(written)) < len(written)
+    assert all(region.passed for region in program_regions(rewritten, [torch.randn(1, 1, 4, 3)]))
+
+
+class Sloped(nn.Module):
+    """A slope a channel, by Python's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(-1.0).view(1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.slopes > 0, x, x * 0.1) * 2
+
+
+def test_numbers_in_the_code_are_read_in_float64() -> None:
+    x = torch.randn(3, 1, 4, 3, dtype=torch.float64)
+    program, _ = fuse_program(export(Sloped().double(), x))
+    assert kinds(program) == {"aten.mul.Tensor": 1}
+    torch.testing.assert_close(program.module()(x), x * 0.2, rtol=1e-15, atol=0)
+
+
+def test_a_number_that_keeps_the_stride_of_a_longer_axis_is_the_same_number() -> None:
+    number = torch.tensor([2.0, 3.0])[::2]
+    assert number.stride() == (2,)
+    assert _identity(number) == _identity(torch.tensor([2.0])) != _identity(torch.tensor([3.0]))

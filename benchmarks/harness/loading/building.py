@@ -37,13 +37,13 @@ class BuiltForm:
 
 @dataclass
 class Workshop:
-    """A folder in which forms are built; a form's ONNX model is made once.
+    """A folder in which forms are built; a form's ONNX model or program is made once.
 
     folder: of temporary files.
     """
 
     folder: Path
-    _onnx: dict[tuple[str, str, int], Subject] = field(default_factory=dict)
+    _subjects: dict[tuple[str, str, int, str], Subject] = field(default_factory=dict)
     _count: int = 0
 
     def stem(self) -> str:
@@ -60,12 +60,12 @@ class Workshop:
         np.save(path, x.numpy())
         return path, x
 
-    def onnx(self, form: BenchForm, batch: int) -> Subject:
-        """The form in ONNX, float32."""
-        key = (form.given.label, form.name, batch)
-        if key not in self._onnx:
-            self._onnx[key] = form.onnx(batch)
-        return self._onnx[key]
+    def subject(self, form: BenchForm, batch: int, reads: str) -> Subject:
+        """The form as a target reads it, float32."""
+        key = (form.given.label, form.name, batch, reads)
+        if key not in self._subjects:
+            self._subjects[key] = form.subject(batch, reads)
+        return self._subjects[key]
 
     def build(
         self, form: BenchForm, backend: Backend, batch: int, precision: str, x: Tensor, x_file: Path
@@ -83,7 +83,7 @@ class Workshop:
                 Job(file=file, input=x_file, precision=precision, own_code=form.own_code),
                 count * DTYPES[precision].itemsize,
             )
-        subject = self.onnx(form, batch)
+        subject = self.subject(form, batch, TARGETS[backend.target].reads)
         spans = tuple(map(Span.of, form.given.size[1:]))
         gpu = gpu_here()
         settings = BuildSettings(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 
+from repconv.errors import BackendError
 from repconv.export.artefacts.loaded import How, Job, Loaded
 from repconv.export.artefacts.runtime import runtime_of
 from repconv.export.targets import timed_as
@@ -17,7 +17,7 @@ def loader_of(backend: str) -> Callable[[Job, How], Loaded]:
     """What loads a form for the backend of that name; its runtime is imported, and nothing run.
 
     Raises:
-        ImportError, or whatever a damaged installation raises.
+        BackendError, or whatever a damaged installation raises.
     """
     if backend in (TORCH, COMPILED):
         from .torch_loading import load_torch, without_tf32
@@ -26,6 +26,6 @@ def loader_of(backend: str) -> Callable[[Job, How], Loaded]:
         return partial(load_torch, compiled=backend == COMPILED)
     target = timed_as(backend)
     if target is None:
-        raise ImportError(f"no runtime is known as {backend}")
-    import_module(target.module)
+        raise BackendError(f"no runtime is known as {backend}")
+    target.imported()
     return partial(runtime_of(target).load, backend)

@@ -50,7 +50,7 @@ def _both(facts: ProgramFacts, operands: Sequence[object], *, broadcasts: bool =
 
 def _constant(facts: ProgramFacts, value: object, like: Carried, *, broadcasts: bool = True) -> Canvas:
     if isinstance(value, (int, float)):
-        return canvas.of_constant(torch.tensor(float(value)), like, broadcasts=True)
+        return canvas.of_constant(torch.tensor(value, dtype=torch.float64), like, broadcasts=True)
     found = facts.constant(value)
     if found is None:
         raise StaysError

@@ -75,9 +75,17 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     shared |= {name: (old[name], node) for name, node in rewritten.pairs.items()}
     shapes = {name: recorder.shapes[node.name] for name, (_, node) in shared.items() if node.name in recorder.shapes}
     found = list(_altered(rewritten, old, new))
+    # Of several tensors that one node writes, the first is computed and the others are what it is.
+    order = {name: place for place, name in enumerate(old)}
+    first = {shared[name][1]: name for name in sorted(shared, key=order.__getitem__, reverse=True)}
     for name in counted(rewritten.pairs, "regions proved:"):
-        others = {n: nodes for n, nodes in shared.items() if n != name and n in shapes}
-        before, after = ({nodes[side]: n for n, nodes in others.items()} for side in (0, 1))
+        is_first = first[shared[name][1]] == name
+        others = [
+            nodes
+            for n, nodes in shared.items()
+            if n != name and n in shapes and not (is_first and first[nodes[1]] == name)
+        ]
+        before, after = ({nodes[side]: first[nodes[1]] for nodes in others} for side in (0, 1))
         found.append(
             prove_region(
                 *shared[name],

@@ -266,7 +266,8 @@ def _along(source: Carried, vector: Tensor) -> Tensor:
 
 def _vector(facts: ProgramFacts, value: object, source: Carried) -> Tensor:
     """A constant operand of `source` as one number a channel, [c]."""
-    number = torch.tensor(float(value)) if isinstance(value, (int, float)) else _constant(facts, value, "operand")
+    is_number = isinstance(value, (int, float))
+    number = torch.tensor(value, dtype=torch.float64) if is_number else _constant(facts, value, "operand")
     return spread(number, source)
 
 

@@ -161,5 +161,7 @@ _Identity = tuple[torch.dtype, torch.device, tuple[int, ...], bytes]
 
 def _identity(tensor: Tensor) -> _Identity:
     """Alike for tensors of the same type, place, shape and bytes."""
-    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    whole = tensor.detach().cpu().contiguous()
+    flat = whole.as_strided((whole.numel(),), (1,))  # a view may keep the stride of an axis of one element
+    content = flat.view(torch.uint8).numpy().data
     return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(content).digest()
