@@ -11,13 +11,12 @@ compared with: the author's conversion, or the network as exported where there i
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,26 +104,11 @@ def fused_program(model: nn.Module, x: Tensor) -> tuple[Rewritten, nn.Module]:
         return rewritten, export_again(program, rewritten).module()
 
 
-@contextlib.contextmanager
-def _in_double() -> Iterator[None]:
-    """What a network makes of nothing, such as `torch.zeros`, is float64."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
-
-
 def program_row(one: Specimen, reference: nn.Module, wanted: Tensor) -> dict[str, object]:
     """The same network through torch.export: counts, and how exact the collapse is in float64."""
     rewritten, module = fused_program(one.model, one.x)
-    with _in_double():
-        exact, exact_module = fused_program(reference, one.x.double())
     with torch.no_grad(), FastGroupedDouble():
         in_float32 = relative(module(one.x), wanted)
-        in_float64 = relative(exact_module(one.x.double()), wanted)
-        regions = program_regions(exact, (one.x.double(),))
     after = rewritten.report.after
     return {
         "convolutions": after.convolutions,
@@ -134,10 +118,21 @@ def program_row(one: Specimen, reference: nn.Module, wanted: Tensor) -> dict[str
         "conv_flops": after.flops,
         "flops": flops(module, one.x),
         "error": in_float32,
-        "float64_error": in_float64,
-        "float64_worst_region": max((c.error.to_scale for c in regions), default=0.0),
-        "regions": len(regions),
+        **_in_float64(one, reference, wanted),
     }
+
+
+def _in_float64(one: Specimen, reference: nn.Module, wanted: Tensor) -> dict[str, object]:
+    """How exact the collapse is; None of a network whose own code makes float32 of float64."""
+    try:
+        exact, module = fused_program(reference, one.x.double())
+    except RuntimeError:
+        return {"float64_error": None, "float64_worst_region": None, "regions": None}
+    with torch.no_grad(), FastGroupedDouble():
+        error = relative(module(one.x.double()), wanted)
+        regions = program_regions(exact, (one.x.double(),))
+    worst = max((c.error.to_scale for c in regions), default=0.0)
+    return {"float64_error": error, "float64_worst_region": worst, "regions": len(regions)}
 
 
 def latency(fused: onnx.ModelProto, other: onnx.ModelProto, x: Tensor, rounds: int) -> dict[str, object]:
@@ -209,20 +204,21 @@ def verdict(found: dict[str, Any]) -> list[str]:
     short = [
         f"{key} {fused[key]} > {other[key]}"
         for key in ("convolutions", "batch_norms", "adds", "conv_flops")
-        if fused[key] > other[key]
+        if (fused[key] or 0) > (other[key] or 0)
     ]
     for form, before in found.get("before", {}).items():
-        short += [f"{form} {key} {found[form][key]} > {n} before" for key, n in before.items() if found[form][key] > n]
+        now = {key: found[form][key] or 0 for key in before}
+        short += [f"{form} {key} {now[key]} > {n} before" for key, n in before.items() if n and now[key] > n]
     short += [
         f"program {key} {program[key]} > {other[key]}"
         for key in ("convolutions", "batch_norms", "conv_flops")
-        if program[key] > other[key]
+        if (program[key] or 0) > (other[key] or 0)
     ]
     if program["adds"] > other.get("program_adds", program["adds"]):
         short.append(f"program adds {program['adds']} > {other['program_adds']}")
     if fused["error"] > 2 * original["error"]:
         short.append(f"error {fused['error']:.1e} > 2 x {original['error']:.1e}")
-    if min(program["float64_error"], program["float64_worst_region"]) > 1e-9:
+    if program["float64_error"] is not None and min(program["float64_error"], program["float64_worst_region"]) > 1e-9:
         short.append(f"float64 {program['float64_error']:.1e}")
     timed = found.get("latency")
     if isinstance(timed, dict) and (timed["ratio"] > 1.03 or timed["interval_95"][1] > 1.06):
@@ -239,9 +235,10 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         program, timed = row["fused_program"], row.get("latency")
         counts = [", ".join(str(form.get(key, "")) for form in forms) for key in COUNTS[:-1]]
         flops = [form["flops"] for form in (*forms[:-1], program)]
+        exact = "" if program["float64_error"] is None else f"; {program['float64_error']:.0e}"
         found = [
             row["model"], *counts, ", ".join(f"{each / 1e9:.3g}" for each in flops),
-            f"{program['convolutions']}, {program['batch_norms']}, {program['adds']}; {program['float64_error']:.0e}",
+            f"{program['convolutions']}, {program['batch_norms']}, {program['adds']}{exact}",
             f"{row['fused']['error'] / row['original']['error']:.2f}",
             f"{timed['ratio']:.3f} [{timed['interval_95'][0]:.3f}, {timed['interval_95'][1]:.3f}]" if timed else "",
         ]  # fmt: skip
