@@ -5,6 +5,7 @@ A lock lasts as long as its process, however that ends. So what nobody holds, no
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ if sys.platform != "win32":
 _FULL_BYTES = 1 << 16
 """A disk with less room than this is full: what failed to be written is larger than what still fits."""
 _ELSEWHERE = "; it is for temporary files, and TMPDIR names another"
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 MARK = "repconv-"
 """In the name of everything temporary, so that nothing of the user's is taken for it."""
 
@@ -70,7 +72,7 @@ def temporary_folder(parent: Path | None = None, name: str = "") -> Iterator[Pat
                     raise
                 raise OutputError(f"cannot write in {where}: {why}{_ELSEWHERE if parent is None else ''}") from error
     except OSError as error:
-        if error is of_others:
+        if error is of_others and error.errno not in _OF_DISKS:
             raise
         raise OutputError(
             f"cannot write in {where}: {error.strerror or error}{_ELSEWHERE if parent is None else ''}"
