@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
@@ -91,10 +92,19 @@ class _Own(OpRun):
 
     def _run(self, *inputs: Array | None, **attributes: Any) -> tuple[Array, ...]:  # noqa: ANN401  # of any kind
         asked = sum(1 for name in self.onnx_node.output if name)
-        found = self.operation(Call(self.opset, inputs, attributes, asked))
+        narrow = next((x.dtype for x in inputs if x is not None and x.dtype.name == "bfloat16"), None)
+        given = inputs if narrow is None else tuple(_wider(x) for x in inputs)
+        found = self.operation(Call(self.opset, given, attributes, asked))
+        if narrow is not None and found is not None:
+            found = tuple(x.astype(narrow) if x.dtype == np.float32 else x for x in found)
         if found is None:
             found = self.load(self.onnx_node)(self.onnx_node, self.run_params).run(*inputs)
         return found
+
+
+def _wider(value: Array | None) -> Array | None:
+    """bfloat16, which neither numpy's nor PyTorch's arithmetic takes from here, as float32."""
+    return value.astype(np.float32) if value is not None and value.dtype.name == "bfloat16" else value
 
 
 def _respelled(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
