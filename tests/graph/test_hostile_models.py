@@ -314,11 +314,15 @@ def test_functions_that_call_functions_are_counted_before_they_are_run(tmp_path)
 
 def test_a_signal_ends_a_run_at_once():
     session = model_session(endless(), "m")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever ran in this process before
     timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_session(session, ["y"], {"x": np.zeros((1, 3, 8, 8), np.float32)}, 20)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_session(session, ["y"], {"x": np.zeros((1, 3, 8, 8), np.float32)}, 20)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 10
 
 

@@ -51,4 +51,4 @@ def test_a_killed_worker_leaves_no_folder(kill: bool, tmp_path: Path, monkeypatc
             list(batches)
     else:
         assert len([*batches]) == 15
-    assert not [*tmp_path.iterdir()]
+    assert not [*tmp_path.glob("pymp-*"), *tmp_path.glob("repconv-*")]
