@@ -133,7 +133,7 @@ def test_an_onnx_file_of_anybody_is_fused_and_exported(multi, tmp_path) -> None:
     assert dims == [2, 3, 16, 16]
     with pytest.raises(SourceError, match="which it keeps; leave out opset 17"):
         to_onnx(multi, tmp_path / "n.onnx", BuildSettings(opset=17))
-    with pytest.raises(SourceError, match=r"fixed input of 2x3x16x16; size 1 does not fit"):
+    with pytest.raises(SourceError, match=r"fixed input of 2x3x16x16: a batch of 2, not 1; give --batch 2"):
         to_onnx(tmp_path / "m.onnx", tmp_path / "n.onnx", BuildSettings())
 
 
