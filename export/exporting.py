@@ -24,7 +24,7 @@ from .onnx.overflow import Peak, peaks, require_fp16
 from .onnx.preprocess import preprocess
 from .program.peaks import program_peaks
 from .record import ExportRecord
-from .settings import BuildSettings, Span
+from .settings import BuildSettings
 from .subject import Subject, open_subject
 from .targets import TARGETS, Target
 from .trial import Trial
@@ -102,7 +102,7 @@ def export(
     settings = settings.of_axes(len(subject.size) - 1, subject.name)
     if isinstance(subject.model, onnx.ModelProto) and is_large(subject.model):
         raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
-    spans = settings.image or tuple(map(Span.of, subject.size[1:]))
+    spans = settings.sides(subject.size)
     read = read_data(subject, settings, data)
     network, folded = _preprocessed(subject.model, settings)
     in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and not row.float_io

@@ -49,7 +49,7 @@ def probe_calls(
         SourceError: fewer images than one fixed batch, or an artefact that takes pixels and images without.
     """
     pre, norm = settings.preprocessing, normalization_of(subject, settings)
-    batch, sides = settings.batch, settings.image or tuple(map(Span.of, subject.size[1:]))
+    batch, sides = settings.batch, settings.sides(subject.size)
     if images is None:
         images = random_images(subject.size, norm, 2 * batch.usual, pixels=pre is not None, seed=seed)
     if len(images) < batch.usual and not batch.fixed:

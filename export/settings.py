@@ -175,6 +175,10 @@ class BuildSettings:
         """The opset to export at."""
         return self.opset or (BF16_OPSET if self.precision == "bf16" else DEFAULT_OPSET)
 
+    def sides(self, size: Sequence[int]) -> tuple[Span, ...]:
+        """The sizes of an input's pixel axes: those asked for, or those of the usual one (c, ...)."""
+        return self.image or tuple(map(Span.of, size[1:]))
+
     def of_axes(self, axes: int, name: str) -> BuildSettings:
         """The same for what has so many pixel axes: of one size more than those, the first is the channels.
 

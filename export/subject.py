@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repconv.blocks.probing import dtype_of, pixel_axes
+from repconv.blocks.probing import assumed_axes, dtype_of, pixel_axes
 from repconv.errors import FusionError, SourceError
 from repconv.files.edited import copy_of, inputs_of
 from repconv.graph import fuse_onnx
@@ -121,8 +121,8 @@ def open_subject(
         return _from_network(opened, network, settings, channels, reads)
     network, size = opened.held.model, opened.size
     axes = pixel_axes(network) if size is None else len(size) - 1
-    if axes is None:  # no convolution tells: two numbers are an image's, others all there is
-        axes = {2: 2}.get(len(settings.image or ()), len(settings.image or (1,)) - 1)
+    if axes is None:
+        axes = assumed_axes(len(settings.image or ()))
     return _from_network(opened, network, settings.of_axes(axes, opened.name), channels, reads)
 
 
@@ -214,8 +214,8 @@ def _from_network(given: Source, network: nn.Module, settings: BuildSettings, ch
         network = copy.deepcopy(network).float()
     model: Network
     if reads == PROGRAM:
-        spans = settings.image or tuple(map(Span.of, size[1:]))
-        model, report = to_program(network, [settings.batch, Span.of(size[0]), *spans], fuse=settings.fuse)
+        sizes = [settings.batch, Span.of(size[0]), *settings.sides(size)]
+        model, report = to_program(network, sizes, fuse=settings.fuse)
     else:
         metadata = described(given.sha256, class_names, normalization)
         model, report = _onnx_of(given_network, network, settings, size, metadata)

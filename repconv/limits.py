@@ -18,6 +18,8 @@ LARGEST_INPUT = 2**28
 
 LARGEST_TENSOR = 2**34
 """Numbers in any tensor whose size a graph says: 64 GiB in float32."""
+LARGEST_CONSTANT = 2**26
+"""Numbers in a tensor that is computed of constants, 256 MB in float32; what is larger stays in the graph."""
 LARGEST_SIZE_BITS, MOST_SIZE_TERMS, LONGEST_SIZE = 2**12, 2**12, 2**14
 """Of a size that a program describes by an expression: bits of its number, each symbol taken as 64; terms multiplied
 out; letters."""

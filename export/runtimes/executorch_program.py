@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from repconv.errors import BackendError, BuildError, SourceError, first_line
+from repconv.limits import LONGEST_RUN_S, too_long
 
 from ..onnx.quiet import quiet
 from ..targets import TARGETS
@@ -137,7 +138,10 @@ def open_program(path: Path, what: str) -> LoadedProgram:
     """
     imported()
     attempt = [sys.executable, "-P", "-W", "ignore", "-c", _ATTEMPT, str(path), METHOD]
-    done = subprocess.run(attempt, capture_output=True, check=False)  # noqa: S603  # our own text
+    try:
+        done = subprocess.run(attempt, capture_output=True, check=False, timeout=LONGEST_RUN_S)  # noqa: S603  # our own text
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"{what}: {too_long(LONGEST_RUN_S)}") from None
     if done.returncode not in (0, 1):  # an error in words is 1, and comes again below
         raise SourceError(
             f"{what}: ExecuTorch ends on it (exit code {done.returncode}), so it is damaged; build it anew"

@@ -41,6 +41,11 @@ def pixel_axes(model: nn.Module) -> int | None:
     return max(found, default=None)
 
 
+def assumed_axes(count: int) -> int:
+    """The pixel axes of what `count` sizes are given for, where no convolution tells: two are an image's, else all."""
+    return 2 if count == 2 else max(count - 1, 0)
+
+
 def example_shape(given: Sequence[int], axes: int | None, name: str = "the network") -> tuple[int, ...]:
     """(c, ...) of one input, of what was asked for: with a batch of 1 before it or not, of an image without channels.
 
@@ -53,8 +58,7 @@ def example_shape(given: Sequence[int], axes: int | None, name: str = "the netwo
         SourceError: so many numbers are no shape of such an input.
     """
     shape = tuple(given)
-    if axes is None:  # two numbers are an image's, others all there is
-        return (3, *shape) if len(shape) == 2 else shape
+    axes = assumed_axes(len(shape)) if axes is None else axes
     if len(shape) == axes + 2 and shape[0] == 1:
         shape = shape[1:]
     if axes == 2 and len(shape) == 2:

@@ -25,6 +25,7 @@ _FULL_BYTES = 1 << 16
 """A disk with less room than this is full: what failed to be written is larger than what still fits."""
 _ELSEWHERE = "; it is for temporary files, and TMPDIR names another"
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors that are about where something is kept, whoever meets them."""
 MARK = "repconv-"
 """In the name of everything temporary, so that nothing of the user's is taken for it."""
 

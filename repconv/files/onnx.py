@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,9 @@ _LARGE = 1024
 """Initialisers with more elements are only shapes to checks and shape inference, which so work above 2 GB."""
 _LARGEST_MESSAGE = 2**31 - 2**24
 """Bytes of weights that fit one message, with room for the rest of it."""
+
+_LOOKED_S = 0.2
+"""How often a run is looked at."""
 
 LARGE = 2**22
 """Bytes of weights whose memory is worth handing back."""
@@ -168,10 +170,6 @@ def longest_run(model: onnx.ModelProto) -> float:
     return LONGEST_LOOP_S if loops else LONGEST_RUN_S
 
 
-_LOOKED_S = 0.2
-"""How often a run is looked at."""
-
-
 def run_session(
     session: Any,  # noqa: ANN401  # onnxruntime has no types
     names: Sequence[str] | None,
@@ -283,22 +281,6 @@ def return_freed() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Look for no circles of objects meanwhile.
-
-    Planning a chain of 3,000 convolutions makes millions of small values that live until its end, and looking through
-    them again and again took more than half of its time.
-    """
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False, exact_integers: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types

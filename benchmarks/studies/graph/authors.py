@@ -142,18 +142,20 @@ def _plain_sr(trained: nn.Module) -> nn.Module:
     return plain
 
 
+_FMEN = SimpleNamespace(
+    down_blocks=4, up_blocks=[2, 1, 1, 1, 1], n_feats=50, mid_feats=16, scale=[4], backbone_expand_ratio=2,
+    attention_expand_ratio=2, n_colors=3,
+)  # fmt: skip
+
+
 def _fmen() -> nn.Module:
-    settings = {"down_blocks": 4, "up_blocks": [2, 1, 1, 1, 1], "n_feats": 50, "mid_feats": 16, "scale": [4]}
-    more = {"backbone_expand_ratio": 2, "attention_expand_ratio": 2, "n_colors": 3}
-    model: nn.Module = importlib.import_module("train_fmen").TRAIN_FMEN(SimpleNamespace(**settings, **more))
+    model: nn.Module = importlib.import_module("train_fmen").TRAIN_FMEN(_FMEN)
     return model
 
 
 def _fmen_plain(_: nn.Module) -> nn.Module:
     """Its author's plain network, for the number of its layers: the weights are converted by a script for CUDA."""
-    settings = {"down_blocks": 4, "up_blocks": [2, 1, 1, 1, 1], "n_feats": 50, "mid_feats": 16, "scale": [4]}
-    more = {"backbone_expand_ratio": 2, "attention_expand_ratio": 2, "n_colors": 3}
-    model: nn.Module = importlib.import_module("test_fmen").TEST_FMEN(SimpleNamespace(**settings, **more))
+    model: nn.Module = importlib.import_module("test_fmen").TEST_FMEN(_FMEN)
     return model
 
 

@@ -12,13 +12,13 @@ from onnx import numpy_helper
 from ...algebra.geometry import with_flat
 from ...errors import FusionError, GeometryError, first_line
 from ...files.onnx import without_weights
-from ...limits import LARGEST_TENSOR
+from ...limits import LARGEST_CONSTANT, LARGEST_TENSOR
 from ..core.dims import Dim, Dims, broadcast, symbol, told
 from ..core.reasons import Kind, StaysError
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried, Reader
 from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
-from .evaluator.constants import LARGEST_CONSTANT, Array, Constants, stored_number
+from .evaluator.constants import Array, Constants, stored_number
 from .nodes import attributes, label
 
 KEEPS_SIZE = frozenset((

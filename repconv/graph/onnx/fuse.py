@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from ...errors import FusionError, SourceError
 from ...files.edited import copy_of
-from ...files.onnx import complaint, parameters, parsed, statistics_of, uncollected
+from ...files.onnx import complaint, parameters, parsed, statistics_of
 from ...proof.agreement import Agreement
 from ...proof.report import Diverged, FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
 from ..core.dims import nominal_side
@@ -127,12 +127,6 @@ class _Planned:
 def _planned(source: onnx.ModelProto) -> _Planned:
     """The choice of what is written, before anything is."""
     _check(source)
-    with uncollected():
-        return _cheaper(source)
-
-
-def _cheaper(source: onnx.ModelProto) -> _Planned:
-    """The plan of the graph as it is, or with what commutes in another order."""
     found = _planned_as_it_is(source)
     given = commuted(found.facts, found.steps, Names(taken(source)))
     if given is not None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import helper
 
+from ...files.edited import bodies_of
+
 
 def nested(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The subgraphs of a node (If, Loop, Scan)."""
@@ -24,13 +26,10 @@ def captured(graph: onnx.GraphProto) -> set[str]:
 def captured_by(node: onnx.NodeProto) -> set[str]:
     """Every name that is read inside a node's subgraphs, wherever it is made."""
     found: set[str] = set()
-    pending = list(nested(node))
-    while pending:
-        sub = pending.pop()
-        found.update(value.name for value in sub.output)
-        for inner in sub.node:
-            found.update(inner.input)
-            pending.extend(nested(inner))
+    for body in (inner for graph in nested(node) for inner in bodies_of(graph)):
+        if isinstance(body, onnx.GraphProto):
+            found.update(value.name for value in body.output)
+        found.update(name for inner in body.node for name in inner.input)
     return found
 
 

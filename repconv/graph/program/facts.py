@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from ...algebra.geometry import with_flat
 from ...errors import GeometryError
+from ...limits import LARGEST_CONSTANT
 from ..core.dims import Dims, nominal, symbol, told
 from ..core.ordering import dependencies_first
 from ..core.reasons import Kind, StaysError
@@ -56,9 +57,6 @@ _SMOOTH = frozenset((
     "_softmax", "_unsafe_view",
 ))  # fmt: skip
 """Operations that give nearly the same of nearly the same numbers: no steps, such as those of floor."""
-
-LARGEST_CONSTANT = 2**26
-"""A constant of more elements is not evaluated: it would take 256 MB in float32."""
 
 
 class ProgramFacts:

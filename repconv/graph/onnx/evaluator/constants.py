@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ....errors import FusionError, first_line
+from ....limits import LARGEST_CONSTANT
 from ...core.dims import Dim
 from ...core.ordering import dependencies_first
 from ..nodes import attributes, nested
@@ -19,8 +20,6 @@ from .evaluator import Evaluator
 
 Array = NDArray[np.generic]
 
-LARGEST_CONSTANT = 2**26
-"""A constant of more elements is not evaluated: it would take 256 MB in float32."""
 ALL_CONSTANTS = 2**32
 """Bytes of what is evaluated of one graph, all together; what is more is computed by whoever runs it."""
 MOST_WORK = 2**35
