@@ -7,13 +7,9 @@ the process, so what a user names is tried in another one first.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +22,7 @@ from repconv.limits import LONGEST_RUN_S, too_long
 
 from ..onnx.quiet import quiet
 from ..targets import TARGETS
+from .phones.said import heard
 
 METHOD, LEAST, PRECISION = "forward", "repconv_least", "repconv_precision"
 """Methods of a program: the network; the least sizes it is meant for; what it computes in. The last two are ours."""
@@ -69,7 +66,7 @@ class LoadedProgram:
         """
         said: list[str] = []
         try:
-            with _heard(said):
+            with heard(said):
                 return list(self.method.execute((x.contiguous(),)))
         except RuntimeError as error:
             raise SourceError(_why(error, said)) from error
@@ -100,7 +97,7 @@ def load_program(content: bytes, failed: type[BuildError | SourceError], what: s
     runtime = imported().Runtime
     said: list[str] = []
     try:
-        with _heard(said):
+        with heard(said):
             program = runtime.get().load_program(content)
             names = program.method_names
             method = program.load_method(METHOD) if METHOD in names else None
@@ -158,7 +155,7 @@ def set_threads(count: int) -> int:
     native = import_module("executorch.extension.pybindings.portable_lib")
     if native._threadpool_get_thread_count() != count:  # noqa: SLF001  # there is no public way
         said: list[str] = []
-        with _heard(said):
+        with heard(said):
             native._unsafe_reset_threadpool(count)  # noqa: SLF001  # as above
     return int(native._threadpool_get_thread_count())  # noqa: SLF001  # as above
 
@@ -171,7 +168,7 @@ def working_backends(needed: str) -> tuple[str, ...]:
     """
     said: list[str] = []
     runtime = imported().Runtime
-    with _heard(said):
+    with heard(said):
         found = tuple(runtime.get().backend_registry.registered_backend_names)
     if needed not in found:
         raise BackendError(f"it was built without {needed}")
@@ -180,26 +177,5 @@ def working_backends(needed: str) -> tuple[str, ...]:
 
 def _why(error: Exception, said: Sequence[str]) -> str:
     """What ExecuTorch wrote on the way says more than its error, which is a number."""
-    words = [line.partition("] ")[2] or line for line in said]
+    words = [line.partition("] ")[2] or line for line in said if "cpuinfo" not in line]
     return "; ".join([*words[:1], first_line(error)])
-
-
-@contextlib.contextmanager
-def _heard(lines: list[str]) -> Iterator[None]:
-    """What C++ code inside writes to standard error, itself or by way of Python, is not shown but added to `lines`."""
-    sys.stderr.flush()
-    shown = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as kept:
-            os.dup2(kept.fileno(), 2)
-            written = io.StringIO()
-            try:
-                with contextlib.redirect_stderr(written):
-                    yield
-            finally:
-                os.dup2(shown, 2)
-                kept.seek(0)
-                said = kept.read().decode(errors="replace") + written.getvalue()
-                lines += [line for line in said.splitlines() if "cpuinfo" not in line]
-    finally:
-        os.close(shown)
