@@ -7,8 +7,6 @@ the process, so what a user names is tried in another one first.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,11 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from repconv.errors import BackendError, BuildError, SourceError, first_line
-from repconv.limits import LONGEST_RUN_S, too_long
 
-from ..onnx.quiet import quiet
+from ..artefacts.attempt import attempt
+from ..onnx.quiet import heard, quiet
 from ..targets import TARGETS
-from .phones.said import heard
 
 METHOD, LEAST, PRECISION = "forward", "repconv_least", "repconv_precision"
 """Methods of a program: the network; the least sizes it is meant for; what it computes in. The last two are ours."""
@@ -34,8 +31,10 @@ import sys
 from pathlib import Path
 import torch
 from executorch.runtime import Runtime
-program = Runtime.get().load_program(Path(sys.argv[1]).read_bytes())
-method = program.load_method(sys.argv[2])
+runtime = Runtime.get()
+limit_memory(int(sys.argv[2]))
+program = runtime.load_program(Path(sys.argv[1]).read_bytes())
+method = program.load_method("forward")
 taken = method.metadata.input_tensor_meta(0)
 method.execute((torch.zeros(tuple(taken.sizes()), dtype={5: torch.half}.get(taken.dtype(), torch.float)),))
 """
@@ -134,15 +133,7 @@ def open_program(path: Path, what: str) -> LoadedProgram:
         SourceError: it cannot be loaded.
     """
     imported()
-    attempt = [sys.executable, "-P", "-W", "ignore", "-c", _ATTEMPT, str(path), METHOD]
-    try:
-        done = subprocess.run(attempt, capture_output=True, check=False, timeout=LONGEST_RUN_S)  # noqa: S603  # our own text
-    except subprocess.TimeoutExpired:
-        raise SourceError(f"{what}: {too_long(LONGEST_RUN_S)}") from None
-    if done.returncode not in (0, 1):  # an error in words is 1, and comes again below
-        raise SourceError(
-            f"{what}: ExecuTorch ends on it (exit code {done.returncode}), so it is damaged; build it anew"
-        )
+    attempt(_ATTEMPT, path, title=TARGETS["executorch"].title, what=what)
     return load_program(path.read_bytes(), SourceError, what)
 
 

@@ -28,7 +28,7 @@ from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
 from .phones.ncnn_files import layers_of, sizes_of, weights_of, with_sizes
 from .phones.ncnn_net import HALVES, load_net, mat, require_running, require_sizes
-from .phones.said import converted, with_log
+from .phones.said import LOGGED, converted
 
 _PARAM, _BIN = "model.ncnn.param", "model.ncnn.bin"
 """As pnnx names what it makes of `model.onnx`."""
@@ -56,7 +56,7 @@ def build(
         BuildError: pnnx cannot convert the model, ncnn cannot load that, or weights are of another type.
     """
     _require_floats(target, model)
-    files, log = _converted(target, model, settings, spans)
+    files = _converted(target, model, settings, spans)
     half = settings.precision == "fp16"
     weights = weights_of(layers_of(files[".param"].decode()), files[".bin"])
     wanted = _KINDS[settings.precision]
@@ -65,7 +65,7 @@ def build(
     try:
         run, names = _runner(files, half=half)
     except SourceError as error:
-        raise with_log(f"{target.title} cannot load what pnnx made: {error}", target.packages[1], log) from error
+        raise BuildError(f"{target.title} cannot load what pnnx made: {error}; {LOGGED}") from error
     before = (model.graph.input[0].name, *(output.name for output in model.graph.output))
     observed = {
         "weights": "of layers that are not read back" if weights is None else _counted(weights),
@@ -77,10 +77,7 @@ def build(
         run=run,
         runtime=f"{target.title} {installed(target.packages[0])}, CPU",
         observed=observed,
-        details={
-            "converter": f"{target.packages[1]} {installed(target.packages[1])}",
-            "converter_log": log.splitlines(),
-        },
+        details={"converter": f"pnnx {installed(target.packages[1])}"},
     )
     return Lowered.of(model, built)
 
@@ -94,8 +91,8 @@ def _require_floats(target: Target, model: onnx.ModelProto) -> None:
 
 def _converted(
     target: Target, model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, ...]
-) -> tuple[dict[str, bytes], str]:
-    """Both files, and what pnnx said."""
+) -> dict[str, bytes]:
+    """Both files, as pnnx makes them, with the sizes of the input."""
     target.imported()
     try:
         import pnnx
@@ -110,14 +107,14 @@ def _converted(
         command.append(f"inputshape2=[{','.join(str(size.most) for size in sizes)}]f32")
     with temporary_folder() as folder:
         (folder / "model.onnx").write_bytes(model.SerializeToString())
-        log = converted(command, folder, (_PARAM, _BIN), by=target.packages[1])
+        converted(command, folder, (_PARAM, _BIN), by=target.packages[1])
         text, content = (folder / _PARAM).read_text(encoding="utf-8"), (folder / _BIN).read_bytes()
     text = with_sizes(text, [size.usual if size.fixed else None for size in sizes[1:]])
-    return {".bin": content, ".param": text.encode()}, log
+    return {".bin": content, ".param": text.encode()}
 
 
 def _channels(model: onnx.ModelProto) -> int:
-    return model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    return int(model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
 
 
 def _runner(files: Mapping[str, bytes], *, half: bool) -> tuple[Run, tuple[str, ...]]:

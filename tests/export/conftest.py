@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ import torch
 from torch import nn
 
 from repconv import create_model, save
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What `edge` stands for: slow, and skipped by the name of what is missing."""
+    for item in items:
+        needed = [package for mark in item.iter_markers("edge") for package in mark.args]
+        missing = [package for package in needed if find_spec(package) is None]
+        if needed:
+            item.add_marker(pytest.mark.slow)
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
+
 
 Run = Callable[..., tuple[int, str]]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import re
+import subprocess
 import sys
-from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from repconv import load
+from repconv import create_model, load, save
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Preprocessing, Span, export
 from repconv.export.artefacts.open import open_artefact
@@ -26,22 +27,60 @@ from repconv.fusing import fuse_network
 EXECUTORCH = "executorch"
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("executorch") / "m.pt"
+    save(create_model("irep_resnet18", width=4, blocks=(1,)).eval(), path, input_shape=(3, 16, 16))
+    return path
+
+
+class Theirs(nn.Module):
+    """A network of others: nothing of it is a block of this package, its branches merge in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.long, self.short = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 1, bias=False)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        return self.head(self.norm(self.long(x) + self.short(x)).relu().mean((2, 3)))
+
+
+def theirs() -> nn.Module:
+    torch.manual_seed(1)
+    network = Theirs()
+    network.norm.running_mean.normal_()
+    network.norm.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
 SIZE = (Span.of(16), Span.of(16))
+
+
+def run(*arguments: object, before: str = "") -> tuple[int, str]:
+    """The command line in a process of its own: its exit code, and what it says in one line."""
+    code = f"{before}\nfrom repconv.cli import main\nmain()"
+    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
 # What needs no ExecuTorch
 
 
-def test_a_program_has_the_sizes_asked_for_after_its_graph_was_rewritten(theirs) -> None:
+def test_a_program_has_the_sizes_asked_for_after_its_graph_was_rewritten() -> None:
     sizes = [Span(2, 4, 40), Span.of(3), Span(16, 16, 24), Span.of(16)]
-    program, report = to_program(theirs, sizes)
+    program, report = to_program(theirs(), sizes)
     assert report is not None
     assert (report.before.convolutions, report.after.convolutions) == (3, 2)
     ranges = {(int(found.lower), int(found.upper)) for found in program.range_constraints.values()}
     assert ranges == {(2, 40), (16, 24)}
     x = torch.randn(7, 3, 20, 16)
-    torch.testing.assert_close(program.module()(x), theirs(x), rtol=1e-4, atol=1e-5)
-    unfused, none = to_program(theirs, [Span.of(1), *sizes[1:]], fuse=False)
+    torch.testing.assert_close(program.module()(x), theirs()(x), rtol=1e-4, atol=1e-5)
+    unfused, none = to_program(theirs(), [Span.of(1), *sizes[1:]], fuse=False)
     assert none is None
     assert sum("conv2d" in str(node.target) for node in unfused.graph.nodes) == 3
 
@@ -61,11 +100,11 @@ def test_a_size_the_code_depends_on_is_named() -> None:
         sized(Tall().eval(), [Span.of(1), Span.of(3), Span(8, 8, 16), Span.of(16)])
 
 
-def test_peaks_of_a_program_are_those_of_its_tensors(theirs) -> None:
-    program, _ = to_program(theirs, [Span.of(1), Span.of(3), *SIZE])
+def test_peaks_of_a_program_are_those_of_its_tensors() -> None:
+    program, _ = to_program(theirs(), [Span.of(1), Span.of(3), *SIZE])
     x = torch.randn(1, 3, 16, 16)
     found = program_peaks(program, [0 * x, 1000 * x, x])
-    stem = theirs.stem(1000 * x).detach()
+    stem = theirs().stem(1000 * x).detach()
     assert float(stem.abs().max()) == pytest.approx(max(p.peak for p in found if p.node.startswith("conv")), rel=0.5)
     first = next(p for p in found if p.node)
     assert first.peak == pytest.approx(float(stem.abs().max()), rel=1e-6)
@@ -88,7 +127,7 @@ def test_an_onnx_model_is_no_program(checkpoint, tmp_path) -> None:
         export(tmp_path / "m.onnx", EXECUTORCH, tmp_path / "m.pte")
 
 
-def test_without_executorch_the_line_that_installs_it(checkpoint, tmp_path, monkeypatch, run) -> None:
+def test_without_executorch_the_line_that_installs_it(checkpoint, tmp_path, monkeypatch) -> None:
     missing = 'import sys; sys.modules["executorch.runtime"] = None'
     code, said = run("export", checkpoint, "--to", EXECUTORCH, "-o", tmp_path / "m.pte", before=missing)
     assert (code, "ExecuTorch is not installed; install it with: pip install executorch" in said) == (3, True), said
@@ -100,13 +139,12 @@ def test_without_executorch_the_line_that_installs_it(checkpoint, tmp_path, monk
 
 # What ExecuTorch itself does
 
-installed = pytest.mark.skipif(find_spec("executorch") is None, reason="executorch is not installed")
+installed = pytest.mark.edge("executorch")
 
 
 @installed
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path, run) -> None:
+def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path) -> None:
     record = export(checkpoint, EXECUTORCH, tmp_path / "m.pte", BuildSettings(precision=precision))
     assert record.verified
     assert record.runtime.startswith("ExecuTorch 1.")
@@ -124,11 +162,10 @@ def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: st
 
 
 @installed
-@pytest.mark.slow
-def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path, theirs) -> None:
-    record = export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path) -> None:
+    record = export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     assert record.observed["convolutions"] == "2 float32 in XNNPACK"
-    program = torch.export.export(theirs, (torch.randn(1, 3, 16, 16),), strict=False)
+    program = torch.export.export(theirs(), (torch.randn(1, 3, 16, 16),), strict=False)
     torch.export.save(program, tmp_path / "m.pt2")
     record = export(tmp_path / "m.pt2", EXECUTORCH, tmp_path / "p.pte")
     assert record.verified
@@ -136,7 +173,6 @@ def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path, theirs) ->
 
 
 @installed
-@pytest.mark.slow
 def test_a_wrong_weight_is_caught_in_the_runtime(checkpoint, tmp_path, monkeypatch) -> None:
     """A fault between the fold and the file: one weight of the fused program is off by a tenth."""
 
@@ -153,8 +189,7 @@ def test_a_wrong_weight_is_caught_in_the_runtime(checkpoint, tmp_path, monkeypat
 
 
 @installed
-@pytest.mark.slow
-def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_path, run) -> None:
+def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_path) -> None:
     sides = (Span(16, 16, 24), Span(16, 16, 24))
     settings = BuildSettings(precision="fp16", batch=Span(1, 2, 20), image=sides, fp32_io=True)
     record = export(checkpoint, EXECUTORCH, tmp_path / "m.pte", settings)
@@ -169,7 +204,6 @@ def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_pat
 
 
 @installed
-@pytest.mark.slow
 def test_a_batch_that_shrinks_is_refused_with_the_way_out(checkpoint) -> None:
     """Traced with a batch of 2, ExecuTorch keeps 15 of 64 and says nothing; a larger one fails where it ships."""
     batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
@@ -179,7 +213,6 @@ def test_a_batch_that_shrinks_is_refused_with_the_way_out(checkpoint) -> None:
 
 
 @installed
-@pytest.mark.slow
 def test_more_than_one_delegate_is_told_with_what_runs_outside(tmp_path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), Cumulative(), nn.Conv2d(4, 4, 3)).eval()
     record = export(network, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
@@ -193,21 +226,19 @@ class Cumulative(nn.Module):
 
 
 @installed
-@pytest.mark.slow
-def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path, theirs) -> None:
-    export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path) -> None:
+    export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     found = open_artefact(str(tmp_path / "m.pte"))
     x = torch.randn(1, 3, 16, 16)
-    wanted = theirs(x)
+    wanted = theirs()(x)
     for given in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
         torch.testing.assert_close(found.run((given,))[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 @installed
-@pytest.mark.slow
-def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs) -> None:
+def test_a_program_outlives_whatever_else_is_let_go(tmp_path) -> None:
     """A method alone does not keep its program, and reads what is written over it."""
-    export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+    export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     run, x = open_artefact(str(tmp_path / "m.pte")).run, torch.randn(1, 3, 16, 16)
     wanted = run((x,))[0].clone()
     gc.collect()
@@ -216,9 +247,8 @@ def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs) -> None:
 
 
 @installed
-@pytest.mark.slow
-def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch, theirs, run) -> None:
-    export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch) -> None:
+    export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     content = (tmp_path / "m.pte").read_bytes()
     found = open_artefact(str(tmp_path / "m.pte"))
     with pytest.raises(SourceError, match="resize a static tensor"):
@@ -236,9 +266,8 @@ def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch, th
 
 
 @installed
-@pytest.mark.slow
-def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path, theirs) -> None:
-    network = theirs
+def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path) -> None:
+    network = theirs()
     with torch.no_grad():
         network.stem.weight.mul_(1e5)
     with pytest.raises(VerificationError, match=r"fp16 ends at 65504 and cannot hold .* conv2d"):
@@ -246,8 +275,7 @@ def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path, the
 
 
 @installed
-@pytest.mark.slow
-def test_bench_times_it_and_doctor_finds_it(checkpoint, tmp_path, run) -> None:
+def test_bench_times_it_and_doctor_finds_it(checkpoint, tmp_path) -> None:
     few = {"rounds": 2, "sessions": 1, "seconds": 0.01, "calls": 4, "warmup": 0, "threads": 1, "against": "unfused"}
     options = [word for option, value in few.items() for word in (f"--{option}", value)]
     code, said = run("bench", checkpoint, "--backend", EXECUTORCH, *options, "--json", tmp_path / "b.json")

@@ -22,19 +22,18 @@ FEW = ["--rounds=2", "--sessions=1", "--seconds=0.01", "--calls=4", "--warmup=0"
 WEIGHTS = {"ncnn": {"fp32": "{} float32 Convolution, 1 float32 InnerProduct",
                     "fp16": "{} float16 Convolution, 1 float16 InnerProduct"}}  # fmt: skip
 """By target and precision, what `weights` of the record says of so many convolutions and one linear layer."""
-BOTH = [(name, precision) for name, kinds in WEIGHTS.items() for precision in kinds]
 
 
-def require_installed(name: str) -> None:
-    missing = [package for package in TARGETS[name].packages if installed(package) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)}: not installed; pip install 'repconv[edge]'")
+PACKAGES = {"ncnn": ("ncnn", "pnnx")}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "precision"), BOTH)
+def each(*values: str) -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.edge(*PACKAGES[name])) for name in values]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", each(*WEIGHTS))
 def test_it_is_proved_read_back_and_built_again_alike(name: str, precision: str, checkpoint, tmp_path) -> None:
-    require_installed(name)
     row, records = TARGETS[name], []
     for stem in ("m", "again"):
         out = tmp_path / f"{stem}{row.suffix}"
@@ -48,11 +47,9 @@ def test_it_is_proved_read_back_and_built_again_alike(name: str, precision: str,
     assert [output["sha256"] for output in first.outputs] == [output["sha256"] for output in again.outputs]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", each(*WEIGHTS))
 def test_a_wrong_weight_is_caught(name: str, checkpoint, tmp_path, monkeypatch) -> None:
     """A fault between the fold and the file: one weight of the fused network is off by a tenth."""
-    require_installed(name)
 
     def off(*arguments: object, **more: object):
         subject = open_subject(*arguments, **more)  # type: ignore[arg-type]  # handed on
@@ -73,10 +70,8 @@ def test_a_wrong_weight_is_caught(name: str, checkpoint, tmp_path, monkeypatch) 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", each(*WEIGHTS))
 def test_a_written_file_is_compared_timed_and_looked_for(name: str, checkpoint, tmp_path, command_line) -> None:
-    require_installed(name)
     row = TARGETS[name]
     out = tmp_path / f"m{row.suffix}"
     export(checkpoint, name, out, BuildSettings(precision="fp16"))

@@ -1,16 +1,12 @@
 """Networks of ncnn in their runtime, which answers with numbers, and ends the process where they are not looked at.
 
 A network that did not load, and some damaged ones that did, end the process when they run. So every return code is
-looked at, and what is run in an input's shape for the first time is tried in a process of its own:
-`python -m ... PARAM SHAPE half|single`.
+looked at, and what is run on an input of a new shape is tried in a process of its own first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repconv.errors import SourceError
-from repconv.limits import LONGEST_RUN_S, too_long
 
+from ...artefacts.attempt import attempt
+from ...onnx.quiet import heard
 from ...targets import TARGETS
-from .said import heard
 
 HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 OTHER_HALVES = ("use_bf16_packed", "use_bf16_storage")
@@ -121,29 +117,17 @@ def require_running(param: Path, shape: Sequence[int], *, half: bool) -> None:
     Raises:
         SourceError: it does not, with what ncnn says.
     """
-    command = [sys.executable, "-P", "-W", "ignore", "-m", __name__, str(param)]
-    command += ["x".join(map(str, shape)), "half" if half else "single"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_RUN_S)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        raise SourceError(too_long(LONGEST_RUN_S)) from None
-    if done.returncode == 0:
-        return
-    lines = done.stderr.strip().splitlines()
-    if done.returncode == 1 and lines and lines[-1].startswith("SourceError: "):
-        raise SourceError(lines[-1].removeprefix("SourceError: "))
-    raise SourceError(f"ncnn ends on it (exit code {done.returncode}), so it is damaged; build it anew")
+    code = _ATTEMPT.format(module=__name__, shape=tuple(shape), half=half)
+    attempt(code, param, title="ncnn", what="it was tried in a process of its own")
 
 
-def _attempt(param: str, shape: str, precision: str) -> None:
-    try:
-        found = load_net(Path(param), half=precision == "half", threads=1)
-        found.run(np.zeros([int(side) for side in shape.split("x")], np.float32))
-    except SourceError as error:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"SourceError: {error}\n")
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    _attempt(*sys.argv[1:])
+_ATTEMPT = """
+import sys
+from pathlib import Path
+import numpy
+from {module} import load_net
+from repconv.export.targets import TARGETS
+TARGETS["ncnn"].imported()
+limit_memory(int(sys.argv[2]))
+load_net(Path(sys.argv[1]), half={half}, threads=1).run(numpy.zeros({shape}, numpy.float32))
+"""

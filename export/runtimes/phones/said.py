@@ -1,39 +1,16 @@
-"""What libraries and converters write while they work: heard instead of shown, and offered where something fails."""
+"""Converters that are programs: run where they may write what they like, and heard."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repconv.errors import BuildError
 
+from ...onnx.quiet import keep
+
 LONGEST_BUILD_S = 3600.0
-
-
-@contextlib.contextmanager
-def heard(lines: list[str]) -> Iterator[None]:
-    """What C++ code inside writes to standard error, itself or by way of Python, is not shown but added to `lines`."""
-    sys.stderr.flush()
-    shown = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as kept:
-            os.dup2(kept.fileno(), 2)
-            written = io.StringIO()
-            try:
-                with contextlib.redirect_stderr(written):
-                    yield
-            finally:
-                os.dup2(shown, 2)
-                kept.seek(0)
-                lines += (kept.read().decode(errors="replace") + written.getvalue()).splitlines()
-    finally:
-        os.close(shown)
 
 
 def converted(
@@ -44,8 +21,8 @@ def converted(
     by: str,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = LONGEST_BUILD_S,
-) -> str:
-    """Run a converter in `folder`, and return all it said.
+) -> None:
+    """Run a converter in `folder`; a log keeps all it says.
 
     Args:
         command: with its arguments.
@@ -56,7 +33,7 @@ def converted(
         timeout_s: after which it is given up.
 
     Raises:
-        BuildError: it failed; what it said is in the error's notes, which `-v` shows.
+        BuildError: it failed, with the last line it said.
     """
     try:
         done = subprocess.run(  # noqa: S603  # a converter that was installed
@@ -70,24 +47,19 @@ def converted(
             env=None if environment is None else dict(environment),
         )
     except subprocess.TimeoutExpired as late:
-        said = (late.stdout or b"").decode(errors="replace")
-        raise with_log(f"{by} took more than {timeout_s:.0f} s and was stopped", by, said) from None
+        keep((late.stdout or b"").decode(errors="replace"))
+        raise BuildError(f"{by} took more than {timeout_s:.0f} s and was stopped; {LOGGED}") from None
     except OSError as error:
         raise BuildError(f"{by} cannot be started ({error.strerror or error})") from error
     said = done.stdout.decode(errors="replace")
+    keep(said)
     missing = [name for name in wanted if not (folder / name).is_file()]
     if done.returncode == 0 and not missing:
-        return said
+        return
     ended = f"exit code {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
     without = f", without {' and '.join(missing)}" if missing else ""
     last = next((f" ({line.strip()})" for line in reversed(said.splitlines()) if line.strip()), "")
-    raise with_log(f"{by} cannot convert the model: it ended with {ended}{without}{last}", by, said)
+    raise BuildError(f"{by} cannot convert the model: it ended with {ended}{without}{last}; {LOGGED}")
 
 
-def with_log(message: str, by: str, said: str) -> BuildError:
-    """An error that offers all that somebody said."""
-    if not said.strip():
-        return BuildError(message)
-    error = BuildError(f"{message}; -v shows all that {by} said")
-    error.add_note(f"{by} said:\n{said.strip()}")
-    return error
+LOGGED = "--log FILE keeps all it says"
