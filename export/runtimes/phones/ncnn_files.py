@@ -20,7 +20,7 @@ _TYPES = {0: "float32", 0x01306B47: "float16", 0x000D4B38: "int8", 0x0002C056: "
 _WIDTHS = {"float32": 4, "float16": 2, "int8": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """A line: what kind of layer, its name, the names of what it takes and gives, and its parameters by number."""
 
@@ -55,7 +55,9 @@ def layers_of(text: str) -> list[Layer]:
             raise ValueError(f"{' '.join(words)!r} is no layer") from None
         if len(names) != taken + given:
             raise ValueError(f"{' '.join(words)!r} is no layer")
-        found.append(Layer(kind, name, tuple(names[:taken]), tuple(names[taken:]), numbers))
+        found.append(
+            Layer(kind=kind, name=name, takes=tuple(names[:taken]), gives=tuple(names[taken:]), numbers=numbers)
+        )
     return found
 
 
