@@ -21,7 +21,7 @@ _WIDTHS = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class ParamLayer:
     """A line: what kind of layer, its name, the names of what it takes and gives, and its parameters by number."""
 
     kind: str
@@ -35,7 +35,7 @@ class Layer:
         return int(self.numbers.get(key, usual))
 
 
-def layers_of(text: str) -> list[Layer]:
+def layers_of(text: str) -> list[ParamLayer]:
     """The layers of a `.param` file.
 
     Raises:
@@ -56,7 +56,7 @@ def layers_of(text: str) -> list[Layer]:
         if len(names) != taken + given:
             raise ValueError(f"{' '.join(words)!r} is no layer")
         found.append(
-            Layer(kind=kind, name=name, takes=tuple(names[:taken]), gives=tuple(names[taken:]), numbers=numbers)
+            ParamLayer(kind=kind, name=name, takes=tuple(names[:taken]), gives=tuple(names[taken:]), numbers=numbers)
         )
     return found
 
@@ -73,18 +73,18 @@ def with_sizes(text: str, sizes: Sequence[int | None]) -> str:
     )
 
 
-def sizes_of(layers: Sequence[Layer]) -> tuple[int | None, ...] | None:
+def sizes_of(layers: Sequence[ParamLayer]) -> tuple[int | None, ...] | None:
     """The sizes [c, ...] of the input as `with_sizes` writes them; None where a file does not say."""
     said = next((layer for layer in layers if layer.kind == "Input"), None)
     keys = next((keys for keys in _SIDES.values() if said is not None and set(keys) == set(said.numbers)), None)
     return None if keys is None or said is None else tuple(said.number(key) or None for key in keys)
 
 
-def _convolution(layer: Layer) -> tuple[int, int]:
+def _convolution(layer: ParamLayer) -> tuple[int, int]:
     return layer.number(6), layer.number(0) * layer.number(5)
 
 
-_MARKED: dict[str, Callable[[Layer], tuple[int, int]]] = {
+_MARKED: dict[str, Callable[[ParamLayer], tuple[int, int]]] = {
     **dict.fromkeys(
         [f"{kind}{axes}" for kind in ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise")
          for axes in ("", "1D", "3D")],
@@ -93,7 +93,7 @@ _MARKED: dict[str, Callable[[Layer], tuple[int, int]]] = {
     "InnerProduct": lambda layer: (layer.number(2), layer.number(0) * layer.number(1)),
 }  # fmt: skip
 """Layers that compute sums of products: how many numbers a weight with a mark has, and a bias without one."""
-_PLAIN: dict[str, Callable[[Layer], int]] = {
+_PLAIN: dict[str, Callable[[ParamLayer], int]] = {
     "PReLU": lambda layer: layer.number(0),
     "Scale": lambda layer: layer.number(0) * (1 + layer.number(1)),
     "BatchNorm": lambda layer: 4 * layer.number(0),
@@ -106,7 +106,7 @@ _PLAIN: dict[str, Callable[[Layer], int]] = {
 """Others that have numbers: how many, all float32, without a mark."""
 
 
-def weights_of(layers: list[Layer], content: bytes) -> Counter[str] | None:
+def weights_of(layers: list[ParamLayer], content: bytes) -> Counter[str] | None:
     """How many weights of which type and layer a `.bin` file has; None where not all layers are known."""
     found: Counter[str] = Counter()
     at = 0

@@ -27,7 +27,7 @@ OTHER_HALVES = ("use_bf16_packed", "use_bf16_storage")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Net:
+class LoadedNet:
     """A network that loaded.
 
     native: ncnn's. taken: the name of its input. given: those of its outputs, in order. threads: that it has.
@@ -80,7 +80,7 @@ def require_sizes(sizes: Sequence[int | None], given: Sequence[int]) -> None:
         raise SourceError(f"it takes images of {wanted}, got {got}")
 
 
-def load_net(param: Path, *, half: bool, threads: int | None = None) -> Net:
+def load_net(param: Path, *, half: bool, threads: int | None = None) -> LoadedNet:
     """A network of one input.
 
     Args:
@@ -108,7 +108,7 @@ def load_net(param: Path, *, half: bool, threads: int | None = None) -> Net:
         raise SourceError(f"it takes {len(taken)} inputs; networks of one input are run")
     if all(re.fullmatch(r"out\d+", name) for name in given):
         given.sort(key=lambda name: int(name.removeprefix("out")))
-    return Net(native=native, taken=taken[0], given=tuple(given), threads=int(native.opt.num_threads))
+    return LoadedNet(native=native, taken=taken[0], given=tuple(given), threads=int(native.opt.num_threads))
 
 
 def require_running(param: Path, shape: Sequence[int], *, half: bool) -> None:
