@@ -31,7 +31,7 @@ _LAYS_OUT = frozenset((
 """Operations that lay out anew, or cast."""
 
 
-class Constants:
+class ProgramConstants:
     """Constants of one graph module.
 
     A node is constant if nothing it depends on is an input of the program, and running it again gives the same. `exact`

@@ -15,7 +15,7 @@ from ..core.reasons import Kind, StaysError
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried, Reader
 from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
-from .constants import Constants
+from .constants import ProgramConstants
 
 _aten = torch.ops.aten
 
@@ -47,7 +47,7 @@ SPLITS = (
 """Operations that give a tuple of slices."""
 
 
-class ProgramFacts(Constants):
+class ProgramFacts(ProgramConstants):
     """Constants, types and sizes of the tensors of one graph module; arguments as there."""
 
     def __init__(self, module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> None:
