@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from .algebra.kernels import Kernel
 from .blocks.fold import fuse_blocks, outermost_branches, size, to_conv2d
-from .blocks.probing import count_flops, dtype_of, probes
+from .blocks.probing import count_flops, dtype_of, probes, require_called
 from .blocks.proof import block_by_block, prove_blocks
 from .errors import FusionError, first_line
 from .graph.program.fuse import export_again, rewrite
@@ -63,6 +63,7 @@ def fuse(
     Raises:
         FusionError: the model is in training mode, a batch normalisation keeps no running statistics, a folded weight
             is not finite in the model's dtype, or torch.export cannot follow the model's code.
+        SourceError: the model itself cannot be called with `example_inputs`.
         VerificationError: the result differs by more than rounding; `error.report` has every comparison.
     """
     if not isinstance(model, nn.Module):
@@ -233,6 +234,7 @@ def exported_program(
 
     Raises:
         FusionError: the model is in training mode, or torch.export cannot follow its code.
+        SourceError: the model itself cannot be called with these inputs.
     """
     where = next((name for name, module in model.named_modules() if module.training), None)
     if where is not None:
@@ -247,6 +249,7 @@ def exported_program(
         except Exception as error:  # noqa: BLE001  # it runs the user's own code, which may raise anything
             found = found or error
     why = first_line(found) if found is not None else ""
+    require_called(model, arguments(example_inputs))
     raise FusionError(f"torch.export cannot follow {type(model).__name__}: {why}") from found
 
 

@@ -42,7 +42,7 @@ def inputs_for(a: Artefact, b: Artefact, size: Shape | None = None, *, seed: int
         SourceError: they take no common inputs, or a size is open or unknown and not given.
     """
     declared, dtypes = common_shapes(a, b, size), common_dtypes(a, b)
-    drawn = _shapes(declared, settled_size(a, b, size))
+    drawn = _shapes(declared, settled_size(a, b, size), [taken.name for taken in a.inputs])
     for shapes in drawn:
         for shape, taken in zip(shapes, a.inputs, strict=True):
             require_drawable(shape, f"the input {taken.name}")
@@ -109,21 +109,28 @@ def _common(a: Artefact, b: Artefact, index: int, size: Shape | None) -> OpenSha
 def _said(artefact: Artefact, declared: Input) -> str:
     if declared.shape is None:
         return f"{artefact.name} takes inputs of {'x'.join(map(str, artefact.input_size or ('unknown size',)))}"
-    return f"{artefact.name} takes {'x'.join('?' if s is None else str(s) for s in declared.shape)}"
+    return f"{artefact.name} takes {_sides(declared.shape)}"
 
 
-def _shapes(declared: Sequence[OpenShape], size: Shape | None) -> list[list[Shape]]:
+def _sides(shape: Sequence[int | None]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
+
+
+def _shapes(declared: Sequence[OpenShape], size: Shape | None, names: Sequence[str]) -> list[list[Shape]]:
     """The shapes of all inputs, for each run."""
     if len(declared) == 1 and len(declared[0]) > 1:
         batch, *taken = declared[0]
         if size is not None and any(d is not None and d != s for d, s in zip(taken, size, strict=True)):
             raise SourceError(
-                f"an input of {'x'.join('?' if d is None else str(d) for d in taken)} is declared, got "
-                f"--input-shape {','.join(map(str, size))}"
+                f"{names[0]} is declared as {_sides(taken)} after its batch, got --input-shape "
+                f"{','.join(map(str, size))}"
             )
         if None in taken and size is None:
             example = "3,224,224" if len(taken) == 3 else ",".join(str(d or 100) for d in taken)
-            raise SourceError(f"the size of its input is open; give one, such as --input-shape {example}")
+            raise SourceError(
+                f"{names[0]} is declared as {_sides(taken)} after its batch, and '?' is open; give a size, such as "
+                f"--input-shape {example}"
+            )
         sides = [s if d is None else d for d, s in zip(taken, size or [d or 0 for d in taken], strict=True)]
         sizes: list[list[Shape]] = [[(batch or n, *sides)] for n in ((1, 3) if batch is None else (1,))]
         first = 1 if len(taken) > 2 else 0  # channels come first, but for sequences of rows of numbers
@@ -132,8 +139,12 @@ def _shapes(declared: Sequence[OpenShape], size: Shape | None) -> list[list[Shap
         if others != sides:
             sizes.append([(batch or 2, *others)])
         return sizes if len(sizes) > 1 else 2 * sizes
-    if any(s is None for shape in declared for s in shape[1:]):
-        raise SourceError("an input that is no image leaves sizes open; export it with fixed ones to compare it")
+    unsettled = [f"{name} ({_sides(shape)})" for name, shape in zip(names, declared, strict=True) if None in shape[1:]]
+    if unsettled:
+        raise SourceError(
+            f"of several inputs, these leave sizes other than the batch open: {', '.join(unsettled)}; export the "
+            f"network with fixed ones to compare it"
+        )
     batches = (1, 3) if any(shape and shape[0] is None for shape in declared) else (1, 1)
     return [[tuple(n if s is None else s for s in shape) for shape in declared] for n in batches]
 

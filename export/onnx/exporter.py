@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from repconv.blocks.probing import require_called
 from repconv.errors import BuildError, SourceError
 from repconv.files.onnx import session_of
 from repconv.graph.onnx.proof.float64 import evaluate
@@ -52,6 +53,7 @@ def to_onnx(
 
     Raises:
         BuildError: an opset out of `OPSETS`, or the exporter, simplifier or checker failed.
+        SourceError: the network itself cannot be called with `example`.
     """
     found = exported(model, example, opset=opset, dynamic_batch=dynamic_batch, dynamic_image=dynamic_image)
     return finished(found, metadata)
@@ -75,10 +77,15 @@ def exported(
         raise BuildError(f"ONNX opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
     open_axes: tuple[tuple[int, str], ...] = ((0, "batch"),) if dynamic_batch else ()
     open_axes += ((2, "height"), (3, "width")) if dynamic_image else ()
-    with _failing_in_words(opset):
-        found = _export(model, _exemplary(example, [axis for axis, _ in open_axes]), opset, dict(open_axes), optimise)
-        if not optimise:
-            _name_after_modules(found)
+    given = _exemplary(example, [axis for axis, _ in open_axes])
+    try:
+        with _failing_in_words(opset):
+            found = _export(model, given, opset, dict(open_axes), optimise)
+            if not optimise:
+                _name_after_modules(found)
+    except BuildError:
+        require_called(model, [given])
+        raise
     written = {entry.domain: entry.version for entry in found.opset_import}
     if written.get("") != opset:
         raise BuildError(f"asked for ONNX opset {opset}, the exporter wrote {written.get('')}")

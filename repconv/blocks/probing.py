@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import SourceError
+from ..errors import SourceError, first_line
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -85,6 +86,31 @@ def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, *input_shape, dtype=dtype_of(model)))
     return int(counter.get_total_flops())
+
+
+def require_called(model: nn.Module, inputs: Sequence[object]) -> None:
+    """Insist that a network that could not be exported at least runs on these inputs.
+
+    Raises:
+        SourceError: it does not; it says how networks of other inputs are given.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            model(*inputs)
+    except Exception as error:  # it is the user's own code
+        called = ", ".join(map(_said, inputs))
+        raise SourceError(
+            f"{type(model).__name__} itself fails when it is called with {called}: {type(error).__name__}: "
+            f"{first_line(error)}. If it takes another size, give --input-shape; if its inputs are of another kind "
+            f"(several, integers, a dictionary), pass them to repconv.fuse(model, inputs) in Python, or give its "
+            f"program: torch.export.save(torch.export.export(model.eval(), inputs), 'model.pt2')"
+        ) from error
+
+
+def _said(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor of {'x'.join(map(str, value.shape))}, {str(value.dtype).removeprefix('torch.')}"
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

@@ -6,6 +6,7 @@ for torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from .shared.ending import FAULT, INTERRUPTED, Ended, ended_by_signals
 from .shared.lazy import lazy_group
 from .shared.terminal import spared_streams
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _COMMANDS = {
     "bench": ("bench", "Measure latency, fused against unfused and plain, on several backends."),
     "demo": ("demo", "Fuse the checkpoint that ships with repconv and prove that nothing changed."),
@@ -72,6 +74,10 @@ def _exit_code() -> int:
     except Exception as error:  # noqa: BLE001  # it must not look like a result that differs, which is 1
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # PyTorch's is a RuntimeError
             click.echo(f"repconv: there is not enough memory for this: {str(error) or 'none was left'}", err=True)
+            return 2
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # met by a library that writes beside
+            where = error.filename or "a file"
+            click.echo(f"repconv: cannot write {where}: {error.strerror}", err=True)
             return 2
         traceback.print_exc()
         click.echo("repconv: that is a fault of repconv; please report it with the lines above", err=True)

@@ -78,11 +78,11 @@ def _foresee(loaded: Source, shape: tuple[int, ...]) -> Foresight | None:
     """What fusing its graph would do, for a network without blocks; None, and why is said, if it cannot be traced."""
     from repconv.export.from_source import foresee
 
-    from ..errors import FusionError
+    from ..errors import FusionError, SourceError
 
     try:
         return foresee(loaded, shape)
-    except FusionError as error:
+    except (FusionError, SourceError) as error:
         click.echo(f"repconv: {loaded.name}: {error}", err=True)
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -137,7 +137,19 @@ def training_batches(
         generator=torch.Generator(),  # else it would draw a seed from torch's own
     )
     with _folder_of(workers):
-        yield from ((x, y) for x, y in loader)
+        read = iter(loader)
+        try:
+            yield from ((x, y) for x, y in read)
+        finally:
+            _end_workers(read)
+
+
+def _end_workers(read: object) -> None:
+    """End the processes that load; one that was killed meanwhile is missed by nobody, or the error is under way."""
+    end = getattr(read, "_shutdown_workers", None)  # else left to `__del__`, which prints what is raised there
+    if end is not None:
+        with suppress(RuntimeError):  # of torch's handler of SIGCHLD
+            end()
 
 
 @contextmanager

@@ -43,6 +43,14 @@ class Tokens(nn.Module):
         return self.block(self.words(ids).unsqueeze(1))
 
 
+class Pair(nn.Embedding):
+    def __init__(self) -> None:
+        super().__init__(9, 4)
+
+    def forward(self, first, second):
+        return super().forward(first) + super().forward(second)
+
+
 class Dictionary(Block):
     def forward(self, batch):
         return {"y": super().forward(batch["image"] * batch["scale"])}
@@ -131,6 +139,48 @@ def test_networks_of_several_inputs_by_name_are_given_as_programs(command_line, 
     for line in ((*fuse, *size), (*verify, *size), export):
         code, _, err = command_line(*line)
         assert (code, "its forward takes (image, depth)" in err, "torch.export.save" in err) == (2, True, True), err
+
+
+OTHER = """
+from torch import nn
+class Dictionary(nn.Conv2d):
+    def __init__(self): super().__init__(3, 4, 3)
+    def forward(self, batch): return super().forward(batch["image"])
+class Tokens(nn.Embedding):
+    def __init__(self): super().__init__(9, 4)
+"""
+
+
+@pytest.mark.parametrize("name", ["Dictionary", "Tokens"])
+def test_networks_by_name_that_take_no_image_are_told_how_they_are_given(name, command_line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_image.py").write_text(OTHER)
+    named = (f"no_image:{name}", "--input-shape", "3,8,8")
+    called = f"{name} itself fails when it is called with a tensor of 1x3x8x8, float32: "
+    for command, *more in (
+        ("fuse", "-o", "f.onnx"),
+        ("fuse", "-o", "f.pt2"),
+        ("export", "--to", "onnx", "-o", "e.onnx"),
+    ):
+        code, _, err = command_line(command, *named, *more)
+        assert (code, called in err, "torch.export.save" in err) == (2, True, True), err
+    code, _, err = command_line("inspect", *named)
+    assert (code, called in err) == (0, True), err
+    assert {path.name for path in tmp_path.iterdir()} <= {"no_image.py", "__pycache__"}
+
+
+def test_an_open_size_is_asked_for_by_the_name_of_its_input(command_line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size, ids = torch.export.Dim("size", min=2), torch.zeros(2, 8, dtype=torch.int64)
+    both = torch.export.export(Pair().eval(), (ids, ids), dynamic_shapes=({1: size}, {1: size}))
+    torch.export.save(torch.export.export(nn.Embedding(9, 4), (ids,), dynamic_shapes=({1: size},)), "one.pt2")
+    torch.export.save(both, "both.pt2")
+    code, _, err = command_line("verify", "one.pt2", "one.pt2")
+    assert (code, "is declared as ? after its batch, and '?' is open; give a size" in err) == (2, True), err
+    assert command_line("verify", "one.pt2", "one.pt2", "--input-shape", "7")[0] == 0
+    code, _, err = command_line("verify", "both.pt2", "both.pt2")
+    assert (code, "leave sizes other than the batch open: first (2x?), second (2x?)" in err) == (2, True), err
 
 
 @pytest.mark.parametrize("name", ["dictionary", "keyword", "two"])

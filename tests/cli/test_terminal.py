@@ -152,6 +152,7 @@ def test_a_file_that_is_not_there_is_said_first(line, command_line):
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("a fault"), 70, "please report it"),
         (MemoryError(), 2, "not enough memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "events"), 2, "cannot write events: No space left on device"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 2, "not enough memory"),
         (BrokenPipeError(errno.EPIPE, "a worker has died"), 70, "a worker has died"),
     ],

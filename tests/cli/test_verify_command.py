@@ -175,7 +175,7 @@ def test_several_outputs_are_compared_by_order(run, tmp_path):
 REFUSED = {
     "no file": (("none.onnx", "m.pt"), "none.onnx: no such file"),
     "no size": (("f.safetensors", "f.safetensors"), "--input-shape 3,224,224"),
-    "other sizes": (("fixed.onnx", "m.pt", "--input-shape", "3,20,20"), "is declared, got --input-shape 3,20,20"),
+    "other sizes": (("fixed.onnx", "m.pt", "--input-shape", "3,20,20"), "after its batch, got --input-shape 3,20,20"),
     "needless model": (("m.pt", "f.onnx", "--model", "resnet18"), "--model names code that neither A nor B needs"),
 }
 
