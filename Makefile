@@ -2,6 +2,7 @@
 #
 #   make demo         install, then fuse the shipped checkpoint and prove that nothing changed
 #   make test         install, then the fast tests and the slow ones whose run time is bounded
+#   make edge         install the runtimes of phones beside (a GB), and run the tests of what is exported to them
 #   make test-slow    every test (those that need a GPU skip themselves where there is none)
 #   make check        lint, types and `make test`: what CI runs
 #   make lint         ruff's checks and format, nothing rewritten
@@ -33,7 +34,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .NOTPARALLEL:
-.PHONY: demo test test-slow check lint types lowest paper format clean distclean help
+.PHONY: demo test edge test-slow check lint types lowest paper format clean distclean help
 
 help:
 	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
@@ -43,7 +44,22 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed-dev
 	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist worksteal -m "not slow and not gpu"
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist worksteal -m "slow and not exhaustive and not gpu"
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist worksteal -m "slow and not edge and not exhaustive and not gpu"
+
+# In an environment of its own over .venv: packages come with these runtimes whose plugins would change pytest.
+EDGE := build/edge
+
+edge: $(EDGE)/.installed
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(EDGE)/bin/python -P -m pytest -p xdist -n $(JOBS) --maxprocesses 4 \
+		--dist loadfile -m edge tests/export
+
+$(EDGE)/.installed: $(BIN)/.installed-dev setup.cfg constraints.txt
+	$(BIN)/python -m venv --clear $(EDGE)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		>"$$($(EDGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth"
+	$(EDGE)/bin/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
+		--editable ".[edge]"
+	touch $@
 
 test-slow: $(BIN)/.installed-dev
 	$(BIN)/pytest

@@ -132,6 +132,7 @@ class BuildSettings:
     records. channels: of the input, where the source does not say; where it does, they must be the same.
     opset: of the ONNX form every artefact is made of; None: 18, for bf16 22, of an ONNX source its own.
     fp32_io: inputs and outputs of a half-precision artefact stay float32.
+    channels_last: the artefact takes its input as [n, ..., c], for runtimes that compute so.
     fuse: fold branches first.
     capabilities: TensorRT-RTX only, compute capabilities to build for. timing_cache: TensorRT only, a file that is read
     if it exists and written.
@@ -156,6 +157,7 @@ class BuildSettings:
     tolerance: float | None = None
     max_lost: float = MAX_LOST
     max_changed: float = MAX_CHANGED
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

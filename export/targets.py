@@ -97,6 +97,8 @@ class Target:
         if settings.timing_cache is not None and "timing_cache" not in self.options:
             why = self.lacks.get("timing_cache", f"a timing cache is for {having('timing_cache')}, not {self.name}")
             raise SourceError(why)
+        if settings.channels_last and "channels_last" not in self.options:
+            raise SourceError(f"an input of channels last is for {having('channels_last')}, not {self.name}")
         if settings.quantization.reduce_range and "reduce_range" not in self.options:
             raise SourceError(f"weights of a reduced range are for {having('reduce_range')}, not {self.name}")
 
@@ -160,6 +162,31 @@ TARGETS: dict[str, Target] = {
             reads=PROGRAM,
             precisions=("fp32", "fp16"),
             timed=(Timed(name="executorch", precisions={_CPU: ("fp32", "fp16")}),),
+        ),
+        Target(
+            name="litert",
+            title="LiteRT",
+            suffix=".tflite",
+            file=".runtimes.litert",
+            packages=("ai-edge-litert", "litert-torch", "ai-edge-quantizer"),
+            module="ai_edge_litert.interpreter",
+            reads=PROGRAM,
+            precisions=("fp32", "fp16"),
+            float_io=True,
+            options=frozenset({"channels_last"}),
+            timed=(Timed(name="litert", precisions={_CPU: ("fp32", "fp16")}),),
+        ),
+        Target(
+            name="ncnn",
+            title="ncnn",
+            suffix=".param",
+            file=".runtimes.ncnn",
+            packages=("ncnn", "pnnx"),
+            module="ncnn",
+            beside=(".bin",),
+            precisions=("fp32", "fp16"),
+            float_io=True,
+            timed=(Timed(name="ncnn", precisions={_CPU: ("fp32", "fp16")}),),
         ),
         Target(
             name="tensorrt",

@@ -25,6 +25,8 @@ LARGEST_SIZE_BITS, MOST_SIZE_TERMS, LONGEST_SIZE = 2**12, 2**12, 2**14
 out; letters."""
 MOST_CALLED_NODES = 2**16
 """Nodes of an ONNX model's functions, once each call has its own: runtimes replace calls by what they call."""
+LARGEST_ATTEMPT = 2**33
+"""Bytes that a process may take, beside 8 times the file's own, to load and run a file of a runtime: 8 GiB."""
 LONGEST_RUN_S = 600.0
 """Of one call of a model, which a file can ask to be of any length."""
 LONGEST_LOOP_S = 20.0

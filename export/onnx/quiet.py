@@ -1,26 +1,71 @@
-"""Other people's libraries without their progress bars, deprecations and notes."""
+"""Other people's libraries without their progress bars, deprecations and notes, which a log may keep."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
+
+_log: ContextVar[list[str] | None] = ContextVar("_log", default=None)
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """What `quiet` and `heard` keep from the terminal inside, texts in the order in which they were said."""
+    kept: list[str] = []
+    token = _log.set(kept)
+    try:
+        yield kept
+    finally:
+        _log.reset(token)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing of what is inside is printed, warned of, or logged below a critical error."""
+    """Nothing of what is inside is printed, warned of, or logged below a critical error; a log hears all of it."""
+    said, wanted = io.StringIO(), _log.get() is not None
     level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    if not wanted:
+        logging.disable(logging.ERROR)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            warnings.simplefilter("default" if wanted else "ignore")
             yield
     finally:
         logging.disable(level)
+        keep(said.getvalue())
+
+
+@contextlib.contextmanager
+def heard(lines: list[str]) -> Iterator[None]:
+    """What C++ code inside writes to standard error, itself or by way of Python, is not shown but added to `lines`."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as kept:
+            os.dup2(kept.fileno(), 2)
+            written = io.StringIO()
+            try:
+                with contextlib.redirect_stderr(written):
+                    yield
+            finally:
+                os.dup2(shown, 2)
+                kept.seek(0)
+                said = kept.read().decode(errors="replace") + written.getvalue()
+                lines += said.splitlines()
+                keep(said)
+    finally:
+        os.close(shown)
+
+
+def keep(said: str) -> None:
+    """Add it to the log, if there is one."""
+    log = _log.get()
+    if log is not None and said:
+        log.append(said)

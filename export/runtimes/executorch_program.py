@@ -7,13 +7,7 @@ the process, so what a user names is tried in another one first.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from repconv.errors import BackendError, BuildError, SourceError, first_line
-from repconv.limits import LONGEST_RUN_S, too_long
 
-from ..onnx.quiet import quiet
+from ..artefacts.attempt import attempt
+from ..onnx.quiet import heard, quiet
 from ..targets import TARGETS
 
 METHOD, LEAST, PRECISION = "forward", "repconv_least", "repconv_precision"
@@ -37,8 +31,10 @@ import sys
 from pathlib import Path
 import torch
 from executorch.runtime import Runtime
-program = Runtime.get().load_program(Path(sys.argv[1]).read_bytes())
-method = program.load_method(sys.argv[2])
+runtime = Runtime.get()
+limit_memory(int(sys.argv[2]))
+program = runtime.load_program(Path(sys.argv[1]).read_bytes())
+method = program.load_method("forward")
 taken = method.metadata.input_tensor_meta(0)
 method.execute((torch.zeros(tuple(taken.sizes()), dtype={5: torch.half}.get(taken.dtype(), torch.float)),))
 """
@@ -69,7 +65,7 @@ class LoadedProgram:
         """
         said: list[str] = []
         try:
-            with _heard(said):
+            with heard(said):
                 return list(self.method.execute((x.contiguous(),)))
         except RuntimeError as error:
             raise SourceError(_why(error, said)) from error
@@ -100,7 +96,7 @@ def load_program(content: bytes, failed: type[BuildError | SourceError], what: s
     runtime = imported().Runtime
     said: list[str] = []
     try:
-        with _heard(said):
+        with heard(said):
             program = runtime.get().load_program(content)
             names = program.method_names
             method = program.load_method(METHOD) if METHOD in names else None
@@ -137,15 +133,7 @@ def open_program(path: Path, what: str) -> LoadedProgram:
         SourceError: it cannot be loaded.
     """
     imported()
-    attempt = [sys.executable, "-P", "-W", "ignore", "-c", _ATTEMPT, str(path), METHOD]
-    try:
-        done = subprocess.run(attempt, capture_output=True, check=False, timeout=LONGEST_RUN_S)  # noqa: S603  # our own text
-    except subprocess.TimeoutExpired:
-        raise SourceError(f"{what}: {too_long(LONGEST_RUN_S)}") from None
-    if done.returncode not in (0, 1):  # an error in words is 1, and comes again below
-        raise SourceError(
-            f"{what}: ExecuTorch ends on it (exit code {done.returncode}), so it is damaged; build it anew"
-        )
+    attempt(_ATTEMPT, path, title=TARGETS["executorch"].title, what=what)
     return load_program(path.read_bytes(), SourceError, what)
 
 
@@ -158,7 +146,7 @@ def set_threads(count: int) -> int:
     native = import_module("executorch.extension.pybindings.portable_lib")
     if native._threadpool_get_thread_count() != count:  # noqa: SLF001  # there is no public way
         said: list[str] = []
-        with _heard(said):
+        with heard(said):
             native._unsafe_reset_threadpool(count)  # noqa: SLF001  # as above
     return int(native._threadpool_get_thread_count())  # noqa: SLF001  # as above
 
@@ -171,7 +159,7 @@ def working_backends(needed: str) -> tuple[str, ...]:
     """
     said: list[str] = []
     runtime = imported().Runtime
-    with _heard(said):
+    with heard(said):
         found = tuple(runtime.get().backend_registry.registered_backend_names)
     if needed not in found:
         raise BackendError(f"it was built without {needed}")
@@ -180,26 +168,5 @@ def working_backends(needed: str) -> tuple[str, ...]:
 
 def _why(error: Exception, said: Sequence[str]) -> str:
     """What ExecuTorch wrote on the way says more than its error, which is a number."""
-    words = [line.partition("] ")[2] or line for line in said]
+    words = [line.partition("] ")[2] or line for line in said if "cpuinfo" not in line]
     return "; ".join([*words[:1], first_line(error)])
-
-
-@contextlib.contextmanager
-def _heard(lines: list[str]) -> Iterator[None]:
-    """What C++ code inside writes to standard error, itself or by way of Python, is not shown but added to `lines`."""
-    sys.stderr.flush()
-    shown = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as kept:
-            os.dup2(kept.fileno(), 2)
-            written = io.StringIO()
-            try:
-                with contextlib.redirect_stderr(written):
-                    yield
-            finally:
-                os.dup2(shown, 2)
-                kept.seek(0)
-                said = kept.read().decode(errors="replace") + written.getvalue()
-                lines += [line for line in said.splitlines() if "cpuinfo" not in line]
-    finally:
-        os.close(shown)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,9 @@ _WORST_SHOWN = 5
 )
 @click.option("--opset", type=click.IntRange(13, 26), help="ONNX opset.  [default: 18; 22 for bf16]")
 @click.option("--fp32-io", is_flag=True, help="fp16, bf16: keep inputs and outputs float32.")
+@click.option(
+    "--channels-last", is_flag=True, help=f"{having('channels_last')}: take images as height, width, channels."
+)
 @click.option("--no-fuse", is_flag=True, help="Export SOURCE as it is, branches and all.")
 @click.option(
     "--calibrate", type=Reads(), help="int8: images, as imagefolder:FOLDER, imagefolder:FILE.zip or FILE.npz."
@@ -90,6 +94,7 @@ _WORST_SHOWN = 5
 @click.option("--timing-cache", type=Writes(path_type=Path), help=f"{having('timing_cache')}: read and written.")
 @click.option("--tolerance", type=float, help="Error accepted.  [default: by precision]")
 @click.option("--dump-on-failure", type=Writes(path_type=Path), help="Where the worst call goes, .npz.")
+@click.option("--log", type=Writes(path_type=Path), help="Where all goes that the libraries that convert say.")
 @click.option("--require-verified", is_flag=True, help="Exit 1 if it cannot be run here.")
 @source_options
 @json_option
@@ -102,6 +107,7 @@ def command(
     image: tuple[Span, ...] | None,
     opset: int | None,
     fp32_io: bool,
+    channels_last: bool,
     no_fuse: bool,
     calibrate: str | None,
     calibration_images: int,
@@ -123,6 +129,7 @@ def command(
     timing_cache: Path | None,
     tolerance: float | None,
     dump_on_failure: Path | None,
+    log: Path | None,
     require_verified: bool,
     model_name: str | None,
     state_key: str | None,
@@ -163,27 +170,29 @@ def command(
         image=image,
         opset=opset,
         fp32_io=fp32_io,
+        channels_last=channels_last,
         fuse=not no_fuse,
         preprocessing=preprocessing,
-        quantization=Quantization(not per_tensor, equalise, _kept(keep_float), reduce_range),
+        quantization=Quantization(not per_tensor, equalise, _layers(keep_float), reduce_range),
         capabilities=DEFAULT_CAPABILITIES if sm is None else check_capabilities(sm.split(",")),
         timing_cache=timing_cache,
         tolerance=tolerance,
         max_lost=max_lost / 100,
         max_changed=max_changed / 100,
     )
-    record = export(
-        given,
-        target,
-        out,
-        settings,
-        Data(calibrate, evaluate, calibration_images, images, random_calibration),
-        model=model_name,
-        state_key=state_key,
-        dump_on_failure=dump_on_failure,
-        require_verified=require_verified,
-        say=lambda doing: click.echo(f"repconv: {doing}", err=True),
-    )
+    with _kept(log):
+        record = export(
+            given,
+            target,
+            out,
+            settings,
+            Data(calibrate, evaluate, calibration_images, images, random_calibration),
+            model=model_name,
+            state_key=state_key,
+            dump_on_failure=dump_on_failure,
+            require_verified=require_verified,
+            say=lambda doing: click.echo(f"repconv: {doing}", err=True),
+        )
     for note in record.notes:
         click.echo(f"repconv: {source}: {note}", err=True)
     click.echo(_summary(record))
@@ -194,7 +203,24 @@ def command(
         write_json(json_file, SCHEMA, record.to_dict())
 
 
-def _kept(text: str | None) -> int | tuple[str, ...]:
+@contextmanager
+def _kept(log: Path | None) -> Iterator[None]:
+    """Write what libraries say inside to a file, whether or not it ends well."""
+    from repconv.export.onnx.quiet import logged
+
+    from ..files.whole import write_whole
+
+    if log is None:
+        yield
+        return
+    with logged() as said:
+        try:
+            yield
+        finally:
+            write_whole({log: "".join(said).encode()})
+
+
+def _layers(text: str | None) -> int | tuple[str, ...]:
     """A number of layers, or their names."""
     if text is None or text.strip().isdecimal():
         return int(text or 0)

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -140,11 +139,10 @@ def test_without_executorch_the_line_that_installs_it(checkpoint, tmp_path, monk
 
 # What ExecuTorch itself does
 
-installed = pytest.mark.skipif(find_spec("executorch") is None, reason="executorch is not installed")
+installed = pytest.mark.edge("executorch")
 
 
 @installed
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path) -> None:
     record = export(checkpoint, EXECUTORCH, tmp_path / "m.pte", BuildSettings(precision=precision))
@@ -164,7 +162,6 @@ def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: st
 
 
 @installed
-@pytest.mark.slow
 def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path) -> None:
     record = export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     assert record.observed["convolutions"] == "2 float32 in XNNPACK"
@@ -176,7 +173,6 @@ def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path) -> None:
 
 
 @installed
-@pytest.mark.slow
 def test_a_wrong_weight_is_caught_in_the_runtime(checkpoint, tmp_path, monkeypatch) -> None:
     """A fault between the fold and the file: one weight of the fused program is off by a tenth."""
 
@@ -193,7 +189,6 @@ def test_a_wrong_weight_is_caught_in_the_runtime(checkpoint, tmp_path, monkeypat
 
 
 @installed
-@pytest.mark.slow
 def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_path) -> None:
     sides = (Span(16, 16, 24), Span(16, 16, 24))
     settings = BuildSettings(precision="fp16", batch=Span(1, 2, 20), image=sides, fp32_io=True)
@@ -209,7 +204,6 @@ def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_pat
 
 
 @installed
-@pytest.mark.slow
 def test_a_batch_that_shrinks_is_refused_with_the_way_out(checkpoint) -> None:
     """Traced with a batch of 2, ExecuTorch keeps 15 of 64 and says nothing; a larger one fails where it ships."""
     batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
@@ -219,7 +213,6 @@ def test_a_batch_that_shrinks_is_refused_with_the_way_out(checkpoint) -> None:
 
 
 @installed
-@pytest.mark.slow
 def test_more_than_one_delegate_is_told_with_what_runs_outside(tmp_path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), Cumulative(), nn.Conv2d(4, 4, 3)).eval()
     record = export(network, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
@@ -233,7 +226,6 @@ class Cumulative(nn.Module):
 
 
 @installed
-@pytest.mark.slow
 def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path) -> None:
     export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     found = open_artefact(str(tmp_path / "m.pte"))
@@ -244,7 +236,6 @@ def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path) -> N
 
 
 @installed
-@pytest.mark.slow
 def test_a_program_outlives_whatever_else_is_let_go(tmp_path) -> None:
     """A method alone does not keep its program, and reads what is written over it."""
     export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
@@ -256,7 +247,6 @@ def test_a_program_outlives_whatever_else_is_let_go(tmp_path) -> None:
 
 
 @installed
-@pytest.mark.slow
 def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch) -> None:
     export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     content = (tmp_path / "m.pte").read_bytes()
@@ -276,7 +266,6 @@ def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch) ->
 
 
 @installed
-@pytest.mark.slow
 def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path) -> None:
     network = theirs()
     with torch.no_grad():
@@ -286,7 +275,6 @@ def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path) -> 
 
 
 @installed
-@pytest.mark.slow
 def test_bench_times_it_and_doctor_finds_it(checkpoint, tmp_path) -> None:
     few = {"rounds": 2, "sessions": 1, "seconds": 0.01, "calls": 4, "warmup": 0, "threads": 1, "against": "unfused"}
     options = [word for option, value in few.items() for word in (f"--{option}", value)]

@@ -1,0 +1,261 @@
+"""Files of LiteRT (`.tflite`, TensorFlow Lite's format), built of programs by litert-torch, and such files in LiteRT.
+
+litert-torch converts fixed sizes alone, so a range is one file of the usual size that LiteRT resizes where it runs;
+what does not bear that is refused here. Precisions are made of the float32 file by ai-edge-quantizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from repconv.errors import BackendError, BuildError, SourceError, first_line
+from repconv.files.record import installed
+from repconv.sources.source import Input
+
+from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
+from ..artefacts.built import Built, Lowered
+from ..artefacts.loaded import Array, How, Job, Loaded, nothing
+from ..artefacts.runtime import Diagnosis, Runtime, tried
+from ..onnx.quiet import heard, quiet
+from ..program.exporter import sized
+from ..proof.tolerances import DTYPES
+from ..settings import BuildSettings, Span
+from ..targets import TARGETS, Target
+from .litert_file import About, LoadedFile, described, inside, interpreter_module, load_file, open_file
+
+_STORED = {"fp32": "float32", "fp16": "float16"}
+"""The type of a convolution's weight in the file, by precision."""
+_TYPES = {"float32": torch.float32, "uint8": torch.uint8}
+
+
+def build(
+    target: Target,
+    program: ExportedProgram,
+    settings: BuildSettings,
+    spans: tuple[Span, ...],
+    calibration: Sequence[Tensor] | None,  # noqa: ARG001  # the row has no int8
+) -> Lowered:
+    """`program`, float32, as a file of LiteRT.
+
+    Args:
+        target: the row.
+        program: with sizes open where `settings` gives ranges.
+        settings: fp16 stores weights in half precision; with `channels_last` the input is [n, ..., c].
+        spans: height and width.
+        calibration: none.
+
+    Raises:
+        BackendError: a package is not installed.
+        BuildError: it cannot be converted, to that precision or for those sizes.
+    """
+    converter = _needed(target, "litert_torch", target.packages[1])
+    (name,) = program.graph_signature.user_inputs
+    (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
+    sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
+    content = _converted(converter, program, sizes, channels_last=settings.channels_last)
+    if settings.precision == "fp16":
+        content = _in_half(target, content)
+    about = About(
+        least=tuple(size.least for size in sizes),
+        most=tuple(size.most for size in sizes),
+        channels_last=settings.channels_last,
+        precision=settings.precision,
+    )
+    content = described(content, about)
+    loaded = load_file(content, BuildError, "LiteRT cannot load what was made")
+    observed = _observed(loaded, settings)
+    _require_sizes(loaded, sizes)
+    runtime = f"{target.title} {installed(target.packages[0])}, CPU"
+    return Lowered.of(None, Built({target.suffix: content}, loaded.run, runtime, observed=observed))
+
+
+def _needed(target: Target, module: str, package: str) -> Any:  # noqa: ANN401  # optional, so without types
+    """A module of a package that building takes.
+
+    Raises:
+        BackendError: it is not installed, or cannot be imported whole.
+    """
+    try:
+        with quiet(), heard([]):
+            found = import_module(module)
+    except ImportError as error:
+        raise BackendError(
+            f"building for {target.title} takes {package} ({first_line(error)}); install it with: pip install {package}"
+        ) from error
+    interpreter_module()
+    return found
+
+
+class _ChannelsLast(nn.Module):
+    """A network whose input is [n, ..., c]; what it gives is as it was."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> object:
+        found: object = self.network(x.movedim(-1, 1))
+        return found
+
+
+def _converted(converter: Any, program: ExportedProgram, sizes: Sequence[Span], *, channels_last: bool) -> bytes:  # noqa: ANN401  # no types
+    """The float32 file, of the usual sizes.
+
+    Raises:
+        BuildError: it cannot be converted.
+    """
+    usual = [Span.of(size.usual) for size in sizes]
+    if any(not size.fixed for size in sizes):
+        program = sized(program.module(), usual)
+    network: nn.Module = program.module()
+    example = torch.zeros([size.usual for size in usual])
+    if channels_last:
+        network, example = _ChannelsLast(network), example.movedim(1, -1).contiguous()
+    for part in network.modules():
+        part.training = False  # a program is of one mode, and its modules say the other; eval() refuses
+    try:
+        with quiet(), heard([]):
+            content: bytes = converter.convert(network, (example,)).model_content()
+    except Exception as error:  # it raises anything
+        raise BuildError(
+            f"litert-torch cannot convert the program: {first_line(error)}; --log FILE keeps all it says"
+        ) from error
+    return content
+
+
+def _in_half(target: Target, content: bytes) -> bytes:
+    """The file with weights in float16, which LiteRT computes with in float32 here, and in half precision where it can.
+
+    Raises:
+        BackendError: ai-edge-quantizer is not installed.
+        BuildError: it cannot quantise the file.
+    """
+    quantizer, types = (
+        _needed(target, f"ai_edge_quantizer.{name}", target.packages[2]) for name in ("quantizer", "qtyping")
+    )
+    stored = types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT)
+    way = types.OpQuantizationConfig(
+        weight_tensor_config=stored, compute_precision=types.ComputePrecision.FLOAT, explicit_dequantize=True
+    )
+    try:
+        with quiet(), heard([]):
+            made = quantizer.Quantizer(bytearray(content))
+            made.update_quantization_recipe(
+                ".*", types.TFLOperationName.ALL_SUPPORTED, way, quantizer.AlgorithmName.FLOAT_CASTING
+            )
+            return bytes(made.quantize().quantized_model)
+    except Exception as error:  # it raises anything
+        raise BuildError(f"ai-edge-quantizer cannot store weights in float16: {first_line(error)}") from error
+
+
+def _observed(loaded: LoadedFile, settings: BuildSettings) -> dict[str, str]:
+    """What was read back.
+
+    Raises:
+        BuildError: weights of convolutions are of another type than was asked for.
+    """
+    seen = inside(loaded)
+    wanted = _STORED[settings.precision]
+    if set(seen.convolutions) - {wanted}:
+        raise BuildError(f"asked for {wanted} convolutions, the file has {_counted(seen.convolutions)}")
+    sizes = "x".join("?" if size is None else str(size) for size in loaded.sizes)
+    return {
+        "delegates": f"{seen.delegated} XNNPACK",
+        "outside": ", ".join(seen.outside) or "nothing",
+        "convolutions": _counted(seen.convolutions),
+        "tensor": f"{loaded.kind} {sizes}, {'channels last' if settings.channels_last else 'channels first'}",
+        "transposes": str(seen.transposes),
+    }
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+
+
+def _require_sizes(loaded: LoadedFile, sizes: Sequence[Span]) -> None:
+    """Insist that a file made for the usual sizes bears being resized to the ends of its ranges.
+
+    Raises:
+        BuildError: it does not.
+    """
+    for ends in ([size.least for size in sizes], [size.most for size in sizes]):
+        try:
+            found = loaded.run(torch.zeros(ends))
+        except SourceError as error:
+            asked, usual = "x".join(map(str, sizes)), "x".join(str(size.usual) for size in sizes)
+            raise BuildError(
+                f"litert-torch converts fixed sizes, and the file made for {usual} cannot be resized to "
+                f"{'x'.join(map(str, ends))} of the {asked} asked for ({error}); give one size: --batch "
+                f"{sizes[0].usual}, and no ranges in --input-shape"
+            ) from error
+        if not sizes[0].fixed and any(len(output) != ends[0] for output in found if output.dim()):
+            raise BuildError(
+                f"the file made for a batch of {sizes[0].usual} gives outputs of another for {ends[0]} images; give "
+                f"one size: --batch {sizes[0].usual}"
+            )
+
+
+def _open(text: str, path: Path) -> Artefact:
+    """A file in LiteRT's interpreter.
+
+    Raises:
+        BackendError: LiteRT is not installed.
+        SourceError: it cannot be loaded, or has other inputs than one tensor of images.
+    """
+    found = open_file(path, f"{text}: not a file that LiteRT loads")
+    taken = taken_type(text, found.kind, _TYPES)
+    about = found.about
+    # Inputs are drawn in, and errors judged by, the precision of its weights, whatever type it takes them in.
+    computed = DTYPES.get(about.precision, taken) if about is not None else taken
+    sizes = found.sizes
+    if found.channels_last:
+        sizes = (sizes[0], sizes[-1], *sizes[1:-1])
+    row = TARGETS["litert"]
+    return opaque_artefact(
+        text, path, f"{row.title} {installed(row.packages[0])}", found.run, taken, Input("input", computed, sizes)
+    )
+
+
+def _look(target: Target) -> tuple[Diagnosis, ...]:
+    runtime, converter, quantiser = target.packages
+
+    def imports(module: str) -> tuple[str, ...]:
+        _needed(target, module, module)
+        return ()
+
+    def runs() -> tuple[str, ...]:
+        interpreter_module()
+        return ("CPU (XNNPACK)",)
+
+    return (
+        tried(target.title, runtime, "runs .tflite files", runs),
+        tried(converter, converter, "builds .tflite files", partial(imports, "litert_torch")),
+        tried(quantiser, quantiser, "stores them in less precision", partial(imports, "ai_edge_quantizer.quantizer")),
+    )
+
+
+def _load(_: str, job: Job, how: How) -> Loaded:
+    """A file with its input in place."""
+    what = f"{job.file}: not a file that LiteRT loads"
+    found = load_file(job.file.read_bytes(), SourceError, what, how.threads)
+    found.place(torch.from_numpy(np.load(job.input)).to(_TYPES[found.kind]))
+    threads = found.threads or how.threads
+    call: Callable[[], object] = found.interpreter.invoke
+
+    def outputs() -> list[Array]:
+        return [output.numpy() for output in found.again()]
+
+    observed = {} if threads is None else {"threads": str(threads)}
+    return Loaded(call=call, wait=nothing, outputs=outputs, observed=observed)
+
+
+RUNTIME = Runtime(build=build, open=_open, look=_look, load=_load)
