@@ -207,7 +207,18 @@ def _checked(out: Path, target: str, dump: Path | None) -> tuple[Target, Path]:
     if out.exists() and out.is_dir() is not row.folder:
         held, wanted = ("directory", "file") if out.is_dir() else ("file", "folder")
         raise OutputError(f"cannot write {out}: it is a {held}; name a {wanted}")
+    _require_own_parts(row, out)
     return row, out
+
+
+def _require_own_parts(row: Target, out: Path) -> None:
+    """Refuse an output whose other files would replace those of another runtime's artefact of the same name."""
+    for other in TARGETS.values():
+        theirs = out.with_suffix(other.suffix)
+        shared = [suffix for suffix in row.beside if suffix in other.beside]
+        if shared and theirs != out and theirs.exists():
+            part = out.with_suffix(shared[0])
+            raise OutputError(f"{out}: {part}, which belongs to it, belongs to {theirs} already; name another output")
 
 
 def _write(target: Target, out: Path, built: Built, made: Provenance) -> list[Path]:

@@ -177,6 +177,18 @@ TARGETS: dict[str, Target] = {
             timed=(Timed(name="litert", precisions={_CPU: ("fp32", "fp16", "int8")}),),
         ),
         Target(
+            name="ncnn",
+            title="ncnn",
+            suffix=".param",
+            file=".runtimes.ncnn",
+            packages=("ncnn", "pnnx"),
+            module="ncnn",
+            beside=(".bin",),
+            precisions=("fp32", "fp16"),
+            float_io=True,
+            timed=(Timed(name="ncnn", precisions={_CPU: ("fp32", "fp16")}),),
+        ),
+        Target(
             name="tensorrt",
             title="TensorRT",
             suffix=".engine",

@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-        _keep(said.getvalue())
+        keep(said.getvalue())
 
 
 @contextlib.contextmanager
@@ -59,12 +59,13 @@ def heard(lines: list[str]) -> Iterator[None]:
                 kept.seek(0)
                 said = kept.read().decode(errors="replace") + written.getvalue()
                 lines += said.splitlines()
-                _keep(said)
+                keep(said)
     finally:
         os.close(shown)
 
 
-def _keep(said: str) -> None:
+def keep(said: str) -> None:
+    """Add it to the log, if there is one."""
     log = _log.get()
     if log is not None and said:
         log.append(said)
