@@ -33,7 +33,7 @@ from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
-from .executorch_program import (
+from .phones.executorch_program import (
     LEAST,
     METHOD,
     PRECISION,
@@ -43,7 +43,7 @@ from .executorch_program import (
     set_threads,
     working_backends,
 )
-from .executorch_quantizer import in_int8
+from .phones.executorch_quantizer import in_int8
 
 DELEGATE = "XnnpackBackend"
 _COMPUTED = {"fp32": "float32", "fp16": "float16", "int8": "int8"}

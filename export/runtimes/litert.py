@@ -30,8 +30,8 @@ from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
-from .litert_file import About, LoadedFile, described, inside, interpreter_module, load_file, open_file
-from .litert_quantizer import in_half, in_int8
+from .phones.litert_file import About, LoadedFile, described, inside, interpreter_module, load_file, open_file
+from .phones.litert_quantizer import in_half, in_int8
 
 _STORED = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 """The type of a convolution's weight in the file, by precision."""

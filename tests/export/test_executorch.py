@@ -20,7 +20,7 @@ from repconv.export.artefacts.open import open_artefact
 from repconv.export.artefacts.runtime import build
 from repconv.export.program.exporter import sized, to_program
 from repconv.export.program.peaks import program_peaks
-from repconv.export.runtimes import executorch_program
+from repconv.export.runtimes.phones import executorch_program
 from repconv.export.targets import TARGETS
 from repconv.fusing import fuse_network
 

@@ -15,7 +15,7 @@ from repconv.errors import BackendError, BuildError, SourceError, VerificationEr
 from repconv.export import BuildSettings, Span, export
 from repconv.export.artefacts.open import open_artefact
 from repconv.export.program.exporter import to_program
-from repconv.export.runtimes import litert_file
+from repconv.export.runtimes.phones import litert_file
 from repconv.export.targets import TARGETS
 
 LITERT = "litert"

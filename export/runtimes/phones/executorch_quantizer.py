@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 
 from repconv.errors import BuildError, first_line
 
-from ..artefacts.runtime import needed
-from ..onnx.quiet import heard, quiet
-from ..program.exporter import sized
-from ..program.int8 import Prepared
-from ..settings import Quantization, Span
-from ..targets import Target
+from ...artefacts.runtime import needed
+from ...onnx.quiet import heard, quiet
+from ...program.exporter import sized
+from ...program.int8 import Prepared
+from ...settings import Quantization, Span
+from ...targets import Target
 
 
 def in_int8(

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from repconv.errors import BuildError, RepconvError, first_line
 
-from ..artefacts.runtime import needed
-from ..onnx.quiet import heard, quiet
-from ..settings import Quantization
-from ..targets import Target
+from ...artefacts.runtime import needed
+from ...onnx.quiet import heard, quiet
+from ...settings import Quantization
+from ...targets import Target
 
 _KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D_TRANSPOSE")
 """Operations that may hold a layer's weight, as the quantiser calls them."""
