@@ -26,7 +26,6 @@ from repconv.sources.checkpoint import save
 
 from .config import SearchConfig, config_from_dict
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
-from .precision import TAU, measured
 from .processes import joined
 from .reports.found import Found
 from .reports.picture import svg
@@ -36,6 +35,8 @@ from .strategies import State, Strategy, state_from_dict
 from .strategies.evolution import random_architecture
 from .strategies.protocol import architectures_of
 from .supernet.architecture import Architecture
+from .supernet.evaluate import Evaluation
+from .supernet.precision import TAU, agreed, measured_alike
 from .supernet.supernet import Gates
 from .tasks.data import is_own_data
 from .tasks.network import is_own_network
@@ -172,7 +173,7 @@ def _drawn(session: Session, progress: Progress) -> list[Architecture]:
 
 def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress, tell: Report) -> State:
     """The state after measuring what was asked for."""
-    found, tau = measured(session, progress.measure, progress.state, folder.metrics())
+    found, tau = _measured(folder, session, progress)
     state = strategy.tell(progress.state, found.accuracies, session.supernet.gates())
     state = session.processes.decided(state)
     space = [dataclasses.asdict(block) for block in session.supernet.space.blocks]
@@ -207,6 +208,15 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
         }
     )
     return state
+
+
+def _measured(folder: RunFolder, session: Session, progress: Progress) -> tuple[Evaluation, float | None]:
+    """The accuracies of what was asked for, and what trying both kinds of numbers gave, where they were."""
+    if session.config.evaluation_dtype != "auto":
+        return session.measure(progress.measure), None
+    half = session.processes.decided(agreed(folder.metrics()))
+    first = progress.state.generation == 0
+    return measured_alike(session.measure, progress.measure, session.device, first=first, half=half)
 
 
 _PATIENCE = 3

@@ -113,10 +113,10 @@ def test_bfloat16_measures_later_generations_where_it_ranks_the_first_as_float32
         return Evaluation(accuracies=accuracies, fold_s=0.0, reestimate_s=0.0, write_s=0.0, run_s=0.0)
 
     monkeypatch.setattr(Session, "measure", measure)
-    monkeypatch.setattr("repconv.search.precision.native", lambda _: True)
+    monkeypatch.setattr("repconv.search.supernet.precision.native", lambda _: True)
     folder = begun(tmp_path / "run")
     run(folder)
-    assert asked == [None, torch.bfloat16, later, later, None]  # what is found at last is measured as usual
+    assert asked == [torch.float32, torch.bfloat16, later, later, None]  # what is found at last is measured as usual
     first, *others = (r for r in folder.metrics() if r["kind"] == "generation")
     assert abs(first["bfloat16_tau"]) == pytest.approx(1)
     assert not any("bfloat16_tau" in r for r in others)

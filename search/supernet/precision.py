@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from .session import Session
-from .strategies.protocol import State
-from .supernet.architecture import Architecture
-from .supernet.evaluate import Evaluation
+from .architecture import Architecture
+from .evaluate import Evaluation
 
 LEAST_TAU = 0.95
 """Kendall's rank correlation of both from which on bfloat16 is taken."""
@@ -19,30 +17,36 @@ TAU = "bfloat16_tau"
 """Under which a generation's record holds it."""
 
 
-def measured(
-    session: Session, architectures: Sequence[Architecture], state: State, records: Sequence[Mapping[str, Any]]
+class Measure(Protocol):
+    """The accuracies of architectures, in numbers of that type; None: as is usual."""
+
+    def __call__(self, architectures: Sequence[Architecture], dtype: torch.dtype | None = None) -> Evaluation:
+        """Of each."""
+
+
+def measured_alike(
+    measure: Measure, architectures: Sequence[Architecture], device: torch.device, *, first: bool, half: bool
 ) -> tuple[Evaluation, float | None]:
     """The accuracies of a generation, and where both kinds of numbers were tried their rank correlation.
 
-    With `evaluation_dtype=auto` the first generation is measured in float32 and, where bfloat16 is native, in that too;
-    later ones as that said.
-
     Args:
-        session: whose supernet it is.
+        measure: how.
         architectures: to measure.
-        state: before it.
-        records: of the run so far, its first generation's among them.
+        device: where it computes.
+        first: whether this is the first generation, which is measured in float32 and, where bfloat16 is native, in that.
+        half: of a later one, whether that agreed.
     """
-    if session.config.evaluation_dtype != "auto":
-        return session.measure(architectures), None
-    if state.generation:
-        half = session.processes.decided(_agreed(records))
-        return session.measure(architectures, torch.bfloat16 if half else torch.float32), None
-    found = session.measure(architectures)
-    if not native(session.device):
+    if not first:
+        return measure(architectures, torch.bfloat16 if half else torch.float32), None
+    found = measure(architectures, torch.float32)
+    if not native(device):
         return found, None
-    tau = rank_correlation(found.accuracies, session.measure(architectures, torch.bfloat16).accuracies)
-    return found, tau
+    return found, rank_correlation(found.accuracies, measure(architectures, torch.bfloat16).accuracies)
+
+
+def agreed(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the records of a run hold a rank correlation that is high enough."""
+    return any(float(record.get(TAU, 0)) >= LEAST_TAU for record in records)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
@@ -59,7 +63,3 @@ def native(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # a name of newer versions
     return device.type == "cpu" and known is not None and bool(known())
-
-
-def _agreed(records: Sequence[Mapping[str, Any]]) -> bool:
-    return any(float(record.get(TAU, 0)) >= LEAST_TAU for record in records)
