@@ -160,8 +160,8 @@ TARGETS: dict[str, Target] = {
             packages=("executorch",),
             module="executorch.runtime",
             reads=PROGRAM,
-            precisions=("fp32", "fp16"),
-            timed=(Timed(name="executorch", precisions={_CPU: ("fp32", "fp16")}),),
+            precisions=("fp32", "fp16", "int8"),
+            timed=(Timed(name="executorch", precisions={_CPU: ("fp32", "fp16", "int8")}),),
         ),
         Target(
             name="litert",
@@ -171,10 +171,10 @@ TARGETS: dict[str, Target] = {
             packages=("ai-edge-litert", "litert-torch", "ai-edge-quantizer"),
             module="ai_edge_litert.interpreter",
             reads=PROGRAM,
-            precisions=("fp32", "fp16"),
+            precisions=("fp32", "fp16", "int8"),
             float_io=True,
             options=frozenset({"channels_last"}),
-            timed=(Timed(name="litert", precisions={_CPU: ("fp32", "fp16")}),),
+            timed=(Timed(name="litert", precisions={_CPU: ("fp32", "fp16", "int8")}),),
         ),
         Target(
             name="ncnn",

@@ -35,7 +35,8 @@ CONSTANTS = {
     "big": np.full((4, 4, 1, 1), 3e4, np.float32), "bigger": np.full(4, 3e4, np.float32),
     "to_wide": np.array([1, 512, 128], np.int64), "to_thin": np.array([1, 4, 4], np.int64),
     "flat": np.array([9, 4], np.int64), "same": np.array([1, 9, 4], np.int64),
-    "two": np.full(4, 2, np.float32), "border": np.full((1, 4, 1, 8), 2, np.float32),
+    "whole": np.arange(144, dtype=np.int16).reshape(4, 4, 3, 3).astype(np.int8), "two": np.full(4, 2, np.float32),
+    "border": np.full((1, 4, 1, 8), 2, np.float32),
     "columns": np.full((1, 4, 10, 1), 2, np.float32),
 }  # fmt: skip
 
@@ -106,6 +107,10 @@ ONNX: dict[Kind, tuple[Text, Text]] = {
     ),
     Kind.VARYING: (Text(BRANCHES, given=("w3",)), Text(BRANCHES)),
     Kind.SPARSE: (Text(BRANCHES, sparse="w1"), Text(BRANCHES)),
+    Kind.QUANTISED: (
+        Text(f"w = DequantizeLinear (whole, half) {BRANCHES.replace('w3', 'w')}"),
+        Text(f"f = Cast <to=1> (whole) w = Mul (f, half) {BRANCHES.replace('w3', 'w')}"),
+    ),
     Kind.TYPE: (
         Text(f"{CONV} c = Cast <to=11> (p) d = Cast <to=1> (c) {NORM.replace('(p', '(d')}"),
         Text(f"{CONV} d = Identity (p) {NORM.replace('(p', '(d')}"),
@@ -200,6 +205,12 @@ ONNX: dict[Kind, tuple[Text, Text]] = {
 }  # fmt: skip
 
 
+def dequantised(whole: Tensor) -> Tensor:
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  # it registers the operation
+
+    return torch.ops.quantized_decomposed.dequantize_per_tensor(whole, 0.5, 0, -128, 127, torch.int8)
+
+
 class Net(nn.Module):
     """A function of an image and of layers that it names."""
 
@@ -216,6 +227,7 @@ class Net(nn.Module):
         self.each_batch = nn.BatchNorm2d(4, track_running_stats=False)
         self.register_buffer("channel", torch.full((1, 4, 1, 1), 2.0))
         self.register_buffer("pixel", torch.rand(1, 4, 8, 8))
+        self.register_buffer("whole", torch.arange(16, dtype=torch.int8).view(4, 4, 1, 1))
         nn.init.constant_(self.odd_norm.running_var, -2)
 
     def forward(self, x: Tensor) -> object:
@@ -231,6 +243,10 @@ PROGRAMS: dict[Kind, tuple[Program, Program]] = {
     Kind.VARYING: (
         lambda n, x: n.c1(x) + functional.conv2d(x, x[:1].mean((2, 3), keepdim=True).expand(4, 4, 1, 1)),
         lambda n, x: n.c1(x) + functional.conv2d(x, n.channel.expand(4, 4, 1, 1)),
+    ),
+    Kind.QUANTISED: (
+        lambda n, x: n.c1(x) + functional.conv2d(x, dequantised(n.whole)),
+        lambda n, x: n.c1(x) + functional.conv2d(x, n.whole * 0.5),
     ),
     Kind.TYPE: (lambda n, x: n.norm(n.c1(x).double().float()), lambda n, x: n.norm(n.c1(x).float())),
     Kind.NOT_BY_CHANNEL: (lambda n, x: n.c1(x) + n.pixel, lambda n, x: n.c1(x) + n.channel),
@@ -331,6 +347,7 @@ def test_numbers_too_large_for_a_programs_type_leave_it_as_it_is() -> None:
 
 OTHERWISE = {
     Kind.VARYING: "of a computed weight the size is unknown, too", Kind.PADDED_WITH: "of a computed padding, too",
+    Kind.QUANTISED: "no exporter of torch's takes the operation",
     Kind.TRAINING: "statistics of each batch become six nodes", Kind.OWN_STATISTICS: "a group norm becomes five",
 }  # fmt: skip
 BOTH = [kind for kind in PROGRAMS if kind not in OTHERWISE]

@@ -66,6 +66,11 @@ class Kind(Enum):
         "its {what} {name!r} is stored as a sparse tensor",
         "it is stored as a dense one",
     )
+    QUANTISED = (
+        "quantised operand",
+        "it reads {name!r}, stored as quantised integers that take fewer bytes and that runtimes compute with",
+        "it is fused in floating-point numbers, and quantised afterwards",
+    )
     TYPE = (
         "type",
         "it converts one type to another, which rounds",

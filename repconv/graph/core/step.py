@@ -33,10 +33,11 @@ AVERAGE = frozenset((
 class Step:
     """One affine node output: `output = sum of terms + offset`.
 
-    where: the node's name, for reports. offset: gives the constant, None for zero. cost: of the node as it stands.
-    kind: what the node is, such as "Conv". rounding: the most by which a cast to the tensor's type changes a number,
-    relative to it. border: what the padding of its one term holds, None for zeros. needs: tensors besides that the node
-    as it stands reads, by way of others that nothing else reads.
+    where: the node's name, for reports. kind: what it is, such as "Conv". offset: gives the constant, None for zero.
+    cost: of the node as it stands, with what is computed of constants for it alone, if any is (`computes_operands`).
+    rounding: the most by which a cast to the tensor's type changes a number, relative to it. border: what the padding
+    of its one term holds, None for zeros. needs: tensors besides that the node as it stands reads, by way of others
+    that nothing else reads.
     """
 
     output: str
@@ -48,6 +49,7 @@ class Step:
     rounding: float = 2**-24
     border: Constant | None = None
     needs: tuple[str, ...] = ()
+    computes_operands: bool = False
 
     @cached_property
     def stored(self) -> tuple[Stored, ...]:

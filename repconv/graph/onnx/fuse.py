@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -20,15 +21,16 @@ from ...proof.report import Diverged, FusedLayer, FusionReport, GraphRefusal, Pr
 from ..core.dims import nominal_side
 from ..core.reasons import Kind
 from ..core.step import Step
-from ..planning.diverged import diverged
 from ..planning.emission import Convolution
-from ..planning.foresight import Foresight, foreseen
+from ..planning.foresight import Foresight, diverged, foreseen
 from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
+from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
 from .commuting import commuted
 from .facts import Facts
 from .nodes import attributes, captured, label
+from .operands import factors, held
 from .proof.prove import Feeds, NotRunError, labels_of, prove_onnx, random_feeds, region_comparisons
 from .reader import read_steps
 from .writer import DIALECT, Names, Nodes, emit, taken, without_unread
@@ -156,6 +158,9 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     steps, needed = live(nodes, found, outputs, measured)
     names = {name: node.where for node in nodes for name in node.outputs}
     made = {step.output for step in steps}
+    read = [*outputs, *(name for node in nodes if made.isdisjoint(node.outputs) for name in node.inputs)]
+    taken = {step.output: factors(facts, facts.makers[step.output].input) for step in steps}
+    steps = with_operands(steps, taken, partial(held, facts), factors(facts, read))
     # Exporters look up a weight's size where a bias is missing; who looks at nothing else shares no weight.
     staying_nodes = [n for n in source.graph.node if made.isdisjoint(n.output) and n.op_type not in ("Shape", "Size")]
     others = [name for node in staying_nodes for name in {*node.input}]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import numpy as np
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor
 
 from ...algebra.geometry import Axes, Sides
 from ..core.dims import Dim
+from ..core.ordering import dependencies_first
 from ..core.reasons import AN_INPUT, COMPUTED, Kind, StaysError
 from ..maps.carried import Carried, Made, spread
+from ..planning.operands import Held
 from .evaluator.constants import Array
-from .facts import Facts
+from .facts import FLOATS, Facts
 from .nodes import attributes
 
 
@@ -120,3 +125,43 @@ def by_axis(value: object, default: int, count: int) -> Axes:
 def by_channel(facts: Facts, value: Array, name: str) -> Tensor:
     """A constant operand of the tensor `name` as one number a channel, [c]; see `spread`."""
     return spread(double(value), facts.tensor(name))
+
+
+_MOVES = frozenset(("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "CastLike"))
+"""Operations that lay out anew, or cast."""
+
+
+def factors(facts: Facts, names: Iterable[str]) -> list[str]:
+    """Those of some tensors that are constants of floating-point numbers."""
+    kinds = (0, *FLOATS)
+    return [name for name in names if name and facts.is_constant(name) and facts.types.get(name, 0) in kinds]
+
+
+def not_quantised(facts: Facts, node: onnx.NodeProto) -> None:
+    """Refuse constants that a graph stores as quantised integers.
+
+    Raises:
+        StaysError: it reads one.
+    """
+    for name in factors(facts, node.input):
+        makers = [facts.makers.get(each) for each in dependencies_first(name, partial(_computed_of, facts))]
+        if any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
+            raise StaysError(Kind.QUANTISED(name=name))
+
+
+def held(facts: Facts, name: str) -> Held:
+    """A constant of the graph, and what it is computed of."""
+    maker = facts.makers.get(name) if name not in facts.initializers else None
+    sides: Sequence[object] = facts.initializers[name].dims if maker is None else facts.sides.get(name, ("?",))
+    known = [side for side in sides if isinstance(side, int)]
+    value = facts.as_run(name) if len(known) < len(sides) or name not in facts.types else None
+    numbers = prod(known) if value is None else value.size
+    kind = facts.types.get(name, 0)
+    width = helper.tensor_dtype_to_np_dtype(kind).itemsize if kind else 0 if value is None else value.itemsize
+    return Held(numbers, width, _computed_of(facts, name), maker is not None and maker.op_type in _MOVES)
+
+
+def _computed_of(facts: Facts, name: str) -> tuple[str, ...]:
+    """The constants that the node of a constant reads."""
+    maker = facts.makers.get(name) if name not in facts.initializers else None
+    return tuple(n for n in dict.fromkeys(maker.input if maker else ()) if n and facts.is_constant(n))

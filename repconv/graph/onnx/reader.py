@@ -19,7 +19,7 @@ from ..maps.canvas import recognised
 from . import arithmetic, layout
 from .facts import FLOATS, KEEPS_SIZE, Facts
 from .nodes import label
-from .operands import Part, shown
+from .operands import Part, not_quantised, shown
 from .painting import PAINTERS
 
 _ROUNDING: dict[int, float] = {
@@ -132,6 +132,7 @@ def _follow(facts: Facts, node: onnx.NodeProto) -> None:
 
 def _finish(facts: Facts, node: onnx.NodeProto, where: str, parts: list[Part]) -> list[Step]:
     """Check types and sizes of a node's parts and note the layouts and sizes of its outputs."""
+    not_quantised(facts, node)
     steps = []
     for part in parts:
         terms = tuple(

@@ -167,9 +167,29 @@ class Choice:
         """
         if name not in self._emissions:
             step = self.by_output[name]
-            kept = Emission((Keep(name, step.cost, step.stored),), Bias(None, step.rounding))
-            self._emissions[name] = kept if self.is_verbatim(name) else self._write(step)
+            self._emissions[name] = self._alone(step) if self.is_verbatim(name) else self._write(step)
         return self._emissions[name]
+
+    def is_kept(self, name: str) -> bool:
+        """True if what is written is the node as it is.
+
+        Raises:
+            InexactError: as `emission`.
+        """
+        return any(isinstance(each, Keep) for each in self.emission(name).operations)
+
+    def _alone(self, step: Step) -> Emission:
+        """The node as it is; or its tensor written anew of the same, where that spares computing its operands."""
+        kept = Emission((Keep(step.output, step.cost, step.stored),), Bias(None, step.rounding))
+        if not step.computes_operands:
+            return kept
+        try:
+            anew = self._write(step)
+        except InexactError:
+            return kept
+        change = anew.cost - kept.cost
+        is_cheaper = change.price() < -1e-9 * kept.cost.price()
+        return anew if is_cheaper and change.multiply_adds <= 0 and change.convolutions <= 0 else kept
 
     def _write(self, step: Step) -> Emission:
         found = self.expression(step.output)
@@ -177,7 +197,7 @@ class Choice:
             sources = [self.placed[term.source] for term in found.terms]
             return emission(self.placed[step.output], found, sources, self.dialect)
         except GeometryError as error:
-            inner = next(source for source in step.inputs if source in self.virtual)
+            inner = next((source for source in step.inputs if source in self.virtual), step.output)
             raise InexactError(step.where, inner, _why(error)) from None
 
     def cost(self, names: Iterable[str]) -> Cost:

@@ -120,7 +120,7 @@ def plan(
             name = step.output
             if name in chosen.virtual:
                 virtual.add(name)
-            elif not chosen.is_verbatim(name):
+            elif not chosen.is_kept(name):
                 rewritten[name] = chosen.emission(name)
                 origins[name] = tuple(dict.fromkeys(s.where for s in chosen.closure(name)))
         after += chosen.total()

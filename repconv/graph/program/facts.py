@@ -1,24 +1,21 @@
-"""What is known of an exported program's tensors before anything is fused: constants and sizes, and node kinds."""
+"""What is known of an exported program's tensors before anything is fused: layouts and sizes, and node kinds."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from math import prod
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
 
 from ...algebra.geometry import with_flat
 from ...errors import GeometryError
-from ...limits import LARGEST_CONSTANT
 from ..core.dims import Dims, nominal, symbol, told
-from ..core.ordering import dependencies_first
 from ..core.reasons import Kind, StaysError
 from ..maps.canvas import Canvas
 from ..maps.carried import Carried, Reader
 from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
+from .constants import ProgramConstants
 
 _aten = torch.ops.aten
 
@@ -49,86 +46,19 @@ SPLITS = (
 )  # fmt: skip
 """Operations that give a tuple of slices."""
 
-_SMOOTH = frozenset((
-    "abs", "add", "alias", "cat", "clone", "contiguous", "conv1d", "conv2d", "conv3d", "detach", "div", "exp",
-    "expand", "linear", "log", "matmul", "mean", "mm", "mul", "neg", "pad", "permute", "pow", "reciprocal", "reshape",
-    "rsqrt", "chunk", "einsum", "select", "sigmoid", "slice", "softmax", "sqrt", "squeeze", "stack", "sub", "sum",
-    "tanh", "to", "_to_copy", "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "batch_norm",
-    "_softmax", "_unsafe_view",
-))  # fmt: skip
-"""Operations that give nearly the same of nearly the same numbers: no steps, such as those of floor."""
 
-
-class ProgramFacts:
-    """Constants, types and sizes of the tensors of one graph module.
-
-    A node is constant if nothing it depends on is an input of the program and running it again gives the same. `exact`
-    has more precise values of some parameters, by their names in `module`.
-    """
+class ProgramFacts(ProgramConstants):
+    """Constants, types and sizes of the tensors of one graph module; arguments as there."""
 
     def __init__(self, module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> None:
-        self.module = module
-        self._exact = exact or {}
-        self.nodes: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
+        super().__init__(module, exact)
         self.labels = _labels(module.graph)
         """What reports call a node: the module it comes from and the operation."""
-        self._constants: dict[fx.Node, Any] = {}
         self._carried: dict[str, Carried] = {}
         self.canvases: dict[str, Canvas] = {}
         """Tensors put together of a window onto another and constants."""
         self._channel_axes = _channel_axes(module.graph)
         self._readers = _readers(module.graph)
-        self._widened: dict[fx.Node, Any] = {}
-
-    def constant(self, node: object) -> Tensor | None:
-        """The value of a constant node, None if it is none.
-
-        What the program stores comes as it stands. What it computes of that comes in float64: in the program's own type
-        it would be rounded at every step, and is to be rounded once, when it is written.
-        """
-        if not isinstance(node, fx.Node) or not isinstance(self._value(node), Tensor):
-            return None
-        for each in dependencies_first(node, lambda n: [m for m in n.all_input_nodes if m not in self._widened]):
-            if each not in self._widened:
-                self._widened[each] = self._run(each, self._widened) if _is_smooth(each) else self._value(each)
-        found: Tensor = self._widened[node]
-        return found
-
-    def is_constant(self, node: fx.Node) -> bool:
-        """True for a node whose value, one tensor or several, is the same in every run."""
-        return self._value(node) is not None
-
-    def _value(self, node: fx.Node) -> object:
-        """What a constant node gives; None if it is none."""
-        for each in dependencies_first(node, lambda n: [m for m in n.all_input_nodes if m not in self._constants]):
-            if each not in self._constants:
-                self._constants[each] = self._evaluate(each)
-        return self._constants[node]
-
-    def _evaluate(self, node: fx.Node) -> object:
-        """Run a node whose inputs have been looked at; None if one is not constant, or running it is out of bounds."""
-        if node.op == "get_attr":
-            if str(node.target) in self._exact:
-                return self._exact[str(node.target)]
-            value: object = self.module
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            return value.detach() if isinstance(value, Tensor) else None
-        if node.op != "call_function" or any(self._constants[n] is None for n in node.all_input_nodes):
-            return None
-        if not _repeats(node.target) or not _is_small(node.meta.get("val")):
-            return None
-        return self._run(node, self._constants)
-
-    def _run(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> object:
-        """What a node gives of `known` values, which are float64 if they are those that are `_widened`."""
-        arguments: Any = fx.node.map_arg(node.args, known.__getitem__)
-        options: Any = fx.node.map_arg(node.kwargs, known.__getitem__)
-        if known is self._widened:
-            arguments, options = torch.utils._pytree.tree_map(_in_float64, (arguments, options))  # noqa: SLF001
-        function: Any = node.target
-        with torch.no_grad():
-            return _detached(function(*arguments, **options))
 
     def size(self, node: fx.Node) -> tuple[object, ...]:
         """The shape, open sides as text; the empty tuple if this is no tensor."""
@@ -183,45 +113,6 @@ class ProgramFacts:
         return nominal(self.tensor(node).dims)
 
 
-def _is_smooth(node: fx.Node) -> bool:
-    """True for an operation that gives floating-point numbers, without steps."""
-    value = node.meta.get("val")
-    name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
-    found = value if isinstance(value, (tuple, list)) else (value,)
-    floats = all(isinstance(each, Tensor) and each.is_floating_point() for each in found)
-    return floats and (name in _SMOOTH or node.target is operator.getitem)
-
-
-def _in_float64(argument: object) -> object:
-    """A floating-point tensor in float64, and that type for any such type that is asked for."""
-    if isinstance(argument, Tensor):
-        return argument.double() if argument.is_floating_point() else argument
-    return torch.float64 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
-
-
-def _repeats(target: object) -> bool:
-    """True for an operation that gives the same each time and changes nothing."""
-    if target is operator.getitem:
-        return True
-    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
-        return False
-    return torch.Tag.nondeterministic_seeded not in target.tags and not target._schema.is_mutable  # noqa: SLF001
-
-
-def _is_small(value: object) -> bool:
-    """True if what a node gives, known by its type alone, is of fixed size and no larger than `LARGEST_CONSTANT`."""
-    if isinstance(value, Tensor):
-        sides = [d if isinstance(d, int) else LARGEST_CONSTANT + 1 for d in value.shape]
-        return prod(sides) <= LARGEST_CONSTANT
-    return value is None or (isinstance(value, Sequence) and all(_is_small(each) for each in value))
-
-
-def _detached(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.detach()
-    return tuple(map(_detached, value)) if isinstance(value, (tuple, list)) else value
-
-
 def kind_of(node: fx.Node) -> str:
     """The operation; of one that gives several tensors, that of the node which takes one of them."""
     if node.op != "call_function":
@@ -255,7 +146,7 @@ def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
         known = found.get(node)
         if kind.startswith(("aten.conv", "aten.batch_norm", FUNCTIONAL_NORM)):
             found[first] = 1
-        elif kind == "aten.linear.default":
+        elif kind in ("aten.linear.default", "aten.matmul.default", "aten.mm.default"):
             found[first] = rank - 1
         elif known is None or not isinstance(value, Tensor):
             continue

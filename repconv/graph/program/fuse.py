@@ -20,13 +20,14 @@ from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Size
 from ..core.dims import NOMINAL
 from ..core.reasons import Kind
 from ..core.step import Step
-from ..planning.diverged import diverged
 from ..planning.emission import Convolution
-from ..planning.foresight import Foresight, foreseen
+from ..planning.foresight import Foresight, diverged, foreseen
 from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
+from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
 from .commuting import commuted
+from .constants import operands
 from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
@@ -164,6 +165,9 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     outputs = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     steps, needed = live(nodes, steps, outputs)
     made = {step.output for step in steps}
+    read = [*outputs, *(name for node in nodes if made.isdisjoint(node.outputs) for name in node.inputs)]
+    taken = {step.output: facts.factors(operands(facts.nodes[step.output])) for step in steps}
+    steps = with_operands(steps, taken, facts.held, facts.factors(facts.nodes[name] for name in read))
     others = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
     staying = [str(n.target) for n in others if n.op == "get_attr"]
     chosen = plan(steps, needed, facts.labels, facts.placed, DIALECT, staying)

@@ -99,6 +99,7 @@ def _follow(facts: ProgramFacts, node: fx.Node) -> None:
 
 
 def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
+    facts.not_quantised(node)
     sources = [facts.nodes[term.source] for term in made.terms]
     dtype = node.meta["val"].dtype
     if dtype not in _ROUNDING:
@@ -113,7 +114,7 @@ def _step(facts: ProgramFacts, node: fx.Node, made: Made) -> Step:
     made = replace(made, terms=terms)
     facts.place(node, made.layout, made.terms[0].makes(facts.tensor(sources[0]).dims))
     size = facts.nominal(node)
-    if kind in _CONVOLUTIONS:
+    if kind in (*_CONVOLUTIONS, "matmul", "mm"):
         cost = convolution(made.terms[0].form, facts.nominal(sources[0]), size)
     elif any(term.pool or term.pooled for term in made.terms):
         cost = averaging(facts.nominal(sources[0]), size)

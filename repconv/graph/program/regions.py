@@ -14,6 +14,7 @@ from ...errors import FusionError
 from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, square, whole
 from ...proof.agreement import Comparison
 from ...proof.float64 import FastGroupedDouble
+from .constants import fills
 from .facts import CONVOLVE, PADDED, SPREAD
 
 _aten = torch.ops.aten
@@ -172,8 +173,7 @@ def _as_made(found: Any, node: fx.Node) -> Any:  # noqa: ANN401  # whatever an o
     if not isinstance(found, Tensor) or not found.is_floating_point():
         return found
     told = node.meta.get("val")
-    filled = not node.all_input_nodes or str(node.target).split(".")[-2:-1] in (["new_full"], ["full_like"])
-    return (found.to(told.dtype) if filled and isinstance(told, Tensor) else found).double()
+    return (found.to(told.dtype) if fills(node) and isinstance(told, Tensor) else found).double()
 
 
 def _widened(argument: Any) -> Any:  # noqa: ANN401  # whatever an operation takes

@@ -40,13 +40,10 @@ _GIVEN_SIZE = frozenset(("ConstantOfShape", "Expand", "OneHot", "Pad", "Range", 
 _MULTIPLY = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
 """Operations that take more than a few steps a number."""
 
-_SMOOTH = frozenset((
-    "Abs", "Add", "BatchNormalization", "Cast", "CastLike", "Concat", "Conv", "ConvTranspose", "Div", "Einsum",
-    "Exp", "Expand", "Flatten", "Gather", "Gemm", "Identity", "Log", "MatMul", "Max", "Mean", "Min", "Mul", "Neg",
-    "Pad", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax", "Split",
-    "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+_STEPPED = frozenset((
+    "BitCast", "Ceil", "DynamicQuantizeLinear", "Floor", "Mod", "QuantizeLinear", "Round", "Sign", "ThresholdedRelu",
 ))  # fmt: skip
-"""Operations that give nearly the same of nearly the same numbers: no steps, such as those of Floor."""
+"""Operations that may give something else altogether of nearly the same numbers."""
 
 
 class Constants:
@@ -215,13 +212,18 @@ class Constants:
 
     def _widened(self, name: str) -> Array | None:
         found, node = self._value(name), self._makers[name]
-        if found is None or not is_float(found) or node.op_type not in _SMOOTH or self._room <= 0:
+        if found is None or not is_float(found) or node.op_type in _STEPPED or self._room <= 0:
             return found
         feeds = {n: widened(v) for n in node.input if n and (v := self.constant(n)) is not None}
         if node.op_type in ("Cast", "CastLike"):
             value = feeds[node.input[0]]
             return value if is_float(value) else found
-        return self._run(node, feeds).get(name, found) if any(map(is_float, feeds.values())) else found
+        if not any(map(is_float, feeds.values())):
+            return found
+        try:
+            return self._run(node, feeds).get(name, found)
+        except FusionError:
+            return found  # it takes no float64
 
     def as_run(self, name: str) -> Array | None:
         """The value of a constant in the graph's own types, in which sizes and indices are computed; see `constant`.
