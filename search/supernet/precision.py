@@ -33,7 +33,7 @@ def measured_alike(
         measure: how.
         architectures: to measure.
         device: where it computes.
-        first: whether this is the first generation, which is measured in float32 and, where bfloat16 is native, in that.
+        first: whether it is the first generation, measured in float32 and, where bfloat16 is native, in that, too.
         half: of a later one, whether that agreed.
     """
     if not first:
