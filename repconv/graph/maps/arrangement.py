@@ -195,9 +195,10 @@ def _order_of_axes(source: Carried, target: Carried) -> tuple[int, ...] | None:
 
     None where a reshape does it, as only axes of a single element are elsewhere.
     """
-    mine, theirs = list(source.layout.axes), list(target.layout.axes)
+    mine: Sequence[tuple[object, ...]] = source.layout.axes
+    theirs: Sequence[tuple[object, ...]] = target.layout.axes
     if () in mine or () in theirs:
-        mine, theirs = list(source.frame), list(target.frame)
+        mine, theirs = source.frame, target.frame
         if [axis for axis in mine if axis] == [axis for axis in theirs if axis]:
             return None
     if sorted(map(str, mine)) != sorted(map(str, theirs)) or sum(width > 1 for width in source.layout.widths) > 1:
