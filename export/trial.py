@@ -18,6 +18,7 @@ from .int8.layer_errors import LayerError
 from .int8.quantize import quantize_onnx
 from .int8.saturation import saturates_here
 from .measuring import compare_with_source
+from .program.int8 import twin
 from .proof.evidence import Evidence, Probe
 from .settings import BuildSettings, Quantization, Span
 from .subject import Subject
@@ -95,7 +96,6 @@ class Trial:
         """Layers by error; other quantisers than onnxruntime's take the same ranges, so that its order serves them."""
         if form.quantized is not None:
             return form.quantized.layers
-        if not isinstance(self.network, onnx.ModelProto):
-            return ()
-        asked = self.settings.quantization
-        return quantize_onnx(self.network, calibration, asked, symmetric=True, int32_bias=True).layers
+        asked, network = self.settings.quantization, self.network
+        model = network if isinstance(network, onnx.ModelProto) else twin(network, calibration[0])
+        return quantize_onnx(model, calibration, asked, symmetric=True, int32_bias=True).layers

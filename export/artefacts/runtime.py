@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from repconv.errors import BackendError, first_line
 from repconv.files.record import installed
 
+from ..onnx.quiet import heard, quiet
 from ..targets import TARGETS, Target
 from .loaded import How, Job, Loaded
 
@@ -56,6 +58,21 @@ def tried(name: str, package: str, use: str, devices: Callable[[], tuple[str, ..
             name=name, works=False, version=known, devices=(), said=said, remedy=f"{install} --force-reinstall"
         )
     return Diagnosis(name=name, works=True, version=known, devices=found, said=use)
+
+
+def needed(target: Target, module: str, package: str) -> Any:  # noqa: ANN401  # optional, so without types
+    """A module of a package that building for a target takes besides its runtime.
+
+    Raises:
+        BackendError: it is not installed, or cannot be imported whole.
+    """
+    try:
+        with quiet(), heard([]):
+            return import_module(module)
+    except ImportError as error:
+        raise BackendError(
+            f"building for {target.title} takes {package} ({first_line(error)}); install it with: pip install {package}"
+        ) from error
 
 
 def uninstalled(target: Target, _backend: str, _device: str) -> str | None:

@@ -29,10 +29,11 @@ from ..artefacts.loaded import Array, How, Job, Loaded, as_arrays, nothing
 from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..onnx.quiet import quiet
 from ..program.half import to_half
+from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
-from .executorch_program import (
+from .phones.executorch_program import (
     LEAST,
     METHOD,
     PRECISION,
@@ -42,8 +43,11 @@ from .executorch_program import (
     set_threads,
     working_backends,
 )
+from .phones.executorch_quantizer import in_int8
 
 DELEGATE = "XnnpackBackend"
+_COMPUTED = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+"""What convolutions compute in, by precision."""
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
@@ -52,7 +56,7 @@ def build(
     program: ExportedProgram,
     settings: BuildSettings,
     spans: tuple[Span, ...],
-    calibration: Sequence[Tensor] | None,  # noqa: ARG001  # the row has no int8
+    calibration: Sequence[Tensor] | None,
 ) -> Lowered:
     """`program`, float32, as a program of ExecuTorch.
 
@@ -61,17 +65,21 @@ def build(
         program: with sizes open where `settings` gives ranges.
         settings: fp16 computes in half precision.
         spans: height and width.
-        calibration: none.
+        calibration: batches for int8.
 
     Raises:
         BackendError: ExecuTorch is not installed.
+        SourceError: a layer that is to stay float is none of it.
         BuildError: it cannot build the program, of that precision or with those sizes.
     """
     imported()
     (name,) = program.graph_signature.user_inputs
     (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
     sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
-    dtype = str(DTYPES[settings.precision]).removeprefix("torch.")
+    details: dict[str, object] = {}
+    if calibration is not None:
+        ready = prepared(program, calibration, settings.quantization)
+        program, details = in_int8(target, ready, calibration, settings.quantization, sizes), ready.to_dict()
     if settings.precision == "fp16":
         program = to_half(program, DTYPES[settings.precision], sizes, fp32_io=settings.fp32_io)
     told = {LEAST: torch.tensor([size.least for size in sizes]), PRECISION: settings.precision}
@@ -83,8 +91,10 @@ def build(
             f"ExecuTorch keeps inputs of at most {kept} where {asked} was asked for, and larger ones would fail where "
             f"it runs; give one size: --batch {settings.batch.usual}, and no ranges in --input-shape"
         )
-    if any(not kind.startswith(f"{dtype} ") for kind in made.convolutions):
-        raise BuildError(f"asked for {dtype} convolutions, the program has {_counted(made.convolutions)}")
+    wanted = _COMPUTED[settings.precision]
+    allowed = {wanted, *(["float32"] if settings.quantization.keep_float else [])}
+    if {kind.partition(" ")[0] for kind in made.convolutions} - allowed:
+        raise BuildError(f"asked for {wanted} convolutions, the program has {_counted(made.convolutions)}")
     observed = {
         "delegates": _counted(Counter(made.delegates)),
         "outside": ", ".join(sorted(set(made.outside))) or "nothing",
@@ -92,7 +102,9 @@ def build(
         "tensor": f"{loaded.kind} {'x'.join(map(str, loaded.most))}",
     }
     runtime = f"{target.title} {installed(target.packages[0])}, CPU"
-    return Lowered.of(None, Built({target.suffix: made.content}, loaded.run, runtime, observed=observed))
+    return Lowered.of(
+        None, Built({target.suffix: made.content}, loaded.run, runtime, observed=observed, details=details)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +160,18 @@ def _lowered(target: Target, program: ExportedProgram, told: Mapping[str, object
 
 def _convolutions(graph: torch.fx.GraphModule, where: str) -> Counter[str]:
     nodes = [node for node in graph.graph.nodes if node.op == "call_function" and "convolution" in str(node.target)]
-    weights = [node.args[1] for node in nodes]
-    types = [w.meta["val"].dtype for w in weights if isinstance(w, torch.fx.Node)]
-    return Counter(f"{str(dtype).removeprefix('torch.')} {where}" for dtype in types)
+    return Counter(f"{_computed(node)} {where}" for node in nodes)
+
+
+def _computed(node: torch.fx.Node) -> str:
+    """The type a convolution computes in: XNNPACK takes one whose input and weight were rounded as one of that type."""
+    types = []
+    for operand in node.args[:2]:
+        if isinstance(operand, torch.fx.Node):
+            source = operand.args[0] if "dequantize" in str(operand.target) else operand
+            types.append(source.meta["val"].dtype if isinstance(source, torch.fx.Node) else operand.meta["val"].dtype)
+    found = {str(dtype).removeprefix("torch.") for dtype in types}
+    return found.pop() if len(found) == 1 else "float32"
 
 
 def _counted(kinds: Mapping[str, int]) -> str:

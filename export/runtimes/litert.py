@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repconv.errors import BackendError, BuildError, SourceError, first_line
+from repconv.errors import BuildError, SourceError, first_line
 from repconv.files.record import installed
 from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
 from ..artefacts.built import Built, Lowered
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
-from ..artefacts.runtime import Diagnosis, Runtime, tried
+from ..artefacts.runtime import Diagnosis, Runtime, needed, tried
 from ..onnx.quiet import heard, quiet
 from ..program.exporter import sized
+from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
-from .litert_file import About, LoadedFile, described, inside, interpreter_module, load_file, open_file
+from .phones.litert_file import About, LoadedFile, described, inside, interpreter_module, load_file, open_file
+from .phones.litert_quantizer import in_half, in_int8
 
-_STORED = {"fp32": "float32", "fp16": "float16"}
+_STORED = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 """The type of a convolution's weight in the file, by precision."""
 _TYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
@@ -42,7 +43,7 @@ def build(
     program: ExportedProgram,
     settings: BuildSettings,
     spans: tuple[Span, ...],
-    calibration: Sequence[Tensor] | None,  # noqa: ARG001  # the row has no int8
+    calibration: Sequence[Tensor] | None,
 ) -> Lowered:
     """`program`, float32, as a file of LiteRT.
 
@@ -51,23 +52,33 @@ def build(
         program: with sizes open where `settings` gives ranges.
         settings: fp16 stores weights in half precision; with `channels_last` the input is [n, ..., c].
         spans: height and width.
-        calibration: none.
+        calibration: batches for int8.
 
     Raises:
         BackendError: a package is not installed.
+        SourceError: a layer that is to stay float is none of it.
         BuildError: it cannot be converted, to that precision or for those sizes.
     """
-    converter = _needed(target, "litert_torch", target.packages[1])
+    interpreter_module()
+    converter = needed(target, "litert_torch", target.packages[1])
     (name,) = program.graph_signature.user_inputs
     (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
     sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
-    content = _converted(converter, program, sizes, channels_last=settings.channels_last)
-    if settings.precision == "fp16":
-        content = _in_half(target, content)
+    last = settings.channels_last
+    details: dict[str, object] = {}
+    if calibration is None:
+        content = _converted(converter, program, sizes, channels_last=last)
+        content = in_half(target, content) if settings.precision == "fp16" else content
+    else:
+        ready = prepared(program, calibration, settings.quantization)
+        content = _converted(converter, ready.program, sizes, channels_last=last)
+        kept = [ready.program.state_dict[name] for name in sorted(ready.weights)]
+        content = in_int8(target, content, calibration, settings.quantization, kept, channels_last=last)
+        details = ready.to_dict()
     about = About(
         least=tuple(size.least for size in sizes),
         most=tuple(size.most for size in sizes),
-        channels_last=settings.channels_last,
+        channels_last=last,
         precision=settings.precision,
     )
     content = described(content, about)
@@ -75,24 +86,7 @@ def build(
     observed = _observed(loaded, settings)
     _require_sizes(loaded, sizes)
     runtime = f"{target.title} {installed(target.packages[0])}, CPU"
-    return Lowered.of(None, Built({target.suffix: content}, loaded.run, runtime, observed=observed))
-
-
-def _needed(target: Target, module: str, package: str) -> Any:  # noqa: ANN401  # optional, so without types
-    """A module of a package that building takes.
-
-    Raises:
-        BackendError: it is not installed, or cannot be imported whole.
-    """
-    try:
-        with quiet(), heard([]):
-            found = import_module(module)
-    except ImportError as error:
-        raise BackendError(
-            f"building for {target.title} takes {package} ({first_line(error)}); install it with: pip install {package}"
-        ) from error
-    interpreter_module()
-    return found
+    return Lowered.of(None, Built({target.suffix: content}, loaded.run, runtime, observed=observed, details=details))
 
 
 class _ChannelsLast(nn.Module):
@@ -132,31 +126,6 @@ def _converted(converter: Any, program: ExportedProgram, sizes: Sequence[Span], 
     return content
 
 
-def _in_half(target: Target, content: bytes) -> bytes:
-    """The file with weights in float16, which LiteRT computes with in float32 here, and in half precision where it can.
-
-    Raises:
-        BackendError: ai-edge-quantizer is not installed.
-        BuildError: it cannot quantise the file.
-    """
-    quantizer, types = (
-        _needed(target, f"ai_edge_quantizer.{name}", target.packages[2]) for name in ("quantizer", "qtyping")
-    )
-    stored = types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT)
-    way = types.OpQuantizationConfig(
-        weight_tensor_config=stored, compute_precision=types.ComputePrecision.FLOAT, explicit_dequantize=True
-    )
-    try:
-        with quiet(), heard([]):
-            made = quantizer.Quantizer(bytearray(content))
-            made.update_quantization_recipe(
-                ".*", types.TFLOperationName.ALL_SUPPORTED, way, quantizer.AlgorithmName.FLOAT_CASTING
-            )
-            return bytes(made.quantize().quantized_model)
-    except Exception as error:  # it raises anything
-        raise BuildError(f"ai-edge-quantizer cannot store weights in float16: {first_line(error)}") from error
-
-
 def _observed(loaded: LoadedFile, settings: BuildSettings) -> dict[str, str]:
     """What was read back.
 
@@ -165,7 +134,8 @@ def _observed(loaded: LoadedFile, settings: BuildSettings) -> dict[str, str]:
     """
     seen = inside(loaded)
     wanted = _STORED[settings.precision]
-    if set(seen.convolutions) - {wanted}:
+    allowed = {wanted, *(["float32"] if settings.quantization.keep_float else [])}
+    if set(seen.convolutions) - allowed:
         raise BuildError(f"asked for {wanted} convolutions, the file has {_counted(seen.convolutions)}")
     sizes = "x".join("?" if size is None else str(size) for size in loaded.sizes)
     return {
@@ -229,7 +199,7 @@ def _look(target: Target) -> tuple[Diagnosis, ...]:
     runtime, converter, quantiser = target.packages
 
     def imports(module: str) -> tuple[str, ...]:
-        _needed(target, module, module)
+        needed(target, module, module)
         return ()
 
     def runs() -> tuple[str, ...]:

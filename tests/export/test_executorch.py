@@ -20,7 +20,7 @@ from repconv.export.artefacts.open import open_artefact
 from repconv.export.artefacts.runtime import build
 from repconv.export.program.exporter import sized, to_program
 from repconv.export.program.peaks import program_peaks
-from repconv.export.runtimes import executorch_program
+from repconv.export.runtimes.phones import executorch_program
 from repconv.export.targets import TARGETS
 from repconv.fusing import fuse_network
 
@@ -113,8 +113,8 @@ def test_peaks_of_a_program_are_those_of_its_tensors() -> None:
 
 def test_what_it_has_not_is_refused_with_the_way_out() -> None:
     row = TARGETS[EXECUTORCH]
-    with pytest.raises(SourceError, match="has no int8; it has fp32, fp16; for int8 build for onnx, openvino"):
-        row.check(BuildSettings(precision="int8"))
+    with pytest.raises(SourceError, match="has no bf16; it has fp32, fp16, int8; for bf16 build for onnx, openvino"):
+        row.check(BuildSettings(precision="bf16"))
     with pytest.raises(SourceError, match="preprocessing is for ONNX models, and executorch is built from a program"):
         row.check(BuildSettings(preprocessing=Preprocessing((0.0,), (1.0,))))
     with pytest.raises(SourceError, match="an opset is for ONNX models"):

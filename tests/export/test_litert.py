@@ -15,7 +15,7 @@ from repconv.errors import BackendError, BuildError, SourceError, VerificationEr
 from repconv.export import BuildSettings, Span, export
 from repconv.export.artefacts.open import open_artefact
 from repconv.export.program.exporter import to_program
-from repconv.export.runtimes import litert_file
+from repconv.export.runtimes.phones import litert_file
 from repconv.export.targets import TARGETS
 
 LITERT = "litert"
@@ -27,7 +27,7 @@ SIZE = (Span.of(16), Span.of(16))
 
 def test_what_it_has_not_is_refused_with_the_way_out() -> None:
     row = TARGETS[LITERT]
-    with pytest.raises(SourceError, match="has no bf16; it has fp32, fp16"):
+    with pytest.raises(SourceError, match="has no bf16; it has fp32, fp16, int8; for bf16 build for onnx"):
         row.check(BuildSettings(precision="bf16"))
     with pytest.raises(SourceError, match="LiteRT keeps float32 inputs and outputs anyway"):
         row.check(BuildSettings(precision="fp16", fp32_io=True))

@@ -306,8 +306,7 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
             place = write(Convolution(place, cost, term, form, takes_bias, way.pixels))
         else:
             form = form.ungrouped()
-            flat = way.flat or len(output.layout.axes) == 2
-            place = write(Matrix(place, convolution(form, read, size), term, form, takes_bias, flat))
+            place = write(Matrix(place, convolution(form, read, size), term, form, takes_bias, way.flat))
         return move(place, way.after, output), takes_bias
 
     def cheapest(term: Term, source: Carried, *, takes_bias: bool) -> tuple[Operand, bool]:

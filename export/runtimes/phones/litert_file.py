@@ -20,9 +20,9 @@ from torch import Tensor
 
 from repconv.errors import BuildError, SourceError, first_line
 
-from ..artefacts.attempt import attempt
-from ..onnx.quiet import heard, quiet
-from ..targets import TARGETS
+from ...artefacts.attempt import attempt
+from ...onnx.quiet import heard, quiet
+from ...targets import TARGETS
 
 ABOUT = "repconv"
 """Name of the metadata of a file that is an `About`, as JSON."""

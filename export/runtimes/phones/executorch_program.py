@@ -17,9 +17,9 @@ from torch import Tensor
 
 from repconv.errors import BackendError, BuildError, SourceError, first_line
 
-from ..artefacts.attempt import attempt
-from ..onnx.quiet import heard, quiet
-from ..targets import TARGETS
+from ...artefacts.attempt import attempt
+from ...onnx.quiet import heard, quiet
+from ...targets import TARGETS
 
 METHOD, LEAST, PRECISION = "forward", "repconv_least", "repconv_precision"
 """Methods of a program: the network; the least sizes it is meant for; what it computes in. The last two are ours."""
