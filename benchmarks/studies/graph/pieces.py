@@ -9,21 +9,23 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as everybody calls it
+
+T = TypeVar("T")
 
 SIDES = ((9, 8), (7, 5), (12, 10), (8, 8), (1, 9), (6, 1), (1, 1), (13,), (5, 6, 4))
 """The sides of examples, of one to three axes."""
 MOST = 20_000
 """The most numbers a tensor on the way holds."""
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_SPREAD = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_SPREAD: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class Piece(nn.Module):
@@ -61,7 +63,7 @@ class Draw:
         """Of pixels."""
         return self.x.dim() - 2
 
-    def pick(self, *values: Any) -> Any:  # noqa: ANN401  # whatever is given
+    def pick(self, *values: T) -> T:
         """One of some values."""
         return self.random.choice(values)
 
@@ -81,15 +83,17 @@ class Draw:
         """A convolution, of the same size if nothing else is said."""
         k = self.pick(1, 3) if k is None else k
         i, o = i or self.channels, o or self.channels
-        return _CONVOLUTIONS[self.axes](i, o, k, **{"padding": k // 2, "bias": self.pick(True, False), **more})
+        settings = {"padding": k // 2, "bias": self.pick(True, False), **more}
+        made: nn.Module = _CONVOLUTIONS[self.axes](i, o, k, **settings)
+        return made
 
     def norm(self, channels: int | None = None, axes: int | None = None) -> nn.Module:
         """A batch normalisation that is no identity."""
-        made = _NORMS[axes or self.axes](channels or self.channels)
+        made: nn.Module = _NORMS[axes or self.axes](channels or self.channels)
         for tensor, low, high in (
             (made.running_mean, -1, 1), (made.running_var, 0.3, 3), (made.weight, 0.5, 2), (made.bias, -1, 1),
         ):  # fmt: skip
-            nn.init.uniform_(tensor, low, high)
+            nn.init.uniform_(torch.as_tensor(tensor), low, high)
         return made
 
 
@@ -113,7 +117,7 @@ def _tokens(kind: Kind) -> Kind:
 # Borders: of what a norm makes of zeros, or of its like, by any spelling, around a convolution that pads nothing.
 
 
-def _at(axis: int, part: slice) -> tuple[slice, ...]:
+def _at(axis: int, part: slice[Any, Any, Any]) -> tuple[slice[Any, Any, Any], ...]:
     return (*(slice(None),) * axis, part)
 
 
@@ -127,7 +131,8 @@ def _by_slices(y: Tensor, edge: Tensor) -> Tensor:
 
 def _by_copy(y: Tensor, edge: Tensor) -> Tensor:
     out = edge.expand(y.shape[0], -1, *(side + 2 for side in y.shape[2:])).clone()
-    out[(..., *(slice(1, -1),) * (y.dim() - 2))] = y
+    inner: tuple[Any, ...] = (..., *(slice(1, -1),) * (y.dim() - 2))
+    out[inner] = y
     return out
 
 
@@ -196,7 +201,8 @@ def _zipped(gates: Any, y: list[Tensor]) -> Tensor:  # noqa: ANN401  # a tensor 
 
 
 def _weights(s: Any, y: list[Tensor]) -> Tensor:  # noqa: ANN401  # a piece
-    return s.g.softmax(0).view(-1, *(1,) * y[0].dim())
+    found: Tensor = s.g.softmax(0).view(-1, *(1,) * y[0].dim())
+    return found
 
 
 SUMS: dict[str, Callable[[Any, list[Tensor]], Tensor]] = {
@@ -226,7 +232,9 @@ def branches(d: Draw) -> nn.Module:
     groups, axes, c, dilation = d.divisor(d.channels), d.axes, d.channels, d.pick(1, 1, 2)
     total = d.pick(*SUMS.values())
     first = [d.conv(k=3, groups=groups, dilation=dilation, padding=dilation), d.norm()]
-    last = d.pick([d.norm()], [nn.Identity()], [d.conv(k=d.pick(1, 3)), d.norm()], [nn.Identity(), d.norm()])
+    last: list[nn.Module] = d.pick(
+        [d.norm()], [nn.Identity()], [d.conv(k=d.pick(1, 3)), d.norm()], [nn.Identity(), d.norm()]
+    )
     return Piece(
         lambda s, x: total(s, [branch(x) for branch in s.c]),
         c=[nn.Sequential(*first), d.conv(k=1, groups=groups), nn.Sequential(*last)], g=d.number(3),

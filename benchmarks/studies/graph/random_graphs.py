@@ -128,7 +128,7 @@ def _fused(given: Given) -> tuple[tuple[Runner, Runner], FusionReport, str]:
     admitted = given.module()
 
     def before(x: Tensor) -> list[Tensor]:
-        admitted(x.to(given.example_inputs[0][0].dtype))  # it looks at sizes, and raises
+        admitted(x.to(_example(given).dtype))  # it looks at sizes, and raises
         return _of_module(rewritten.before)(x)
 
     return (before, _of_module(rewritten.after)), rewritten.report, said
@@ -136,8 +136,14 @@ def _fused(given: Given) -> tuple[tuple[Runner, Runner], FusionReport, str]:
 
 def _is_wide(given: Given) -> bool:
     if isinstance(given, onnx.ModelProto):
-        return given.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE
-    return bool(given.example_inputs[0][0].dtype == torch.float64)  # type: ignore[index]  # they have some
+        return int(given.graph.input[0].type.tensor_type.elem_type) == onnx.TensorProto.DOUBLE
+    return _example(given).dtype == torch.float64
+
+
+def _example(program: ExportedProgram) -> Tensor:
+    """The one input of a network of pieces."""
+    found: Tensor = torch.utils._pytree.tree_leaves(program.example_inputs)[0]  # noqa: SLF001  # torch.export's own
+    return found
 
 
 def _of_onnx(model: onnx.ModelProto) -> Runner:
