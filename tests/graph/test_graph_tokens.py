@@ -12,6 +12,10 @@ from torch.nn import functional
 
 from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.graph import fuse_onnx, fuse_program
+from repconv.graph.core.dims import told
+from repconv.graph.maps.arrangement import changes
+from repconv.graph.maps.carried import Carried
+from repconv.graph.maps.layout import BATCH, Atom, Layout
 
 
 class Normed(nn.Module):
@@ -126,3 +130,11 @@ def test_flops_are_known_of_convolutions_between_changes_of_layout() -> None:
     turned.then = lambda y: y.permute(0, 2, 3, 1)
     _, report = fuse_program(torch.export.export(turned, (x,)))
     assert report.after.flops == report.before.flops == 2 * 8 * 8 * 9 * 24
+
+
+def test_axes_of_one_channel_each_are_told_apart_when_they_move() -> None:
+    one, rows, columns = (Atom("channels", 1),), (Atom("pixel", 0),), (Atom("pixel", 1),)
+    layouts = Layout(((BATCH,), one, rows, one, columns)), Layout(((BATCH,), columns, one, one, rows))
+    (kind, order), *rest = changes(*(Carried("x", layout, told((2, 1, 5, 4))) for layout in layouts))
+    assert (kind, sorted(order), rest) == ("permute", [0, 1, 2, 3, 4], [])
+    assert torch.zeros(2, 1, 5, 1, 4).permute(order).shape == (2, 4, 1, 1, 5)

@@ -197,7 +197,7 @@ def _order_of_axes(source: Carried, target: Carried) -> tuple[int, ...] | None:
     """
     mine: Sequence[tuple[object, ...]] = source.layout.axes
     theirs: Sequence[tuple[object, ...]] = target.layout.axes
-    if () in mine or () in theirs:
+    if () in mine or () in theirs or len(set(mine)) < len(mine):
         mine, theirs = source.frame, target.frame
         if [axis for axis in mine if axis] == [axis for axis in theirs if axis]:
             return None
