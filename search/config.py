@@ -8,7 +8,7 @@ from typing import Literal
 
 from repconv.errors import SearchError
 
-from .settings import check_least, check_shares, settings_from_dict, unknown
+from .settings import check_least, check_seed, check_shares, settings_from_dict, unknown
 from .strategies import STRATEGIES
 from .strategies.evolution import Disturbance, check_age
 from .strategies.protocol import AgeUnit
@@ -104,6 +104,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_least(self, _LEAST)
+        check_seed(self.seed)
         check_shares(self, ("momentum", "gate_beta_1", "gate_beta_2", "validation_share"))
         for name in ("crossover", "mutation", "flip"):
             if not 0 <= getattr(self, name) <= 1:

@@ -25,7 +25,7 @@ from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
 from .config import SearchConfig, config_from_dict
-from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
+from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
 from .reports.picture import svg
@@ -342,4 +342,4 @@ def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an opt
         return None
     # Its file is named after the machine, which is nobody's business to whom the folder is handed.
     with mock.patch("socket.gethostname", return_value="host"):
-        return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
+        return SummaryWriter(str(folder.path / TENSORBOARD), purge_step=step)
