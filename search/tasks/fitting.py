@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,16 +28,10 @@ def require_fitting(task: Task, model: nn.Module, name: str) -> None:
     """
     images = [task.train[i % len(task.train)][0] for i in range(2)]
     with torch.random.fork_rng([]), torch.no_grad(), evaluating(model):
-        for way in (task.augment, task.prepare):
-            seen = [task.normalize(way(image)) for image in images]
-            for image in seen:
-                if tuple(image.shape) != tuple(task.input_shape):
-                    raise SearchError(
-                        f"the task's input_shape is {_by(task.input_shape)}, and an image of {_by(images[0].shape)} "
-                        f"becomes {_by(image.shape)}; `augment` and `prepare` have to give that shape, or it is another"
-                    )
+        _shaped(task, task.augment, images)
+        seen = _shaped(task, task.prepare, images)
         try:
-            answer = model(torch.stack(seen))
+            answer = model(seen)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise SearchError(
                 f"{name} does not take the task's images of {_by(task.input_shape)}: {first_line(error)}"
@@ -52,6 +48,18 @@ def require_fitting(task: Task, model: nn.Module, name: str) -> None:
             f"{name} gives {answer.shape[1]} numbers an image, and the task has {classes} classes; its head has to "
             f"give {classes}"
         )
+
+
+def _shaped(task: Task, way: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
+    """The images as the network gets them, [n, c, h, w]."""
+    seen = [task.normalize(way(image)) for image in images]
+    for image, made in zip(images, seen, strict=True):
+        if tuple(made.shape) != tuple(task.input_shape):
+            raise SearchError(
+                f"the task's input_shape is {_by(task.input_shape)}, and an image of {_by(image.shape)} becomes "
+                f"{_by(made.shape)}; `augment` and `prepare` have to give that shape, or it is another"
+            )
+    return torch.stack(seen)
 
 
 def _by(shape: torch.Size | tuple[int, ...]) -> str:
