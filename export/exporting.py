@@ -131,9 +131,9 @@ def export(
     form = trial.form()
     built = form.shown()
     stands_in = built.stands_in
-    say("running the ONNX model it is made of" if stands_in else "running it")
+    say(f"running {stands_in or 'it'}")
     evidence = stand_in = trial.evidence(built)
-    what = f"{out}: the ONNX model it would be made of" if stands_in else str(out)
+    what = f"{out}: {stands_in}" if stands_in else str(out)
     trial.require(stand_in, form, what, dump=dump_on_failure, say=say)
     if stands_in:
         built = form.load()
@@ -176,6 +176,7 @@ def export(
         details,
         subject.notes,
         None if evidence is not None else stand_in,
+        stands_in,
     )
 
 

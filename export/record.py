@@ -22,7 +22,7 @@ class ExportRecord:
     onnx_sha256: of the ONNX form the artefact was made of, None where that is a program.
     fusion: convolutions and parameters before and after, None if fusing was declined.
     evidence: what running it showed, None where it cannot run here, for the reason `not_run`.
-    stand_in: of what cannot run here, what running the ONNX model it was made of showed.
+    stand_in: of what cannot run here, what running something in its place showed, and what that was.
     observed: settings read back from the artefact. details: more, by target and precision.
     """
 
@@ -40,6 +40,7 @@ class ExportRecord:
     details: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stand_in: Evidence | None = None
+    stands_in: str = ""
 
     @property
     def verified(self) -> bool:
@@ -61,7 +62,7 @@ class ExportRecord:
         """One sentence."""
         if self.evidence is not None:
             return self.evidence.verdict
-        shown = "" if self.stand_in is None else f"; the ONNX model it was made of is {self.stand_in.verdict}"
+        shown = "" if self.stand_in is None else f"; {self.stands_in} is {self.stand_in.verdict}"
         return f"{NOT_RUN}: {self.not_run}{shown}"
 
     def to_dict(self) -> dict[str, object]:

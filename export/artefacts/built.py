@@ -13,6 +13,8 @@ from ..int8.quantize import Quantized
 from ..settings import BuildSettings
 
 Run = Callable[[Tensor], Sequence[Tensor]]
+MADE_OF = "the ONNX model it is made of"
+"""What stands in for engines."""
 Network = onnx.ModelProto | ExportedProgram
 """What runtimes are built from, see `Target.reads`."""
 
@@ -27,7 +29,7 @@ class Built:
     runtime: what runs it, with version and device.
     observed: settings read back from what was built.
     details: more for the record. timing_cache: TensorRT's, as it is after the build.
-    stands_in: whether it is another form, run before or in place of the artefact.
+    stands_in: what it is, if it is no artefact but run before or in place of one.
     """
 
     files: Mapping[str, bytes]
@@ -38,7 +40,7 @@ class Built:
     observed: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)
     timing_cache: bytes | None = None
-    stands_in: bool = False
+    stands_in: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,14 +79,14 @@ def runnable(own: Built, model: onnx.ModelProto, precision: str) -> Built:
     """`own`, or where no runtime for its half precision is here, the model in float32 between its roundings."""
     if own.run is not None:
         return own
-    from ..artefacts.built import Built
+    from ..artefacts.built import MADE_OF, Built
     from ..onnx.exporter import onnx_function
     from ..onnx.half import in_float32
 
     function = onnx_function(in_float32(model).SerializeToString())
     runtime = f"{_RUNTIME}, in float32 between roundings to {precision}"
     run: Run = lambda x: _tuple(function(x.float() if x.is_floating_point() else x))  # noqa: E731
-    return Built(files={}, run=run, runtime=runtime, stands_in=True)
+    return Built(files={}, run=run, runtime=runtime, stands_in=MADE_OF)
 
 
 _RUNTIME = f"onnxruntime {onnxruntime.__version__}, CPU"

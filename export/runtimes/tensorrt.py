@@ -18,7 +18,7 @@ from repconv.files.record import installed, versions
 from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
-from ..artefacts.built import Built, Lowered, Provenance, Run
+from ..artefacts.built import MADE_OF, Built, Lowered, Provenance, Run
 from ..artefacts.cuda import cuda_graph, event_clock
 from ..artefacts.loaded import Array, How, Job, Loaded, as_arrays
 from ..artefacts.runtime import Diagnosis, Runtime
@@ -54,7 +54,7 @@ def build(
 
     def shown() -> Built:
         own = loaded(model, settings.precision, exact_integers=True)
-        return replace(runnable(own, model, settings.precision), stands_in=True)
+        return replace(runnable(own, model, settings.precision), stands_in=MADE_OF)
 
     return Lowered(model=model, quantized=quantized, make=make, load=load, shown=shown)
 

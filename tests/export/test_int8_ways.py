@@ -102,7 +102,7 @@ def test_a_refusal_names_the_layer_to_blame_and_ways_that_pass(target, rescued, 
     unrounded = target not in ("openvino", *EDGE)
     assert (f"{fewer_bits}--keep-float 1 (rms" in passing) == unrounded
     assert "top-1 agreement" in passing
-    assert ("the ONNX model it would be made of: NOT equal in onnxruntime" in said) == target.startswith("tensorrt")
+    assert ("the ONNX model it is made of: NOT equal in onnxruntime" in said) == target.startswith("tensorrt")
     assert not list(tmp_path.iterdir())
     if target in ("onnx", "openvino"):
         for options in re.findall(r"(--[a-z][^(]*) \(rms", passing):
@@ -315,5 +315,5 @@ def test_an_engine_that_cannot_run_says_what_its_onnx_model_showed(rescued, imag
     assert record.stand_in is not None
     assert record.stand_in.passed
     assert record.to_dict()["stand_in"]["runtime"].startswith("onnxruntime")
-    assert "the ONNX model it was made of is equal in onnxruntime" in record.verdict
+    assert "the ONNX model it is made of is equal in onnxruntime" in record.verdict
     assert record.observed["convolutions"] == "1 Float, 2 Int8"
