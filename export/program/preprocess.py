@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class _Before(nn.Module):
     order: Tensor
 
     def __init__(
-        self, network: nn.Module, shift: Array | None, scale: Array | None, order: Sequence[int] | None
+        self, network: nn.Module, *, shift: Array | None, scale: Array | None, order: Sequence[int] | None
     ) -> None:
         super().__init__()
         self.network, self.training = network, False
@@ -64,13 +65,12 @@ def preprocess_program(
     readers = _readers(program)
     tensors: dict[str, Tensor] = {}
     folded: tuple[str, ...] = ()
-    left: tuple[Array | None, Array | None, Sequence[int] | None]
     if readers is None:
-        left = (shift, scale, range(len(scale))[order] if asked.bgr else None)
+        left = partial(_Before, shift=shift, scale=scale, order=range(len(scale))[order] if asked.bgr else None)
     else:
         unpadded = all(_unpadded(node) and bias is not None for node, _, bias in readers)
         folded = ("scale", *(["order"] if asked.bgr else []), *(["shift"] if unpadded else []))
-        left = (None if unpadded else shift, None, None)
+        left = partial(_Before, shift=None if unpadded else shift, scale=None, order=None)
         for _, weight, bias in readers:
             numbers = scaled_weight(_exact(program, weight), scale, order)
             tensors[weight] = torch.from_numpy(numbers.astype(np.float32))
@@ -78,7 +78,7 @@ def preprocess_program(
                 moved = _exact(program, bias) + moved_bias(numbers, shift)
                 tensors[bias] = torch.from_numpy(moved.astype(np.float32))
     kind = torch.uint8 if asked.uint8 else torch.float32
-    return sized(_Before(with_tensors(program, tensors), *left), sizes, kind), folded
+    return sized(left(with_tensors(program, tensors)), sizes, kind), folded
 
 
 def _readers(program: ExportedProgram) -> list[tuple[fx.Node, str, str | None]] | None:
