@@ -8,12 +8,14 @@ from typing import Literal
 
 from repconv.errors import SearchError
 
-from .settings import check_least, check_shares, unknown
+from .settings import check_least, check_seed, check_shares, settings_from_dict, unknown
 from .strategies import STRATEGIES
-from .strategies.evolution import check_age
+from .strategies.evolution import Disturbance, check_age
+from .strategies.protocol import AgeUnit
 from .supernet.adaptive import Weighting
 
-SCHEMA = "repconv.search-config/1"
+SCHEMA = "repconv.search-config/2"
+FORMER = "repconv.search-config/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,10 @@ class SearchConfig:
         validation_share: of them, held out by seed to judge architectures.
     strategy: how to search. ratio: the budget, as a share of all searchable branches. population: that live on.
         offspring: children a generation, in populations (the paper's t). crossover, mutation: chances; flip: of each
-        slot. age: whether scores have the age term; age_scale, age_limit, age_offset: its eta, a and mu.
+        slot. disturbance: of the gates that rank a child's slots (see `disturbed_factors`). age: whether scores have
+        the age term; age_scale, age_limit, age_offset: its eta, a and mu. age_unit: "accuracy" takes it as equation 14
+        says; "spread" in units of how far the accuracies of a generation are apart, a life costing age_strength
+        standard deviations.
     epochs: in all, warm-up included. warmup_epochs: of fresh random architectures. generation_epochs: of training a
         generation.
     architectures: sub-networks a mini-batch (the paper's B). weighting: of their gradients.
@@ -35,8 +40,11 @@ class SearchConfig:
     schedule: of their learning rate. gate_learning_rate, gate_beta_1, gate_beta_2: of the gates (Adam).
     positions: batch statistics from about this many positions a channel (training a block as one convolution); 0:
         branch by branch.
-    evaluation_batch, evaluation_dtype: how candidates are measured. reestimation_images: training images from which
-        each candidate's batch statistics are taken anew, 0: those of the supernet.
+    evaluation_batch, evaluation_dtype: how candidates are measured; a batch of 0 is one that suits the device: 64 on a
+        CPU, whose caches hold no more, else 512; a dtype of "auto" is bfloat16 where the device multiplies it itself
+        and ranks the first generation as float32 does (see `precision`).
+    reestimation_images: training images from which each candidate's batch statistics are taken anew, 0: those of the
+        supernet, which are of other masks, too.
     device: "auto", "cpu", "cuda" ... precision: of training. channels_last: memory format of both, where it
         is safe (see `supernet.layout`). workers: processes that load images. seed: of everything. checkpoint_steps:
         updates between checkpoints.
@@ -58,11 +66,14 @@ class SearchConfig:
     strategy: str = "des"
     ratio: float = 2 / 3
     population: int = 128
-    offspring: float = 1.0
+    offspring: float = 2.0
     crossover: float = 0.5
     mutation: float = 0.5
     flip: float = 0.05
+    disturbance: Disturbance = "spread"
     age: bool = True
+    age_unit: AgeUnit = "spread"
+    age_strength: float = 1.0
     age_scale: float = 0.05
     age_limit: float = 10.0
     age_offset: float = 0.01
@@ -81,9 +92,9 @@ class SearchConfig:
     gate_beta_1: float = 0.5
     gate_beta_2: float = 0.999
     positions: int = 0
-    evaluation_batch: int = 512
-    evaluation_dtype: Literal["float32", "bfloat16"] = "float32"
-    reestimation_images: int = 0
+    evaluation_batch: int = 0
+    evaluation_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    reestimation_images: int = 256
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
@@ -93,6 +104,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_least(self, _LEAST)
+        check_seed(self.seed)
         check_shares(self, ("momentum", "gate_beta_1", "gate_beta_2", "validation_share"))
         for name in ("crossover", "mutation", "flip"):
             if not 0 <= getattr(self, name) <= 1:
@@ -114,9 +126,24 @@ class SearchConfig:
         return -(-(self.epochs - self.warmup_epochs) // self.generation_epochs)
 
 
+def config_from_dict(content: object, where: str = "the configuration") -> SearchConfig:
+    """The configuration in a file; one of the former schema means what it did.
+
+    Raises:
+        SearchError: see `settings_from_dict`.
+    """
+    if isinstance(content, Mapping) and content.get("schema") == FORMER:
+        content = {**_FORMERLY, **content, "schema": SCHEMA}
+    return settings_from_dict(SearchConfig, SCHEMA, content, where)
+
+
+_FORMERLY: Mapping[str, object] = {
+    "offspring": 1.0, "disturbance": "range", "age_unit": "accuracy", "evaluation_batch": 512,
+    "evaluation_dtype": "float32", "reestimation_images": 0,
+}  # fmt: skip
 _LEAST: Mapping[str, float] = {
     "width": 0, "image_size": 0, "train_images": 0, "population": 1, "offspring": 0, "epochs": 1, "warmup_epochs": 0,
     "generation_epochs": 1, "architectures": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0, "clip": 0,
-    "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 1, "reestimation_images": 0, "workers": 0, "seed": 0,
-    "checkpoint_steps": 1,
+    "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 0, "reestimation_images": 0, "workers": 0, "seed": 0,
+    "checkpoint_steps": 1, "age_strength": 0,
 }  # fmt: skip

@@ -25,9 +25,10 @@ from .processes import Processes, joined
 from .reports.found import Found
 from .resuming import Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
 from .retrain_config import RetrainConfig
-from .session import chosen_device
+from .session import chosen_device, evaluation_batch
 from .supernet.architecture import Architecture
-from .supernet.evaluate import EvaluationSettings, accuracy
+from .supernet.bank import EvaluationSettings
+from .supernet.evaluate import accuracy
 from .supernet.joint_update import backward
 from .supernet.layout import memory_format, said_of
 from .supernet.supernet import Supernet, evaluating, subnetwork
@@ -264,7 +265,11 @@ class Trainer:
         else:
             images, positions = self.task.train, self.split.validation
         return EvaluationBatches(
-            self.task, images, positions, batch=self.config.evaluation_batch, keep_bytes=_KEEP_BYTES
+            self.task,
+            images,
+            positions,
+            batch=evaluation_batch(self.config.evaluation_batch, self.device),
+            keep_bytes=_KEEP_BYTES,
         )
 
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from repconv.errors import SearchError
 
-from .settings import changed, check_least, check_shares, unknown
+from .settings import changed, check_least, check_seed, check_shares, unknown
 
 SCHEMA = "repconv.retrain-config/1"
 
@@ -47,7 +47,7 @@ class RetrainConfig:
     drop_path: float = 0.08
     ema: float = 0.0
     positions: int = 0
-    evaluation_batch: int = 512
+    evaluation_batch: int = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
@@ -68,12 +68,13 @@ class RetrainConfig:
                 "clip": 0,
                 "cutout": 0,
                 "positions": 0,
-                "evaluation_batch": 1,
+                "evaluation_batch": 0,
                 "workers": 0,
                 "seed": 0,
                 "checkpoint_steps": 1,
             },
         )
+        check_seed(self.seed)
         check_shares(self, ("momentum", "validation_share", "drop_path", "ema"))
 
 

@@ -9,9 +9,10 @@ Started by `torchrun` or `accelerate launch`, several processes search as one, i
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,17 +24,19 @@ from repconv.errors import CheckpointError
 from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
-from .config import SCHEMA, SearchConfig
-from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
+from .config import SearchConfig, config_from_dict
+from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
 from .reports.picture import svg
 from .resuming import Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
 from .session import Session
-from .settings import settings_from_dict
 from .strategies import State, Strategy, state_from_dict
 from .strategies.evolution import random_architecture
+from .strategies.protocol import architectures_of
 from .supernet.architecture import Architecture
+from .supernet.evaluate import Evaluation
+from .supernet.precision import TAU, agreed, measured_alike
 from .supernet.supernet import Gates
 from .tasks.data import is_own_data
 from .tasks.network import is_own_network
@@ -78,7 +81,7 @@ def run(
         OutputError: a file cannot be written; the last checkpoint is intact.
         BuildError: a process that loads images was killed; likewise.
     """
-    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
+    config = config_from_dict(folder.read_json(CONFIG), str(folder.path / CONFIG))
     if (folder.path / RESULT).exists():
         return
     if is_own_data(config.data):
@@ -105,6 +108,9 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
                     writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
             writer.flush()
         report(record)
+        aged = config.age and config.strategy == "des"
+        if aged and record["kind"] == "generation" and _no_parent_lived_on(folder.metrics()):
+            report({"kind": "note", "note": _NOBODY_LIVED_ON})
 
     if first:
         for note in session.notes:
@@ -167,7 +173,7 @@ def _drawn(session: Session, progress: Progress) -> list[Architecture]:
 
 def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress, tell: Report) -> State:
     """The state after measuring what was asked for."""
-    found = session.measure(progress.measure)
+    found, tau = _measured(folder, session, progress)
     state = strategy.tell(progress.state, found.accuracies, session.supernet.gates())
     state = session.processes.decided(state)
     space = [dataclasses.asdict(block) for block in session.supernet.space.blocks]
@@ -191,7 +197,10 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
             "mean_accuracy": sum(accuracies) / len(accuracies),
             "worst_accuracy": min(accuracies),
             "mean_age": sum(ages) / len(ages),
+            "parents": len(progress.state.members),
+            "survivors": len({*architectures_of(progress.state.members)} & {*architectures_of(state.members)}),
             "mean_size": sum(sizes) / len(sizes),
+            **({} if tau is None else {TAU: tau}),
             "seconds_fold": found.fold_s,
             "seconds_reestimate": found.reestimate_s,
             "seconds_write": found.write_s,
@@ -199,6 +208,31 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
         }
     )
     return state
+
+
+def _measured(folder: RunFolder, session: Session, progress: Progress) -> tuple[Evaluation, float | None]:
+    """The accuracies of what was asked for, and what trying both kinds of numbers gave, where they were."""
+    if session.config.evaluation_dtype != "auto":
+        return session.measure(progress.measure), None
+    half = session.processes.decided(agreed(folder.metrics()))
+    first = progress.state.generation == 0
+    return measured_alike(session.measure, progress.measure, session.device, first=first, half=half)
+
+
+_PATIENCE = 3
+"""Generations in which no parent lives on before that is said."""
+_NOBODY_LIVED_ON = (
+    f"no parent outlived its children in {_PATIENCE} generations: growing older costs more than accuracies are apart, "
+    f"so age decides and accuracy does not; --set age_unit=spread weighs age by how far they are apart, and --set "
+    f"offspring=2 leaves more to choose from"
+)
+
+
+def _no_parent_lived_on(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether children alone were kept in just so many generations that had parents; once a streak."""
+    found = [r for r in records if r["kind"] == "generation" and r.get("parents")]
+    streak = itertools.takewhile(lambda r: r["survivors"] == 0, reversed(found))
+    return sum(1 for _ in streak) == _PATIENCE
 
 
 def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
@@ -270,6 +304,7 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
             "schema": "repconv.search/1",
             "space": [dataclasses.asdict(block) for block in session.supernet.space.blocks],
             "budget": session.budget,
+            "age_unit": config.age_unit if config.age else None,
             "reestimated_statistics": bool(config.reestimation_images),
             "supernet": supernet,
             "gates": {"alpha": gates.alpha, "beta": gates.beta},
@@ -307,4 +342,4 @@ def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an opt
         return None
     # Its file is named after the machine, which is nobody's business to whom the folder is handed.
     with mock.patch("socket.gethostname", return_value="host"):
-        return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
+        return SummaryWriter(str(folder.path / TENSORBOARD), purge_step=step)

@@ -20,7 +20,8 @@ from .strategies import SearchPlan, Strategy, create_strategy
 from .strategies.evolution import Breeding
 from .supernet.adaptive import AdaptiveBatch
 from .supernet.architecture import Architecture
-from .supernet.evaluate import Batches, Evaluation, EvaluationSettings, evaluate
+from .supernet.bank import Batches, EvaluationSettings
+from .supernet.evaluate import Evaluation, evaluate
 from .supernet.joint_update import backward
 from .supernet.layout import memory_format, said_of
 from .supernet.supernet import Supernet
@@ -30,6 +31,9 @@ from .tasks.task import EvaluationBatches, split, training_batches
 
 _KEEP_BYTES = 2e9
 """Validation images up to this size stay in memory as they are fed to the network."""
+_SETTLING_BATCH = 64
+_SETTLING_POSITIONS = 256
+"""Positions a channel of each batch from which a candidate's own statistics are taken."""
 
 
 @final
@@ -77,7 +81,11 @@ class Session:
             self.gates, config.gate_learning_rate, betas=(config.gate_beta_1, config.gate_beta_2)
         )
         self.validation = EvaluationBatches(
-            self.task, self.task.train, self.split.validation, batch=config.evaluation_batch, keep_bytes=_KEEP_BYTES
+            self.task,
+            self.task.train,
+            self.split.validation,
+            batch=evaluation_batch(config.evaluation_batch, self.device),
+            keep_bytes=_KEEP_BYTES,
         )
         self.evaluation_settings = EvaluationSettings(
             torch.bfloat16 if config.evaluation_dtype == "bfloat16" else torch.float32,
@@ -109,10 +117,17 @@ class Session:
                 generations=config.generations,
                 initial=self.initial,
                 age=config.age,
+                age_unit=config.age_unit,
+                age_strength=config.age_strength,
                 age_scale=config.age_scale,
                 age_limit=config.age_limit,
                 age_offset=config.age_offset,
-                breeding=Breeding(crossover=config.crossover, mutation=config.mutation, flip=config.flip),
+                breeding=Breeding(
+                    crossover=config.crossover,
+                    mutation=config.mutation,
+                    flip=config.flip,
+                    disturbance=config.disturbance,
+                ),
             ),
         )
 
@@ -168,19 +183,20 @@ class Session:
         self.gate_optimiser.step()
         return batch
 
-    def measure(self, architectures: Sequence[Architecture]) -> Evaluation:
+    def measure(self, architectures: Sequence[Architecture], dtype: torch.dtype | None = None) -> Evaluation:
         """The validation accuracy of each as a single-path network; every process measures a share.
 
-        The times are of this process.
+        The times are of this process. dtype: of the networks; None: as the configuration says, float32 for "auto".
         """
-        with _every_position(self.supernet, self.config.positions):
+        settings = self.evaluation_settings if dtype is None else replace(self.evaluation_settings, dtype=dtype)
+        with settling(self.supernet, self.config.positions):
             found = evaluate(
                 self.supernet,
                 self.processes.share(architectures),
                 self.validation,
-                self.evaluation_settings,
+                settings,
                 correct=self.task.correct,
-                reestimation=self._reestimation(),
+                reestimation=self.settling_images(),
             )
         return replace(found, accuracies=tuple(self.processes.gathered(found.accuracies)))
 
@@ -198,14 +214,20 @@ class Session:
         self.weight_optimiser.load_state_dict(state["weight_optimiser"])
         self.gate_optimiser.load_state_dict(state["gate_optimiser"])
 
-    def _reestimation(self) -> Batches:
+    def settling_images(self) -> Batches:
+        """Training images from which every candidate takes its own statistics; none where it takes the supernet's."""
         count = self.config.reestimation_images
         if not count:
             return ()
         chosen = EvaluationBatches(
-            self.task, self.task.train, self.split.train[:count], batch=self.config.batch, keep_bytes=0
+            self.task, self.task.train, self.split.train[:count], batch=min(_SETTLING_BATCH, count), keep_bytes=0
         )
         return [(x.to(self.device, memory_format=self.memory_format), y) for x, y in chosen]
+
+
+def evaluation_batch(wanted: int, device: torch.device) -> int:
+    """Images measured at a time: what is wanted, or what suits the device, a CPU's caches."""
+    return wanted or (64 if device.type == "cpu" else 512)
 
 
 def chosen_device(name: str) -> torch.device:
@@ -225,9 +247,9 @@ def chosen_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _every_position(supernet: Supernet, positions: int) -> Iterator[None]:
-    """Statistics that are to be kept are taken from every position, whatever training does."""
-    set_positions(supernet.model, 0)
+def settling(supernet: Supernet, positions: int) -> Iterator[None]:
+    """Candidates take their statistics from a sample of positions, every block as one convolution; cf. training."""
+    set_positions(supernet.model, _SETTLING_POSITIONS)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import ratio, time_in_turns
 from repconv.benchmarks.studies.common import asking, head, positive, write_result
 from repconv.search.strategies.evolution import first_population
-from repconv.search.supernet.evaluate import EvaluationSettings, KernelBank
+from repconv.search.supernet.bank import EvaluationSettings, KernelBank
 from repconv.search.supernet.supernet import Supernet
 
 POPULATIONS = (64, 128, 256)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import SourceError, first_line
 
@@ -72,6 +71,8 @@ def example_shape(given: Sequence[int], axes: int | None, name: str = "the netwo
 
 def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Floating-point operations, two a multiply-add, of convolutions and linear layers on one image (c, h, w)."""
+    from torch.utils.flop_counter import FlopCounterMode  # it loads triton, 75 MB
+
     known: dict[int, object] = {
         id(t): t.detach().to("meta")  # no weight is copied
         for t in (*model.parameters(), *model.buffers())

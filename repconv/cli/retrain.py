@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -70,11 +71,11 @@ def command(
 
     found = read_found(architecture)
     config = complete(preset_name, [*([f"data={data}"] if data else []), *settings])
-    with joined(config.device) as (processes, _):
-        folder = RunFolder(Path(output))
+    folder = RunFolder(Path(output))
+    with joined(config.device) as (processes, _), ExitStack() as started:
         if processes.first:
             wanted = {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()}
-            RunFolder.create_or_resume(folder.path, wanted, environment())
+            started.enter_context(RunFolder.starting(folder.path, wanted, environment(), resume=True))
         processes.gathered([output])  # until then the others have no folder to read
         with going_on_is_said("the same line again"):
             retrain(folder, found, config, Epochs(config.epochs), own_code=network)

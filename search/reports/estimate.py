@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..session import Session
+from ..session import Session, settling
 from ..strategies import State
 from ..strategies.evolution import random_architecture
 from ..supernet.evaluate import evaluate
@@ -53,10 +53,21 @@ def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -
     first = next(iter(session.validation))
     share = len(session.split.validation) / len(first[1])
     candidates = [random_architecture(space, session.budget, generator) for _ in range(2)]
-    # The first pays for warming up; what folding costs is shared by a whole population.
-    evaluate(session.supernet, candidates, [first], session.evaluation_settings, correct=session.task.correct)
-    found = evaluate(session.supernet, candidates, [first], session.evaluation_settings, correct=session.task.correct)
-    each = (found.write_s + share * found.run_s) / len(candidates) + found.fold_s / config.population
+    with settling(session.supernet, config.positions):
+        # The first pays for warming up; what folding costs is shared by a whole population.
+        _, found = [
+            evaluate(
+                session.supernet,
+                candidates,
+                [first],
+                session.evaluation_settings,
+                correct=session.task.correct,
+                reestimation=session.settling_images(),
+            )
+            for _ in range(2)
+        ]
+    alone = found.reestimate_s + found.write_s + share * found.run_s
+    each = alone / len(candidates) + found.fold_s / config.population
     return Estimate(
         slots=len(space.slots),
         budget=session.budget,

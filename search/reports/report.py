@@ -10,9 +10,8 @@ from typing import Any
 from repconv.pages.drawing import COLOURS
 from repconv.pages.page import facts, figure, html_table, page
 
-from ..config import SCHEMA, SearchConfig
+from ..config import config_from_dict
 from ..folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
-from ..settings import settings_from_dict
 from ..strategies import State, state_from_dict
 from ..strategies.gradient import gate_factors
 from ..supernet.records import MACHINE, POPULATION, SEARCH
@@ -32,7 +31,7 @@ def report(folder: RunFolder) -> str:
     Raises:
         SearchError: a file of the run is damaged.
     """
-    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
+    config = config_from_dict(folder.read_json(CONFIG), str(folder.path / CONFIG))
     records = folder.metrics()
     epochs = [r for r in records if r["kind"] == "epoch"]
     generations = [r for r in records if r["kind"] == "generation"]
@@ -80,6 +79,7 @@ def report(folder: RunFolder) -> str:
                 )
             )
         )
+        parts += _survivors(generations)
     if finished:
         parts += _result(folder)
     else:
@@ -87,6 +87,20 @@ def report(folder: RunFolder) -> str:
     parts += ["<h2>Settings</h2>", facts(folder.read_json(CONFIG))]
     parts += ["<h2>Machine</h2>", facts(folder.read_json(ENVIRONMENT, MACHINE))]
     return page(f"Search: {config.strategy} on {config.network}", parts)
+
+
+def _survivors(generations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many parents live on, of runs that say so: what selection decides, where accuracy does."""
+    points = [(r["generation"], r["survivors"] / r["parents"]) for r in generations if r.get("parents")]
+    if not points:
+        return []
+    return [
+        figure(
+            chart("parents that live on", "generation", [("share", points)], within=(0.0, 1.0)),
+            "Parents and children are measured together and the best live on. Where the share is 0 in every "
+            "generation, children win whatever they are worth: age decides, and accuracy does not.",
+        )
+    ]
 
 
 def chart(title: str, across: str, lines: Sequence[Line], within: tuple[float, float] = (-math.inf, math.inf)) -> str:

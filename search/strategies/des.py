@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import pstdev
 from typing import final
 
 import torch
 
 from ..supernet.architecture import Architecture
 from ..supernet.supernet import Gates
-from .evolution import age_term, best, breed
+from .evolution import age_share, age_term, best, breed
 from .protocol import (
     Member,
     Question,
@@ -53,11 +55,12 @@ class Des:
         """
         plan = self.plan
         members = measured(state, scores)
+        spread = pstdev(scores)
         if plan.age:
-            members = tuple(self._scored(member) for member in members)
+            members = tuple(self._scored(member, spread) for member in members)
         kept = best([m.score or 0.0 for m in members], plan.population)
         if not kept:
-            members = tuple(self._scored(replace(m, age=1)) for m in members)
+            members = tuple(self._scored(replace(m, age=1), spread) for m in members)
             kept = best([m.score or 0.0 for m in members], plan.population)
         return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 
@@ -65,7 +68,11 @@ class Des:
         """The population."""
         return architectures_of(state.members)
 
-    def _scored(self, member: Member) -> Member:
+    def _scored(self, member: Member, spread: float) -> Member:
         plan = self.plan
-        term = age_term(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
+        if plan.age_unit == "spread":
+            share = age_share(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
+            term = share if share == -math.inf else plan.age_strength * spread * share
+        else:
+            term = age_term(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
         return replace(member, score=(member.accuracy or 0.0) + term)

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ FLOOR = 1e-6
 """The least a disturbed factor may be: a negative one would turn the ranking inside its block round."""
 
 
+Disturbance = Literal["spread", "range"]
+"""How far gates are disturbed: as far as they are spread, or as equations (11) and (12) say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Breeding:
     """How children come about (De-IReps, section 4.1): chances of crossing, of mutating, and of each slot to flip."""
@@ -33,6 +38,8 @@ class Breeding:
     flip: float = 0.05
     attempts: int = 20
     """Draws for one child before its place stays empty, so that an exhausted space ends the search for new ones."""
+    disturbance: Disturbance = "spread"
+    """Of the gates, before they rank the slots: see `disturbed_factors`."""
 
 
 def age_term(age: float, *, scale: float, limit: float, offset: float) -> float:
@@ -52,6 +59,21 @@ def age_term(age: float, *, scale: float, limit: float, offset: float) -> float:
     if age >= limit:
         return -math.inf
     return scale * (1 / (age - limit - offset) - math.log(age) / math.log(limit))
+
+
+def age_share(age: float, *, scale: float, limit: float, offset: float) -> float:
+    """Equation (14) in units of its own fall over a life, from 0 at age 1 to -1 at the last whole age that lives.
+
+    Arguments and errors as `age_term`. Where nothing lives beyond age 1 it is 0 there.
+    """
+
+    def term(at: float) -> float:
+        return age_term(at, scale=scale, limit=limit, offset=offset)
+
+    if age >= limit:
+        return -math.inf
+    last = math.ceil(limit) - 1
+    return (term(age) - term(1)) / (term(1) - term(last)) if last > 1 else 0.0
 
 
 def check_age(*, scale: float, limit: float, offset: float) -> None:
@@ -80,22 +102,41 @@ def disturbance_range(values: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def disturbed_factors(
-    space: SearchSpace, gates: Gates, initial: Gates, generator: torch.Generator, floor: float = FLOOR
+    space: SearchSpace,
+    gates: Gates,
+    initial: Gates,
+    generator: torch.Generator,
+    floor: float = FLOOR,
+    disturbance: Disturbance = "range",
 ) -> Tensor:
-    """What equation (13) ranks: `(s(beta) + u_beta) * (s(alpha) + u_alpha)` of every slot, [N].
+    """What equation (13) ranks, [N]: of every slot the product of its disturbed alpha and its block's disturbed beta.
 
-    `u_alpha` is drawn for every slot, `u_beta` for every block, from the ranges of equations (11) and (12). Each of the
-    two factors is at least `floor`.
+    "range", the paper's: `(s(beta) + u_beta) * (s(alpha) + u_alpha)`, `u_alpha` drawn for every slot, `u_beta` for
+    every block, from the ranges of equations (11) and (12); each of the two factors is at least `floor`. One gate far
+    from the others widens the range of all, and then most factors are at the floor, where chance ranks them.
+
+    "spread": `s(beta + v_beta) * s(alpha + v_alpha)`, v uniform around 0 with the standard deviation of the gates
+    themselves, so that signal and chance stay as large as each other, wherever the gates lie.
     """
     owners = torch.tensor(space.owners)
     alpha, alpha_start = (torch.tensor(g.alpha, dtype=torch.float64) for g in (gates, initial))
     beta, beta_start = (torch.tensor(g.beta, dtype=torch.float64) for g in (gates, initial))
     # Blocks without searchable branches have no gate, so they take no part in the largest and smallest.
+    gated = beta[owners.unique()]
+    if disturbance == "spread":
+        operations = (alpha + _as_spread(alpha, alpha, generator)).sigmoid()
+        return (beta + _as_spread(gated, beta, generator)).sigmoid()[owners] * operations
     low, high = disturbance_range(alpha, alpha_start)
     operations = alpha.sigmoid() + low + (high - low) * _uniform(len(alpha), generator)
-    low, high = disturbance_range(beta[owners], beta_start)
+    low, high = disturbance_range(gated, beta_start)
     blocks = beta.sigmoid() + low + (high - low) * _uniform(len(beta), generator)
     return blocks.clamp(min=floor)[owners] * operations.clamp(min=floor)
+
+
+def _as_spread(values: Tensor, disturbed: Tensor, generator: torch.Generator) -> Tensor:
+    """For each of `disturbed` a uniform draw around 0 whose standard deviation is that of `values`."""
+    most = math.sqrt(3) * values.std(unbiased=False)
+    return most * (2 * _uniform(len(disturbed), generator) - 1)
 
 
 def ranking(factors: Tensor, generator: torch.Generator) -> Tensor:
@@ -176,7 +217,7 @@ def breed(
     # As many as there are: an exhausted space would cost every attempt of every child.
     for _ in range(min(count, math.comb(len(space.slots), budget) - sum(a.size == budget for a in living))):
         for _ in range(breeding.attempts):
-            factors = disturbed_factors(space, gates, initial, generator)
+            factors = disturbed_factors(space, gates, initial, generator, disturbance=breeding.disturbance)
             mask = keep_best(factors, budget, generator)
             if _chance(breeding.crossover, generator):
                 mask = crossover(mask, to_mask(pick(parents, generator)), generator)

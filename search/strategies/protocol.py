@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -16,6 +16,8 @@ from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 from .evolution import Breeding, check_age, first_population
 
+AgeUnit = Literal["spread", "accuracy"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
@@ -23,7 +25,8 @@ class SearchPlan:
 
     budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
     generations: how often the strategy is told. initial: the gates before any training. age_scale, age_limit,
-    age_offset: eta, a and mu of equation (14), unused without `age`.
+    age_offset: eta, a and mu of equation (14), unused without `age`; age_unit: whether that is taken as it is, in
+    accuracy, or in units of the spread of what is measured, a life costing `age_strength` standard deviations.
 
     Raises:
         SearchError: a number that makes no sense.
@@ -39,6 +42,8 @@ class SearchPlan:
     age_scale: float = 0.05
     age_limit: float = 10.0
     age_offset: float = 0.01
+    age_unit: AgeUnit = "spread"
+    age_strength: float = 1.0
     breeding: Breeding = Breeding()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:

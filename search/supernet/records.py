@@ -37,12 +37,15 @@ RULES: Mapping[str, Rule] = {
     }),
     MACHINE: each(lambda *_: ""),
     EPOCH: record({"epoch": _COUNT, "loss": finite()}),
-    GENERATION: record({
-        "epoch": _COUNT, "generation": _COUNT, "population": _COUNT, "measured": _COUNT,
-        **dict.fromkeys(
-            ("best_accuracy", "mean_accuracy", "worst_accuracy", "mean_age", "mean_size"), finite()
-        ),
-    }),
+    GENERATION: record(
+        {
+            "epoch": _COUNT, "generation": _COUNT, "population": _COUNT, "measured": _COUNT,
+            **dict.fromkeys(
+                ("best_accuracy", "mean_accuracy", "worst_accuracy", "mean_age", "mean_size"), finite()
+            ),
+        },
+        {"parents": _COUNT, "survivors": _COUNT, "bfloat16_tau": finite()},
+    ),
 }  # fmt: skip
 """What content of each schema, or of each kind of line in the metrics, has to be."""
 

@@ -145,6 +145,8 @@ def counted_in_onnx(written: Emission, sources: dict[str, Carried], output: Carr
 def counted_in_program(written: Emission, sources: dict[str, Carried], output: Carried) -> Cost:
     module = fx.GraphModule({}, fx.Graph())
     nodes = {name: module.graph.placeholder(name) for name in sources}
+    for name, source in sources.items():
+        nodes[name].meta["val"] = torch.empty(shape(source))
     nodes["y"] = module.graph.call_function(torch.zeros, ((1,),))
     nodes["y"].meta["val"] = torch.empty(shape(output))
     module.graph.output(nodes["y"])

@@ -34,7 +34,7 @@ CONSTANTS = {
     "half": np.full((), 0.5, np.float32), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
     "big": np.full((4, 4, 1, 1), 3e4, np.float32), "bigger": np.full(4, 3e4, np.float32),
     "to_wide": np.array([1, 512, 128], np.int64), "to_thin": np.array([1, 4, 4], np.int64),
-    "flat": np.array([9, 4], np.int64), "same": np.array([1, 9, 4], np.int64),
+    "heads": np.array([0, 0, 2, 2], np.int64), "parts": np.array([[1, 2], [3, 4]], np.float32),
     "whole": np.arange(144, dtype=np.int16).reshape(4, 4, 3, 3).astype(np.int8), "two": np.full(4, 2, np.float32),
     "border": np.full((1, 4, 1, 8), 2, np.float32),
     "columns": np.full((1, 4, 10, 1), 2, np.float32),
@@ -192,8 +192,8 @@ ONNX: dict[Kind, tuple[Text, Text]] = {
     ),
     Kind.MORE: (Text("p = Conv (x, down1) y = Conv (p, up)"), Text("p = Conv (x, w1) y = Conv (p, w1b)")),
     Kind.ROUNDABOUT: (
-        Text("p = MatMul (x, ma) f = Reshape (p, flat) y = Gemm (f, mb)", (1, 9, 4)),
-        Text("p = MatMul (x, ma) f = Reshape (p, same) y = MatMul (f, mb)", (1, 9, 4)),
+        Text("p = MatMul (x, ma) f = Reshape (p, heads) y = Mul (f, parts)", ("n", "t", 4)),
+        Text("p = MatMul (x, ma) f = Reshape (p, heads) y = Mul (f, parts)", ("n", 9, 4)),
     ),
     Kind.TOO_LARGE: (
         Text(f"{CHAIN} y = Relu (t40)".replace("t0", "x"), patience=0), Text(f"{CONV} y = Conv (p, w1b)", patience=0),

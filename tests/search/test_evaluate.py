@@ -9,18 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from repconv import RepBlock, SearchError, create_model, expand
+from repconv import RepBlock, Sampling, SearchError, create_model, expand, set_statistics
 from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.architecture import Architecture
-from repconv.search.supernet.evaluate import (
-    EvaluationSettings,
-    KernelBank,
-    accuracy,
-    evaluate,
-    own_statistics,
-    single_path,
-    top_1,
-)
+from repconv.search.supernet.bank import EvaluationSettings, KernelBank, SettledBank, own_statistics, single_path
+from repconv.search.supernet.evaluate import accuracy, evaluate, top_1
 from repconv.search.supernet.supernet import Supernet, subnetwork
 
 NETWORKS = {
@@ -157,6 +150,44 @@ def test_reestimating_changes_accuracies_and_its_time_is_told(randomise) -> None
         inside = single_path(supernet.model, architectures[0])
     settings = EvaluationSettings()
     assert settled.accuracies[0] == accuracy(settings.prepared(inside), [(x, y)], settings)
+
+
+def test_settling_draws_alike_for_every_candidate_and_leaves_generators_alone(randomise) -> None:
+    supernet = Supernet(randomise(create_model("irep_resnet18", width=4, blocks=(1, 1))))
+    set_statistics(supernet.model, Sampling(16))
+    bank, x = SettledBank(supernet, [(pictures(16), None)]), pictures(5)
+    one, other = population(supernet, 2)
+    before, seen = torch.get_rng_state(), []
+    for architecture in (one, other, one):
+        with bank.settled(architecture):
+            seen.append(bank.write(architecture)(x).clone())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_sample_of_positions_settles_nearly_as_all_do(randomise, apart) -> None:
+    supernet = Supernet(randomise(create_model("irep_resnet18", width=4, blocks=(1, 1))))
+    (architecture,), x = population(supernet, 1), pictures(64)
+    given: dict[str, torch.Tensor] = {}
+    for name, statistics in (("all", "full"), ("sample", Sampling(256))):
+        set_statistics(supernet.model, statistics)
+        bank = SettledBank(supernet, [(x, None)])
+        with bank.settled(architecture):
+            given[name] = bank.write(architecture)(x).clone()
+    shared = KernelBank(supernet).write(architecture)(x)
+    assert 0 < apart(given["sample"], given["all"]) < 0.2 < apart(shared, given["all"])
+
+
+def test_a_settled_candidate_equals_the_slow_path_with_its_statistics(supernet, apart) -> None:
+    x, before = pictures(6), copy.deepcopy(supernet.model.state_dict())
+    settings = EvaluationSettings(channels_last=False)
+    bank = SettledBank(supernet, [(x, x)], settings)
+    for architecture in (*population(supernet, 2), Architecture.full(supernet.space)):
+        with bank.settled(architecture):
+            slow = single_path(supernet.model, architecture)
+            assert apart(bank.write(architecture)(x), slow(x)) < 1e-4
+    assert all(torch.equal(before[name], value) for name, value in supernet.model.state_dict().items())
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -15,6 +15,7 @@ from repconv import SearchError
 from repconv.search.strategies import evolution
 from repconv.search.strategies.evolution import (
     Breeding,
+    age_share,
     age_term,
     breed,
     check_age,
@@ -62,6 +63,20 @@ class TestAge:
         assert terms == sorted(terms, reverse=True)
         assert terms[4:] == [-math.inf] * 3
         assert all(math.isfinite(term) for term in terms[:4])
+
+    @pytest.mark.parametrize("limit", [2.5, 5, 7.25, 10])
+    def test_as_a_share_it_is_the_same_curve_from_0_to_minus_1(self, limit: float) -> None:
+        settings = {"scale": 0.05, "limit": limit, "offset": 0.01}
+        last = math.ceil(limit) - 1
+        shares = [age_share(age, **settings) for age in range(1, last + 1)]
+        assert (shares[0], shares[-1]) == (0, -1)
+        terms = [age_term(age, **settings) for age in range(1, last + 1)]
+        fall = terms[0] - terms[-1]
+        assert shares == pytest.approx([(term - terms[0]) / fall for term in terms])
+        assert age_share(last + 1, **settings) == -math.inf
+
+    def test_where_nothing_grows_older_a_share_is_0(self) -> None:
+        assert age_share(1, scale=0.05, limit=2, offset=0.01) == 0
 
     def test_an_age_below_one_is_refused(self) -> None:
         with pytest.raises(SearchError, match="from 1 on, got 0"):
@@ -126,6 +141,42 @@ class TestDisturbance:
 
     def test_at_the_start_every_slot_is_alike(self) -> None:
         assert disturbed_factors(SPACE, ZERO, ZERO, rng()).tolist() == [0.25] * 5
+
+
+def as_spread(gates: Gates, seed: int) -> torch.Tensor:
+    return disturbed_factors(SPACE, gates, ZERO, rng(seed), disturbance="spread")
+
+
+class TestDisturbanceAsSpread:
+    @given(seeds, st.lists(st.floats(-30, 30), min_size=8, max_size=8))
+    def test_factors_lie_between_0_and_1(self, seed: int, values: list[float]) -> None:
+        factors = as_spread(Gates(tuple(values[:5]), tuple(values[5:])), seed)
+        assert bool(((factors >= 0) & (factors <= 1)).all())
+
+    def test_it_is_as_large_as_the_gates_are_apart(self) -> None:
+        gates = Gates((0.0,) * 5, (0.5, 9.0, -0.5))  # the block in between has nothing to search
+        factors = torch.stack([as_spread(gates, seed) for seed in range(4000)])
+        disturbed = (2 * factors[:, [0, 3]]).logit() - torch.tensor([0.5, -0.5])
+        assert disturbed.std(0).tolist() == pytest.approx([0.5, 0.5], rel=0.05)
+        assert disturbed.mean(0).tolist() == pytest.approx([0, 0], abs=0.04)
+        assert float(disturbed.abs().max()) <= 0.5 * math.sqrt(3) + 1e-9
+
+    def test_one_gate_far_from_the_others_leaves_their_ranking(self) -> None:
+        """Of 20 blocks one is at 9, the others from -2 to -1.05: by ranges, half of those are at the floor."""
+        space = SearchSpace(tuple(SpaceBlock(f"b{i}", ("3x3",), ("1x1",)) for i in range(20)))
+        gates = Gates((0.0,) * 20, (9.0, *(-2 + 0.05 * i for i in range(19))))
+        start = Gates((0.0,) * 20, (0.0,) * 20)
+        floor = 1e-6 * 0.5 * 1.001
+
+        def at_the_floor(disturbance: str) -> float:
+            drawn = [disturbed_factors(space, gates, start, rng(s), disturbance=disturbance) for s in range(200)]
+            return float((torch.stack(drawn) <= floor).double().mean())
+
+        assert at_the_floor("range") > 0.25
+        assert at_the_floor("spread") == 0
+
+    def test_at_the_start_every_slot_is_alike(self) -> None:
+        assert as_spread(ZERO, 0).tolist() == [0.25] * 5
 
 
 class TestOperators:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from repconv import SearchError
-from repconv.search.config import SCHEMA, SearchConfig
+from repconv.search.config import SCHEMA, SearchConfig, config_from_dict
 from repconv.search.presets import PRESETS, preset
 from repconv.search.settings import changed, settings_from_dict, settings_to_dict
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -92,6 +95,14 @@ def test_files_that_are_no_configuration() -> None:
         settings_from_dict(SearchConfig, SCHEMA, {**good, "epoch": 3}, "x.json")
     with pytest.raises(SearchError, match=r"x.json: batch is at least 2, got 1"):
         settings_from_dict(SearchConfig, SCHEMA, {**good, "batch": 1}, "x.json")
+
+
+def test_a_configuration_of_before_means_what_it_did() -> None:
+    former = json.loads((ROOT / "benchmarks" / "results" / "cifar10_small" / "config.json").read_text())
+    assert former["schema"] != SCHEMA
+    config = config_from_dict(former)
+    assert (config.age_unit, config.disturbance, config.offspring) == ("accuracy", "range", 1.0)
+    assert (config.evaluation_batch, config.reestimation_images) == (512, 0)
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

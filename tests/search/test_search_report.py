@@ -50,7 +50,7 @@ def test_a_finished_runs_report_shows_what_was_asked_for(finished) -> None:
     assert "&lt;a test&gt;" in text
     assert "://" not in SVG.sub("", text), "it needs nothing from outside"
     pictures = SVG.findall(text)
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     for picture in pictures:
         ElementTree.fromstring(picture)  # noqa: S314  # our own output
     accuracies = [a["accuracy"] for a in finished.read_json(RESULT)["architectures"]]

@@ -25,6 +25,7 @@ from repconv.search.session import Session, chosen_device
 from repconv.search.settings import settings_to_dict
 from repconv.search.strategies import STRATEGIES, state_from_dict
 from repconv.search.strategies.evolution import age_term
+from repconv.search.supernet.evaluate import Evaluation
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -33,6 +34,7 @@ TINY = dataclasses.replace(
     PRESETS["smoke"].config,
     width=2,
     blocks=(1,),
+    age_unit="accuracy",
     train_images=120,
     population=4,
     epochs=4,
@@ -78,6 +80,46 @@ def test_a_run_leaves_its_result_populations_metrics_and_supernet(tmp_path) -> N
     session.supernet.model.load_state_dict(load(folder.path / "supernet.pt").model.state_dict())
     assert session.supernet.gates() == found.gates
     assert session.measure([found.architecture]).accuracies == (found.accuracy,)
+
+
+@pytest.mark.parametrize(("unit", "notes"), [("accuracy", 1), ("spread", 0)])
+def test_that_no_parent_outlives_its_children_is_said_once(tmp_path, monkeypatch, unit, notes) -> None:
+    """Accuracies are a point apart, and by equation 14 growing older costs 1.6."""
+
+    def measure(_, architectures, __=None):
+        accuracies = tuple(0.8 + 0.0001 * (sum(i for i, on in enumerate(a.mask) if on) % 100) for a in architectures)
+        return Evaluation(accuracies=accuracies, fold_s=0.0, reestimate_s=0.0, write_s=0.0, run_s=0.0)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    seen: list[dict] = []
+    run(begun(tmp_path / "run", dataclasses.replace(TINY, age_unit=unit, epochs=7)), seen.append)
+    assert sum(r["kind"] == "note" and "no parent outlived" in r["note"] for r in seen) == notes
+    survivors = [(r["survivors"], r["parents"]) for r in seen if r["kind"] == "generation"]
+    assert survivors[0] == (0, 0)
+    assert all(parents == 4 for _, parents in survivors[1:])
+    assert (sum(lived for lived, _ in survivors) > 0) == (unit == "spread")
+
+
+@pytest.mark.parametrize(("shuffled", "later"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_bfloat16_measures_later_generations_where_it_ranks_the_first_as_float32_does(
+    tmp_path, monkeypatch, shuffled, later
+) -> None:
+    asked: list[torch.dtype | None] = []
+
+    def measure(_, architectures, dtype=None):
+        asked.append(dtype)
+        sign = -1 if shuffled and dtype == torch.bfloat16 else 1
+        accuracies = tuple(0.5 + sign * 1e-4 * sum(i for i, on in enumerate(a.mask) if on) for a in architectures)
+        return Evaluation(accuracies=accuracies, fold_s=0.0, reestimate_s=0.0, write_s=0.0, run_s=0.0)
+
+    monkeypatch.setattr(Session, "measure", measure)
+    monkeypatch.setattr("repconv.search.supernet.precision.native", lambda _: True)
+    folder = begun(tmp_path / "run")
+    run(folder)
+    assert asked == [torch.float32, torch.bfloat16, later, later, None]  # what is found at last is measured as usual
+    first, *others = (r for r in folder.metrics() if r["kind"] == "generation")
+    assert abs(first["bfloat16_tau"]) == pytest.approx(1)
+    assert not any("bfloat16_tau" in r for r in others)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from statistics import pstdev
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from repconv import SearchError
 from repconv.search.strategies import STRATEGIES, Member, SearchPlan, State, create_strategy, state_from_dict
 from repconv.search.strategies.cars import crowding, fronts
-from repconv.search.strategies.evolution import Breeding, age_term
+from repconv.search.strategies.evolution import Breeding, age_term, first_population
 from repconv.search.supernet.architecture import Architecture
 from repconv.search.supernet.space import SearchSpace, SpaceBlock
 from repconv.search.supernet.supernet import Gates
@@ -24,6 +25,7 @@ SPACE = SearchSpace(tuple(SpaceBlock(f"layer{i}", ("3x3",), KINDS) for i in rang
 ZERO = Gates((0.0,) * 20, (0.0,) * 5)
 GOOD = (0, 3, 4, 9, 10, 15)
 LEARNT = Gates(tuple(2.0 if i in GOOD else -2.0 for i in range(20)), (0.0,) * 5)
+AGES = {"scale": 0.05, "limit": 4.0, "offset": 0.01}
 Score = Callable[[Architecture], float]
 every = pytest.mark.parametrize("name", STRATEGIES)
 
@@ -31,6 +33,10 @@ every = pytest.mark.parametrize("name", STRATEGIES)
 def plan(**changes: object) -> SearchPlan:
     usual = SearchPlan(space=SPACE, budget=10, population=8, children=8, generations=6, initial=ZERO)
     return dataclasses.replace(usual, **changes)
+
+
+def first(count: int) -> tuple[Architecture, ...]:
+    return first_population(SPACE, 10, count, torch.Generator().manual_seed(3))
 
 
 def goodness(architecture: Architecture) -> float:
@@ -139,7 +145,7 @@ def test_learnt_gates_make_des_faster_than_random_search() -> None:
 
 class TestDes:
     def test_ages_count_generations_survived_and_scores_are_equation_15(self) -> None:
-        states = searched("des", plan(age_limit=5.0))
+        states = searched("des", plan(age_limit=5.0, age_unit="accuracy"))
         for before, after in itertools.pairwise(states):
             ages = {m.architecture: m.age for m in before.members}
             for member in after.members:
@@ -148,7 +154,7 @@ class TestDes:
                 assert member.score == pytest.approx(member.accuracy + term)
 
     def test_the_best_of_parents_and_children_live_on(self) -> None:
-        strategy = create_strategy("des", plan())
+        strategy = create_strategy("des", plan(age_unit="accuracy"))
         state = searched("des", plan())[0]
         question = strategy.ask(state, torch.Generator().manual_seed(1))
         ages = [m.age for m in question.state.asked]
@@ -158,6 +164,28 @@ class TestDes:
         terms = {age: age_term(age, scale=0.05, limit=10, offset=0.01) for age in (1, 2)}
         written = sorted((a + terms[e] for a, e in zip(accuracies, ages, strict=True)), reverse=True)[:8]
         assert [m.score for m in survivors] == pytest.approx(written)
+
+    @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+    def test_in_units_of_the_spread_a_life_costs_so_many_standard_deviations(self, strength: float) -> None:
+        strategy = create_strategy("des", plan(age_limit=4.0, age_strength=strength))
+        asked = tuple(Member(a, age=age) for a, age in zip(first(6), (3, 2, 1, 1, 2, 1), strict=True))
+        scores = [0.70, 0.71, 0.69, 0.70, 0.72, 0.705]
+        kept = strategy.tell(State(gates=ZERO, asked=asked), scores, LEARNT).members
+        spread, fall = pstdev(scores), age_term(1, **AGES) - age_term(3, **AGES)
+        for member in kept:
+            term = (age_term(member.age, **AGES) - age_term(1, **AGES)) / fall
+            assert member.score == pytest.approx(member.accuracy + strength * spread * term)
+        oldest = next(m for m in kept if m.age == 3)
+        assert oldest.score == pytest.approx(0.70 - strength * spread)
+
+    @pytest.mark.parametrize(("unit", "live_on"), [("accuracy", 0), ("spread", 6)])
+    def test_parents_live_on_by_accuracy_however_close_accuracies_are(self, unit: str, live_on: int) -> None:
+        """The six best of eight parents, among children that are all a little worse, of accuracies 0.6 points apart."""
+        wanted = plan(age_unit=unit, children=16, age_limit=5.0, age_strength=0.5)
+        asked = [Member(a, age=2) for a in first(8)] + [Member(a) for a in first(24)[8:]]
+        scores = [0.800 + 0.001 * i for i in range(8)] + [0.8015] * 16
+        state = create_strategy("des", wanted).tell(State(gates=ZERO, asked=tuple(asked)), scores, LEARNT)
+        assert sum(m.age == 2 for m in state.members) == live_on
 
     def test_nothing_lives_past_the_age_limit(self) -> None:
         favourite: list[Architecture] = []

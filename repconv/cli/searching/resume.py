@@ -36,13 +36,12 @@ def files_of_a_run() -> tuple[str, ...]:
 @json_option
 def command(folder: str, data: str | None, network: str | None, json_file: str | None) -> None:
     """Go on with the run in FOLDER from its last checkpoint; on a CPU it ends as if nothing had happened."""
-    from repconv.search.config import SCHEMA, SearchConfig
+    from repconv.search.config import config_from_dict
     from repconv.search.folder import CONFIG, RunFolder
     from repconv.search.processes import joined
-    from repconv.search.settings import settings_from_dict
 
     opened = RunFolder.open(Path(folder))
-    config = settings_from_dict(SearchConfig, SCHEMA, opened.read_json(CONFIG), str(opened.path / CONFIG))
+    config = config_from_dict(opened.read_json(CONFIG), str(opened.path / CONFIG))
     with joined(config.device) as (processes, _):
         own_code = [name for name in (data, network) if name is not None]
         run_to_its_end(opened, json_file, processes, own_code)
@@ -53,19 +52,18 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
     own_code: what the user named on the command line, which may be run.
     """
-    from repconv.search.config import SCHEMA, SearchConfig
+    from repconv.search.config import config_from_dict
     from repconv.search.folder import BEST, CONFIG, RESULT
     from repconv.search.reports.found import read_found
     from repconv.search.reports.picture import terminal
     from repconv.search.run import run
-    from repconv.search.settings import settings_from_dict
     from repconv.search.supernet.records import SEARCH
     from repconv.search.tasks.data import is_own_data
     from repconv.search.tasks.network import is_own_network
 
     from ..shared.record import file_record, write_json
 
-    config = settings_from_dict(SearchConfig, SCHEMA, folder.read_json(CONFIG), str(folder.path / CONFIG))
+    config = config_from_dict(folder.read_json(CONFIG), str(folder.path / CONFIG))
     own = {"data": (is_own_data, config.data), "network": (is_own_network, config.network)}
     named = [f" --{option} {name}" for option, (is_own, name) in own.items() if is_own(name)]
     with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
@@ -98,6 +96,6 @@ def _show(record: Mapping[str, Any]) -> None:
     click.echo(
         f"generation {record['generation']}: {record['measured']} measured in {seconds:.1f} s, population of "
         f"{record['population']}: best {record['best_accuracy']:.4f}, mean {record['mean_accuracy']:.4f}, "
-        f"mean age {record['mean_age']:.1f}",
+        f"mean age {record['mean_age']:.1f}, {record['survivors']} of {record['parents']} parents live on",
         err=True,
     )

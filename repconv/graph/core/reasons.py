@@ -201,7 +201,7 @@ class Kind(Enum):
     ROUNDABOUT = (
         "movement between",
         "it cannot be written in the layouts of its neighbours: {said}",
-        "they divide their axes alike",
+        "they divide their axes alike, or all but one of the sizes are fixed",
     )
     TOO_LARGE = (
         "too large to try",

@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Literal
 
 from ...errors import GeometryError
+from ..core.cost import Cost, convolution, elementwise
+from ..core.dims import nominal
 from ..core.form import REMEMBERED, Form
 from .carried import Carried
 from .layout import BATCH, Atom, Layout, plain, size_of
@@ -30,43 +32,101 @@ class Arrangement:
     flat: bool = False
 
     @property
-    def passes(self) -> int:
-        """How often the tensor is moved."""
-        return sum(kind == "permute" for kind, _ in (*self.before, *self.after))
+    def changes(self) -> int:
+        """How often the layout is changed."""
+        return len(self.before) + len(self.after)
 
 
 @lru_cache(maxsize=REMEMBERED)
 def arrange(form: Form, source: Carried, output: Carried) -> Arrangement:
-    """How to write a term of this form.
+    """How to write a term of this form: of the ways there are, the first of those that cost least.
 
     Raises:
         GeometryError: a layout needs a reshape of more than one open side, or see `broadcasts`.
     """
     written = form.without_cropping()
-    same = source.frame == output.frame
-    if form.is_diagonal and not form.is_identity:
-        broadcasts(source)
     if form.is_diagonal:
-        return Arrangement((), None, () if same else changes(source, output))
-    if written.is_pointwise and same and source.channel_axis == output.channel_axis == len(output.layout.axes) - 1:
-        return Arrangement((), None, ())
-    if written.is_pointwise and output.channel_axis == 1 and len(output.layout.axes) == 2:
-        vector = Carried(source.name, plain(source.layout.channels, 0), source.dims)
-        return Arrangement(changes(source, vector), None, (), flat=True)
-    if written.covers(source.dims[2:]):
-        # One pixel of a whole image: its rows and columns are as many more channels to a matrix.
-        parts = (Atom("pixel", number) for number in range(len(source.dims) - 2))
-        flat = Layout(((BATCH,), (Atom("channels", source.layout.channels), *parts)))
-        made = Carried(output.name, plain(output.layout.channels, 0), output.dims)
-        return Arrangement(
-            changes(source, Carried(source.name, flat, source.dims)), None, changes(made, output), flat=True
-        )
-    pixels = max(source.layout.pixel_axes, output.layout.pixel_axes, written.geometry.spanned, 1)
+        if not form.is_identity:
+            broadcasts(source)
+        return Arrangement((), None, () if source.frame == output.frame else changes(source, output))
+    ways: list[Arrangement] = []
+    refused = GeometryError("two layouts that nothing is written between")
+    for way in (_in_place, _at_source, _of_whole_image, _convolved, _at_output):
+        try:
+            found = way(written, source, output)
+        except GeometryError as error:
+            refused = error
+            continue
+        if found is not None:
+            ways.append(found)
+        if ways and way is _in_place:
+            break
+    if not ways:
+        raise refused
+    # Gemm, a product of two axes, takes the constant along.
+    return min(ways, key=lambda way: (_price(way, written, source, output), way.changes, not way.flat))
+
+
+def _in_place(form: Form, source: Carried, output: Carried) -> Arrangement | None:
+    """A matrix times the last axis, or a convolution of [n, c, pixels], with nothing moved."""
+    if (
+        form.is_pointwise
+        and source.frame == output.frame
+        and source.layout.ends_with_channels
+        and output.layout.ends_with_channels
+    ):
+        return Arrangement((), None, (), flat=len(output.layout.axes) == 2)
+    pixels = _pixels(form, source, output)
     if source.is_plain and output.is_plain and len(source.layout.axes) == len(output.layout.axes) == pixels + 2:
         return Arrangement((), pixels, ())
+    return None
+
+
+def _at_output(form: Form, source: Carried, output: Carried) -> Arrangement | None:
+    """The source moved to where the output has its pixels, times a matrix."""
+    if not form.is_pointwise or not output.layout.ends_with_channels:
+        return None
+    read = Carried(source.name, output.layout.with_last(source.layout.channels), source.dims)
+    return Arrangement(changes(source, read), None, (), flat=len(output.layout.axes) == 2)
+
+
+def _at_source(form: Form, source: Carried, output: Carried) -> Arrangement | None:
+    """The source times a matrix, moved to where the output has its pixels."""
+    if not form.is_pointwise or not source.layout.ends_with_channels:
+        return None
+    made = Carried(output.name, source.layout.with_last(output.layout.channels), output.dims)
+    return Arrangement((), None, changes(made, output), flat=len(source.layout.axes) == 2)
+
+
+def _of_whole_image(form: Form, source: Carried, output: Carried) -> Arrangement | None:
+    """One pixel of a whole image: its rows and columns are as many more channels to a matrix."""
+    if not form.covers(source.dims[2:]):
+        return None
+    parts = (Atom("pixel", number) for number in range(len(source.dims) - 2))
+    flat = Layout(((BATCH,), (Atom("channels", source.layout.channels), *parts)))
+    made = Carried(output.name, plain(output.layout.channels, 0), output.dims)
+    return Arrangement(changes(source, Carried(source.name, flat, source.dims)), None, changes(made, output), flat=True)
+
+
+def _convolved(form: Form, source: Carried, output: Carried) -> Arrangement:
+    """A convolution of [n, c, pixels], with axes moved before and after it where they are elsewhere."""
+    pixels = _pixels(form, source, output)
     read = Carried(source.name, plain(source.layout.channels, pixels), source.dims)
     made = Carried(output.name, plain(output.layout.channels, pixels), output.dims)
     return Arrangement(changes(source, read), pixels, changes(made, output))
+
+
+def _pixels(form: Form, source: Carried, output: Carried) -> int:
+    """The pixel axes of a convolution between two tensors."""
+    return max(source.layout.pixel_axes, output.layout.pixel_axes, form.geometry.spanned, 1)
+
+
+def _price(way: Arrangement, form: Form, source: Carried, output: Carried) -> float:
+    """What a way costs; a matrix has no groups."""
+    read, made = nominal(source.dims), nominal(output.dims)
+    sizes = (size for size, found in ((read, way.before), (made, way.after)) for kind, _ in found if kind == "permute")
+    moved = sum((elementwise(1, size) for size in sizes), Cost())
+    return (moved + convolution(form if way.pixels else form.ungrouped(), read, made)).price()
 
 
 def broadcasts(tensor: Carried) -> None:
@@ -109,7 +169,7 @@ def changes(source: Carried, target: Carried) -> tuple[Change, ...]:
     """
     if source.frame == target.frame and source.layout.widths == target.layout.widths:
         return ()
-    order = _order_of_axes(source.layout, target.layout)
+    order = _order_of_axes(source, target)
     if order is not None:
         return (("permute", order),)
     digits = _digits(source.layout, target.layout)
@@ -130,14 +190,21 @@ def changes(source: Carried, target: Carried) -> tuple[Change, ...]:
     return (*found, ("reshape", together)) if moved != together else tuple(found)
 
 
-def _order_of_axes(source: Layout, target: Layout) -> tuple[int, ...] | None:
-    """The permutation of axes between two layouts whose axes each are one part."""
-    mine, theirs = ([axis[0] if len(axis) == 1 else None for axis in x.axes] for x in (source, target))
-    if None in mine or None in theirs or sorted(map(str, mine)) != sorted(map(str, theirs)):
+def _order_of_axes(source: Carried, target: Carried) -> tuple[int, ...] | None:
+    """The permutation of axes between two tensors that are made of the same ones, the channels on one of them.
+
+    None where a reshape does it, as only axes of a single element are elsewhere.
+    """
+    mine: Sequence[tuple[object, ...]] = source.layout.axes
+    theirs: Sequence[tuple[object, ...]] = target.layout.axes
+    if () in mine or () in theirs or len(set(mine)) < len(mine):
+        mine, theirs = source.frame, target.frame
+        if [axis for axis in mine if axis] == [axis for axis in theirs if axis]:
+            return None
+    if sorted(map(str, mine)) != sorted(map(str, theirs)) or sum(width > 1 for width in source.layout.widths) > 1:
         return None
-    if sum(atom is not None and atom.kind == "channels" for atom in mine) != 1:
-        return None
-    return tuple(mine.index(atom) for atom in theirs)
+    single = iter([i for i, axis in enumerate(mine) if not axis])
+    return tuple(mine.index(axis) if axis else next(single) for axis in theirs)
 
 
 def _digits(source: Layout, target: Layout) -> list[int]:

@@ -22,7 +22,7 @@ from ..core.pool import Pool
 from ..core.reasons import Kind, StaysError
 from ..core.step import Offset
 from ..core.terms import convolution_term, matrix_term, scale_term, select_term, slice_term
-from .layout import MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
+from .layout import BATCH, MOST_PIXEL_AXES, Atom, Layout, permuted, plain, reshaped, size_of
 
 MIXES_PIXELS = "it mixes pixels or images of an axis that is no channels"
 
@@ -30,8 +30,9 @@ LARGEST_MATRIX = 2**24
 """A matrix over channels of more numbers is not looked for."""
 
 
-Reader = Literal["convolution", "norm"]
-"""An operation that takes a tensor in some layouts only: [n, c, pixels], or channels alone on axis 1."""
+Reader = Literal["convolution", "norm", "matrix"]
+"""An operation that takes a tensor in some layouts only: [n, c, pixels], channels alone on axis 1, or all channels
+and no images on a last axis of known size."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Carried:
         """True if whoever reads it takes it in its layout."""
         if reader == "convolution":
             return self.is_plain
+        if reader == "matrix":
+            parts = self.layout.axes[-1]
+            known = all(isinstance(size_of(atom, self.size_of), int) for atom in parts)
+            return known and self.layout.widths[-1] == self.layout.channels and BATCH not in parts
         return reader is None or self.layout.holds_only_channels(1)
 
     @property

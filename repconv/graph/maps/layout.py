@@ -62,6 +62,15 @@ class Layout:
         """The number of each channel at its place: int64, `widths`."""
         return torch.arange(self.channels).reshape(self.widths)
 
+    @property
+    def ends_with_channels(self) -> bool:
+        """True if the last axis is all of the channels and nothing else, as matrices take it."""
+        return self.holds_only_channels(-1) and self.widths[-1] == self.channels
+
+    def with_last(self, channels: int) -> Layout:
+        """The same with so many channels on the last axis, which holds nothing else."""
+        return Layout((*self.axes[:-1], (Atom("channels", channels),)))
+
     def with_widths(self, widths: Sequence[int]) -> Layout:
         """The same axes with so many channels on each.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 
 import onnx
@@ -69,7 +69,7 @@ class Facts:
         self._constants = Constants(model, self.makers, self.sides, self.types)
         self._infer(model)
         self._channel_axes = channel_axes(graph.node, self.sides)
-        self._readers = _readers(graph.node)
+        self._readers = _readers(graph.node, self.is_constant)
 
     def _infer(self, model: onnx.ModelProto) -> None:
         light = without_weights(model)
@@ -232,7 +232,7 @@ def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[o
     return found
 
 
-def _readers(nodes: Iterable[onnx.NodeProto]) -> dict[str, Reader]:
+def _readers(nodes: Iterable[onnx.NodeProto], is_constant: Callable[[str], bool]) -> dict[str, Reader]:
     """The operation that reads a tensor, by way of operations on each number too, and takes it in some layouts only."""
     found: dict[str, Reader] = {}
     for node in reversed(list(nodes)):
@@ -240,6 +240,8 @@ def _readers(nodes: Iterable[onnx.NodeProto]) -> dict[str, Reader]:
             found[node.input[0]] = "convolution"
         elif node.op_type == "BatchNormalization":
             found[node.input[0]] = found.get(node.output[0], "norm")
+        elif node.op_type in ("MatMul", "Gemm") and is_constant(node.input[1]):
+            found[node.input[0]] = "matrix"
         elif node.output and node.output[0] in found and node.op_type in KEEPS_SIZE | _ELEMENTWISE:
             found.update(dict.fromkeys(node.input, found[node.output[0]]))
     return found

@@ -22,7 +22,7 @@ from ..core.dims import nominal_side
 from ..core.reasons import Kind
 from ..core.step import Step
 from ..planning.emission import Convolution
-from ..planning.foresight import Foresight, diverged, foreseen
+from ..planning.foresight import Foresight, diverged, foreseen, staying
 from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
 from ..planning.operands import with_operands
@@ -110,9 +110,14 @@ def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
     """
     source = model if isinstance(model, onnx.ModelProto) else load(model)
     planned = _planned(source)
-    return foreseen(
-        planned.steps, planned.chosen, planned.refusals, planned.before, lambda name: _width(planned.facts, name)
-    )
+    facts, graph = planned.facts, planned.facts.model.graph
+    reads = {name: [] if _is_size(facts, node) else node.input for node in graph.node for name in node.output if name}
+    unread = reads.keys() - {name for node in graph.node for name in node.input}
+    left = staying(planned.chosen, reads, {*unread, *captured(graph), *(value.name for value in graph.output)})
+    kinds = [node.op_type for node in graph.node if not left.isdisjoint(node.output)]
+    convolutions, norms = sum(map(kinds.count, CONVOLUTIONS)), kinds.count("BatchNormalization")
+    sizes = planned.before, Size(convolutions=convolutions, batch_norms=norms, parameters=0)
+    return foreseen(planned.steps, planned.chosen, planned.refusals, sizes, lambda name: _width(facts, name))
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,8 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     # Exporters look up a weight's size where a bias is missing; who looks at nothing else shares no weight.
     staying_nodes = [n for n in source.graph.node if made.isdisjoint(n.output) and n.op_type not in ("Shape", "Size")]
     others = [name for node in staying_nodes for name in {*node.input}]
-    staying = [*outputs, *others]
-    chosen = plan(steps, needed, names, facts.placed, DIALECT, staying)
+    besides = [*outputs, *others]
+    chosen = plan(steps, needed, names, facts.placed, DIALECT, besides)
     return _Planned(facts, steps, chosen, touching(refusals, nodes, steps), measure(source, facts))
 
 

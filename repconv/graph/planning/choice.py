@@ -208,6 +208,14 @@ class Choice:
         """
         return sum((self.emission(name).cost for name in names if name not in self.virtual), Cost())
 
+    def operations(self, names: Iterable[str]) -> int:
+        """How many operations those of `names` take that are written.
+
+        Raises:
+            InexactError: as `emission`.
+        """
+        return sum(len(self.emission(name).operations) for name in names if name not in self.virtual)
+
     def stored(self) -> list[Stored]:
         """The weights that the whole region reads under this choice, once for each reader.
 

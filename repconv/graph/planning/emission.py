@@ -201,6 +201,14 @@ class Emission:
         """Convolutions, and matrices times the last axis."""
         return [each for each in self.operations if isinstance(each, Layer)]
 
+    @property
+    def reads(self) -> list[str]:
+        """The tensors of the graph that its operations read."""
+        operands = [
+            operand for each in self.operations for operand in (each.source, each.other if isinstance(each, Add) else 0)
+        ]
+        return [operand for operand in operands if isinstance(operand, str)]
+
     def forget(self) -> None:
         """Let go of the numbers of its layers; see `Term.forget`."""
         for layer in self.layers:
@@ -298,8 +306,7 @@ def emission(output: Carried, found: Expression, sources: Sequence[Carried], dia
             place = write(Convolution(place, cost, term, form, takes_bias, way.pixels))
         else:
             form = form.ungrouped()
-            flat = way.flat or len(output.layout.axes) == 2
-            place = write(Matrix(place, convolution(form, read, size), term, form, takes_bias, flat))
+            place = write(Matrix(place, convolution(form, read, size), term, form, takes_bias, way.flat))
         return move(place, way.after, output), takes_bias
 
     def cheapest(term: Term, source: Carried, *, takes_bias: bool) -> tuple[Operand, bool]:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ...proof.report import Diverged, GraphRefusal, Size
 from ..core.step import Step
 from .emission import Convolution
 from .plan import Plan
-
-_CONVOLUTIONS = (
-    "Conv", "ConvTranspose", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-)  # fmt: skip
-"""The kinds of nodes that a report counts as convolutions."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,16 @@ class Foresight:
 
 
 def foreseen(
-    steps: Sequence[Step], chosen: Plan, refusals: Sequence[GraphRefusal], before: Size, width: Callable[[str], int]
+    steps: Sequence[Step],
+    chosen: Plan,
+    refusals: Sequence[GraphRefusal],
+    sizes: tuple[Size, Size],
+    width: Callable[[str], int],
 ) -> Foresight:
-    """What writing the choice would give, without a number of it computed; width: see `diverged`."""
-    kinds = {step.where: step.kind for step in steps}
+    """What writing the choice would give, without a number of it computed.
+
+    sizes: convolutions and norms of the graph, and of the nodes of it that stay (`staying`). width: see `diverged`.
+    """
     where = {step.output: step.where for step in steps}
     layers = [(name, layer) for name, found in chosen.rewritten.items() for layer in found.layers]
     planned = tuple(
@@ -57,17 +57,30 @@ def foreseen(
         for name, found in chosen.rewritten.items()
         for label in [layer.form.label for layer in found.layers] or [found.label]
     )
-    removed = Counter(kinds[node] for node in {node for origins in chosen.origins.values() for node in origins})
+    before, stay = sizes if chosen.rewritten or chosen.virtual else sizes[:1] * 2
     written = sum(isinstance(layer, Convolution) for _, layer in layers)
-    convolutions = before.convolutions + written - sum(removed[kind] for kind in _CONVOLUTIONS)
-    norms = before.batch_norms - sum(count for kind, count in removed.items() if "norm" in kind.lower())
     return Foresight(
         planned,
         (*refusals, *chosen.refusals),
-        (before.convolutions, convolutions),
-        (before.batch_norms, norms),
+        (before.convolutions, stay.convolutions + written),
+        (before.batch_norms, stay.batch_norms),
         diverged(chosen, width),
     )
+
+
+def staying(chosen: Plan, reads: Mapping[str, Iterable[str]], outputs: Iterable[str]) -> set[str]:
+    """The tensors that a graph still makes once the choice is written, those aside that are written anew.
+
+    reads: by a tensor what the node that makes it reads. outputs: that are needed whatever is written.
+    """
+    found: set[str] = set()
+    pending = [*outputs]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += chosen.rewritten[name].reads if name in chosen.rewritten else reads.get(name, ())
+    return found - chosen.rewritten.keys()
 
 
 def diverged(

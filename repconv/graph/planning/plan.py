@@ -171,21 +171,28 @@ def solve(choice: Choice, most: int) -> Choice:
         if best or len(choice.steps) < 2:
             break
     choice.choose(best)
-    _keep_pools(choice)
+    _keep_nodes(choice)
     return choice
 
 
-def _keep_pools(choice: Choice) -> None:
-    """Leave pools with their nodes where writing them anew gains nothing."""
+def _keep_nodes(choice: Choice) -> None:
+    """Leave pools and changes of layout with their nodes where writing them anew gains nothing."""
     for step in choice.steps:
-        if step.output not in choice.virtual or not any(term.pool or term.pooled for term in step.terms):
+        pools = any(term.pool or term.pooled for term in step.terms)
+        moves = step.only_moves and step.terms[0].form.is_identity and choice.is_verbatim(step.output)
+        if step.output not in choice.virtual or not (pools or moves):
             continue
         affected = choice.affected([step.output])
-        before = choice.cost(affected)
+        before, many = choice.cost(affected), choice.operations(affected)
         undo = choice.change({step.output}, set())
-        after = choice.cost(choice.affected([step.output]))
+        affected = choice.affected([step.output])
+        try:
+            after, many_now = choice.cost(affected), choice.operations(affected)
+        except InexactError:
+            undo()
+            continue
         fits = after.multiply_adds <= before.multiply_adds and after.convolutions <= before.convolutions
-        if not fits or after.price() > before.price() * (1 + 1e-9):
+        if not fits or after.price() > before.price() * (1 + 1e-9) or many_now > many:
             undo()
 
 

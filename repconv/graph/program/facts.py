@@ -172,6 +172,8 @@ def _readers(graph: fx.Graph) -> dict[fx.Node, Reader]:
             found[node.all_input_nodes[0]] = "convolution"
         elif kind.startswith(("aten.batch_norm", FUNCTIONAL_NORM)):
             found[node.all_input_nodes[0]] = found.get(node, "norm")
+        elif kind == "aten.linear.default":
+            found[node.all_input_nodes[0]] = "matrix"
         elif node in found and is_pointwise(node):
             found.update(dict.fromkeys(node.all_input_nodes, found[node]))
     return found

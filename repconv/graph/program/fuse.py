@@ -21,7 +21,7 @@ from ..core.dims import NOMINAL
 from ..core.reasons import Kind
 from ..core.step import Step
 from ..planning.emission import Convolution
-from ..planning.foresight import Foresight, diverged, foreseen
+from ..planning.foresight import Foresight, diverged, foreseen, staying
 from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
 from ..planning.operands import with_operands
@@ -131,7 +131,11 @@ def foresee_program(program: ExportedProgram) -> Foresight:
     """
     module = _graph_module(program)
     facts, steps, chosen, refusals = _planned(module)
-    return foreseen(steps, chosen, refusals, _measure(module, ProgramFacts(module)), _widths(facts))
+    nodes = facts.module.graph.nodes
+    reads = {node.name: [n.name for n in node.all_input_nodes] for node in nodes}
+    left = staying(chosen, reads, [node.name for node in nodes if node.op == "output" or node.is_impure()])
+    sizes = _measure(module, ProgramFacts(module)), _size_of([facts.nodes[name] for name in left], facts.module)
+    return foreseen(steps, chosen, refusals, sizes, _widths(facts))
 
 
 _Planned = tuple[ProgramFacts, list[Step], Plan, list[GraphRefusal]]
@@ -169,8 +173,8 @@ def _planned_as_it_is(module: fx.GraphModule, exact: Mapping[str, Tensor] | None
     taken = {step.output: facts.factors(operands(facts.nodes[step.output])) for step in steps}
     steps = with_operands(steps, taken, facts.held, facts.factors(facts.nodes[name] for name in read))
     others = [n for node in module.graph.nodes if node.name not in made for n in node.all_input_nodes]
-    staying = [str(n.target) for n in others if n.op == "get_attr"]
-    chosen = plan(steps, needed, facts.labels, facts.placed, DIALECT, staying)
+    besides = [str(n.target) for n in others if n.op == "get_attr"]
+    chosen = plan(steps, needed, facts.labels, facts.placed, DIALECT, besides)
     return facts, steps, chosen, touching(refusals, nodes, steps)
 
 

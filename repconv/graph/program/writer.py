@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -96,13 +97,19 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
                 case _:
                     raise TypeError(f"{operation} is not written anew")
             made.append(node)
-    if not any(isinstance(operation, Move) for operation in operations):
-        for operation, node in zip(operations, made, strict=True):
-            if not isinstance(operation, Pad | Average):
-                node.meta.setdefault("val", like)
+    in_place = not any(isinstance(operation, Move | Pad | Average) for operation in operations)
+    for node in made[:-1]:
+        node.meta.setdefault("val", like if in_place else _value(node))
     made[-1].meta["val"] = like
     old.replace_all_uses_with(made[-1])
     return Placed(made[-1], tuple(weights))
+
+
+def _value(node: fx.Node) -> Tensor:
+    """What a node gives, of no memory."""
+    function: Any = node.target
+    value: Tensor = function(*fx.node.map_arg(node.args, lambda n: n.meta["val"]))
+    return value
 
 
 def _average(source: fx.Node, layer: Average) -> fx.Node:
@@ -136,7 +143,9 @@ def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.
     while wanted in dict(module.named_parameters()):
         wanted, count = f"fused_{name}_{count}", count + 1
     module.register_parameter(wanted, torch.nn.Parameter(cast))
-    return module.graph.get_attr(wanted)
+    node = module.graph.get_attr(wanted)
+    node.meta["val"] = like.new_empty(cast.shape)
+    return node
 
 
 def store_once(module: fx.GraphModule, before: Collection[str]) -> None:
