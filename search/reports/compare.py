@@ -27,7 +27,7 @@ _RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """What a run came to.
 
     kind: "search" or "retrain". settings: by name, without seeds; of a retraining also those of the search that found
@@ -45,7 +45,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class WithInterval:
     """A value with its 95 % interval, which is None where too few runs give one; count: of runs or seeds."""
 
     value: float
@@ -54,7 +54,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class RunComparison:
     """What runs of one kind tell.
 
     groups: of runs alike but for their seed, the accuracies' estimate by what the groups differ in. differences: of two
@@ -63,17 +63,17 @@ class Comparison:
     """
 
     kind: str
-    runs: tuple[Outcome, ...]
-    groups: Mapping[str, Estimate]
-    differences: Mapping[str, Estimate]
-    correlation: Mapping[str, Estimate]
+    runs: tuple[RunOutcome, ...]
+    groups: Mapping[str, WithInterval]
+    differences: Mapping[str, WithInterval]
+    correlation: Mapping[str, WithInterval]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
         return asdict(self)
 
 
-def outcome(folder: RunFolder) -> Outcome:
+def outcome(folder: RunFolder) -> RunOutcome:
     """What a finished search or retraining came to.
 
     Raises:
@@ -95,10 +95,10 @@ def outcome(folder: RunFolder) -> Outcome:
         result = folder.read_json(RESULT, SEARCH)
         accuracy, score, kind = max(one["accuracy"] for one in result["architectures"]), None, "search"
     seed = tuple(int(settings.pop(key)) for key in (SEED, f"search.{SEED}") if key in settings)
-    return Outcome(path=name, kind=kind, settings=settings, seed=seed, accuracy=accuracy, score=score)
+    return RunOutcome(path=name, kind=kind, settings=settings, seed=seed, accuracy=accuracy, score=score)
 
 
-def compare(outcomes: Sequence[Outcome]) -> Comparison:
+def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
     """Runs of one kind beside each other.
 
     Raises:
@@ -110,12 +110,12 @@ def compare(outcomes: Sequence[Outcome]) -> Comparison:
             f"runs are compared with their like: expected two or more searches or two or more retrainings, got "
             f"{len(outcomes)} of {' and '.join(kinds) or 'none'}"
         )
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[RunOutcome]] = {}
     for one, label in zip(outcomes, labels([one.settings for one in outcomes]), strict=True):
         groups.setdefault(label, []).append(one)
     pairs = itertools.combinations(groups, 2)
     scored = {**groups, **({"all": list(outcomes)} if len(groups) > 1 else {})}
-    return Comparison(
+    return RunComparison(
         kind=kinds[0],
         runs=tuple(outcomes),
         groups={label: estimate([one.accuracy for one in runs]) for label, runs in groups.items()},
@@ -131,25 +131,25 @@ def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" ".join(f"{key}={_said(one[key])}" for key in differing if key in one) or "alike" for one in settings]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> WithInterval:
     """Their mean, and its 95 % interval by Student's t."""
     from scipy.stats import t
 
     middle = mean(values)
     if len(values) < 2:
-        return Estimate(value=middle, interval=None, count=len(values))
+        return WithInterval(value=middle, interval=None, count=len(values))
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return Estimate(value=middle, interval=(middle - half, middle + half), count=len(values))
+    return WithInterval(value=middle, interval=(middle - half, middle + half), count=len(values))
 
 
-def _paired(one: Iterable[Outcome], other: Iterable[Outcome]) -> Estimate | None:
+def _paired(one: Iterable[RunOutcome], other: Iterable[RunOutcome]) -> WithInterval | None:
     """The estimate of the differences, second less first, over the seeds both groups have once."""
     first, second = (_by_seed(runs) for runs in (one, other))
     both = sorted(first.keys() & second.keys())
     return estimate([second[seed] - first[seed] for seed in both]) if both else None
 
 
-def _by_seed(runs: Iterable[Outcome]) -> dict[tuple[int, ...], float]:
+def _by_seed(runs: Iterable[RunOutcome]) -> dict[tuple[int, ...], float]:
     """The mean accuracy of each seed's runs."""
     found: dict[tuple[int, ...], list[float]] = {}
     for one in runs:
@@ -157,7 +157,7 @@ def _by_seed(runs: Iterable[Outcome]) -> dict[tuple[int, ...], float]:
     return {seed: mean(values) for seed, values in found.items()}
 
 
-def _correlation(runs: Sequence[Outcome]) -> Estimate | None:
+def _correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
     """Kendall's tau-b of scores and accuracies with its 95 % bootstrap interval; None for fewer than four."""
     from scipy.stats import kendalltau
 
@@ -171,7 +171,7 @@ def _correlation(runs: Sequence[Outcome]) -> Estimate | None:
     if math.isnan(value) or not told:
         return None
     low, high = np.quantile(told, (0.025, 0.975))
-    return Estimate(value=value, interval=(float(low), float(high)), count=len(pairs))
+    return WithInterval(value=value, interval=(float(low), float(high)), count=len(pairs))
 
 
 def _said(value: object) -> str:
@@ -180,7 +180,7 @@ def _said(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def opened(paths: Iterable[str]) -> list[Outcome]:
+def opened(paths: Iterable[str]) -> list[RunOutcome]:
     """The outcomes of the runs in these folders.
 
     Raises:

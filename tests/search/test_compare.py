@@ -24,7 +24,7 @@ from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.space import SearchSpace
 from repconv.search.supernet.supernet import Gates
 
-pytest.importorskip("scipy", reason="scipy is not installed")
+pytest.importorskip("scipy.stats", reason="scipy is not installed")
 SMALL = SearchConfig(network="irep_resnet18", width=2, blocks=(1,), data="digits")
 SPACE = SearchSpace.of(create_model("irep_resnet18", width=2, blocks=(1,), in_channels=1))
 GATES = Gates((0.0,) * len(SPACE.slots), (0.0,) * len(SPACE.blocks))

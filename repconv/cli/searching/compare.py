@@ -12,7 +12,7 @@ from ..shared.options import json_option
 from .resume import files_of_a_run
 
 if TYPE_CHECKING:
-    from repconv.search.reports.compare import Comparison, Estimate
+    from repconv.search.reports.compare import RunComparison, WithInterval
 
 
 @click.command(cls=Command, epilog="Example: repconv search compare runs/des-* runs/random-*")
@@ -35,7 +35,7 @@ def command(runs: tuple[str, ...], json_file: str | None) -> None:
         write_json(json_file, "repconv.search-compare/1", found.to_dict())
 
 
-def _shown(found: Comparison) -> str:
+def _shown(found: RunComparison) -> str:
     from ..shared.text import table
 
     what = "validation accuracy of the best, %" if found.kind == "search" else "accuracy when retrained, %"
@@ -47,7 +47,7 @@ def _shown(found: Comparison) -> str:
     return "\n\n".join(table(rows, right=(1, 3)) for rows in parts)
 
 
-def _table(heading: list[str], rows: Mapping[str, Estimate], unit: int) -> list[list[str]]:
+def _table(heading: list[str], rows: Mapping[str, WithInterval], unit: int) -> list[list[str]]:
     what, *others = heading
     shown = [[what, "mean" if unit == 100 else "tau", *others]]
     for label, row in rows.items():
