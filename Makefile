@@ -55,8 +55,8 @@ edge: $(EDGE)/.installed
 
 $(EDGE)/.installed: $(BIN)/.installed-dev setup.cfg constraints.txt
 	$(BIN)/python -m venv --clear $(EDGE)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		>"$$($(EDGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth"
+	site() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+		echo "import site; site.addsitedir('$$(site $(VENV))')" >"$$(site $(EDGE))/over.pth"
 	$(EDGE)/bin/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
 		--editable ".[edge]"
 	touch $@

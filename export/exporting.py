@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -23,8 +23,9 @@ from .measuring import probe_calls
 from .onnx.overflow import Peak, peaks, require_fp16
 from .onnx.preprocess import preprocess
 from .program.peaks import program_peaks
+from .program.preprocess import preprocess_program
 from .record import ExportRecord
-from .settings import BuildSettings
+from .settings import BuildSettings, Span
 from .subject import Subject, open_subject
 from .targets import TARGETS, Target
 from .trial import Trial
@@ -104,7 +105,7 @@ def export(
         raise BuildError(f"{subject.name} holds more than 2 GB of weights, which no ONNX model in one file can")
     spans = settings.sides(subject.size)
     read = read_data(subject, settings, data)
-    network, folded = _preprocessed(subject.model, settings)
+    network, folded = _preprocessed(subject.model, settings, [settings.batch, Span.of(subject.size[0]), *spans])
     in_half = settings.precision in ("fp16", "bf16") and not settings.fp32_io and not row.float_io
     calls = probe_calls(subject, settings, read.evaluation, in_half=in_half)
     if settings.precision == "fp16":
@@ -179,10 +180,12 @@ def export(
     )
 
 
-def _preprocessed(network: Network, settings: BuildSettings) -> tuple[Network, tuple[str, ...]]:
-    """With what is asked to stand in front of it, and the convolutions that took it up."""
-    if settings.preprocessing is None or not isinstance(network, onnx.ModelProto):
-        return network, ()  # no target that is built from programs takes any, see `Target.check`
+def _preprocessed(network: Network, settings: BuildSettings, sizes: Sequence[Span]) -> tuple[Network, tuple[str, ...]]:
+    """With what is asked to stand in front of it, and what of that went into the convolutions."""
+    if settings.preprocessing is None:
+        return network, ()
+    if not isinstance(network, onnx.ModelProto):
+        return preprocess_program(network, settings.preprocessing, sizes)
     done = preprocess(network, settings.preprocessing)
     return done.model, done.folded
 

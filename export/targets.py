@@ -89,9 +89,8 @@ class Target:
                 f"{self.name} has no {settings.precision}; it has {', '.join(self.precisions)}; "
                 f"for {settings.precision} build for {others}"
             )
-        if self.reads == PROGRAM and (settings.preprocessing is not None or settings.opset is not None):
-            what = "an opset" if settings.preprocessing is None else "preprocessing"
-            raise SourceError(f"{what} is for ONNX models, and {self.name} is built from a program; leave it out")
+        if self.reads == PROGRAM and settings.opset is not None:
+            raise SourceError(f"an opset is for ONNX models, and {self.name} is built from a program; leave it out")
         if self.float_io and settings.fp32_io:
             raise SourceError(f"{self.title} keeps float32 inputs and outputs anyway; leave out fp32 io")
         if settings.timing_cache is not None and "timing_cache" not in self.options:
@@ -200,6 +199,17 @@ TARGETS: dict[str, Target] = {
             needs="macOS to run",
             precisions=("fp32", "fp16"),
             float_io=True,
+        ),
+        Target(
+            name="mnn",
+            title="MNN",
+            suffix=".mnn",
+            file=".runtimes.mnn",
+            packages=("MNN",),
+            module="MNN",
+            precisions=("fp32", "fp16"),
+            float_io=True,
+            timed=(Timed(name="mnn", precisions={_CPU: ("fp32", "fp16")}),),
         ),
         Target(
             name="tensorrt",

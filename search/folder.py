@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from repconv.errors import CheckpointError, OutputError, SearchError
+from repconv.errors import CheckpointError, OutputError, RepconvError, SearchError
 from repconv.files.whole import whole_file
 from repconv.sources.state_dicts import read_content
 
@@ -29,6 +30,7 @@ RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet
 FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS)
 """What a run's folder may hold, by name."""
 
+TENSORBOARD = "tensorboard"
 LOCK = ".lock"
 """Held by the process that writes."""
 
@@ -72,6 +74,35 @@ class RunFolder:
         if cls(path).read_json(CONFIG) != config:
             raise OutputError(f"{path} holds a run with other settings or another architecture; name another folder")
         return cls(path)
+
+    @classmethod
+    @contextmanager
+    def starting(
+        cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any], *, resume: bool = False
+    ) -> Iterator[RunFolder]:
+        """A new run's folder, which is gone again where an error ends the run before it learnt anything.
+
+        resume: a folder of this very `config` is gone on with, and stays.
+
+        Raises:
+            OutputError: see `create` and `create_or_resume`.
+        """
+        there = {folder for folder in (path, *path.parents) if folder.exists()}
+        begun = (path / CONFIG).exists()
+        folder = (cls.create_or_resume if resume else cls.create)(path, config, environment)
+        try:
+            yield folder
+        except RepconvError:
+            if not begun and not any((path / name).exists() for name in (CHECKPOINT, METRICS)):
+                for name in (CONFIG, ENVIRONMENT, LOCK):
+                    (path / name).unlink(missing_ok=True)
+                shutil.rmtree(path / TENSORBOARD, ignore_errors=True)
+                with suppress(OSError):  # somebody else's files are in one
+                    for made in (path / POPULATIONS, path, *path.parents):
+                        if made in there:
+                            break
+                        made.rmdir()
+            raise
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

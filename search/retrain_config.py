@@ -9,7 +9,7 @@ from typing import Literal
 
 from repconv.errors import SearchError
 
-from .settings import changed, check_least, check_shares, unknown
+from .settings import changed, check_least, check_seed, check_shares, unknown
 
 SCHEMA = "repconv.retrain-config/1"
 
@@ -74,6 +74,7 @@ class RetrainConfig:
                 "checkpoint_steps": 1,
             },
         )
+        check_seed(self.seed)
         check_shares(self, ("momentum", "validation_share", "drop_path", "ema"))
 
 

@@ -24,8 +24,8 @@ from repconv.errors import CheckpointError
 from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
-from .config import SearchConfig, config_from_dict
-from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, RunFolder
+from .config import config_from_dict
+from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
 from .reports.picture import svg
@@ -283,7 +283,13 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     gates = session.supernet.gates()
     config = session.config
     best = outcome[ranked[0]]
-    found = Found(architecture=best, network=network_settings(config), gates=gates, accuracy=accuracies[ranked[0]])
+    found = Found(
+        architecture=best,
+        network=config.network_settings,
+        gates=gates,
+        accuracy=accuracies[ranked[0]],
+        searched=config.provenance,
+    )
     try:
         save(
             session.supernet.model,
@@ -321,17 +327,6 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     )
 
 
-def network_settings(config: SearchConfig) -> dict[str, Any]:
-    """What `build_network` needs of a configuration."""
-    return {
-        "name": config.network,
-        "width": config.width,
-        "blocks": list(config.blocks),
-        "fixed": list(config.fixed),
-        "branches": list(config.branches),
-    }
-
-
 def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an optional library
     """A writer, None where TensorBoard is not installed."""
     from unittest import mock
@@ -342,4 +337,4 @@ def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an opt
         return None
     # Its file is named after the machine, which is nobody's business to whom the folder is handed.
     with mock.patch("socket.gethostname", return_value="host"):
-        return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
+        return SummaryWriter(str(folder.path / TENSORBOARD), purge_step=step)

@@ -78,6 +78,16 @@ def check_least(config: DataclassInstance, least: Mapping[str, float]) -> None:
             raise SearchError(f"{name} is at least {value}, got {getattr(config, name)}")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        SearchError: it has more than 63 bits.
+    """
+    if seed >= 2**63:
+        raise SearchError(f"seed is below 2^63 = {2**63}, got {seed}")
+
+
 def check_shares(config: DataclassInstance, names: Iterable[str]) -> None:
     """Refuse numbers outside [0, 1).
 

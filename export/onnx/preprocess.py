@@ -44,9 +44,7 @@ def preprocess(model: onnx.ModelProto, asked: Preprocessing) -> Preprocessed:
     channels = value.type.tensor_type.shape.dim[1].dim_value
     if channels != len(asked.mean):
         raise SourceError(f"mean and std are of {len(asked.mean)} channels, the network takes {channels}")
-    order = slice(None, None, -1) if asked.bgr else slice(None)
-    scale = (1 / (np.array(asked.std, np.float64) * asked.full))[order]
-    shift = (np.array(asked.mean, np.float64) * asked.full)[order]
+    scale, shift, order = scale_and_shift(asked)
     users = [node for node in graph.node if value.name in node.input]
     folded: list[str] = []
     nodes: list[onnx.NodeProto] = []
@@ -82,6 +80,26 @@ def preprocess(model: onnx.ModelProto, asked: Preprocessing) -> Preprocessed:
     inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(made)
     onnx.checker.check_model(inferred, full_check=True)
     return Preprocessed(inferred, tuple(folded))
+
+
+def scale_and_shift(asked: Preprocessing) -> tuple[Array, Array, slice]:
+    """Of channels as the artefact takes them, for `(pixels - shift) * scale`, and the network's order of them."""
+    order = slice(None, None, -1) if asked.bgr else slice(None)
+    scale: Array = (1 / (np.array(asked.std, np.float64) * asked.full))[order]
+    shift: Array = (np.array(asked.mean, np.float64) * asked.full)[order]
+    return scale, shift, order
+
+
+def scaled_weight(weight: Array, scale: Array, order: slice) -> Array:
+    """A convolution's weight [o, i, kh, kw] that takes unscaled channels in the artefact's order."""
+    found: Array = weight[:, order] * scale[:, None, None]
+    return found
+
+
+def moved_bias(weight: Array, shift: Array) -> Array:
+    """What a convolution without padding, of that weight, adds where `shift` is not subtracted before."""
+    found: Array = -np.einsum("oikl,i->o", weight, shift)
+    return found
 
 
 def _apply(kind: str, source: str, numbers: Array, nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> str:
@@ -121,11 +139,11 @@ def _fold(
     order: slice,
 ) -> None:
     tensor = weights[node.input[1]]
-    weight = numpy_helper.to_array(tensor).astype(np.float64)[:, order] * scale[:, None, None]
+    weight = scaled_weight(numpy_helper.to_array(tensor).astype(np.float64), scale, order)
     put(tensor, weight.astype(np.float32))
     if shift is None:
         return
-    moved = -np.einsum("oikl,i->o", weight, shift)
+    moved = moved_bias(weight, shift)
     if len(node.input) > 2 and node.input[2]:
         bias = weights[node.input[2]]
         moved += numpy_helper.to_array(bias).astype(np.float64)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
@@ -79,6 +79,26 @@ def sized(module: nn.Module, sizes: Sequence[Span], dtype: torch.dtype = torch.f
             f"the {' and '.join(closed)} cannot stay open: the network's code depends on its size; give one size"
         )
     return program
+
+
+def with_tensors(program: ExportedProgram, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A program as a module some of whose parameters and buffers, by name, are others; the program stays as it is."""
+    module: fx.GraphModule = program.module()
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        held = module.get_submodule(owner)
+        if leaf in held._parameters:  # noqa: SLF001  # there is no public way to tell them apart
+            setattr(held, leaf, nn.Parameter(tensor, requires_grad=False))
+        else:
+            setattr(held, leaf, tensor)
+    return module
+
+
+def input_type(program: ExportedProgram) -> torch.dtype:
+    """Of the one input of a program."""
+    (name,) = program.graph_signature.user_inputs
+    found: torch.dtype = next(node.meta["val"].dtype for node in program.graph.nodes if node.name == name)
+    return found
 
 
 def _open(sizes: Sequence[Span]) -> tuple[object, ...] | None:

@@ -6,7 +6,6 @@ the same code and from the same images as for ONNX targets, holds of the program
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,8 @@ from repconv.proof.leaves import of_tensors
 from ..int8.equalise import equalise
 from ..int8.quantize import kept_float
 from ..onnx.exporter import exported, finished
-from ..settings import Quantization
+from ..settings import Quantization, Span
+from .exporter import input_type, sized, with_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,10 @@ def twin(program: ExportedProgram, example: Tensor) -> onnx.ModelProto:
     return finished(exported(of_tensors(program), example))
 
 
-def prepared(program: ExportedProgram, calibration: Sequence[Tensor], asked: Quantization) -> Prepared:
-    """`program` with what `asked` says done before it is quantised.
+def prepared(
+    program: ExportedProgram, calibration: Sequence[Tensor], asked: Quantization, sizes: Sequence[Span]
+) -> Prepared:
+    """`program`, of one input of these sizes, with what `asked` says done before it is quantised.
 
     Raises:
         SourceError: a layer that is to stay float is none of the twin's, or as many as there are.
@@ -64,19 +66,18 @@ def prepared(program: ExportedProgram, calibration: Sequence[Tensor], asked: Qua
     if not asked.equalise:
         return Prepared(program=program, kept=kept, weights=weights)
     made, streams = equalise(model)
-    return Prepared(program=_with_weights(program, model, made), equalised=streams, kept=kept, weights=weights)
+    return Prepared(program=_with_weights(program, model, made, sizes), equalised=streams, kept=kept, weights=weights)
 
 
-def _with_weights(program: ExportedProgram, before: onnx.ModelProto, after: onnx.ModelProto) -> ExportedProgram:
-    """A copy of `program` with the weights in which two models of its twin's names differ."""
+def _with_weights(
+    program: ExportedProgram, before: onnx.ModelProto, after: onnx.ModelProto, sizes: Sequence[Span]
+) -> ExportedProgram:
+    """`program` with the weights in which two models of its twin's names differ."""
     old = {tensor.name: tensor for tensor in before.graph.initializer}
     moved = {t.name: t for t in after.graph.initializer if t.raw_data != old[t.name].raw_data}
     _require_known(moved, program)
-    made = copy.deepcopy(program)
-    with torch.no_grad():
-        for name, tensor in moved.items():
-            made.state_dict[name].copy_(torch.from_numpy(numpy_helper.to_array(tensor).copy()))
-    return made
+    tensors = {name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for name, tensor in moved.items()}
+    return sized(with_tensors(program, tensors), sizes, input_type(program))
 
 
 def _require_known(

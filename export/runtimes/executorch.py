@@ -78,7 +78,7 @@ def build(
     sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
     details: dict[str, object] = {}
     if calibration is not None:
-        ready = prepared(program, calibration, settings.quantization)
+        ready = prepared(program, calibration, settings.quantization, sizes)
         program, details = in_int8(target, ready, calibration, settings.quantization, sizes), ready.to_dict()
     if settings.precision == "fp16":
         program = to_half(program, DTYPES[settings.precision], sizes, fp32_io=settings.fp32_io)
@@ -188,7 +188,7 @@ def _open(text: str, path: Path) -> Artefact:
     found = open_program(path, f"{text}: not a program that ExecuTorch loads")
     taken = taken_type(text, found.kind, _TYPES)
     # Inputs are drawn in, and errors judged by, the precision it computes in, whatever type it takes them in.
-    computed = DTYPES.get(found.precision or "", taken)
+    computed = DTYPES.get(found.precision or "", taken) if taken.is_floating_point else taken
     sizes = tuple(most if least == most else None for least, most in zip(found.least, found.most, strict=True))
     row = TARGETS["executorch"]
     kind = f"{row.title} {installed(row.packages[0])}"

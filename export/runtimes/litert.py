@@ -25,7 +25,7 @@ from ..artefacts.built import Built, Lowered
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
 from ..artefacts.runtime import Diagnosis, Runtime, needed, tried
 from ..onnx.quiet import heard, quiet
-from ..program.exporter import sized
+from ..program.exporter import input_type, sized
 from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
@@ -70,7 +70,7 @@ def build(
         content = _converted(converter, program, sizes, channels_last=last)
         content = in_half(target, content) if settings.precision == "fp16" else content
     else:
-        ready = prepared(program, calibration, settings.quantization)
+        ready = prepared(program, calibration, settings.quantization, sizes)
         content = _converted(converter, ready.program, sizes, channels_last=last)
         kept = [ready.program.state_dict[name] for name in sorted(ready.weights)]
         content = in_int8(target, content, calibration, settings.quantization, kept, channels_last=last)
@@ -109,9 +109,9 @@ def _converted(converter: Any, program: ExportedProgram, sizes: Sequence[Span], 
     """
     usual = [Span.of(size.usual) for size in sizes]
     if any(not size.fixed for size in sizes):
-        program = sized(program.module(), usual)
+        program = sized(program.module(), usual, input_type(program))
     network: nn.Module = program.module()
-    example = torch.zeros([size.usual for size in usual])
+    example = torch.zeros([size.usual for size in usual], dtype=input_type(program))
     if channels_last:
         network, example = _ChannelsLast(network), example.movedim(1, -1).contiguous()
     for part in network.modules():
@@ -159,7 +159,7 @@ def _require_sizes(loaded: LoadedFile, sizes: Sequence[Span]) -> None:
     """
     for ends in ([size.least for size in sizes], [size.most for size in sizes]):
         try:
-            found = loaded.run(torch.zeros(ends))
+            found = loaded.run(torch.zeros(ends, dtype=_TYPES.get(loaded.kind)))
         except SourceError as error:
             asked, usual = "x".join(map(str, sizes)), "x".join(str(size.usual) for size in sizes)
             raise BuildError(
@@ -185,7 +185,7 @@ def _open(text: str, path: Path) -> Artefact:
     taken = taken_type(text, found.kind, _TYPES)
     about = found.about
     # Inputs are drawn in, and errors judged by, the precision of its weights, whatever type it takes them in.
-    computed = DTYPES.get(about.precision, taken) if about is not None else taken
+    computed = DTYPES.get(about.precision, taken) if about is not None and taken.is_floating_point else taken
     sizes = found.sizes
     if found.channels_last:
         sizes = (sizes[0], sizes[-1], *sizes[1:-1])

@@ -17,6 +17,7 @@ from repconv.models.libraries import is_own_code
 from repconv.models.zoo import SETS
 from repconv.sources.source import open_source
 
+from .fitting import require_fitting
 from .task import Task
 
 USUAL = SETS["irep"]
@@ -49,7 +50,7 @@ def build_network(
     """
     if name in list_models():
         usual = (USUAL.fixed, USUAL.searchable) if "_" not in name else (None, None)
-        return create_model(
+        ours = create_model(
             name,
             num_classes=len(task.class_names),
             in_channels=task.input_shape[0],
@@ -58,9 +59,15 @@ def build_network(
             fixed=tuple(fixed) or usual[0],
             branches=tuple(branches) or usual[1],
         )
+        require_fitting(task, ours, name)
+        return ours
     if width or blocks:
-        raise SearchError(f"width and blocks are for the networks of repconv.list_models(), not for {name}")
+        raise SearchError(
+            f"width={width} and blocks={','.join(map(str, blocks))} are for the networks of repconv.list_models(), not "
+            f"for {name}; a preset may have set them: --set width=0 --set blocks= leaves them out"
+        )
     model = open_source(name).checkpoint.model
+    require_fitting(task, model, name)
     if any(isinstance(module, RepBlock) for module in model.modules()):
         if fixed or branches:
             raise SearchError(f"{name} has blocks already; leave out fixed and branches, or name a plain network")

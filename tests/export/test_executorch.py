@@ -15,7 +15,7 @@ from torch import nn
 
 from repconv import create_model, load, save
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
-from repconv.export import BuildSettings, Preprocessing, Span, export
+from repconv.export import BuildSettings, Span, export
 from repconv.export.artefacts.open import open_artefact
 from repconv.export.artefacts.runtime import build
 from repconv.export.program.exporter import sized, to_program
@@ -115,8 +115,6 @@ def test_what_it_has_not_is_refused_with_the_way_out() -> None:
     row = TARGETS[EXECUTORCH]
     with pytest.raises(SourceError, match="has no bf16; it has fp32, fp16, int8; for bf16 build for onnx, openvino"):
         row.check(BuildSettings(precision="bf16"))
-    with pytest.raises(SourceError, match="preprocessing is for ONNX models, and executorch is built from a program"):
-        row.check(BuildSettings(preprocessing=Preprocessing((0.0,), (1.0,))))
     with pytest.raises(SourceError, match="an opset is for ONNX models"):
         row.check(BuildSettings(opset=18))
 

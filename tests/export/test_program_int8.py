@@ -50,7 +50,7 @@ def test_a_twin_holds_the_weights_of_its_program_under_their_names(theirs, batch
 def test_an_equalised_program_computes_what_it_did_with_even_weights(uneven) -> None:
     program, _ = to_program(uneven, SIZES)
     before = numbers(program)
-    ready = int8.prepared(program, [torch.randn(1, 3, 16, 16)], Quantization(equalise=True))
+    ready = int8.prepared(program, [torch.randn(1, 3, 16, 16)], Quantization(equalise=True), SIZES)
     assert ready.equalised == 2
     assert all(torch.equal(before[name], tensor) for name, tensor in numbers(program).items()), (
         "the input never changes"
@@ -70,13 +70,13 @@ def test_an_equalised_program_computes_what_it_did_with_even_weights(uneven) -> 
 def test_layers_that_stay_float_are_told_by_the_names_of_their_weights(uneven) -> None:
     program, _ = to_program(uneven, SIZES)
     calibration = [torch.randn(1, 3, 16, 16)]
-    assert int8.prepared(program, calibration, Quantization()).program is program
+    assert int8.prepared(program, calibration, Quantization(), SIZES).program is program
     model = int8.twin(program, calibration[0])
     names = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    ready = int8.prepared(program, calibration, Quantization(keep_float=(names[1],)))
+    ready = int8.prepared(program, calibration, Quantization(keep_float=(names[1],)), SIZES)
     assert [program.state_dict[name].shape for name in ready.weights] == [(8, 1, 3, 3)]
     with pytest.raises(SourceError, match=f"no layer 'nowhere' to keep in float; the layers are {names[0]}"):
-        int8.prepared(program, calibration, Quantization(keep_float=("nowhere",)))
+        int8.prepared(program, calibration, Quantization(keep_float=("nowhere",)), SIZES)
 
 
 def test_weights_that_are_none_of_the_program_s_are_refused_with_the_way_out(uneven, monkeypatch) -> None:
@@ -88,7 +88,7 @@ def test_weights_that_are_none_of_the_program_s_are_refused_with_the_way_out(une
         tensor.name = f"other.{tensor.name}" if tensor.name in program.state_dict else tensor.name
     monkeypatch.setattr(int8, "twin", lambda *_: found)
     with pytest.raises(BuildError, match=r"other weights of the program's \(other\..*leave out --equalise"):
-        int8.prepared(program, [torch.zeros(1, 3, 16, 16)], Quantization(equalise=True))
+        int8.prepared(program, [torch.zeros(1, 3, 16, 16)], Quantization(equalise=True), SIZES)
 
 
 EDGE = [

@@ -36,7 +36,8 @@ limit_memory(int(sys.argv[2]))
 program = runtime.load_program(Path(sys.argv[1]).read_bytes())
 method = program.load_method("forward")
 taken = method.metadata.input_tensor_meta(0)
-method.execute((torch.zeros(tuple(taken.sizes()), dtype={5: torch.half}.get(taken.dtype(), torch.float)),))
+kind = {0: torch.uint8, 5: torch.half}.get(taken.dtype(), torch.float)
+method.execute((torch.zeros(tuple(taken.sizes()), dtype=kind),))
 """
 
 

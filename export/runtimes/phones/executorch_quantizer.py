@@ -13,7 +13,7 @@ from repconv.errors import BuildError, first_line
 
 from ...artefacts.runtime import needed
 from ...onnx.quiet import heard, quiet
-from ...program.exporter import sized
+from ...program.exporter import input_type, sized
 from ...program.int8 import Prepared
 from ...settings import Quantization, Span
 from ...targets import Target
@@ -60,7 +60,7 @@ def in_int8(
             made: fx.GraphModule = steps.convert_pt2e(prepared)
     except Exception as error:  # it raises anything
         raise BuildError(f"PyTorch cannot quantise the program: {first_line(error)}") from error
-    return sized(made, sizes)
+    return sized(made, sizes, input_type(ready.program))
 
 
 def _reads_none(weights: frozenset[str]) -> Callable[[fx.Node], bool]:

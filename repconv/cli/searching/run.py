@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,9 +70,10 @@ def command(
     if output is None:
         raise OutputError("a run needs a folder to write: give -o FOLDER, or --dry-run to only look")
     folder = RunFolder(Path(output))
-    with joined(config.device) as (processes, _):
+    with joined(config.device) as (processes, _), ExitStack() as started:
         if processes.first:
-            RunFolder.create(folder.path, settings_to_dict(config, SCHEMA), {"preset": preset_name, **environment()})
+            asked = settings_to_dict(config, SCHEMA)
+            started.enter_context(RunFolder.starting(folder.path, asked, {"preset": preset_name, **environment()}))
         processes.gathered([output])  # until then the others have no folder to read
         run_to_its_end(folder, json_file, processes, [config.data, config.network])
 
