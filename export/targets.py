@@ -201,6 +201,17 @@ TARGETS: dict[str, Target] = {
             float_io=True,
         ),
         Target(
+            name="mnn",
+            title="MNN",
+            suffix=".mnn",
+            file=".runtimes.mnn",
+            packages=("MNN",),
+            module="MNN",
+            precisions=("fp32", "fp16"),
+            float_io=True,
+            timed=(Timed(name="mnn", precisions={_CPU: ("fp32", "fp16")}),),
+        ),
+        Target(
             name="tensorrt",
             title="TensorRT",
             suffix=".engine",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from repconv.errors import SearchError
 
-from .settings import check_least, check_seed, check_shares, settings_from_dict, unknown
+from .settings import check_least, check_seed, check_shares, settings_from_dict, settings_to_dict, unknown
 from .strategies import STRATEGIES
 from .strategies.evolution import Disturbance, check_age
 from .strategies.protocol import AgeUnit
@@ -119,6 +119,23 @@ class SearchConfig:
             )
         if self.age:
             check_age(scale=self.age_scale, limit=self.age_limit, offset=self.age_offset)
+
+    @property
+    def network_settings(self) -> dict[str, Any]:
+        """What `build_network` needs of it, as JSON holds it."""
+        return {
+            "name": self.network,
+            "width": self.width,
+            "blocks": list(self.blocks),
+            "fixed": list(self.fixed),
+            "branches": list(self.branches),
+        }
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What an architecture says of the search that found it: the settings that decide what is found."""
+        elsewhere = ("data", "test_data", "device", "workers", "channels_last", "checkpoint_steps")
+        return {key: value for key, value in settings_to_dict(self, SCHEMA).items() if key not in elsewhere}
 
     @property
     def generations(self) -> int:

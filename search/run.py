@@ -24,7 +24,7 @@ from repconv.errors import CheckpointError
 from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
-from .config import SearchConfig, config_from_dict
+from .config import config_from_dict
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
@@ -283,7 +283,13 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
     gates = session.supernet.gates()
     config = session.config
     best = outcome[ranked[0]]
-    found = Found(architecture=best, network=network_settings(config), gates=gates, accuracy=accuracies[ranked[0]])
+    found = Found(
+        architecture=best,
+        network=config.network_settings,
+        gates=gates,
+        accuracy=accuracies[ranked[0]],
+        searched=config.provenance,
+    )
     try:
         save(
             session.supernet.model,
@@ -319,17 +325,6 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
             ],
         },
     )
-
-
-def network_settings(config: SearchConfig) -> dict[str, Any]:
-    """What `build_network` needs of a configuration."""
-    return {
-        "name": config.network,
-        "width": config.width,
-        "blocks": list(config.blocks),
-        "fixed": list(config.fixed),
-        "branches": list(config.branches),
-    }
 
 
 def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an optional library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -44,24 +45,30 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard(lines: list[str]) -> Iterator[None]:
-    """What C++ code inside writes to standard error, itself or by way of Python, is not shown but added to `lines`."""
+    """What C++ code inside writes, or Python as an error, is not shown but added to `lines`."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    shown = os.dup(2)
+    shown = {number: os.dup(number) for number in (1, 2)}
     try:
         with tempfile.TemporaryFile() as kept:
-            os.dup2(kept.fileno(), 2)
+            for number in shown:
+                os.dup2(kept.fileno(), number)
             written = io.StringIO()
             try:
                 with contextlib.redirect_stderr(written):
                     yield
             finally:
-                os.dup2(shown, 2)
+                with contextlib.suppress(OSError, AttributeError, TypeError):  # where C's library has another name
+                    ctypes.CDLL(None).fflush(None)
+                for number, copy in shown.items():
+                    os.dup2(copy, number)
                 kept.seek(0)
                 said = kept.read().decode(errors="replace") + written.getvalue()
                 lines += said.splitlines()
                 keep(said)
     finally:
-        os.close(shown)
+        for copy in shown.values():
+            os.close(copy)
 
 
 def keep(said: str) -> None:

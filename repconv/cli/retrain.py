@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,11 @@ from .shared.command import Command, Reads, WritesFolder
 from .shared.ending import going_on_is_said
 from .shared.options import json_option
 from .shared.progress import Epochs
+
+if TYPE_CHECKING:
+    from repconv.search.processes import Processes
+    from repconv.search.reports.found import Found
+    from repconv.search.retrain_config import RetrainConfig
 
 
 def _written() -> list[str]:
@@ -26,6 +32,13 @@ def _written() -> list[str]:
 )
 @click.argument("architecture", type=Reads())
 @click.option("--preset", "preset_name", default="smoke", show_default=True, help="Settings to start from; see below.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Train the N best of a result or a population, each into a folder of its own, OUTPUT/1 on.",
+)
 @click.option("--data", type=Reads(), help="Training images, as of repconv search run.")
 @click.option(
     "--network",
@@ -46,54 +59,63 @@ def _written() -> list[str]:
 def command(
     architecture: str,
     preset_name: str,
+    top: int,
     data: str | None,
     network: str | None,
     settings: tuple[str, ...],
     output: str,
     json_file: str | None,
 ) -> None:
-    """Train the searched ARCHITECTURE (a repconv.arch/1 file of a search), then fuse it.
+    """Train the searched ARCHITECTURE, then fuse it.
+
+    That is best.arch.json of a search, or the best of its folder, its result.json or a populations/NNNN.json.
 
     Presets: cifar10, imagenet (the paper's), cifar10-small, smoke. Writes a checkpoint and its fused form with the
     accuracy of both. Interrupted, the same line goes on from the last checkpoint. The preset imagenet goes on from the
     weights of the search and needs them: --set supernet=FILE.
     """
-    from repconv.benchmarks.environment import environment
-    from repconv.search.folder import RESULT, RunFolder
     from repconv.search.processes import joined
-    from repconv.search.reports.found import read_found
-    from repconv.search.retrain import FUSED, RETRAINED, retrain
-    from repconv.search.retrain_config import SCHEMA, complete
-    from repconv.search.settings import settings_to_dict
-    from repconv.search.supernet.records import RETRAIN
+    from repconv.search.reports.candidates import read_candidates
+    from repconv.search.retrain_config import complete
 
     from .shared.record import file_record, write_json
 
-    found = read_found(architecture)
+    found = read_candidates(architecture, top)
     config = complete(preset_name, [*([f"data={data}"] if data else []), *settings])
-    folder = RunFolder(Path(output))
-    with joined(config.device) as (processes, _), ExitStack() as started:
+    folders = [Path(output, str(rank)) for rank in range(1, top + 1)] if top > 1 else [Path(output)]
+    with joined(config.device) as (processes, _):
+        done = [_retrained(*one, config, processes, network) for one in zip(found, folders, strict=True)]
+    if json_file is not None and processes.first:
+        content = {"runs": done} if top > 1 else done[0]
+        write_json(json_file, "repconv.retrain/1", {"source": file_record(Path(architecture)), **content})
+
+
+def _retrained(
+    found: Found, path: Path, config: RetrainConfig, processes: Processes, network: str | None
+) -> dict[str, Any]:
+    """Train one architecture, as far as it is not; the first process shows what came of it."""
+    from repconv.benchmarks.environment import environment
+    from repconv.search.folder import RESULT, RunFolder
+    from repconv.search.retrain import FUSED, RETRAINED, retrain
+    from repconv.search.retrain_config import SCHEMA
+    from repconv.search.settings import settings_to_dict
+    from repconv.search.supernet.records import RETRAIN
+
+    from .shared.record import file_record
+
+    folder = RunFolder(path)
+    with ExitStack() as started:
         if processes.first:
             wanted = {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()}
-            started.enter_context(RunFolder.starting(folder.path, wanted, environment(), resume=True))
-        processes.gathered([output])  # until then the others have no folder to read
+            started.enter_context(RunFolder.starting(path, wanted, environment(), resume=True))
+        processes.gathered([str(path)])  # until then the others have no folder to read
         with going_on_is_said("the same line again"):
             retrain(folder, found, config, Epochs(config.epochs), own_code=network)
-    if not processes.first:
-        return
-    result = folder.read_json(RESULT, RETRAIN)
-    click.echo(
-        f"\n  {result['measured_on']} accuracy on {result['images']:,} images: {result['accuracy']:.4f}, "
-        f"fused {result['fused_accuracy']:.4f}\n  wrote {folder.path / RETRAINED} and {folder.path / FUSED}"
-    )
-    if json_file is not None:
-        write_json(
-            json_file,
-            "repconv.retrain/1",
-            {
-                "run": str(folder.path),
-                "source": file_record(Path(architecture)),
-                "result": result,
-                "outputs": [file_record(folder.path / name) for name in (RETRAINED, FUSED)],
-            },
+    result = folder.read_json(RESULT, RETRAIN) if processes.first else {}
+    if processes.first:
+        click.echo(
+            f"\n  {result['measured_on']} accuracy on {result['images']:,} images: {result['accuracy']:.4f}, "
+            f"fused {result['fused_accuracy']:.4f}\n  wrote {path / RETRAINED} and {path / FUSED}"
         )
+    written = [file_record(path / name) for name in (RETRAINED, FUSED)] if processes.first else []
+    return {"run": str(path), "result": result, "outputs": written}

@@ -1,4 +1,4 @@
-"""`repconv search`: run, resume, report."""
+"""`repconv search`: run, resume, report, compare."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _COMMANDS = {
     "run": ("searching.run", "Search from a preset and your own settings."),
     "resume": ("searching.resume", "Go on with a run that was interrupted."),
     "report": ("searching.report", "Write a run's report, HTML."),
+    "compare": ("searching.compare", "Compare finished runs: means, intervals, rank correlation."),
 }
 
 

@@ -209,7 +209,8 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
     """An onnxruntime session on the CPU for a file or its bytes, called `text` in errors.
 
     With `as_written` the operations are those of the file: else onnxruntime makes a convolution between
-    DequantizeLinear and QuantizeLinear one of integers, and rounds its float weights to 8 bits for it.
+    DequantizeLinear and QuantizeLinear one of integers, and rounds its float weights to 8 bits for it. Weights are not
+    laid out anew for kernels, either, which takes as much memory again.
     With `exact_integers` products of 8 bits are summed without saturating: on x86 without VNNI onnxruntime's usual
     kernels add two of them in 16 bits, and what does not fit is cut off.
 
@@ -222,6 +223,7 @@ def session_of(model: Path | bytes, text: str, *, as_written: bool = False, exac
     options.log_severity_level = 4
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if exact_integers:
         options.add_session_config_entry("session.x64quantprecision", "1")
     source = str(model) if isinstance(model, Path) else _unshared(model) if exact_integers else model
@@ -284,13 +286,20 @@ def return_freed() -> None:
 
 
 def model_session(model: onnx.ModelProto, text: str, *, as_written: bool = False, exact_integers: bool = False) -> Any:  # noqa: ANN401  # onnxruntime has no types
-    """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`."""
-    if not is_large(model):
+    """An onnxruntime session for a model in memory, of any size; arguments and errors as `session_of`.
+
+    A session keeps the bytes that it was made of as long as it lives, and copies weights of a message while it loads;
+    of weights in a file of their own neither.
+    """
+    if _weighs(model) <= LARGE or (exact_integers and not is_large(model)):
         return session_of(model.SerializeToString(), text, as_written=as_written, exact_integers=exact_integers)
     with temporary_folder() as folder:
         path = folder / "model.onnx"
         save_large(model, path)
-        return session_of(path, text, as_written=as_written, exact_integers=exact_integers)
+        return_freed()
+        session = session_of(path, text, as_written=as_written, exact_integers=exact_integers)
+    return_freed()
+    return session
 
 
 def statistics_of(node: onnx.NodeProto) -> tuple[str, ...]:
@@ -310,7 +319,12 @@ def parameters(model: onnx.ModelProto) -> int:
 
 def is_large(model: onnx.ModelProto) -> bool:
     """Whether a model is too large for one protobuf message, so that its weights need a file of their own."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_MESSAGE
+    return _weighs(model) > _LARGEST_MESSAGE
+
+
+def _weighs(model: onnx.ModelProto) -> int:
+    """Bytes of its weights."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def save_large(model: onnx.ModelProto, path: Path) -> None:

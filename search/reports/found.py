@@ -17,12 +17,16 @@ from ..supernet.supernet import Gates
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """network: the arguments of `build_network`; gates: as the search left them; accuracy: on the validation split."""
+    """network: the arguments of `build_network`; gates: as the search left them; accuracy: on the validation split.
+
+    searched: the settings of the search that found it, None where that is not known.
+    """
 
     architecture: Architecture
     network: Mapping[str, Any]
     gates: Gates
     accuracy: float
+    searched: Mapping[str, Any] | None = None
 
     def on(self, space: SearchSpace) -> Found:
         """The same over `space`, which may list its blocks and branches in another order.
@@ -52,6 +56,7 @@ class Found:
             "network": dict(self.network),
             "gates": gates,
             "validation_accuracy": self.accuracy,
+            **({} if self.searched is None else {"search": dict(self.searched)}),
         }
 
 
@@ -61,10 +66,18 @@ def read_found(path: str | Path) -> Found:
     Raises:
         SearchError: it cannot be read, or lacks the network or the gates.
     """
-    content = read_json(path)
-    architecture = architecture_from_dict(content, str(path))
+    return found_from_dict(read_json(path), str(path))
+
+
+def found_from_dict(content: Any, where: str) -> Found:  # noqa: ANN401  # of a file
+    """What `Found.to_dict` made.
+
+    Raises:
+        SearchError: it lacks the network or the gates, or contradicts itself.
+    """
+    architecture = architecture_from_dict(content, where)
     space = architecture.space
-    require(content, FOUND, str(path))
+    require(content, FOUND, where)
     try:
         gates = content["gates"]
         alpha = tuple(float(gates[slot.block]["alpha"][slot.branch]) for slot in space.slots)
@@ -74,9 +87,10 @@ def read_found(path: str | Path) -> Found:
             network=content["network"],
             gates=Gates(alpha, beta),
             accuracy=float(content["validation_accuracy"]),
+            searched=content.get("search"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SearchError(
-            f"{path} holds an architecture but not what a search adds ({type(error).__name__}: {error}); retraining "
+            f"{where} holds an architecture but not what a search adds ({type(error).__name__}: {error}); retraining "
             "needs its network and gates"
         ) from error

@@ -28,13 +28,16 @@ RULES: Mapping[str, Rule] = {
         "schema": text(RETRAIN), "measured_on": text(), "images": _COUNT, "accuracy": finite(),
         "fused_accuracy": finite(),
     }),
-    FOUND: record({
-        "network": record({"name": text()}, {
-            "width": _SIDE, "blocks": many(_SIDE), "fixed": _KINDS, "branches": _KINDS,
-        }),
-        "gates": each(record({"beta": finite(), "alpha": each(finite())})),
-        "validation_accuracy": finite(),
-    }),
+    FOUND: record(
+        {
+            "network": record({"name": text()}, {
+                "width": _SIDE, "blocks": many(_SIDE), "fixed": _KINDS, "branches": _KINDS,
+            }),
+            "gates": each(record({"beta": finite(), "alpha": each(finite())})),
+            "validation_accuracy": finite(),
+        },
+        {"search": record({"strategy": text(), "seed": whole(0, 2**63 - 1)})},
+    ),
     MACHINE: each(lambda *_: ""),
     EPOCH: record({"epoch": _COUNT, "loss": finite()}),
     GENERATION: record(

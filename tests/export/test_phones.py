@@ -20,16 +20,15 @@ from repconv.files.record import installed
 from repconv.files.whole import sha256
 
 FEW = ["--rounds=2", "--sessions=1", "--seconds=0.01", "--calls=4", "--warmup=0", "--threads=1", "--against=unfused"]
-WEIGHTS = {"ncnn": {"fp32": "{} float32 Convolution, 1 float32 InnerProduct",
-                    "fp16": "{} float16 Convolution, 1 float16 InnerProduct"},
-           "coreml": {"fp32": "{} float32 conv, 1 float32 linear",
-                      "fp16": "{} float16 conv, 1 float16 linear"}}  # fmt: skip
-"""By target and precision, what `weights` of the record says of so many convolutions and one linear layer."""
-
-
-PACKAGES = {"ncnn": ("ncnn", "pnnx"), "coreml": ("coremltools",)}
+WEIGHTS = {"ncnn": {"fp32": "{0} float32 Convolution, 1 float32 InnerProduct",
+                    "fp16": "{0} float16 Convolution, 1 float16 InnerProduct"},
+           "mnn": {"fp32": "{1} float32 Convolution", "fp16": "{1} float16 Convolution"},
+           "coreml": {"fp32": "{0} float32 conv, 1 float32 linear",
+                      "fp16": "{0} float16 conv, 1 float16 linear"}}  # fmt: skip
+"""What `weights` of the record says: of so many convolutions, and of one more, since MNN makes one of the linear."""
+PACKAGES = {"ncnn": ("ncnn", "pnnx"), "coreml": ("coremltools",), "mnn": ("MNN",)}
 """What the tests of a target take, as they are imported."""
-RUNS = {"ncnn": "ncnn {}", "coreml": "PyTorch by rules in float64 (read back by coremltools {}"}
+RUNS = {"ncnn": "ncnn {}", "mnn": "MNN {}", "coreml": "PyTorch by rules in float64 (read back by coremltools {}"}
 """What computes an artefact here."""
 
 
@@ -50,7 +49,8 @@ def test_it_is_proved_read_back_and_built_again_alike(name: str, precision: str,
     assert shown.passed
     assert shown.runtime.startswith(RUNS[name].format(installed(row.packages[0])))
     assert first.fusion is not None
-    assert first.observed["weights"] == WEIGHTS[name][precision].format(first.fusion["convolutions"][1])
+    count = first.fusion["convolutions"][1]
+    assert first.observed["weights"] == WEIGHTS[name][precision].format(count, count + 1)
     assert [Path(str(output["path"])) for output in first.outputs] == row.files(tmp_path / f"m{row.suffix}")
     assert [output["sha256"] for output in first.outputs] == [output["sha256"] for output in again.outputs]
 

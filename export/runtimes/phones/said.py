@@ -21,8 +21,8 @@ def converted(
     by: str,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = LONGEST_BUILD_S,
-) -> None:
-    """Run a converter in `folder`; a log keeps all it says.
+) -> str:
+    """Run a converter in `folder`, and return all it said, which a log keeps.
 
     Args:
         command: with its arguments.
@@ -55,7 +55,7 @@ def converted(
     keep(said)
     missing = [name for name in wanted if not (folder / name).is_file()]
     if done.returncode == 0 and not missing:
-        return
+        return said
     ended = f"exit code {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
     without = f", without {' and '.join(missing)}" if missing else ""
     last = next((f" ({line.strip()})" for line in reversed(said.splitlines()) if line.strip()), "")

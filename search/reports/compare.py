@@ -1,0 +1,189 @@
+"""Finished runs beside each other: means and their intervals by setting, paired differences, and rank correlation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from repconv.errors import SearchError
+
+from ..config import config_from_dict
+from ..folder import CONFIG, RESULT, RunFolder
+from ..retrain_config import SCHEMA as RETRAINING
+from ..retrain_config import RetrainConfig
+from ..settings import settings_from_dict
+from ..supernet.records import RETRAIN, SEARCH
+from .found import found_from_dict
+
+SEED = "seed"
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """What a run came to.
+
+    kind: "search" or "retrain". settings: by name, without seeds; of a retraining also those of the search that found
+    the architecture, as `search.NAME`. seed: the seeds by which runs are paired. accuracy: of the best on the
+    validation images, or of the retrained network, fused, on the test images. score: of a retrained architecture, its
+    validation accuracy in the search.
+    """
+
+    path: str
+    kind: str
+    settings: Mapping[str, Any]
+    seed: tuple[int, ...]
+    accuracy: float
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithInterval:
+    """A value with its 95 % interval, which is None where too few runs give one; count: of runs or seeds."""
+
+    value: float
+    interval: tuple[float, float] | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """What runs of one kind tell.
+
+    groups: of runs alike but for their seed, the accuracies' estimate by what the groups differ in. differences: of two
+    groups over the seeds both have. correlation: Kendall's tau-b of score and accuracy over retrained architectures, by
+    group and over all, with a bootstrap interval.
+    """
+
+    kind: str
+    runs: tuple[RunOutcome, ...]
+    groups: Mapping[str, WithInterval]
+    differences: Mapping[str, WithInterval]
+    correlation: Mapping[str, WithInterval]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers."""
+        return asdict(self)
+
+
+def outcome(folder: RunFolder) -> RunOutcome:
+    """What a finished search or retraining came to.
+
+    Raises:
+        SearchError: it is under way, or damaged.
+    """
+    content = folder.read_json(CONFIG)
+    if not (folder.path / RESULT).exists():
+        raise SearchError(f"{folder.path} is under way: only finished runs are compared; go on with it first")
+    name = str(folder.path)
+    if isinstance(content, Mapping) and content.get("schema") == RETRAINING:
+        given = {key: value for key, value in content.items() if key != "architecture"}
+        settings = asdict(settings_from_dict(RetrainConfig, RETRAINING, given, name))
+        found = found_from_dict(content.get("architecture"), f"{name}: its architecture")
+        settings |= {f"search.{key}": value for key, value in (found.searched or {}).items()}
+        result = folder.read_json(RESULT, RETRAIN)
+        accuracy, score, kind = result["fused_accuracy"], found.accuracy, "retrain"
+    else:
+        settings = asdict(config_from_dict(content, name))
+        result = folder.read_json(RESULT, SEARCH)
+        accuracy, score, kind = max(one["accuracy"] for one in result["architectures"]), None, "search"
+    seed = tuple(int(settings.pop(key)) for key in (SEED, f"search.{SEED}") if key in settings)
+    return RunOutcome(path=name, kind=kind, settings=settings, seed=seed, accuracy=accuracy, score=score)
+
+
+def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
+    """Runs of one kind beside each other.
+
+    Raises:
+        SearchError: fewer than two, or searches beside retrainings.
+    """
+    kinds = sorted({one.kind for one in outcomes})
+    if len(outcomes) < 2 or len(kinds) != 1:
+        raise SearchError(
+            f"runs are compared with their like: expected two or more searches or two or more retrainings, got "
+            f"{len(outcomes)} of {' and '.join(kinds) or 'none'}"
+        )
+    groups: dict[str, list[RunOutcome]] = {}
+    for one, label in zip(outcomes, labels([one.settings for one in outcomes]), strict=True):
+        groups.setdefault(label, []).append(one)
+    pairs = itertools.combinations(groups, 2)
+    scored = {**groups, **({"all": list(outcomes)} if len(groups) > 1 else {})}
+    return RunComparison(
+        kind=kinds[0],
+        runs=tuple(outcomes),
+        groups={label: estimate([one.accuracy for one in runs]) for label, runs in groups.items()},
+        differences={f"{b} - {a}": found for a, b in pairs if (found := _paired(groups[a], groups[b])) is not None},
+        correlation={label: found for label, runs in scored.items() if (found := _correlation(runs)) is not None},
+    )
+
+
+def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each the settings in which they are not all alike, `key=value` with spaces between; "alike" where all are."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
+    return [" ".join(f"{key}={_said(one[key])}" for key in differing if key in one) or "alike" for one in settings]
+
+
+def estimate(values: Sequence[float]) -> WithInterval:
+    """Their mean, and its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    middle = mean(values)
+    if len(values) < 2:
+        return WithInterval(value=middle, interval=None, count=len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return WithInterval(value=middle, interval=(middle - half, middle + half), count=len(values))
+
+
+def _paired(one: Iterable[RunOutcome], other: Iterable[RunOutcome]) -> WithInterval | None:
+    """The estimate of the differences, second less first, over the seeds both groups have once."""
+    first, second = (_by_seed(runs) for runs in (one, other))
+    both = sorted(first.keys() & second.keys())
+    return estimate([second[seed] - first[seed] for seed in both]) if both else None
+
+
+def _by_seed(runs: Iterable[RunOutcome]) -> dict[tuple[int, ...], float]:
+    """The mean accuracy of each seed's runs."""
+    found: dict[tuple[int, ...], list[float]] = {}
+    for one in runs:
+        found.setdefault(one.seed, []).append(one.accuracy)
+    return {seed: mean(values) for seed, values in found.items()}
+
+
+def _correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
+    """Kendall's tau-b of scores and accuracies with its 95 % bootstrap interval; None for fewer than four."""
+    from scipy.stats import kendalltau
+
+    pairs = np.array([(one.score, one.accuracy) for one in runs if one.score is not None])
+    if len(pairs) < 4:
+        return None
+    value = float(kendalltau(*pairs.T).statistic)
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(_RESAMPLES, len(pairs)))
+    taus = [float(kendalltau(*pairs[chosen].T).statistic) for chosen in drawn]
+    told = [tau for tau in taus if not math.isnan(tau)]  # not where one run alone was drawn
+    if math.isnan(value) or not told:
+        return None
+    low, high = np.quantile(told, (0.025, 0.975))
+    return WithInterval(value=value, interval=(float(low), float(high)), count=len(pairs))
+
+
+def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def opened(paths: Iterable[str]) -> list[RunOutcome]:
+    """The outcomes of the runs in these folders.
+
+    Raises:
+        SearchError: see `outcome`.
+    """
+    return [outcome(RunFolder.open(Path(path))) for path in paths]
