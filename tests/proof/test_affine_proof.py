@@ -164,7 +164,7 @@ def test_of_an_image_that_is_all_border_a_border_that_cancels_is_right_and_one_t
             def value(s: Sources, kernel: Tensor = kernel, stored: Tensor = stored) -> Tensor:
                 return functional.conv2d(s["x"], kernel, stored, 1, 1)
 
-            written = Written(value, power, 9, (3, 3))
+            written = Written(value, power, 9, reach=(3, 3))
             found = affine_agreement(largest_on_the_way(right), written, {"x": (1, 4, *sides)}, torch.float32, "here")
             assert found.passed is passes, found
 

@@ -90,7 +90,7 @@ def prove_region(
 
     taps = max([1, *(math.prod(t.shape[2:]) for t in stored if t.dim() > 2)])
     windows = [_sides(n.args[1]) for n in (*before, *after) if "aten.conv" in str(n.target)]
-    right, written = largest_on_the_way(reference), Written(value, power, taps, reach_of(windows))
+    right, written = largest_on_the_way(reference), Written(value, power, taps, reach=reach_of(windows))
     sized = {name: shapes[name] for name in read}
     if _keep_axes(before, names[0]) and _keep_axes(after, names[1]):
         with FastGroupedDouble():

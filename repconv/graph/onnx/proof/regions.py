@@ -83,7 +83,7 @@ def prove_regions(
             continue
         try:
             dtype = _dtype_of(new)
-            written = Written(_value(new, name), _power(new, name, dtype), _taps(new), _reach(old, new))
+            written = Written(_value(new, name), _power(new, name, dtype), _taps(new), reach=_reach(old, new))
             sized: dict[str, tuple[int, ...]] = {n: sizes[n] for n in dict.fromkeys((*read, *read_after))}
             right = _reference(old, name)
             rank = min((len(shape) for shape in sized.values()), default=0)
