@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -82,7 +82,8 @@ class Written:
     value: Callable[[Sources], Tensor]
     power: Callable[[Sources], Tensor]
     taps: int
-    reach: tuple[int, ...] = field(default=(), kw_only=True)
+    _: KW_ONLY
+    reach: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
