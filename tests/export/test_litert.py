@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -195,6 +196,40 @@ def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch, th
     monkeypatch.setattr(litert_file, "_ATTEMPT", "import os; os.abort()")  # as some damaged files make it do
     with pytest.raises(SourceError, match=r"LiteRT ends on it .* damaged; build it anew"):
         open_artefact(str(tmp_path / "m.tflite"))
+
+
+def _enormous(model) -> None:
+    taken = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
+    taken.shape = [1 << 15, 3, 1 << 10, 1 << 10]
+
+
+def _overflowing(model) -> None:
+    taken = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
+    taken.shape = [1 << 30, 1 << 30, 3, 4]
+
+
+def _nowhere(model) -> None:
+    model.subgraphs[0].operators[1].inputs[0] = 1 << 20
+
+
+def _about_nothing(model) -> None:
+    model.metadata[-1].buffer = 1 << 28
+
+
+@installed
+@pytest.mark.parametrize("change", [_enormous, _overflowing, _nowhere, _about_nothing])
+def test_files_that_ask_for_what_is_not_there_are_told_in_words_and_soon(change, theirs, tmp_path) -> None:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    path = tmp_path / "m.tflite"
+    export(theirs, LITERT, path, BuildSettings(image=SIZE))
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(path.read_bytes()))
+    change(model)
+    path.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=r"m\.tflite: not a file that LiteRT loads: \w"):
+        open_artefact(str(path))
+    assert time.monotonic() - began < 60
 
 
 @installed
