@@ -18,8 +18,9 @@ gives an error of d |K|. The activations a network happens to have, and what lat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -74,11 +75,15 @@ class Written:
     power: of sources that are 1 or 0, the sum of the squared weights that apply to the ones, at every output. `square`
         gives what stands for a weight; what is passed on without a weight, and biases, count 0.
     taps: the most pixels at which one weight tensor reads a source; 0 if a whole sample is one window.
+    reach: by axis of pixels the most of them that a weight of either map reads; where an image has fewer, all of its
+        pixels are at a border.
     """
 
     value: Callable[[Sources], Tensor]
     power: Callable[[Sources], Tensor]
     taps: int
+    _: KW_ONLY
+    reach: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,11 @@ class _Finding:
     tolerance: float
     reason: str
     largest: float = 0.0
+
+
+def reach_of(windows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """By axis of pixels the longest of some windows."""
+    return tuple(max(sides) for sides in zip_longest(*windows, fillvalue=1))
 
 
 def whole(written: Written) -> Written:
@@ -159,7 +169,8 @@ def affine_agreement(
         if still.value.shape != got.shape:
             shapes_said = " instead of ".join("x".join(map(str, t.shape)) for t in (got, still.value))
             return different(where, f"the folded layer's shape {shapes_said}")
-        found = [_constant(still, got, dtype, unit, named)]
+        at_border = any(side < reach for side, reach in zip(got.shape[2:], written.reach, strict=False))
+        found = [_constant(still, got, dtype, unit, named, at_border=at_border)]
         for index, name in enumerate(shapes):
             generator = torch.Generator().manual_seed(seed + index)
             found += _weights(reference, written, zeros, name, (still, got), unit, named, generator)
@@ -213,15 +224,17 @@ def same_numbers(first: object, second: object) -> bool:
     return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
-def _constant(still: Evaluated, got: Tensor, dtype: torch.dtype, unit: float, named: str) -> _Finding:
-    """What is left where every source is zero."""
+def _constant(
+    still: Evaluated, got: Tensor, dtype: torch.dtype, unit: float, named: str, *, at_border: bool
+) -> _Finding:
+    """What is left where every source is zero; at_border: all pixels are."""
     error = (got - still.value).abs().unsqueeze(-1).flatten(2)  # [1, o, pixels]
     finfo = torch.finfo(dtype)
     size = torch.maximum(got.abs(), still.value.abs()).unsqueeze(-1).flatten(2)
     strict = unit * size + finfo.smallest_normal * finfo.eps + SLOP * still.largest
     share = error / strict
     border = error / (strict + BORDER_ROUNDINGS * finfo.eps * still.largest)
-    inside = (share <= 1).any(2, keepdim=True)
+    inside = (share <= 1).any(2, keepdim=True) | at_border
     used = torch.where((share > 1) & inside, border, share)
     return _Finding(
         share=_largest(used),

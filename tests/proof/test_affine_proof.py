@@ -139,6 +139,36 @@ def test_a_border_folded_as_if_it_did_not_show_is_found_and_one_that_cancels_is_
         assert found.passed is passes, found
 
 
+@pytest.mark.parametrize("sides", [(1, 9), (6, 1), (1, 1), (2, 5)], ids=str)
+def test_of_an_image_that_is_all_border_a_border_that_cancels_is_right_and_one_that_shows_is_not(
+    sides: tuple[int, int],
+) -> None:
+    """A norm, its constant subtracted before padding and added behind, rounded, around a 3x3 convolution."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        weight, point = torch.randn(4, 4, 3, 3).double(), torch.randn(4, 4, 1, 1).double()
+        constant = 3 * torch.randn(1, 4, 1, 1).double()
+        rounded = constant.float().double()
+        for bias, passes in ((0.0, True), (0.01, False)):
+            stored = (weight.sum((2, 3)) @ constant.flatten() + bias).float().double()
+            kernel = torch.einsum("omhw,mi->oihw", weight, point.flatten(1)).float().double()
+
+            def right(s: Sources, given: tuple[Tensor, ...] = (weight, point, constant, rounded)) -> Tensor:
+                outer, inner, shift, edge = given
+                bare = functional.conv2d(s["x"], inner) + shift - edge
+                return functional.conv2d(functional.pad(bare, (1, 1, 1, 1)) + edge, outer)
+
+            def power(s: Sources, kernel: Tensor = kernel) -> Tensor:
+                return functional.conv2d(s["x"], square(kernel, torch.float32), None, 1, 1)
+
+            def value(s: Sources, kernel: Tensor = kernel, stored: Tensor = stored) -> Tensor:
+                return functional.conv2d(s["x"], kernel, stored, 1, 1)
+
+            written = Written(value, power, 9, reach=(3, 3))
+            found = affine_agreement(largest_on_the_way(right), written, {"x": (1, 4, *sides)}, torch.float32, "here")
+            assert found.passed is passes, found
+
+
 def test_several_sources_are_proven_one_by_one() -> None:
     """A weight that one large source hides from a look at the sum shows for its own source."""
     large, small = torch.full((1, 4, 1, 1), 1e3).double(), torch.randn(1, 4, 1, 1).double()

@@ -1,6 +1,6 @@
 """Random networks of pieces as authors spell them, fused and compared in float64: which are wrong, refused, or crash.
 
-    python benchmarks/studies/graph/random_graphs.py [--graphs 2000] [--first SEED] [--output FILE]
+    python benchmarks/studies/graph/random_graphs.py [--graphs 2000] [--first SEED] [--jobs 2] [--output FILE]
 
 Each network is two to five pieces of `pieces.py`, in one of five forms by its seed: ONNX of torch's older exporter in
 float64 (traced) or in float32 with its proof (proved), a program in either, or ONNX of the newer exporter (dynamo).
@@ -10,6 +10,8 @@ of 1, as far as the unfused one takes them. What runs again goes on where it sto
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +40,8 @@ FORMS = ("traced", "proved", "program", "traced", "proved", "dynamo", "traced", 
 EXACT, ROUNDED = 1e-9, 3e-5
 """How far a fused graph may be from the unfused one in float64, relative to the largest number: of float64 weights, and
 of float32 ones, each rounded once."""
-GOOD = ("right", "not exported")
+NOT_EXPORTED = "not exported"
+GOOD = ("right", NOT_EXPORTED)
 AT_ONCE = 50
 """Networks after which the result is written."""
 
@@ -77,7 +80,7 @@ def tried(seed: int) -> Outcome:
         if isinstance(given, onnx.ModelProto):
             _of_onnx(given)(x)  # what exporters write is not always right
     except Exception as error:  # noqa: BLE001  # exporters raise whatever they like
-        return outcome("not exported", said=_line(error))
+        return outcome(NOT_EXPORTED, said=_line(error))
     try:
         fused, report, said = _fused(given)
         found = list(_differences(fused, list(_sizes(seed, x) if is_open else [x])))
@@ -202,9 +205,9 @@ def _line(error: BaseException) -> str:
 def summed(outcomes: Sequence[Outcome]) -> dict[str, object]:
     """How many there are of each verdict, form and piece."""
     return {
-        "graphs": sum(each.verdict != "not exported" for each in outcomes),
+        "graphs": sum(each.verdict != NOT_EXPORTED for each in outcomes),
         "verdicts": dict(Counter(each.verdict for each in outcomes)),
-        "forms": dict(Counter(each.form for each in outcomes if each.verdict != "not exported")),
+        "forms": dict(Counter(each.form for each in outcomes if each.verdict != NOT_EXPORTED)),
         "pieces": dict(Counter(name for each in outcomes for name in each.pieces)),
         "folded": sum(each.folded for each in outcomes),
         "comparisons": sum(each.sizes for each in outcomes),
@@ -222,17 +225,22 @@ def main() -> None:
     parser = asking(__doc__, "random_graphs")
     parser.add_argument("--graphs", type=int, default=2000, help="how many that an exporter takes (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (%(default)s)")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
     kept = read_result(asked.output, SCHEMA) or {}
     known = kept.get("outcomes", []) if kept.get("first") == asked.first else []
     outcomes = [Outcome(**{**each, "pieces": tuple(each["pieces"])}) for each in known]
-    outcomes = [each if each.verdict in GOOD else tried(each.seed) for each in outcomes]
-    while sum(each.verdict != "not exported" for each in outcomes) < asked.graphs:
-        outcomes.append(tried(asked.first + len(outcomes)))
-        if outcomes[-1].verdict not in GOOD:
-            print(outcomes[-1], flush=True)
-        if len(outcomes) % AT_ONCE == 0:
+    with multiprocessing.get_context("spawn").Pool(asked.jobs, torch.set_num_threads, (1,)) as pool:
+        again = pool.imap(tried, [each.seed for each in outcomes if each.verdict not in GOOD])
+        outcomes = [each if each.verdict in GOOD else next(again) for each in outcomes]
+        left = asked.graphs - sum(each.verdict != NOT_EXPORTED for each in outcomes)
+        seeds = itertools.count(asked.first + len(outcomes))
+        while left > 0:
+            for found in pool.imap(tried, itertools.islice(seeds, min(left, AT_ONCE))):
+                outcomes.append(found)
+                left -= found.verdict != NOT_EXPORTED
+                if found.verdict not in GOOD:
+                    print(found, flush=True)
             _write(asked, outcomes)
     _write(asked, outcomes)
     print(summed(outcomes))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import FusionError
-from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, square, whole
+from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, reach_of, square, whole
 from ...proof.agreement import Comparison
 from ...proof.float64 import FastGroupedDouble
 from .constants import fills
@@ -89,7 +89,8 @@ def prove_region(
         return _power(after, new, names[1], constants[1], sources, dtype)
 
     taps = max([1, *(math.prod(t.shape[2:]) for t in stored if t.dim() > 2)])
-    right, written = largest_on_the_way(reference), Written(value, power, taps)
+    windows = [_sides(n.args[1]) for n in (*before, *after) if "aten.conv" in str(n.target)]
+    right, written = largest_on_the_way(reference), Written(value, power, taps, reach=reach_of(windows))
     sized = {name: shapes[name] for name in read}
     if _keep_axes(before, names[0]) and _keep_axes(after, names[1]):
         with FastGroupedDouble():
@@ -97,6 +98,12 @@ def prove_region(
     sized = {name: (1, *shape) for name, shape in sized.items()}
     with FastGroupedDouble():
         return affine_agreement(of_whole(right), whole(written), sized, dtype, where)
+
+
+def _sides(weight: object) -> tuple[int, ...]:
+    """Of its windows, as far as they are known."""
+    value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
+    return tuple(value.shape[2:]) if isinstance(value, Tensor) else ()
 
 
 def _keep_axes(nodes: list[fx.Node], ends: Mapping[fx.Node, str]) -> bool:

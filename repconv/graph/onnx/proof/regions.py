@@ -23,6 +23,7 @@ from ....proof.affine import (
     different,
     norm_parts,
     of_whole,
+    reach_of,
     square,
     whole,
 )
@@ -82,7 +83,7 @@ def prove_regions(
             continue
         try:
             dtype = _dtype_of(new)
-            written = Written(_value(new, name), _power(new, name, dtype), _taps(new))
+            written = Written(_value(new, name), _power(new, name, dtype), _taps(new), reach=_reach(old, new))
             sized: dict[str, tuple[int, ...]] = {n: sizes[n] for n in dict.fromkeys((*read, *read_after))}
             right = _reference(old, name)
             rank = min((len(shape) for shape in sized.values()), default=0)
@@ -295,6 +296,12 @@ def _averaged(node: onnx.NodeProto, shape: Sequence[int], weights: Mapping[str, 
 def _taps(model: onnx.ModelProto) -> int:
     sizes = [math.prod(tensor.dims[2:]) for tensor in model.graph.initializer if len(tensor.dims) > 2]
     return int(max([1, *sizes]))
+
+
+def _reach(*models: onnx.ModelProto) -> tuple[int, ...]:
+    convolve = ("Conv", "ConvTranspose")
+    read = {node.input[1] for model in models for node in model.graph.node if node.op_type in convolve}
+    return reach_of([tuple(t.dims[2:]) for model in models for t in model.graph.initializer if t.name in read])
 
 
 def _arrays(model: onnx.ModelProto, sources: Sources) -> dict[str, Array]:
