@@ -130,10 +130,11 @@ def table_of(content: Mapping[str, Any]) -> str:
 
 
 def _convolutions(form: Mapping[str, Any]) -> str:
-    """How many convolutions its runtime's file holds, as it says."""
-    return "; ".join(
-        str(value) for key, value in (form["observed"] or {}).items() if key in ("convolutions", "weights", "operators")
-    )
+    """How many convolutions its runtime's file holds, as read back; MNN stores a linear layer as one."""
+    observed = form["observed"] or {}
+    kinds = str(observed.get("convolutions") or observed.get("weights") or "").split(", ")
+    layers = [kind for kind in kinds if "convolutions" in observed or "Conv" in kind]
+    return str(sum(int(layer.split()[0]) for layer in layers)) if layers else "-"
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:

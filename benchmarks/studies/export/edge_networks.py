@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repconv.benchmarks.studies.graph.networks import randomise, specimen
+from ..graph.networks import randomise, specimen
 
 OF_TIMM = ("mobileone_s0", "repvit_m0_9", "fastvit_t8", "ghostnetv3_050", "repghostnet_050")
 NECK = "yolov6_neck"
