@@ -43,7 +43,8 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it(
     module: str, package: str, checkpoint, tmp_path, run
 ) -> None:
     missing = f"""import sys, types
-sys.modules["litert_torch"] = types.ModuleType("litert_torch")
+for name in ("ai_edge_litert", "ai_edge_litert.interpreter", "litert_torch"):
+    sys.modules[name] = types.ModuleType(name)
 sys.modules["{module}"] = None"""
     out = tmp_path / "m.tflite"
     code, said = run("export", checkpoint, "--to", LITERT, "-o", out, before=missing)

@@ -143,7 +143,7 @@ def test_the_result_of_a_retraining_is_looked_at_too():
 
 @pytest.mark.parametrize("name", ["architecture", "engine's JSON"])
 def test_architectures_and_side_records_are_read_or_refused_in_words(name, tmp_path):
-    mutations.make(tmp_path)
+    mutations.make(tmp_path, [name])
     path: Path = tmp_path / mutations.FORMATS[name][0]
     engine = path.with_name(path.name.removesuffix(".json"))
     read = (
