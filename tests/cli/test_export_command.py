@@ -284,7 +284,7 @@ def test_doctor_names_every_backend_and_what_would_mend_it(run, tmp_path) -> Non
     code, out, err = run("doctor", "--json", "d.json")
     assert code == 0, err
     told = {b["name"]: b for b in json.loads((tmp_path / "d.json").read_text())["backends"]}
-    besides = {"NNCF", "litert-torch", "ai-edge-quantizer", "Pillow"}
+    besides = {"NNCF", "litert-torch", "ai-edge-quantizer", "pnnx", "Pillow"}
     assert set(told) == {"PyTorch", *(target.title for target in TARGETS.values()), *besides}
     assert told["PyTorch"]["works"]
     assert told["onnxruntime"]["works"]
