@@ -7,13 +7,12 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from repconv import create_model, load, save
+from repconv import load
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Span, export
 from repconv.export.artefacts.open import open_artefact
@@ -25,36 +24,6 @@ from repconv.export.targets import TARGETS
 from repconv.fusing import fuse_network
 
 EXECUTORCH = "executorch"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("executorch") / "m.pt"
-    save(create_model("irep_resnet18", width=4, blocks=(1,)).eval(), path, input_shape=(3, 16, 16))
-    return path
-
-
-class Theirs(nn.Module):
-    """A network of others: nothing of it is a block of this package, its branches merge in the graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.long, self.short = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 1, bias=False)
-        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x).relu()
-        return self.head(self.norm(self.long(x) + self.short(x)).relu().mean((2, 3)))
-
-
-def theirs() -> nn.Module:
-    torch.manual_seed(1)
-    network = Theirs()
-    network.norm.running_mean.normal_()
-    network.norm.running_var.uniform_(0.5, 2)
-    return network.eval()
 
 
 SIZE = (Span.of(16), Span.of(16))
@@ -71,16 +40,16 @@ def run(*arguments: object, before: str = "") -> tuple[int, str]:
 # What needs no ExecuTorch
 
 
-def test_a_program_has_the_sizes_asked_for_after_its_graph_was_rewritten() -> None:
+def test_a_program_has_the_sizes_asked_for_after_its_graph_was_rewritten(theirs) -> None:
     sizes = [Span(2, 4, 40), Span.of(3), Span(16, 16, 24), Span.of(16)]
-    program, report = to_program(theirs(), sizes)
+    program, report = to_program(theirs, sizes)
     assert report is not None
     assert (report.before.convolutions, report.after.convolutions) == (3, 2)
     ranges = {(int(found.lower), int(found.upper)) for found in program.range_constraints.values()}
     assert ranges == {(2, 40), (16, 24)}
     x = torch.randn(7, 3, 20, 16)
-    torch.testing.assert_close(program.module()(x), theirs()(x), rtol=1e-4, atol=1e-5)
-    unfused, none = to_program(theirs(), [Span.of(1), *sizes[1:]], fuse=False)
+    torch.testing.assert_close(program.module()(x), theirs(x), rtol=1e-4, atol=1e-5)
+    unfused, none = to_program(theirs, [Span.of(1), *sizes[1:]], fuse=False)
     assert none is None
     assert sum("conv2d" in str(node.target) for node in unfused.graph.nodes) == 3
 
@@ -100,11 +69,11 @@ def test_a_size_the_code_depends_on_is_named() -> None:
         sized(Tall().eval(), [Span.of(1), Span.of(3), Span(8, 8, 16), Span.of(16)])
 
 
-def test_peaks_of_a_program_are_those_of_its_tensors() -> None:
-    program, _ = to_program(theirs(), [Span.of(1), Span.of(3), *SIZE])
+def test_peaks_of_a_program_are_those_of_its_tensors(theirs) -> None:
+    program, _ = to_program(theirs, [Span.of(1), Span.of(3), *SIZE])
     x = torch.randn(1, 3, 16, 16)
     found = program_peaks(program, [0 * x, 1000 * x, x])
-    stem = theirs().stem(1000 * x).detach()
+    stem = theirs.stem(1000 * x).detach()
     assert float(stem.abs().max()) == pytest.approx(max(p.peak for p in found if p.node.startswith("conv")), rel=0.5)
     first = next(p for p in found if p.node)
     assert first.peak == pytest.approx(float(stem.abs().max()), rel=1e-6)
@@ -160,10 +129,10 @@ def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: st
 
 
 @installed
-def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path) -> None:
-    record = export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path, theirs) -> None:
+    record = export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     assert record.observed["convolutions"] == "2 float32 in XNNPACK"
-    program = torch.export.export(theirs(), (torch.randn(1, 3, 16, 16),), strict=False)
+    program = torch.export.export(theirs, (torch.randn(1, 3, 16, 16),), strict=False)
     torch.export.save(program, tmp_path / "m.pt2")
     record = export(tmp_path / "m.pt2", EXECUTORCH, tmp_path / "p.pte")
     assert record.verified
@@ -224,19 +193,19 @@ class Cumulative(nn.Module):
 
 
 @installed
-def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path) -> None:
-    export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path, theirs) -> None:
+    export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     found = open_artefact(str(tmp_path / "m.pte"))
     x = torch.randn(1, 3, 16, 16)
-    wanted = theirs()(x)
+    wanted = theirs(x)
     for given in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
         torch.testing.assert_close(found.run((given,))[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 @installed
-def test_a_program_outlives_whatever_else_is_let_go(tmp_path) -> None:
+def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs) -> None:
     """A method alone does not keep its program, and reads what is written over it."""
-    export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+    export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     run, x = open_artefact(str(tmp_path / "m.pte")).run, torch.randn(1, 3, 16, 16)
     wanted = run((x,))[0].clone()
     gc.collect()
@@ -245,8 +214,8 @@ def test_a_program_outlives_whatever_else_is_let_go(tmp_path) -> None:
 
 
 @installed
-def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch) -> None:
-    export(theirs(), EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
+def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch, theirs) -> None:
+    export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     content = (tmp_path / "m.pte").read_bytes()
     found = open_artefact(str(tmp_path / "m.pte"))
     with pytest.raises(SourceError, match="resize a static tensor"):
@@ -264,8 +233,8 @@ def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch) ->
 
 
 @installed
-def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path) -> None:
-    network = theirs()
+def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path, theirs) -> None:
+    network = theirs
     with torch.no_grad():
         network.stem.weight.mul_(1e5)
     with pytest.raises(VerificationError, match=r"fp16 ends at 65504 and cannot hold .* conv2d"):

@@ -1,0 +1,1 @@
+"""What scores of a search cost and are worth."""
