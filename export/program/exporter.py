@@ -101,6 +101,13 @@ def input_type(program: ExportedProgram) -> torch.dtype:
     return found
 
 
+def input_sizes(program: ExportedProgram, batch: Span, spans: Sequence[Span]) -> list[Span]:
+    """[n, c, ...] of the one input of a program, whose channels it fixes."""
+    (name,) = program.graph_signature.user_inputs
+    (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
+    return [batch, Span.of(int(taken.shape[1])), *spans]
+
+
 def _open(sizes: Sequence[Span]) -> tuple[object, ...] | None:
     """For torch.export: of the batch any size in its range, of an image what strides and pooling allow of it."""
     if all(size.fixed for size in sizes):

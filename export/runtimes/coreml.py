@@ -29,8 +29,10 @@ from repconv.sources.source import Input
 from ..artefacts.artefact import Artefact, opaque_artefact
 from ..artefacts.built import Built, Lowered, Run
 from ..artefacts.loaded import How, Job, Loaded
+from ..artefacts.read_back import FLOATS, counted, require_type
 from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..onnx.quiet import heard, quiet
+from ..program.exporter import input_sizes
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
 from .phones.mil import Package, imported, load_package
@@ -60,9 +62,7 @@ def build(
         BackendError: coremltools is not installed.
         BuildError: it cannot convert the program, no rule is for what it made, or that is of another precision or size.
     """
-    (name,) = program.graph_signature.user_inputs
-    (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
-    sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
+    sizes = input_sizes(program, settings.batch, spans)
     files = _converted(program, settings)
     with temporary_folder() as folder:
         path = _laid_out(folder, files)
@@ -72,14 +72,12 @@ def build(
             raise BuildError(f"{target.title}'s package is not what it should be: {error}") from error
         run = _predicting(files, package) if sys.platform == "darwin" else None
     _require_sizes(package, sizes)
-    wanted = {"fp32": "float32", "fp16": "float16"}[settings.precision]
     weights = package.weights()
-    if any(not kind.startswith(f"{wanted} ") for kind in weights):
-        raise BuildError(f"asked for {wanted} weights, the package has {_counted(weights)}")
+    require_type(weights, FLOATS[settings.precision], what="weights", who="the package")
     kinds = Counter(op.op_type for op in package.operations)
     observed = {
-        "weights": _counted(weights),
-        "operations": _counted(kinds),
+        "weights": counted(weights),
+        "operations": counted(kinds),
         "tensor": f"{package.taken}, float32 {'x'.join(map(str, package.most))}",
         "needs": "iOS 16 or macOS 13",
     }
@@ -224,10 +222,6 @@ def _predicting(files: Mapping[str, bytes], package: Package) -> Run:
         return [torch.from_numpy(np.array(found[name])) for name in package.given]
 
     return run
-
-
-def _counted(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
 
 
 def _open(text: str, path: Path) -> Artefact:

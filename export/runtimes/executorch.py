@@ -26,8 +26,10 @@ from repconv.sources.source import Input
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
 from ..artefacts.built import Built, Lowered
 from ..artefacts.loaded import Array, How, Job, Loaded, as_arrays, nothing
+from ..artefacts.read_back import counted, require_type
 from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..onnx.quiet import quiet
+from ..program.exporter import input_sizes
 from ..program.half import to_half
 from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
@@ -73,9 +75,7 @@ def build(
         BuildError: it cannot build the program, of that precision or with those sizes.
     """
     imported()
-    (name,) = program.graph_signature.user_inputs
-    (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
-    sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
+    sizes = input_sizes(program, settings.batch, spans)
     details: dict[str, object] = {}
     if calibration is not None:
         ready = prepared(program, calibration, settings.quantization, sizes)
@@ -91,14 +91,17 @@ def build(
             f"ExecuTorch keeps inputs of at most {kept} where {asked} was asked for, and larger ones would fail where "
             f"it runs; give one size: --batch {settings.batch.usual}, and no ranges in --input-shape"
         )
-    wanted = _COMPUTED[settings.precision]
-    allowed = {wanted, *(["float32"] if settings.quantization.keep_float else [])}
-    if {kind.partition(" ")[0] for kind in made.convolutions} - allowed:
-        raise BuildError(f"asked for {wanted} convolutions, the program has {_counted(made.convolutions)}")
+    require_type(
+        made.convolutions,
+        _COMPUTED[settings.precision],
+        what="convolutions",
+        who="the program",
+        besides=["float32"] if settings.quantization.keep_float else [],
+    )
     observed = {
-        "delegates": _counted(Counter(made.delegates)),
+        "delegates": counted(Counter(made.delegates)),
         "outside": ", ".join(sorted(set(made.outside))) or "nothing",
-        "convolutions": _counted(made.convolutions),
+        "convolutions": counted(made.convolutions),
         "tensor": f"{loaded.kind} {'x'.join(map(str, loaded.most))}",
     }
     runtime = f"{target.title} {installed(target.packages[0])}, CPU"
@@ -172,10 +175,6 @@ def _computed(node: torch.fx.Node) -> str:
             types.append(source.meta["val"].dtype if isinstance(source, torch.fx.Node) else operand.meta["val"].dtype)
     found = {str(dtype).removeprefix("torch.") for dtype in types}
     return found.pop() if len(found) == 1 else "float32"
-
-
-def _counted(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
 
 
 def _open(text: str, path: Path) -> Artefact:

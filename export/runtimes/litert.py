@@ -6,7 +6,7 @@ what does not bear that is refused here. Precisions are made of the float32 file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from repconv.sources.source import Input
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
 from ..artefacts.built import Built, Lowered
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
+from ..artefacts.read_back import counted, require_type
 from ..artefacts.runtime import Diagnosis, Runtime, needed, tried
 from ..onnx.quiet import heard, quiet
-from ..program.exporter import input_type, sized
+from ..program.exporter import input_sizes, input_type, sized
 from ..program.int8 import prepared
 from ..proof.tolerances import DTYPES
 from ..settings import BuildSettings, Span
@@ -61,9 +62,7 @@ def build(
     """
     interpreter_module()
     converter = needed(target, "litert_torch", target.packages[1])
-    (name,) = program.graph_signature.user_inputs
-    (taken,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
-    sizes = [settings.batch, Span.of(int(taken.shape[1])), *spans]
+    sizes = input_sizes(program, settings.batch, spans)
     last = settings.channels_last
     details: dict[str, object] = {}
     if calibration is None:
@@ -133,22 +132,21 @@ def _observed(loaded: LoadedFile, settings: BuildSettings) -> dict[str, str]:
         BuildError: weights of convolutions are of another type than was asked for.
     """
     seen = inside(loaded)
-    wanted = _STORED[settings.precision]
-    allowed = {wanted, *(["float32"] if settings.quantization.keep_float else [])}
-    if set(seen.convolutions) - allowed:
-        raise BuildError(f"asked for {wanted} convolutions, the file has {_counted(seen.convolutions)}")
+    require_type(
+        seen.convolutions,
+        _STORED[settings.precision],
+        what="convolutions",
+        who="the file",
+        besides=["float32"] if settings.quantization.keep_float else [],
+    )
     sizes = "x".join("?" if size is None else str(size) for size in loaded.sizes)
     return {
         "delegates": f"{seen.delegated} XNNPACK",
         "outside": ", ".join(seen.outside) or "nothing",
-        "convolutions": _counted(seen.convolutions),
+        "convolutions": counted(seen.convolutions),
         "tensor": f"{loaded.kind} {sizes}, {'channels last' if settings.channels_last else 'channels first'}",
         "transposes": str(seen.transposes),
     }
-
-
-def _counted(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
 
 
 def _require_sizes(loaded: LoadedFile, sizes: Sequence[Span]) -> None:

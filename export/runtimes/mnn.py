@@ -25,7 +25,9 @@ from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact
 from ..artefacts.built import Built, Lowered, Run
+from ..artefacts.halves import computed_in, float_images, tried_first
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
+from ..artefacts.read_back import FLOATS, counted, require_type
 from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
@@ -33,7 +35,6 @@ from .phones.mnn_net import PRECISION, SIZES, WORDS, MnnAbout, about, imported, 
 from .phones.said import LOGGED
 
 _FILE = "model.mnn"
-_KINDS = {"fp32": "float32", "fp16": "float16"}
 _READ_BACK_BYTES = 1 << 26
 """The largest file whose weights are looked at: MNN shows them as text, several times as large."""
 
@@ -59,10 +60,8 @@ def build(
         BuildError: it cannot be converted or loaded, or weights are of another type.
     """
     imported()
-    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise SourceError(f"{target.title} is given float32 images; leave out --uint8, and give it pixels from 0 to 1")
+    sizes = float_images(target, model, settings.batch, spans)
     half = settings.precision == "fp16"
-    sizes = (settings.batch, Span.of(int(model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)), *spans)
     least, most = ("x".join(str(getattr(size, end)) for size in sizes) for end in ("least", "most"))
     told = {PRECISION: settings.precision, SIZES: f"{least} to {most}"}
     with temporary_folder() as folder:
@@ -73,13 +72,12 @@ def build(
         except SourceError as error:
             raise BuildError(f"{target.title} cannot load what its converter made: {error}; {LOGGED}") from error
         weights = _weights(folder)
-    wanted = _KINDS[settings.precision]
-    if weights is not None and any(not kind.startswith(f"{wanted} ") for kind in weights):
-        raise BuildError(f"asked for {wanted} weights, {target.title} has {_counted(weights)}")
-    shape = [size.usual for size in sizes]
+    if weights is not None:
+        require_type(weights, FLOATS[settings.precision], what="weights", who=target.title)
+    computed = computed_in(target, lambda asked: _runner(content, said, half=asked), sizes) if half else "float32"
     observed = {
-        "weights": "not read back, of so large a file" if weights is None else _counted(weights),
-        "computed_in": f'{_computed_in(content, said, shape) if half else "float32"} (precision "{WORDS[half]}")',
+        "weights": "not read back, of so large a file" if weights is None else counted(weights),
+        "computed_in": f'{computed} (precision "{WORDS[half]}")',
         "tensor": f"{said.taken}, {'x'.join('?' if size is None else str(size) for size in said.sizes)}",
     }
     runtime = f"{target.title} {installed(target.packages[0])}, CPU"
@@ -138,33 +136,16 @@ def _runner(content: bytes, said: MnnAbout, *, half: bool) -> Run:
     with temporary_folder() as folder:
         (folder / _FILE).write_bytes(content)
         net = load_mnn(folder / _FILE, said.given, half=half)
-    tried_before: set[tuple[int, ...]] = set()
 
     def run(x: Tensor) -> list[Tensor]:
-        shape = tuple(x.shape)
-        if shape not in tried_before:
-            with temporary_folder() as room:
-                (room / _FILE).write_bytes(content)
-                require_mnn_runs(room / _FILE, said.given, shape, half=half)
-            tried_before.add(shape)
         return [torch.from_numpy(y) for y in net.run(x.numpy())]
 
-    return run
+    def attempt(shape: tuple[int, ...]) -> None:
+        with temporary_folder() as room:
+            (room / _FILE).write_bytes(content)
+            require_mnn_runs(room / _FILE, said.given, shape, half=half)
 
-
-def _computed_in(content: bytes, said: MnnAbout, shape: Sequence[int]) -> str:
-    """Whether asking for half precision changes a bit of what this processor computes."""
-    x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
-    try:
-        half, single = (_runner(content, said, half=asked)(x) for asked in (True, False))
-    except SourceError as error:
-        raise BuildError(f"MNN cannot run what its converter made: {error}") from error
-    same = all(torch.equal(a, b) for a, b in zip(half, single, strict=True))
-    return "float32 on this processor, float16 where MNN has kernels for it" if same else "float16"
-
-
-def _counted(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+    return tried_first(run, attempt)
 
 
 def _open(text: str, path: Path) -> Artefact:

@@ -6,7 +6,6 @@ runs a file, and stands nowhere in it. So every run here says its options, and t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,9 @@ from repconv.sources.source import Input
 
 from ..artefacts.artefact import Artefact, opaque_artefact
 from ..artefacts.built import Built, Lowered, Run
+from ..artefacts.halves import computed_in, float_images, tried_first
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
+from ..artefacts.read_back import FLOATS, counted, require_type
 from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..settings import BuildSettings, Span
 from ..targets import TARGETS, Target
@@ -32,7 +33,6 @@ from .phones.said import LOGGED, converted
 
 _PARAM, _BIN = "model.ncnn.param", "model.ncnn.bin"
 """As pnnx names what it makes of `model.onnx`."""
-_KINDS = {"fp32": "float32", "fp16": "float16"}
 
 
 def build(
@@ -55,21 +55,23 @@ def build(
         BackendError: ncnn or pnnx is not installed.
         BuildError: pnnx cannot convert the model, ncnn cannot load that, or weights are of another type.
     """
-    _require_floats(target, model)
-    files = _converted(target, model, settings, spans)
+    sizes = float_images(target, model, settings.batch, spans)
+    files = _converted(target, model, settings.precision, sizes)
     half = settings.precision == "fp16"
     weights = weights_of(layers_of(files[".param"].decode()), files[".bin"])
-    wanted = _KINDS[settings.precision]
-    if weights is not None and any(not kind.startswith(f"{wanted} ") for kind in weights):
-        raise BuildError(f"asked for {wanted} weights, {target.title} has {_counted(weights)}")
+    if weights is not None:
+        require_type(weights, FLOATS[settings.precision], what="weights", who=target.title)
     try:
         run, names = _runner(files, half=half)
     except SourceError as error:
         raise BuildError(f"{target.title} cannot load what pnnx made: {error}; {LOGGED}") from error
     before = (model.graph.input[0].name, *(output.name for output in model.graph.output))
+    computed = f"float32: {', '.join(HALVES)} are off"
+    if half:
+        computed = computed_in(target, lambda asked: _runner(files, half=asked)[0], sizes)
     observed = {
-        "weights": "of layers that are not read back" if weights is None else _counted(weights),
-        "computed_in": _computed_in(files, settings, model, spans) if half else f"float32: {', '.join(HALVES)} are off",
+        "weights": "of layers that are not read back" if weights is None else counted(weights),
+        "computed_in": computed,
         "names": ", ".join(f"{new} was {old}" for new, old in zip(names, before, strict=True)),
     }
     built = Built(
@@ -82,16 +84,7 @@ def build(
     return Lowered.of(model, built)
 
 
-def _require_floats(target: Target, model: onnx.ModelProto) -> None:
-    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise SourceError(
-            f"{target.title} takes float32 images only; leave out --uint8, and give it pixels from 0 to 1"
-        )
-
-
-def _converted(
-    target: Target, model: onnx.ModelProto, settings: BuildSettings, spans: tuple[Span, ...]
-) -> dict[str, bytes]:
+def _converted(target: Target, model: onnx.ModelProto, precision: str, sizes: Sequence[Span]) -> dict[str, bytes]:
     """Both files, as pnnx makes them, with the sizes of the input."""
     target.imported()
     try:
@@ -100,8 +93,7 @@ def _converted(
         raise BackendError(
             f"what makes networks of {target.title} is not installed; install it with: pip install {target.packages[1]}"
         ) from error
-    sizes = (settings.batch, Span.of(_channels(model)), *spans)
-    command = [pnnx.EXEC_PATH, "model.onnx", f"fp16={int(settings.precision == 'fp16')}"]
+    command = [pnnx.EXEC_PATH, "model.onnx", f"fp16={int(precision == 'fp16')}"]
     if not all(size.fixed for size in sizes):
         command.append(f"inputshape=[{','.join(str(size.least) for size in sizes)}]f32")
         command.append(f"inputshape2=[{','.join(str(size.most) for size in sizes)}]f32")
@@ -113,10 +105,6 @@ def _converted(
     return {".bin": content, ".param": text.encode()}
 
 
-def _channels(model: onnx.ModelProto) -> int:
-    return int(model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
-
-
 def _runner(files: Mapping[str, bytes], *, half: bool) -> tuple[Run, tuple[str, ...]]:
     """Both files as a function, and the names of its input and its outputs.
 
@@ -126,46 +114,23 @@ def _runner(files: Mapping[str, bytes], *, half: bool) -> tuple[Run, tuple[str, 
     with temporary_folder() as folder:
         net = load_net(_laid_out(folder, files), half=half)
     sizes = sizes_of(layers_of(files[".param"].decode()))
-    tried_before: set[tuple[int, ...]] = set()
 
     def run(x: Tensor) -> list[Tensor]:
-        shape = tuple(x.shape)
-        if sizes is not None:
-            require_sizes(sizes, shape[1:])
-        if shape not in tried_before:
-            with temporary_folder() as room:
-                require_running(_laid_out(room, files), shape, half=half)
-            tried_before.add(shape)
         return [torch.from_numpy(y) for y in net.run(x.numpy())]
 
-    return run, (net.taken, *net.given)
+    def attempt(shape: tuple[int, ...]) -> None:
+        if sizes is not None:
+            require_sizes(sizes, shape[1:])
+        with temporary_folder() as room:
+            require_running(_laid_out(room, files), shape, half=half)
+
+    return tried_first(run, attempt), (net.taken, *net.given)
 
 
 def _laid_out(folder: Path, files: Mapping[str, bytes]) -> Path:
     for suffix, content in files.items():
         (folder / f"model{suffix}").write_bytes(content)
     return folder / "model.param"
-
-
-def _computed_in(
-    files: Mapping[str, bytes], settings: BuildSettings, model: onnx.ModelProto, spans: tuple[Span, ...]
-) -> str:
-    """Whether ncnn's own options change a bit of what this processor computes."""
-    sides = [settings.batch.usual, _channels(model), *(span.usual for span in spans)]
-    x = np.random.default_rng(0).standard_normal(sides, np.float32)
-    with temporary_folder() as folder:
-        param = _laid_out(folder, files)
-        try:
-            require_running(param, sides, half=True)
-            half, single = (load_net(param, half=asked).run(x) for asked in (True, False))
-        except SourceError as error:
-            raise BuildError(f"it cannot run what pnnx made: {first_line(error)}") from error
-    same = all(np.array_equal(a, b) for a, b in zip(half, single, strict=True))
-    return "float32 on this processor, float16 where ncnn has kernels for it" if same else "float16"
-
-
-def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
 
 
 def _open(text: str, path: Path) -> Artefact:

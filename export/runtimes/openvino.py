@@ -26,6 +26,7 @@ from repconv.sources.source import Input
 from ..artefacts.artefact import Artefact, opaque_artefact, taken_type
 from ..artefacts.built import Built, Lowered, Run
 from ..artefacts.loaded import Array, How, Job, Loaded, nothing
+from ..artefacts.read_back import counted
 from ..artefacts.runtime import Diagnosis, Runtime, tried
 from ..int8.equalise import equalise
 from ..int8.quantize import kept_float
@@ -138,11 +139,7 @@ def compiled_network(path: Path, hint: str, more: Mapping[str, object] | None = 
         for operation in compiled.get_runtime_model().get_ordered_ops()
         if operation.get_rt_info()["layerType"].astype(str) == "Convolution"
     )
-    return compiled, {"inference_precision": found, "asked_precision": hint, "convolutions": _counted(kinds)}
-
-
-def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+    return compiled, {"inference_precision": found, "asked_precision": hint, "convolutions": counted(kinds)}
 
 
 def _tensor(found: Any, ov: Any) -> Tensor:  # noqa: ANN401  # OpenVINO is optional

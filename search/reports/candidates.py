@@ -11,7 +11,7 @@ from ..config import config_from_dict
 from ..folder import CONFIG, POPULATIONS, RESULT
 from ..supernet.architecture import SCHEMA, Architecture, read_json
 from ..supernet.records import POPULATION, SEARCH, require
-from ..supernet.space import SearchSpace, SpaceBlock
+from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 from .found import Found, read_found
 
@@ -45,12 +45,8 @@ def read_candidates(path: str | Path, top: int = 1) -> tuple[Found, ...]:
 
 
 def _listed(content: Any, key: str, file: Path, run: Path) -> list[Found]:  # noqa: ANN401  # as its schema says
-    space = SearchSpace(
-        tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in content["space"])
-    )
-    gates = Gates(tuple(content["gates"]["alpha"]), tuple(content["gates"]["beta"]))
-    if (len(gates.alpha), len(gates.beta)) != (len(space.slots), len(space.blocks)):
-        raise SearchError(f"{file}: its gates are not those of its space")
+    space = SearchSpace.of_records(content["space"])
+    gates = Gates.of_record(content["gates"], space, str(file))
     if not (run / CONFIG).is_file():
         raise SearchError(f"{file} names no network: {run / CONFIG} does; keep it in its run's folder")
     config = config_from_dict(read_json(run / CONFIG), str(run / CONFIG))

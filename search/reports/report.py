@@ -15,7 +15,7 @@ from ..folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
 from ..strategies import State, state_from_dict
 from ..strategies.gradient import gate_factors
 from ..supernet.records import MACHINE, POPULATION, SEARCH
-from ..supernet.space import SearchSpace, SpaceBlock
+from ..supernet.space import SearchSpace
 from .found import read_found
 from .picture import heat_map, svg
 
@@ -180,7 +180,7 @@ def _under_way(folder: RunFolder) -> list[str]:
     if not files:
         return []
     last = folder.read_json(f"{POPULATIONS}/{files[-1].name}", POPULATION)
-    space = SearchSpace(tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in last["space"]))
+    space = SearchSpace.of_records(last["space"])
     return _gates(space, state_from_dict(last, space))
 
 

@@ -154,14 +154,8 @@ def state_from_dict(content: Mapping[str, Any], space: SearchSpace) -> State:
         SearchError: it makes no sense, or is of another space.
     """
     require(content, STATE, "the population")
-    alphas, betas = len(content["gates"]["alpha"]), len(content["gates"]["beta"])
-    if (alphas, betas) != (len(space.slots), len(space.blocks)):
-        raise SearchError(
-            f"the population has gates of {alphas} branches in {betas} blocks, expected {len(space.slots)} in "
-            f"{len(space.blocks)}"
-        )
     return State(
-        gates=Gates(tuple(content["gates"]["alpha"]), tuple(content["gates"]["beta"])),
+        gates=Gates.of_record(content["gates"], space, "the population"),
         generation=content["generation"],
         members=tuple(_member_from_dict(member, space) for member in content["members"]),
         asked=tuple(_member_from_dict(member, space) for member in content["asked"]),

@@ -55,14 +55,6 @@ class EvaluationSettings:
         return net.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-@dataclass(frozen=True)
-class _BankBlock:
-    """A block's folded kernels: the fixed branches summed, and every searchable one times its gates."""
-
-    fixed: Kernel
-    branches: dict[str, Kernel]
-
-
 @final
 class KernelBank:
     """A supernet's kernels, folded once, and a plain single-path network that becomes any candidate.
@@ -80,26 +72,16 @@ class KernelBank:
         keep: torch.dtype = torch.float32,
     ) -> None:
         self.space = supernet.space
-        blocks: dict[str, _BankBlock] = {}
-        single: dict[nn.Module, nn.Module] = {}
+        self.net, fixed = _single_path(supernet, settings)
         with evaluating(supernet.model), torch.no_grad():
-            for name, branch in outermost_branches(supernet.model):
-                if name not in supernet.blocks:
-                    single[branch] = fold(branch)
-                    continue
-                block = supernet.blocks[name]
-                refuse_hooks(block)
-                fixed = block.kernel(active=()).to(dtype=keep)
-                folded = {
+            self._fixed = {name: kernel.to(dtype=keep) for name, kernel in fixed.items()}
+            self._branches = {
+                name: {
                     kind: (_branch(block, kind).kernel() * block.gate(kind)).to(dtype=keep)
                     for kind in block.branch_set.searchable
                 }
-                blocks[name] = _BankBlock(fixed, folded)
-                single[block] = to_conv2d(fixed)
-            net = copied(supernet.model, single)
-        self.net = settings.prepared(net)
-        self._blocks = blocks
-        self._convolutions = {name: _conv(net, name) for name in blocks}
+                for name, block in supernet.blocks.items()
+            }
 
     def settled(self, architecture: Architecture) -> AbstractContextManager[None]:  # noqa: ARG002  # as `SettledBank`
         """Nothing: the statistics are the supernet's."""
@@ -113,9 +95,8 @@ class KernelBank:
             SearchError: the architecture is of another network.
         """
         active = architecture.on(self.space).active
-        for name, block in self._blocks.items():
-            kernel = combine([block.fixed, *(block.branches[kind] for kind in active[name])])
-            _put(self._convolutions[name], kernel)
+        for name, branches in self._branches.items():
+            _put(self.net, name, combine([self._fixed[name], *(branches[kind] for kind in active[name])]))
         return self.net
 
 
@@ -137,7 +118,7 @@ class SettledBank:
         settings: EvaluationSettings = EvaluationSettings(),  # frozen
     ) -> None:
         self.supernet, self.batches = supernet, batches
-        self.net = KernelBank(supernet, settings).net
+        self.net, _ = _single_path(supernet, settings)
         self._branches = dict(outermost_branches(supernet.model))
         self._norms = [
             (name, norm)
@@ -161,7 +142,7 @@ class SettledBank:
             for name, branch in self._branches.items():
                 chosen = self.supernet.blocks.get(name)
                 kernel = branch.kernel() if chosen is None else chosen.kernel(active=active[name])
-                _put(_conv(self.net, name), kernel)
+                _put(self.net, name, kernel)
             for name, norm in self._norms:
                 for held, value in norm.named_buffers():
                     self.net.get_submodule(name).get_buffer(held).copy_(value)
@@ -219,7 +200,30 @@ def _alike(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _put(conv: nn.Conv2d, kernel: Kernel) -> None:
+def _single_path(supernet: Supernet, settings: EvaluationSettings) -> tuple[nn.Module, dict[str, Kernel]]:
+    """A plain network, a convolution in the place of every block and branch, and what the blocks' fixed branches are.
+
+    The convolutions are those of the fixed branches, in a copy; candidates are written into it.
+    """
+    fixed: dict[str, Kernel] = {}
+    single: dict[nn.Module, nn.Module] = {}
+    with evaluating(supernet.model), torch.no_grad():
+        for name, branch in outermost_branches(supernet.model):
+            block = supernet.blocks.get(name)
+            if block is None:
+                single[branch] = fold(branch)
+                continue
+            refuse_hooks(block)
+            fixed[name] = block.kernel(active=())
+            single[block] = to_conv2d(fixed[name])
+        net = copied(supernet.model, single)
+    return settings.prepared(net), fixed
+
+
+def _put(net: nn.Module, name: str, kernel: Kernel) -> None:
+    """Write a kernel into the convolution of that name."""
+    conv = net.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101  # put there by `_single_path`
     conv.weight.copy_(kernel.weight)
     if conv.bias is not None:
         conv.bias.copy_(kernel.bias)
@@ -229,9 +233,3 @@ def _branch(block: nn.Module, kind: str) -> Branch:
     branch = block.get_submodule(f"branches.{kind}")
     assert isinstance(branch, Branch)  # noqa: S101  # ModuleDict forgets what it holds
     return branch
-
-
-def _conv(net: nn.Module, name: str) -> nn.Conv2d:
-    conv = net.get_submodule(name)
-    assert isinstance(conv, nn.Conv2d)  # noqa: S101  # put there by KernelBank
-    return conv

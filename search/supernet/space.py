@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -75,6 +75,11 @@ class SearchSpace:
                 "repconv.expand(model, branches=[...])"
             )
         return cls(blocks)
+
+    @classmethod
+    def of_records(cls, blocks: Iterable[Mapping[str, Any]]) -> SearchSpace:
+        """The space of blocks as a run's files hold them: `name`, `fixed`, `searchable`."""
+        return cls(tuple(SpaceBlock(b["name"], tuple(b["fixed"]), tuple(b["searchable"])) for b in blocks))
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:

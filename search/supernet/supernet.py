@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -25,6 +25,21 @@ class Gates:
 
     alpha: tuple[float, ...]
     beta: tuple[float, ...]
+
+    @classmethod
+    def of_record(cls, content: Mapping[str, Sequence[float]], space: SearchSpace, where: str) -> Gates:
+        """The gates of `space` as a run's files hold them, `alpha` and `beta`.
+
+        Raises:
+            SearchError: they are of another space; `where` says whose.
+        """
+        gates = cls(tuple(content["alpha"]), tuple(content["beta"]))
+        if (len(gates.alpha), len(gates.beta)) != (len(space.slots), len(space.blocks)):
+            raise SearchError(
+                f"{where} has gates of {len(gates.alpha)} branches in {len(gates.beta)} blocks, expected "
+                f"{len(space.slots)} in {len(space.blocks)}"
+            )
+        return gates
 
 
 @final

@@ -129,33 +129,6 @@ def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: st
 
 
 @installed
-def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path, theirs) -> None:
-    record = export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
-    assert record.observed["convolutions"] == "2 float32 in XNNPACK"
-    program = torch.export.export(theirs, (torch.randn(1, 3, 16, 16),), strict=False)
-    torch.export.save(program, tmp_path / "m.pt2")
-    record = export(tmp_path / "m.pt2", EXECUTORCH, tmp_path / "p.pte")
-    assert record.verified
-    assert record.observed["convolutions"] == "2 float32 in XNNPACK"
-
-
-@installed
-def test_a_wrong_weight_is_caught_in_the_runtime(checkpoint, tmp_path, monkeypatch) -> None:
-    """A fault between the fold and the file: one weight of the fused program is off by a tenth."""
-
-    def off(*arguments: object, **more: object):
-        program, report = to_program(*arguments, **more)  # type: ignore[arg-type]  # handed on
-        with torch.no_grad():
-            next(t for name, t in program.state_dict.items() if name.endswith("weight")).view(-1)[0] += 0.1
-        return program, report
-
-    monkeypatch.setattr("repconv.export.subject.to_program", off)
-    with pytest.raises(VerificationError, match="NOT equal in ExecuTorch"):
-        export(checkpoint, EXECUTORCH, tmp_path / "m.pte")
-    assert not (tmp_path / "m.pte").exists()
-
-
-@installed
 def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_path) -> None:
     sides = (Span(16, 16, 24), Span(16, 16, 24))
     settings = BuildSettings(precision="fp16", batch=Span(1, 2, 20), image=sides, fp32_io=True)

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from repconv.errors import BackendError, BuildError, SourceError, VerificationError
+from repconv.errors import BackendError, BuildError, SourceError
 from repconv.export import BuildSettings, Span, export
 from repconv.export.artefacts.open import open_artefact
-from repconv.export.program.exporter import to_program
 from repconv.export.runtimes.phones import litert_file
 from repconv.export.targets import TARGETS
 
@@ -88,33 +87,6 @@ def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: st
     assert again.read_bytes() == (tmp_path / "m.tflite").read_bytes(), "the same bytes every time, in any process"
     code, said = run("verify", checkpoint, again)
     assert (code, "run by LiteRT 2." in said) == (0, True), said
-
-
-@installed
-def test_networks_of_others_and_programs_merge_in_the_graph(tmp_path, theirs) -> None:
-    record = export(theirs, LITERT, tmp_path / "m.tflite", BuildSettings(image=SIZE))
-    assert record.observed["convolutions"] == "2 float32"
-    program = torch.export.export(theirs, (torch.randn(1, 3, 16, 16),), strict=False)
-    torch.export.save(program, tmp_path / "m.pt2")
-    record = export(tmp_path / "m.pt2", LITERT, tmp_path / "p.tflite")
-    assert record.verified
-    assert record.observed["convolutions"] == "2 float32"
-
-
-@installed
-def test_a_wrong_weight_is_caught_in_the_runtime(checkpoint, tmp_path, monkeypatch) -> None:
-    """A fault between the fold and the file: one weight of the fused program is off by a tenth."""
-
-    def off(*arguments: object, **more: object):
-        program, report = to_program(*arguments, **more)  # type: ignore[arg-type]  # handed on
-        with torch.no_grad():
-            next(t for name, t in program.state_dict.items() if name.endswith("weight")).view(-1)[0] += 0.1
-        return program, report
-
-    monkeypatch.setattr("repconv.export.subject.to_program", off)
-    with pytest.raises(VerificationError, match="NOT equal in LiteRT"):
-        export(checkpoint, LITERT, tmp_path / "m.tflite")
-    assert not (tmp_path / "m.tflite").exists()
 
 
 @installed

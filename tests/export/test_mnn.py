@@ -163,7 +163,7 @@ def test_preprocessing_is_inside_and_bytes_are_refused(theirs, tmp_path) -> None
     settings = BuildSettings(image=SIZE, preprocessing=Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), bgr=True))
     assert export(theirs, "mnn", tmp_path / "m.mnn", settings).verified
     settings = BuildSettings(image=SIZE, preprocessing=Preprocessing((0.4,) * 3, (0.2,) * 3, uint8=True))
-    with pytest.raises(SourceError, match="MNN is given float32 images; leave out --uint8"):
+    with pytest.raises(SourceError, match="MNN takes float32 images only; leave out --uint8"):
         export(theirs, "mnn", tmp_path / "m.mnn", settings)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from repconv.errors import BackendError, SourceError, VerificationError
-from repconv.export import BuildSettings, export
+from repconv.export import BuildSettings, Span, export
 from repconv.export.artefacts.open import open_artefact
 from repconv.export.subject import open_subject
 from repconv.export.targets import TARGETS
@@ -26,9 +26,15 @@ WEIGHTS = {"ncnn": {"fp32": "{0} float32 Convolution, 1 float32 InnerProduct",
            "coreml": {"fp32": "{0} float32 conv, 1 float32 linear",
                       "fp16": "{0} float16 conv, 1 float16 linear"}}  # fmt: skip
 """What `weights` of the record says: of so many convolutions, and of one more, since MNN makes one of the linear."""
-PACKAGES = {"ncnn": ("ncnn", "pnnx"), "coreml": ("coremltools",), "mnn": ("MNN",)}
+MERGED = {"ncnn": ("weights", "2 float32 Convolution, 1 float32 InnerProduct"),
+          "mnn": ("weights", "3 float32 Convolution"), "coreml": ("weights", "2 float32 conv, 1 float32 linear"),
+          "litert": ("convolutions", "2 float32"), "executorch": ("convolutions", "2 float32 in XNNPACK")}  # fmt: skip
+"""What the record says of a network of others with two convolutions left of three."""
+PACKAGES = {"ncnn": ("ncnn", "pnnx"), "coreml": ("coremltools",), "mnn": ("MNN",),
+            "litert": ("ai_edge_litert", "litert_torch"), "executorch": ("executorch",)}  # fmt: skip
 """What the tests of a target take, as they are imported."""
-RUNS = {"ncnn": "ncnn {}", "mnn": "MNN {}", "coreml": "PyTorch by rules in float64 (read back by coremltools {}"}
+RUNS = {"ncnn": "ncnn {}", "mnn": "MNN {}", "coreml": "PyTorch by rules in float64 (read back by coremltools {}",
+        "litert": "LiteRT {}", "executorch": "ExecuTorch {}"}  # fmt: skip
 """What computes an artefact here."""
 
 
@@ -55,7 +61,22 @@ def test_it_is_proved_read_back_and_built_again_alike(name: str, precision: str,
     assert [output["sha256"] for output in first.outputs] == [output["sha256"] for output in again.outputs]
 
 
-@pytest.mark.parametrize("name", each(*WEIGHTS))
+@pytest.mark.parametrize("name", each(*MERGED))
+def test_networks_of_others_and_programs_merge_in_the_graph(name: str, theirs, tmp_path) -> None:
+    key, said = MERGED[name]
+    suffix = TARGETS[name].suffix
+    record = export(theirs, name, tmp_path / f"m{suffix}", BuildSettings(image=(Span.of(16), Span.of(16))))
+    assert record.observed[key] == said
+    program = torch.export.export(theirs, (torch.randn(1, 3, 16, 16),), strict=False)
+    torch.export.save(program, tmp_path / "m.pt2")
+    record = export(tmp_path / "m.pt2", name, tmp_path / f"p{suffix}")
+    shown = record.evidence or record.stand_in
+    assert shown is not None
+    assert shown.passed
+    assert record.observed[key] == said
+
+
+@pytest.mark.parametrize("name", each(*MERGED))
 def test_a_wrong_weight_is_caught(name: str, checkpoint, tmp_path, monkeypatch) -> None:
     """A fault between the fold and the file: one weight of the fused network is off by a tenth."""
 

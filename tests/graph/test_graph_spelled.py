@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from repconv.benchmarks.studies.graph import random_graphs
-from repconv.benchmarks.studies.graph.pieces import IMAGES, SUMS, TOKENS, Draw, grown
+from repconv.benchmarks.studies.graph.drawn.draw import Draw
+from repconv.benchmarks.studies.graph.drawn.pieces import IMAGES, TOKENS, grown
+from repconv.benchmarks.studies.graph.drawn.spelled import SUMS
 from repconv.benchmarks.studies.graph.random_graphs import FORMS, GOOD, Outcome, summed, tried
 
 

@@ -26,8 +26,8 @@ from torch.export import Dim, ExportedProgram
 
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.studies.common import asking, head, read_result, write_result
+from repconv.benchmarks.studies.graph.drawn.pieces import grown
 from repconv.benchmarks.studies.graph.networks import to_onnx, to_onnx_dynamo
-from repconv.benchmarks.studies.graph.pieces import grown
 from repconv.errors import VerificationError
 from repconv.graph import foresee_onnx, fuse_onnx, fuse_program
 from repconv.graph.onnx.proof.float64 import evaluate

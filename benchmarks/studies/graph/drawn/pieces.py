@@ -8,94 +8,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as everybody calls it
 
-T = TypeVar("T")
+from .draw import CONVOLUTIONS, SPREAD, Draw, Piece
+from .spelled import BORDERS, SUMS, by_slices
 
 SIDES = ((9, 8), (7, 5), (12, 10), (8, 8), (1, 9), (6, 1), (1, 1), (13,), (5, 6, 4))
 """The sides of examples, of one to three axes."""
 MOST = 20_000
 """The most numbers a tensor on the way holds."""
 
-_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_SPREAD: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-class Piece(nn.Module):
-    """A function of its own parts, parameters and buffers, and of a tensor."""
-
-    def __init__(self, run: Callable[[Any, Tensor], Tensor], **parts: object) -> None:
-        """`parts` are kept under their names, lists of modules too."""
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, nn.ModuleList(part) if isinstance(part, list) else part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What `run` makes."""
-        return self.run(self, x)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a piece is drawn for: the tensor that it reads, and where choices come from."""
-
-    random: random.Random
-    x: Tensor
-
-    @property
-    def channels(self) -> int:
-        """Of an image, on its second axis."""
-        return self.x.shape[1]
-
-    @property
-    def axes(self) -> int:
-        """Of pixels."""
-        return self.x.dim() - 2
-
-    def pick(self, *values: T) -> T:
-        """One of some values."""
-        return self.random.choice(values)
-
-    def divisor(self, *numbers: int) -> int:
-        """A number of groups that divides all of some numbers."""
-        return self.random.choice([n for n in (1, 1, 2, 3, 4, 6) if not any(number % n for number in numbers)])
-
-    def number(self, *sides: int) -> nn.Parameter:
-        """Random numbers of some size."""
-        return nn.Parameter(torch.randn(sides))
-
-    def along(self, *, first: int | None = None) -> tuple[int, ...]:
-        """The size that broadcasts one number a channel against an image."""
-        return (first or self.channels, *(1,) * self.axes)
-
-    def conv(self, o: int | None = None, k: int | None = None, i: int | None = None, **more: Any) -> nn.Module:  # noqa: ANN401
-        """A convolution, of the same size if nothing else is said."""
-        k = self.pick(1, 3) if k is None else k
-        i, o = i or self.channels, o or self.channels
-        settings = {"padding": k // 2, "bias": self.pick(True, False), **more}
-        made: nn.Module = _CONVOLUTIONS[self.axes](i, o, k, **settings)
-        return made
-
-    def norm(self, channels: int | None = None, axes: int | None = None) -> nn.Module:
-        """A batch normalisation that is no identity."""
-        made: nn.Module = _NORMS[axes or self.axes](channels or self.channels)
-        for tensor, low, high in (
-            (made.running_mean, -1, 1), (made.running_var, 0.3, 3), (made.weight, 0.5, 2), (made.bias, -1, 1),
-        ):  # fmt: skip
-            nn.init.uniform_(torch.as_tensor(tensor), low, high)
-        return made
-
 
 Kind = Callable[[Draw], nn.Module]
 IMAGES: dict[str, Kind] = {}
@@ -114,49 +41,6 @@ def _tokens(kind: Kind) -> Kind:
     return kind
 
 
-# Borders: of what a norm makes of zeros, or of its like, by any spelling, around a convolution that pads nothing.
-
-
-def _at(axis: int, part: slice[Any, Any, Any]) -> tuple[slice[Any, Any, Any], ...]:
-    return (*(slice(None),) * axis, part)
-
-
-def _by_slices(y: Tensor, edge: Tensor) -> Tensor:
-    y = F.pad(y, (1, 1) * (y.dim() - 2))
-    for axis in range(2, y.dim()):
-        y[_at(axis, slice(0, 1))] = edge
-        y[_at(axis, slice(-1, None))] = edge
-    return y
-
-
-def _by_copy(y: Tensor, edge: Tensor) -> Tensor:
-    out = edge.expand(y.shape[0], -1, *(side + 2 for side in y.shape[2:])).clone()
-    inner: tuple[Any, ...] = (..., *(slice(1, -1),) * (y.dim() - 2))
-    out[inner] = y
-    return out
-
-
-def _by_cat(y: Tensor, edge: Tensor) -> Tensor:
-    for axis in range(2, y.dim()):
-        row = edge.expand(*y.shape[:axis], 1, *y.shape[axis + 1 :])
-        y = torch.cat([row, y, row], axis)
-    return y
-
-
-def _by_mask(y: Tensor, edge: Tensor) -> Tensor:
-    inside = F.pad(torch.ones_like(y[:, :1]), (1, 1) * (y.dim() - 2))
-    return F.pad(y, (1, 1) * (y.dim() - 2)) * inside + edge * (1 - inside)
-
-
-def _by_where(y: Tensor, edge: Tensor) -> Tensor:
-    inside = F.pad(torch.ones_like(y[:, :1]), (1, 1) * (y.dim() - 2)) > 0
-    return torch.where(inside, F.pad(y, (1, 1) * (y.dim() - 2)), edge)
-
-
-def _by_shift(y: Tensor, edge: Tensor) -> Tensor:
-    return F.pad(y - edge, (1, 1) * (y.dim() - 2)) + edge
-
-
 def _edge(norm: Any, axes: int) -> Tensor:  # noqa: ANN401  # any of the norms
     made: Tensor = norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return made.view(1, -1, *(1,) * axes)
@@ -165,7 +49,7 @@ def _edge(norm: Any, axes: int) -> Tensor:  # noqa: ANN401  # any of the norms
 @_image
 def border(d: Draw) -> nn.Module:
     """A norm, a border, and a convolution, an average or a depthwise one; with or without a branch beside it."""
-    fill = d.pick(_by_slices, _by_copy, _by_cat, _by_mask, _by_where, _by_shift)
+    fill = d.pick(*BORDERS.values())
     same, beside, off, axes, c = (
         d.pick(True, True, False),
         d.pick(True, False),
@@ -186,44 +70,11 @@ def sobel(d: Draw) -> nn.Module:
     """ECBSR's branch: 1x1, its bias around, and a fixed depthwise kernel, scaled and shifted."""
     c, axes = d.channels, d.axes
     return Piece(
-        lambda s, x: _CONVOLVE[axes](_by_slices(s.a(x), s.a.bias.view(1, -1, *(1,) * axes)), s.scale * s.mask, s.shift,
+        lambda s, x: _CONVOLVE[axes](by_slices(s.a(x), s.a.bias.view(1, -1, *(1,) * axes)), s.scale * s.mask, s.shift,
                                      groups=c) + s.w(x),
         a=d.conv(k=1, bias=True), w=d.conv(k=3), scale=d.number(c, 1, *(1,) * axes), shift=d.number(c),
         mask=torch.randint(-2, 3, (c, 1, *(3,) * axes)).float(),
     )  # fmt: skip
-
-
-# Sums and gates.
-
-
-def _zipped(gates: Any, y: list[Tensor]) -> Tensor:  # noqa: ANN401  # a tensor or several
-    return sum((gate * each for gate, each in zip(gates, y, strict=True)), torch.zeros(()))
-
-
-def _weights(s: Any, y: list[Tensor]) -> Tensor:  # noqa: ANN401  # a piece
-    found: Tensor = s.g.softmax(0).view(-1, *(1,) * y[0].dim())
-    return found
-
-
-SUMS: dict[str, Callable[[Any, list[Tensor]], Tensor]] = {
-    "plus": lambda _, y: y[0] + y[1] + y[2],
-    "minus": lambda _, y: torch.sub(y[0], y[1], alpha=2) - y[2],
-    "stack": lambda _, y: torch.stack(y).sum(0),
-    "mean": lambda _, y: torch.stack(y, 1).mean(1),
-    "cat on a new axis": lambda _, y: torch.cat([t[:, None] for t in y], 1).sum(1),
-    "cat and view": lambda _, y: torch.cat(y, 1).view(y[0].shape[0], 3, *y[0].shape[1:]).sum(1),
-    "einsum": lambda s, y: torch.einsum("k,knc...->nc...", s.g, torch.stack(y)),
-    "einsum by channel": lambda s, y: torch.einsum("kc,knc...->nc...", s.by_channel, torch.stack(y)),
-    "weighed stack": lambda s, y: (torch.stack(y) * _weights(s, y)).sum(0),
-    "row": lambda s, y: (s.g.softmax(0) @ torch.stack(y).flatten(1)).view_as(y[0]),
-    "zip": lambda s, y: _zipped(s.g.softmax(0), y),
-    "unbind": lambda s, y: _zipped(s.g.sigmoid().unbind(), y),
-    "split": lambda s, y: _zipped(s.g.split(1), y),
-    "select": lambda s, y: _zipped([s.g[i] for i in range(3)], y),
-    "one hot": lambda s, y: _zipped([s.hot[i] for i in range(3)], y),
-    "whole stack": lambda _, y: torch.stack([y[0], y[1], y[0]]).sum(0) - y[2],
-    "chunk": lambda _, y: sum(torch.cat(y, 1).chunk(3, 1), torch.zeros(())),
-}
 
 
 @_image
@@ -247,7 +98,7 @@ def series(d: Draw) -> nn.Module:
     """Convolutions one after another: a wide 1x1 and a 3x3, strips of an axis each, depthwise and pointwise."""
     wide, axes, c = d.pick(2, 3) * d.channels, d.axes, d.channels
     sizes = [[3 if a == axis else 1 for a in range(axes)] for axis in range(axes)]
-    strips = [_CONVOLUTIONS[axes](c, c, k, padding=[n // 2 for n in k], bias=False) for k in sizes]
+    strips = [CONVOLUTIONS[axes](c, c, k, padding=[n // 2 for n in k], bias=False) for k in sizes]
     return d.pick(
         nn.Sequential(d.conv(wide, 1, bias=False), d.norm(wide), d.conv(k=3, i=wide)),
         nn.Sequential(d.conv(wide, 1, bias=False), d.conv(k=3, i=wide), d.norm()),
@@ -262,7 +113,7 @@ def series(d: Draw) -> nn.Module:
 def transposed(d: Draw) -> nn.Module:
     """A transposed convolution and a norm, two beside one another, or with a 1x1 before or behind it."""
     c, axes, g = d.channels, d.axes, d.divisor(d.channels)
-    spread = _SPREAD[axes]
+    spread = SPREAD[axes]
     return d.pick(
         nn.Sequential(spread(c, c, 3, 2, 1, 1, groups=g, bias=False), d.norm()),
         nn.Sequential(spread(c, c, 2, 2), d.norm(), d.conv(k=1)),
@@ -342,7 +193,7 @@ def windowed(d: Draw) -> nn.Module:
     one = [0] * axes
     one[axis - 2] = 1
     size = [3 if a + 2 == axis else 1 for a in range(axes)]
-    strip = _CONVOLUTIONS[axes](d.channels, d.channels, size, bias=False)
+    strip = CONVOLUTIONS[axes](d.channels, d.channels, size, bias=False)
     return d.pick(
         Piece(lambda s, x: s.n(s.c(F.pad(x, amounts))), c=d.conv(padding=0), n=d.norm()),
         Piece(lambda s, x: F.pad(s.n(s.c(x)), amounts), c=d.conv(bias=False), n=d.norm()),
@@ -350,7 +201,7 @@ def windowed(d: Draw) -> nn.Module:
         Piece(lambda s, x: s.c(x).narrow(axis, 1, x.shape[axis] - 2), c=d.conv(k=3)),
         Piece(lambda s, x: s.n(s.c(x)).narrow(axis, 1, x.shape[axis] - 2) + s.m(s.h(x)), c=d.conv(k=3, bias=False),
               n=d.norm(), h=strip, m=d.norm()),
-        Piece(lambda s, x: s.c(x), c=_CONVOLUTIONS[axes](d.channels, d.channels, 3, padding=one)),
+        Piece(lambda s, x: s.c(x), c=CONVOLUTIONS[axes](d.channels, d.channels, 3, padding=one)),
     )  # fmt: skip
 
 

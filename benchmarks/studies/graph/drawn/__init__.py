@@ -1,0 +1,1 @@
+"""Random networks of pieces, each spelled as some author spells it."""
