@@ -23,7 +23,7 @@ from repconv.sources.source import open_source
 from .folder import RESULT, RunFolder
 from .processes import Processes, joined
 from .reports.found import Found
-from .resuming import Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
+from .resuming import Pace, Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
 from .retrain_config import RetrainConfig
 from .session import chosen_device, evaluation_batch
 from .supernet.architecture import Architecture
@@ -153,10 +153,11 @@ def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callabl
     if first:
         for note in trainer.notes:
             report({"kind": "note", "note": note})
+    pace = Pace(clock)
     with loaders_lost_in_words():
         while at.epoch < config.epochs:
             batches = trainer.batches(at.epoch, at.step)
-            rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, clock=clock)
+            rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, pace=pace)
             at = Position(at.epoch + 1)
             save_at(at)
     if first:
