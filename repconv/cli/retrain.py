@@ -70,8 +70,8 @@ def command(
     """Train the searched ARCHITECTURE, or a network by its name, then fuse it.
 
     An architecture is best.arch.json of a search, or the best of its folder, its result.json or a
-    populations/NNNN.json. A network is a name of repconv.list_models(), such as repvgg_resnet18, trained with all of its branches; --set
-    width= and --set blocks= make it smaller, and --set fixed= and --set branches= choose its branches.
+    populations/NNNN.json. A network is a name of repconv.list_models(), such as repvgg_resnet18, trained with all of
+    its branches; --set width= and --set blocks= make it smaller, --set fixed= and --set branches= choose its branches.
 
     Presets: cifar10, imagenet (the paper's), cifar10-small, smoke. Writes a checkpoint and its fused form with the
     accuracy of both. Interrupted, the same line goes on from the last checkpoint. The preset imagenet goes on from the
