@@ -245,8 +245,8 @@ _CHILDREN_ALONE = 3
 """Generations in which no parent lives on before that is said, once a streak."""
 _NOBODY_LIVED_ON = (
     f"no parent outlived its children in {_CHILDREN_ALONE} generations: growing older costs more than accuracies are "
-    f"apart, so age decides and accuracy does not; --set age_unit=spread weighs age by how far they are apart, and --set "
-    f"offspring=2 leaves more to choose from"
+    f"apart, so age decides and accuracy does not; --set age_unit=spread weighs age by how far they are apart, and "
+    f"--set offspring=2 leaves more to choose from"
 )
 
 

@@ -96,7 +96,8 @@ def _show(record: Mapping[str, Any]) -> None:
 
     click.echo(
         f"generation {record['generation']}: {record['measured']} measured in {measuring_s(record):.1f} s, "
-        f"population of {record['population']}: best {record['best_accuracy']:.4f}, mean {record['mean_accuracy']:.4f}, "
-        f"mean age {record['mean_age']:.1f}, {record['survivors']} of {record['parents']} parents live on",
+        f"population of {record['population']}: best {record['best_accuracy']:.4f}, "
+        f"mean {record['mean_accuracy']:.4f}, mean age {record['mean_age']:.1f}, "
+        f"{record['survivors']} of {record['parents']} parents live on",
         err=True,
     )
