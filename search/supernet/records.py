@@ -20,6 +20,7 @@ _FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_
 
 STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
 FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
+ACCURACY = "accuracy"
 RULES: Mapping[str, Rule] = {
     STATE: record(_STATE),
     POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}),
@@ -40,6 +41,7 @@ RULES: Mapping[str, Rule] = {
     ),
     MACHINE: each(lambda *_: ""),
     EPOCH: record({"epoch": _COUNT, "loss": finite()}),
+    ACCURACY: record({"epoch": _COUNT, "accuracy": finite(), "images": _COUNT}),
     GENERATION: record(
         {
             "epoch": _COUNT, "generation": _COUNT, "population": _COUNT, "measured": _COUNT,

@@ -14,6 +14,7 @@ from repconv.errors import BackendError, RepconvError, SearchError
 from repconv.models.libraries import Factory
 from repconv.sources.checkpoint import Normalization
 
+from .crops import CropAndFlip
 from .images import HeldImages, LabelledImages, StoredImages, held, image_folder
 from .task import Task
 
@@ -154,7 +155,6 @@ def usual_size(images: LabelledImages) -> int:
 
 def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...], *, flip: bool) -> Task:
     """Crops after padding by an eighth, flips; normalised by the training images' own mean and deviation."""
-    v2 = _transforms()
     _, channels, height, width = train.images.shape
     # By the batch: all of CIFAR-10 in float64 would take 1.2 GB.
     sums = torch.stack(
@@ -166,7 +166,6 @@ def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...],
     ).sum(0)
     mean, square = sums / (train.images.numel() / channels)
     std = (square - mean.square()).clamp(min=0).sqrt()
-    steps = [v2.RandomCrop((height, width), padding=height // 8), *([v2.RandomHorizontalFlip()] if flip else [])]
     normalization = Normalization(tuple(mean.tolist()), tuple(std.clamp(min=1 / 255).tolist()))
     return Task(
         train=train,
@@ -174,7 +173,7 @@ def _small(train: HeldImages, test: HeldImages | None, classes: tuple[str, ...],
         class_names=classes,
         input_shape=(channels, height, width),
         normalization=normalization,
-        augment=v2.Compose(steps),
+        augment=CropAndFlip(height // 8, flip),
         prepare=_as_it_is,
     )
 

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -45,8 +46,14 @@ class Task:
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 [c, h, w] -> float32 with the training images' mean 0 and deviation 1."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.normalization.mean, self.normalization.std))
+        mean, std = self._normalizing
         return (image.float() / 255 - mean) / std
+
+    @cached_property
+    def _normalizing(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, [c, 1, 1]."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.normalization.mean, self.normalization.std))
+        return mean, std
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from repconv import SearchError
+from repconv.search.tasks.crops import CropAndFlip
 from repconv.search.tasks.data import open_data
 from repconv.search.tasks.images import HeldImages, StoredImages, held, image_folder
 from repconv.search.tasks.task import EvaluationBatches, Split, Task, epoch_order, split, training_batches
@@ -171,6 +172,20 @@ def test_a_split_is_by_seed_and_has_no_image_twice() -> None:
     with pytest.raises(SearchError, match="leaves 3 to learn from and 0 to judge by"):
         split(3, 0.1, seed=0)
     assert isinstance(one, Split)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 8), (28, 20)])
+def test_crops_and_flips_are_torchvisions(height: int, width: int, flip: bool) -> None:
+    image = torch.randint(1, 256, (3, height, width), dtype=torch.uint8)
+    v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is not installed")
+    steps = [v2.RandomCrop((height, width), padding=height // 8), *([v2.RandomHorizontalFlip()] if flip else [])]
+    drawn = []
+    for way in (v2.Compose(steps), CropAndFlip(height // 8, flip)):
+        torch.manual_seed(0)
+        drawn.append(torch.stack([way(image) for _ in range(200)]))
+    assert torch.equal(*drawn)
+    assert len(drawn[0].unique(dim=0)) > 8
 
 
 def test_what_a_sample_looks_like_depends_on_seed_epoch_and_position_alone(digits) -> None:
