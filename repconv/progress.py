@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ class Tally:
     what: str
     done: int
     total: int
+    _: KW_ONLY
     within: str = ""
     left_s: float | None = None
     without: str = ""
