@@ -20,7 +20,7 @@ from repconv.files.whole import whole_file
 from repconv.sources.state_dicts import read_content
 
 from .supernet.architecture import read_json
-from .supernet.records import EPOCH, GENERATION, require
+from .supernet.records import ACCURACY, EPOCH, GENERATION, require
 
 if sys.platform != "win32":
     import fcntl
@@ -234,7 +234,7 @@ def _metric(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SearchError(f"{where} is no JSON: {error}") from error
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in (EPOCH, GENERATION):
-        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected {EPOCH} or {GENERATION}")
+    if kind not in (EPOCH, GENERATION, ACCURACY):
+        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected {EPOCH}, {GENERATION} or {ACCURACY}")
     found: dict[str, Any] = require(content, kind, where)
     return found

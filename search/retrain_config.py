@@ -18,6 +18,8 @@ SCHEMA = "repconv.retrain-config/1"
 class RetrainConfig:
     """Settings by name.
 
+    network: a name of `repconv.list_models()` that is trained as it is, all of its branches from the start; empty
+        where an architecture says what to train. width, blocks, fixed, branches: of that network, as in `SearchConfig`.
     data, test_data, image_size, train_images: see `SearchConfig`. validation_share: held out and measured at the end
         where there are no test images.
     supernet: checkpoint of a search whose weights training goes on from; empty: from scratch.
@@ -25,12 +27,18 @@ class RetrainConfig:
         Gates learn with the weights, without decay.
     cutout: side of the square put to the mean, 0 for none. drop_path: chance of a branch to be left out of a mini-batch
         at the end of training; it grows from 0. ema: decay of the average of the weights that is kept, 0 for none.
+    measure_epochs: epochs after which the network is measured under way, each time so many; 0: at the end alone.
     positions, device, precision, channels_last, workers, seed, checkpoint_steps, evaluation_batch: as there.
 
     Raises:
         SearchError: a value that makes no sense, with the name of the setting.
     """
 
+    network: str = ""
+    width: int = 0
+    blocks: tuple[int, ...] = ()
+    fixed: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
     data: str = ""
     test_data: str = ""
     image_size: int = 0
@@ -46,6 +54,7 @@ class RetrainConfig:
     cutout: int = 16
     drop_path: float = 0.08
     ema: float = 0.0
+    measure_epochs: int = 0
     positions: int = 0
     evaluation_batch: int = 0
     device: str = "auto"
@@ -59,6 +68,7 @@ class RetrainConfig:
         check_least(
             self,
             {
+                "width": 0,
                 "image_size": 0,
                 "train_images": 0,
                 "epochs": 1,
@@ -67,6 +77,7 @@ class RetrainConfig:
                 "weight_decay": 0,
                 "clip": 0,
                 "cutout": 0,
+                "measure_epochs": 0,
                 "positions": 0,
                 "evaluation_batch": 0,
                 "workers": 0,
@@ -140,7 +151,7 @@ def complete(preset_name: str, settings: Iterable[str]) -> RetrainConfig:
     config = changed(preset.config, settings)
     if not config.data:
         raise SearchError(f"preset {preset_name} needs images: give --data, such as --data cifar10:PATH")
-    if preset.goes_on and not config.supernet:
+    if preset.goes_on and not config.supernet and not config.network:
         raise SearchError(
             f"preset {preset_name} goes on from the weights of a search: give its supernet, such as "
             "--set supernet=runs/a/supernet.pt; the other presets start from scratch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def _written() -> list[str]:
 @click.command(
     cls=Command, epilog="Example: repconv retrain runs/a/best.arch.json --preset cifar10 --data cifar10:PATH -o runs/b"
 )
-@click.argument("architecture", type=Reads())
+@click.argument("subject", metavar="ARCHITECTURE", type=Reads())
 @click.option("--preset", "preset_name", default="smoke", show_default=True, help="Settings to start from; see below.")
 @click.option(
     "--top",
@@ -57,7 +58,7 @@ def _written() -> list[str]:
 )
 @json_option
 def command(
-    architecture: str,
+    subject: str,
     preset_name: str,
     top: int,
     data: str | None,
@@ -66,34 +67,38 @@ def command(
     output: str,
     json_file: str | None,
 ) -> None:
-    """Train the searched ARCHITECTURE, then fuse it.
+    """Train the searched ARCHITECTURE, or a network by its name, then fuse it.
 
-    That is best.arch.json of a search, or the best of its folder, its result.json or a populations/NNNN.json.
+    An architecture is best.arch.json of a search, or the best of its folder, its result.json or a
+    populations/NNNN.json. A network is a name of repconv.list_models(), such as repvgg_resnet18, trained with all of
+    its branches; --set width= and --set blocks= make it smaller, --set fixed= and --set branches= choose its branches.
 
     Presets: cifar10, imagenet (the paper's), cifar10-small, smoke. Writes a checkpoint and its fused form with the
     accuracy of both. Interrupted, the same line goes on from the last checkpoint. The preset imagenet goes on from the
     weights of the search and needs them: --set supernet=FILE.
     """
     from repconv.search.processes import joined
-    from repconv.search.reports.candidates import read_candidates
     from repconv.search.retrain_config import complete
+    from repconv.search.retraining.start import subjects
 
     from .shared.record import file_record, write_json
 
-    found = read_candidates(architecture, top)
-    config = complete(preset_name, [*([f"data={data}"] if data else []), *settings])
+    found, name = subjects(subject, top)
+    given = [*([f"data={data}"] if data else []), *([f"network={name}"] if name else [])]
+    config = complete(preset_name, [*given, *settings])
     folders = [Path(output, str(rank)) for rank in range(1, top + 1)] if top > 1 else [Path(output)]
     with joined(config.device) as (processes, _):
         done = [_retrained(*one, config, processes, network) for one in zip(found, folders, strict=True)]
     if json_file is not None and processes.first:
         content = {"runs": done} if top > 1 else done[0]
-        write_json(json_file, "repconv.retrain/1", {"source": file_record(Path(architecture)), **content})
+        source = {"name": name} if name else file_record(Path(subject))
+        write_json(json_file, "repconv.retrain/1", {"source": source, **content})
 
 
 def _retrained(
-    found: Found, path: Path, config: RetrainConfig, processes: Processes, network: str | None
+    found: Found | None, path: Path, config: RetrainConfig, processes: Processes, network: str | None
 ) -> dict[str, Any]:
-    """Train one architecture, as far as it is not; the first process shows what came of it."""
+    """Train one network, as far as it is not; the first process shows what came of it."""
     from repconv.benchmarks.environment import environment
     from repconv.search.folder import RESULT, RunFolder
     from repconv.search.retrain import FUSED, RETRAINED, retrain
@@ -106,11 +111,11 @@ def _retrained(
     folder = RunFolder(path)
     with ExitStack() as started:
         if processes.first:
-            wanted = {**settings_to_dict(config, SCHEMA), "architecture": found.to_dict()}
+            wanted = settings_to_dict(config, SCHEMA) | ({} if found is None else {"architecture": found.to_dict()})
             started.enter_context(RunFolder.starting(path, wanted, environment(), resume=True))
         processes.gathered([str(path)])  # until then the others have no folder to read
         with going_on_is_said("the same line again"):
-            retrain(folder, found, config, Epochs(config.epochs), own_code=network)
+            retrain(folder, found, config, Epochs(config.epochs, _under_way), own_code=network)
     result = folder.read_json(RESULT, RETRAIN) if processes.first else {}
     if processes.first:
         click.echo(
@@ -119,3 +124,12 @@ def _retrained(
         )
     written = [file_record(path / name) for name in (RETRAINED, FUSED)] if processes.first else []
     return {"run": str(path), "result": result, "outputs": written}
+
+
+def _under_way(record: Mapping[str, Any]) -> None:
+    """Show what was measured between epochs."""
+    click.echo(
+        f"epoch {record['epoch']}: {record['measured_on']} accuracy {record['accuracy']:.4f} on "
+        f"{record['images']:,} images",
+        err=True,
+    )

@@ -33,7 +33,7 @@ class RunOutcome:
     kind: "search" or "retrain". settings: by name, without seeds; of a retraining also those of the search that found
     the architecture, as `search.NAME`. seed: the seeds by which runs are paired. accuracy: of the best on the
     validation images, or of the retrained network, fused, on the test images. score: of a retrained architecture, its
-    validation accuracy in the search.
+    validation accuracy in the search; None for a network trained by its name.
     """
 
     path: str
@@ -86,10 +86,12 @@ def outcome(folder: RunFolder) -> RunOutcome:
     if isinstance(content, Mapping) and content.get("schema") == RETRAINING:
         given = {key: value for key, value in content.items() if key != "architecture"}
         settings = asdict(settings_from_dict(RetrainConfig, RETRAINING, given, name))
-        found = found_from_dict(content.get("architecture"), f"{name}: its architecture")
-        settings |= {f"search.{key}": value for key, value in (found.searched or {}).items()}
         result = folder.read_json(RESULT, RETRAIN)
-        accuracy, score, kind = result["fused_accuracy"], found.accuracy, "retrain"
+        accuracy, score, kind = result["fused_accuracy"], None, "retrain"
+        if not settings["network"]:
+            found = found_from_dict(content.get("architecture"), f"{name}: its architecture")
+            settings |= {f"search.{key}": value for key, value in (found.searched or {}).items()}
+            score = found.accuracy
     else:
         settings = asdict(config_from_dict(content, name))
         result = folder.read_json(RESULT, SEARCH)

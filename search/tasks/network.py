@@ -49,18 +49,15 @@ def build_network(
         SourceError, CheckpointError, GeometryError, BackendError: as `open_source` and `expand`.
     """
     if name in list_models():
-        usual = (USUAL.fixed, USUAL.searchable) if "_" not in name else (None, None)
-        ours = create_model(
+        usual = (USUAL.fixed, USUAL.searchable) if "_" not in name else ((), ())
+        return named_network(
             name,
-            num_classes=len(task.class_names),
-            in_channels=task.input_shape[0],
-            width=width or None,
-            blocks=tuple(blocks) or None,
+            task,
+            width=width,
+            blocks=blocks,
             fixed=tuple(fixed) or usual[0],
             branches=tuple(branches) or usual[1],
         )
-        require_fitting(task, ours, name)
-        return ours
     if width or blocks:
         raise SearchError(
             f"width={width} and blocks={','.join(map(str, blocks))} are for the networks of repconv.list_models(), not "
@@ -80,6 +77,34 @@ def build_network(
         preserve=True,
         example_inputs=example,
     ).train()
+
+
+def named_network(
+    name: str,
+    task: Task,
+    *,
+    width: int = 0,
+    blocks: Sequence[int] = (),
+    fixed: Sequence[str] = (),
+    branches: Sequence[str] = (),
+) -> nn.Module:
+    """A network of `repconv.list_models()` for `task`, plain where its name is; arguments as of `build_network`.
+
+    Raises:
+        GeometryError: an unknown name, or arguments the network cannot have.
+        SearchError: it does not fit the task.
+    """
+    network = create_model(
+        name,
+        num_classes=len(task.class_names),
+        in_channels=task.input_shape[0],
+        width=width or None,
+        blocks=tuple(blocks) or None,
+        fixed=tuple(fixed) or None,
+        branches=tuple(branches) or None,
+    )
+    require_fitting(task, network, name)
+    return network
 
 
 def is_own_network(name: str) -> bool:

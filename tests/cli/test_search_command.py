@@ -52,6 +52,22 @@ def test_search_retrain_fuse_and_onnx_from_the_command_line(run, tmp_path) -> No
     assert run("verify", "b/retrained.pt", "c.onnx")[0] == 0
 
 
+def test_a_network_is_trained_by_its_name_from_the_command_line(run, tmp_path) -> None:
+    small = settings("width=2", "blocks=1", "train_images=100", "batch=32", "epochs=2", "measure_epochs=2")
+    code, out, err = run("retrain", "acnet_resnet18", "-o", "a", *small, "--json", "a.json")
+    assert code == 0, err
+    assert err.count("test accuracy") == err.count("epoch 2: test accuracy") == 1
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["source"] == {"name": "acnet_resnet18"}
+    assert report["result"]["blocks"]["stem"] == ["3x3", "1x3", "3x1"]
+    assert "architecture" not in json.loads((tmp_path / "a" / "config.json").read_text())
+    code, _, err = run("retrain", "resnet18", "-o", "b", *small)
+    assert code == 0, err
+    code, out, err = run("search", "compare", "a", "b")
+    assert code == 0, err
+    assert "network=acnet_resnet18" in out
+
+
 def test_a_dry_run_writes_nothing_and_tells_what_would_be(run, tmp_path) -> None:
     code, out, err = run("search", "run", "--dry-run", "--no-age", *settings(*SMALL), "--json", "e.json")
     assert code == 0, err
@@ -73,6 +89,8 @@ def test_wrong_use_is_told_in_words(run) -> None:
         (("search", "run", "-o", "x", "--data", "imagefolder:none"), "no such folder or zip"),
         (("search", "resume", "none"), "holds no run"),
         (("retrain", "none.json", "-o", "x"), "cannot read none.json"),
+        (("retrain", "resnet18", "--top", "2", "-o", "x"), "resnet18 is one network"),
+        (("retrain", "repvgg_resnet81", "-o", "x"), "did you mean the network 'repvgg_resnet18'"),
     ):
         code, _, err = run(*arguments)
         assert code == 2, arguments

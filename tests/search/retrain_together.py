@@ -17,8 +17,8 @@ from two_processes import Split
 from repconv import create_model
 from repconv.search.processes import joined
 from repconv.search.reports.found import Found
-from repconv.search.retrain import Trainer
 from repconv.search.retrain_config import RetrainConfig
+from repconv.search.retraining.trainer import Trainer
 from repconv.search.supernet.architecture import Architecture
 from repconv.search.supernet.space import SearchSpace
 from repconv.search.supernet.supernet import Gates

@@ -10,10 +10,14 @@ import torch
 
 from repconv import OutputError, RepBlock, SearchError, VerificationError, create_model, load, save
 from repconv.blocks import fold as fusion
+from repconv.blocks.branches import BRANCHES
 from repconv.search.folder import RESULT, RunFolder
 from repconv.search.reports.found import Found, read_found
-from repconv.search.retrain import FUSED, RETRAINED, Cutout, Trainer, retrain, searched_network
+from repconv.search.retrain import FUSED, RETRAINED, retrain
 from repconv.search.retrain_config import RETRAIN_PRESETS, RetrainConfig, complete, retrain_preset
+from repconv.search.retraining.cutout import Cutout
+from repconv.search.retraining.start import searched_network
+from repconv.search.retraining.trainer import Trainer
 from repconv.search.supernet.architecture import Architecture
 from repconv.search.supernet.space import SearchSpace
 from repconv.search.supernet.supernet import Gates, Supernet
@@ -174,6 +178,50 @@ def test_an_architecture_without_branches_trains_too(found, tmp_path) -> None:
     retrain(begun(tmp_path), none, dataclasses.replace(TINY, epochs=1))
 
 
+SETS = {
+    "resnet18": {},
+    "repvgg_resnet18": {"3x3", "1x1", "skip"},
+    "acnet_resnet18": {"3x3", "1x3", "3x1"},
+    "dbb_resnet18": {"3x3", "1x1", "1x1_3x3", "avg"},
+    "irep_resnet18": set(BRANCHES),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_network_is_trained_by_its_name_with_its_own_branches(name, tmp_path) -> None:
+    folder, seen = begun(tmp_path), []
+    config = dataclasses.replace(TINY, network=name, width=2, blocks=(1,), epochs=1, drop_path=0.0)
+    retrain(folder, None, config, seen.append)
+    result = folder.read_json(RESULT)
+    assert {kind for kinds in result["blocks"].values() for kind in kinds} == set(SETS[name])
+    assert result["active_branches"] == (3 * 9 - 1 if name.startswith("irep") else 0)  # no skip in the stem
+    assert result["search_validation_accuracy"] is None
+    assert load(folder.path / RETRAINED).model.spec.name == name
+    assert load(folder.path / FUSED).fused
+
+
+def test_the_branches_of_a_named_network_may_be_chosen() -> None:
+    config = dataclasses.replace(TINY, network="resnet18", width=2, blocks=(1,), fixed=("3x3",), branches=("1x3",))
+    trainer = Trainer(None, config)
+    assert set(trainer.blocks.values()) == {("3x3", "1x3")}
+    assert trainer.notes == ()
+    (note,) = Trainer(None, dataclasses.replace(config, branches=())).notes
+    assert "nothing is dropped" in note
+
+
+def test_accuracy_under_way_is_measured_and_changes_nothing(found, tmp_path) -> None:
+    config = dataclasses.replace(TINY, epochs=3, ema=0.5)
+    plain, measured = begun(tmp_path, "plain"), begun(tmp_path, "measured")
+    retrain(plain, found, config)
+    retrain(measured, found, dataclasses.replace(config, measure_epochs=1))
+    lines = [record for record in measured.metrics() if record["kind"] == "accuracy"]
+    assert [(r["epoch"], r["images"], r["measured_on"]) for r in lines] == [(n, 360, "test") for n in (1, 2, 3)]
+    assert lines[-1]["accuracy"] == measured.read_json(RESULT)["accuracy"]
+    assert [r["kind"] for r in measured.metrics()] == ["epoch", "accuracy"] * 3
+    for name in (RETRAINED, FUSED):
+        assert (plain.path / name).read_bytes() == (measured.path / name).read_bytes()
+
+
 def test_gates_do_not_decay(found) -> None:
     trainer = Trainer(found, TINY)
     weights, gates = trainer.optimiser.param_groups
@@ -214,6 +262,7 @@ def test_a_preset_that_goes_on_from_a_supernet_needs_one() -> None:
     with pytest.raises(SearchError, match="preset imagenet needs images: give --data"):
         complete("imagenet", [])
     assert complete("smoke", []).data == "digits"
+    assert complete("imagenet", ["data=imagefolder:there", "network=resnet50"]).network == "resnet50"
 
 
 def test_what_makes_no_sense_is_refused(found, tmp_path) -> None:
@@ -225,3 +274,9 @@ def test_what_makes_no_sense_is_refused(found, tmp_path) -> None:
         searched_network(dataclasses.replace(found, network={}), open_data("digits"))
     with pytest.raises(OutputError, match="holds a run already"):
         begun(tmp_path)
+    with pytest.raises(SearchError, match="width, blocks are of a network that is trained by its name"):
+        Trainer(found, dataclasses.replace(TINY, width=2, blocks=(1,)))
+    with pytest.raises(SearchError, match="nothing to train: expected an architecture"):
+        Trainer(None, TINY)
+    with pytest.raises(SearchError, match=r"supernet=s\.pt is what a found architecture goes on from"):
+        Trainer(None, dataclasses.replace(TINY, network="resnet18", supernet="s.pt"))

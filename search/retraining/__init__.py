@@ -1,0 +1,1 @@
+"""What a retraining is made of."""

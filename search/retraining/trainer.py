@@ -1,0 +1,221 @@
+"""What a running retraining holds: task, network, optimiser, average; one update, one measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from repconv.blocks.block import RepBlock
+from repconv.errors import SearchError
+
+from ..folder import RunFolder
+from ..processes import Processes
+from ..reports.found import Found
+from ..resuming import Position, kept
+from ..retrain_config import RetrainConfig
+from ..session import chosen_device, evaluation_batch
+from ..supernet.architecture import Architecture
+from ..supernet.bank import EvaluationSettings
+from ..supernet.evaluate import accuracy
+from ..supernet.joint_update import backward
+from ..supernet.layout import memory_format, said_of
+from ..supernet.supernet import Supernet, evaluating
+from ..tasks.data import open_data
+from ..tasks.network import set_positions
+from ..tasks.task import EvaluationBatches, Split, split, training_batches
+from .cutout import Cutout
+from .start import starting_network
+
+FORMAT = "repconv.retrain-checkpoint/1"
+_KEEP_BYTES = 2e9
+
+
+@final
+class Trainer:
+    """The moving parts of a retraining, as its configuration says; `found` is None for a network by its name."""
+
+    def __init__(
+        self,
+        found: Found | None,
+        config: RetrainConfig,
+        *,
+        processes: Processes = Processes(),  # noqa: B008  # frozen
+        device: str | None = None,
+        own_code: str | None = None,
+    ) -> None:
+        self.config, self.found, self.processes = config, found, processes
+        self.duty = processes.duty(1, config.batch)
+        self.device = chosen_device(device or config.device)
+        self.task = open_data(config.data, config.test_data, image_size=config.image_size)
+        self.split = self._split()
+        self.steps_an_epoch = len(self.split.train) // config.batch
+        if not self.steps_an_epoch:
+            raise SearchError(f"{len(self.split.train)} images to learn from fill no batch of {config.batch}")
+        torch.manual_seed(config.seed)
+        model = starting_network(found, config, self.task, own_code)
+        self.name = config.network if found is None else str(found.network["name"])
+        self.memory_format = memory_format(model, self.name, self.device, wanted=config.channels_last)
+        model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        set_positions(model, config.positions)
+        self.model = model
+        # Where no branch has a gate there is nothing to drop.
+        self.supernet = Supernet(model) if self.gated_branches else None
+        gates = [] if self.supernet is None else self.supernet.gate_parameters()
+        weights = list(model.parameters()) if self.supernet is None else self.supernet.weights()
+        self.optimiser = torch.optim.SGD(
+            [{"params": weights, "weight_decay": config.weight_decay}, {"params": gates, "weight_decay": 0.0}],
+            config.learning_rate,
+            momentum=config.momentum,
+        )
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is otherwise than the settings say."""
+        note = said_of(self.memory_format, self.name, wanted=self.config.channels_last)
+        dropped = None
+        if self.config.drop_path and self.supernet is None:
+            dropped = f"drop_path leaves out branches with gates, and {self.name} has none here: nothing is dropped"
+        return tuple(said for said in (note, dropped) if said is not None)
+
+    @property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """The branches of every block, by its name: fixed ones first."""
+        blocks = ((name, module) for name, module in self.model.named_modules() if isinstance(module, RepBlock))
+        return {name: (*block.branch_set.fixed, *block.branch_set.searchable) for name, block in blocks}
+
+    @property
+    def gated_branches(self) -> int:
+        """Branches that have a gate, in all blocks."""
+        blocks = (module for module in self.model.modules() if isinstance(module, RepBlock))
+        return sum(len(block.branch_set.searchable) for block in blocks)
+
+    def batches(self, epoch: int, first: int) -> Generator[tuple[Tensor, Tensor]]:
+        """An epoch's training batches from the `first` on, on the device: this process's images of them."""
+        for x, y in training_batches(
+            self.task,
+            self.split.train,
+            batch=self.config.batch,
+            seed=self.config.seed,
+            epoch=epoch,
+            first=first,
+            workers=self.config.workers,
+            also=Cutout(self.config.cutout) if self.config.cutout else None,
+            images=self.duty.images,
+        ):
+            yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
+
+    def learning_rate(self, step: int) -> float:
+        """At that update, counted over all epochs."""
+        done = step / (self.config.epochs * self.steps_an_epoch)
+        return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * done))
+
+    def update(self, x: Tensor, y: Tensor, step: int) -> float:
+        """One mini-batch, of which `x` [n, c, h, w] and `y` are this process's images; returns its loss.
+
+        Raises:
+            SearchError: it is not finite.
+        """
+        self.model.train()
+
+        def loss() -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                return self.task.loss(self._forward(x, step), y)
+
+        parameters = list(self.model.parameters())
+        (value,) = backward(self.model, parameters, [loss], "uniform", self.processes, self.duty).losses
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return value
+
+    def result(self) -> nn.Module:
+        """The network to keep: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @cached_property
+    def judged(self) -> EvaluationBatches:
+        """The images the result is measured on: the test images, or those held out where there are none."""
+        if self.task.test is not None:
+            images, positions = self.task.test, tuple(range(len(self.task.test)))
+        else:
+            images, positions = self.task.train, self.split.validation
+        return EvaluationBatches(
+            self.task,
+            images,
+            positions,
+            batch=evaluation_batch(self.config.evaluation_batch, self.device),
+            keep_bytes=_KEEP_BYTES,
+        )
+
+    @property
+    def measured_on(self) -> str:
+        """What `judged` is: `test` or `validation`."""
+        return "validation" if self.task.test is None else "test"
+
+    def measure(self, *networks: nn.Module) -> tuple[float, ...]:
+        """The accuracy of each on the judged images, in evaluation; afterwards they are in the mode they were in."""
+        settings = EvaluationSettings(channels_last=self.memory_format == torch.channels_last, device=self.device)
+        with ExitStack() as modes:
+            for network in networks:
+                modes.enter_context(evaluating(network))
+            return tuple(accuracy(network, self.judged, settings, self.task.correct) for network in networks)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, folder: RunFolder) -> Position:
+        """Take up the folder's last checkpoint; returns where it is.
+
+        Raises:
+            SearchError: it is damaged or of something else.
+        """
+        found = kept(folder, self, FORMAT)
+        if found is None:
+            return Position()
+        at, content = found
+        self.model.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.generator.set_state(content["generator"])
+        return at
+
+    def _split(self) -> Split:
+        """Everything to learn from where there are test images."""
+        config, count = self.config, len(self.task.train)
+        if self.task.test is not None:
+            used = min(config.train_images, count) if config.train_images else count
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))[:used]
+            return Split(tuple(order.tolist()), ())
+        return split(count, config.validation_share, config.seed, config.train_images)
+
+    def _forward(self, x: Tensor, step: int) -> Any:  # noqa: ANN401  # the network's own
+        """The network's output, some branches dropped; the chance grows over the run, as in DARTS."""
+        chance = self.config.drop_path * step / (self.config.epochs * self.steps_an_epoch)
+        if self.supernet is None or not self.config.drop_path:
+            return self.model(x)
+        slots = len(self.supernet.space.slots)
+        kept = torch.rand(slots, generator=self.generator) >= chance
+        return self.supernet(Architecture(self.supernet.space, tuple(kept.tolist())), x)
