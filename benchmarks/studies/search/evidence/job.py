@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 
 from repconv import load
-from repconv.benchmarks.environment import environment
-from repconv.benchmarks.studies.common import RESULTS
 from repconv.files.whole import write_whole
 from repconv.search.config import SCHEMA as SEARCH_CONFIG
 from repconv.search.config import config_from_dict
@@ -26,6 +24,8 @@ from repconv.search.settings import settings_to_dict
 from repconv.search.supernet.evaluate import evaluate
 from repconv.search.supernet.supernet import Supernet
 
+from ....environment import environment
+from ...common import RESULTS
 from .protocol import Job, SearchJob, TrainingJob, drawn, start
 
 KEPT = RESULTS / "evidence"
