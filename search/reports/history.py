@@ -42,4 +42,4 @@ def measuring_left_s(records: Records, generations: int) -> float | None:
         return None
     seconds = sum(map(measuring_s, done))
     a_candidate = seconds / max(1, sum(record["measured"] for record in done))
-    return seconds / len(done) * (generations - len(done)) + a_candidate * done[-1]["population"]
+    return seconds / len(done) * (generations - len(done)) + a_candidate * float(done[-1]["population"])
