@@ -1,0 +1,214 @@
+"""docs/evidence.md from the kept jobs alone: tables with seeds and intervals, pictures, and what is not done yet.
+
+python benchmarks/studies/search/evidence/page.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from repconv.benchmarks.studies.common import PICTURES, ROOT, asking, markdown_table
+from repconv.benchmarks.studies.search.evidence.findings import SIZES, Findings, difference, over_seeds
+from repconv.benchmarks.studies.search.evidence.job import KEPT, finished
+from repconv.benchmarks.studies.search.evidence.protocol import (
+    AGES,
+    FIGURE_4,
+    RATIOS,
+    SCORED,
+    SEARCH,
+    SEEDS,
+    SETS,
+    SETS_TRAINING,
+    STRATEGIES,
+    TRAINING,
+    jobs,
+)
+from repconv.files.whole import write_whole
+from repconv.search.reports.compare import WithInterval
+from repconv.search.reports.report import chart
+
+PAGE = ROOT / "docs" / "evidence.md"
+PICTURE = PICTURES / "evidence_branches.svg"
+_NONE = "not measured yet"
+
+
+def main() -> None:
+    """Write the page, or say whether it is what would be written."""
+    parser = asking(__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
+    findings = Findings()
+    files = {PAGE: page(findings).encode(), **{PICTURE: text.encode() for text in [picture(findings)] if text}}
+    if parser.parse_args().check:
+        sys.exit(any(not file.exists() or file.read_bytes() != content for file, content in files.items()))
+    write_whole(files)
+    print(f"wrote {', '.join(str(file.relative_to(ROOT)) for file in files)}")
+
+
+def page(findings: Findings) -> str:
+    """The whole page."""
+    parts = [
+        _introduction(findings), _scores(findings), _strategies(findings), _ratios(findings), _ages(findings),
+        _branches(findings),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def picture(findings: Findings) -> str | None:
+    """Test accuracy over epochs by set of branches, the mean over seeds."""
+    lines = [(name, _mean_by_epoch(findings, name)) for name in SETS]
+    known = [(name, points) for name, points in lines if points]
+    return chart("test accuracy, mean over seeds", "epoch", known) + "\n" if known else None
+
+
+def _introduction(findings: Findings) -> str:
+    every = list(jobs())
+    done = sum(finished(job.name) for job in every)
+    machine = next((found for job in every if (found := findings.environment_of(job.name))), None)
+    about = "" if machine is None else f" on {machine['processor']}, torch {machine['versions']['torch']}"
+    return f"""# What a search is worth: evidence
+
+Small searches and trainings that ask what each part of the method is worth. `make search-evidence` does those that are
+left and writes this page; every number stands in a run's folder under `benchmarks/results/evidence/`, which `repconv
+search report` and `repconv search compare` read. {done} of {len(every)} are done{about}.
+
+A ResNet of width {SEARCH.width} with three units of ten branches a convolution, CIFAR-10. A search learns from
+{round(SEARCH.train_images * (1 - SEARCH.validation_share)):,} images for {SEARCH.epochs} epochs, of which
+{SEARCH.warmup_epochs} warm up, in generations of one; it judges by
+{round(SEARCH.train_images * SEARCH.validation_share):,} others. What is found is trained from scratch on
+{TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images no search sees. So
+small a training shows more of what branches are worth than a long one (last section), and resolves about one point.
+
+Values are means over seeds (images, weights and draws differ) with a 95 % interval by Student's t, and the number of
+seeds. Differences are over the same seeds."""
+
+
+def _scores(findings: Findings) -> str:
+    rows = [
+        (
+            f"of `{supernet}`", "its own" if statistics == "own" else "the supernet's", sizes,
+            _said(over_seeds(findings.tau(supernet, statistics, numbers)), 1),
+        )
+        for supernet in SCORED for statistics in ("shared", "own") for sizes, numbers in SIZES.items()
+    ]  # fmt: skip
+    return f"""## Does the score mean anything?
+
+Kendall's tau between the score of an architecture in a supernet (validation accuracy, fused, with the supernet's batch
+statistics or its own) and its test accuracy when trained from scratch, over 24 drawn architectures: of one size (two
+thirds of the branches), or of sizes from a sixth to all of them.
+
+{markdown_table(("supernet", "statistics", "architectures", "tau"), rows)}
+
+Two trainings of the same architectures with different seeds agree by a tau of {_said(findings.agreement, 1)} (one size):
+no score can do much better than that."""
+
+
+def _strategies(findings: Findings) -> str:
+    rows = [
+        (
+            f"`{name}`", _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
+            _said(over_seeds(findings.top(name, 3))),
+            "" if name == "random" else _said(difference(findings.top(name, 3), findings.top("random", 3))),
+        )
+        for name in STRATEGIES
+    ]  # fmt: skip
+    heading = ("strategy", "score of the best, %", "best, trained, %", "top 3, trained, %", "top 3 less random's")
+    return f"""## Does the strategy?
+
+Every strategy with the same space, budget (two thirds of the branches) and number of weight updates, by its own rules
+([search.md](search.md)); the best it found, and the mean of its three best (of one that finds a single architecture,
+that one three times), trained.
+
+{markdown_table(heading, rows)}"""
+
+
+def _ratios(findings: Findings) -> str:
+    names = ["ratio-1-6", "ratio-1-3", "ratio-1-2", "des", "ratio-5-6", "ratio-1"]
+    rows = [
+        (
+            str(name).removeprefix("ratio-").replace("-", "/").replace("des", "2/3"),
+            _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
+            "" if name == "des" else _said(difference(findings.top(name, 1), findings.top("des", 1))),
+        )
+        for name in names
+    ]  # fmt: skip
+    assert len(names) == len(RATIOS) + 1  # noqa: S101  # every one of the protocol's
+    heading = ("share of branches", "score of the best, %", "best, trained, %", "less that of 2/3")
+    return f"""## How many branches? (Table 4)
+
+`des` with other budgets.
+
+{markdown_table(heading, rows)}"""
+
+
+def _ages(findings: Findings) -> str:
+    says = {"des": "usual: in units of the spread, strength 1, two children", **AGES_SAID}
+    rows = [
+        (
+            says[name], _said(over_seeds(findings.over_generations(name, "mean_age")), 1),
+            _said(over_seeds(findings.survivors(name))), _said(over_seeds(findings.age_of_best(name)), 1),
+            _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
+        )
+        for name in ("des", *AGES)
+    ]  # fmt: skip
+    heading = ("age", "mean age", "parents that live on, %", "age of the best", "score of the best, %", "best, trained, %")
+    usual, without = (findings.top(name, FIGURE_4) for name in ("des", "no-age"))
+    return f"""## What does age do? (Figure 4)
+
+{markdown_table(heading, rows)}
+
+Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final population, trained:
+{_said(over_seeds(usual))} % with the age term and {_said(over_seeds(without))} % without, a difference of
+{_said(difference(usual, without))} points."""
+
+
+AGES_SAID: Mapping[str, str] = {
+    "no-age": "none",
+    "age-published": "as published: in accuracy, one child, gates disturbed by their range",
+    "age-half": "strength 0.5",
+    "age-double": "strength 2",
+    "one-child": "strength 1, one child a parent",
+}
+"""What each of `AGES` is."""
+
+
+def _branches(findings: Findings) -> str:
+    epochs = [e for e in (1, 2, 4, 6, 9, SETS_TRAINING.epochs) if e <= SETS_TRAINING.epochs]
+    rows = []
+    for name in SETS:
+        by_seed = {seed: findings.accuracies(f"set-{name}", seed) for seed in SEEDS}
+        rows.append((name, *(_said(over_seeds(lambda s, at=e, all_=by_seed: all_[s].get(at))) for e in epochs)))
+    drawn = picture(findings) is not None
+    return f"""## Do branches help, and for how long?
+
+Networks of fixed sets of branches, and DyRep, which grows and cuts them while it trains, each trained from scratch for
+{SETS_TRAINING.epochs} epochs of {SETS_TRAINING.train_images:,} images; test accuracy after so many epochs, in %. The rate
+falls to zero at the last.
+
+{markdown_table(("branches", *(f"epoch {e}" for e in epochs)), rows)}{_PICTURED if drawn else ""}"""
+
+
+_PICTURED = f"""
+
+![Accuracy over epochs](pictures/{PICTURE.name})"""
+
+
+def _mean_by_epoch(findings: Findings, name: str) -> Sequence[tuple[float, float]]:
+    found = [findings.accuracies(f"set-{name}", seed) for seed in SEEDS]
+    known = [one for one in found if one]
+    return [(epoch, sum(one[epoch] for one in known) / len(known)) for epoch in known[0]] if known else []
+
+
+def _said(value: WithInterval | None, unit: int = 100) -> str:
+    """Mean, interval and seeds."""
+    if value is None:
+        return _NONE
+    middle = f"{unit * value.value:.2f}"
+    if value.interval is None:
+        return f"{middle} ({value.count} seed)"
+    low, high = (f"{unit * end:.2f}" for end in value.interval)
+    return f"{middle} [{low}, {high}] ({value.count})"
+
+
+if __name__ == "__main__":
+    main()
