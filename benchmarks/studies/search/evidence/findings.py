@@ -56,12 +56,13 @@ class Findings:
         return {r["epoch"]: r["accuracy"] for r in self.metrics(f"training/{which}-{seed}") if "accuracy" in r}
 
     def top(self, variant: str, count: int) -> OfSeed:
-        """The mean test accuracy of the `count` best a search found, when trained."""
+        """The mean test accuracy of the `count` best a search found, when trained; of all it found, where fewer."""
 
         def of(seed: int) -> float | None:
-            found = [self.accuracy(f"{variant}-{rank}", seed) for rank in range(count)]
-            known = [one for one in found if one is not None]
-            return mean(known) if len(known) == count else None
+            result = self._json(f"search/{variant}-{seed}", RESULT)
+            there = 0 if result is None else min(count, len(result["architectures"]))
+            known = [a for rank in range(there) if (a := self.accuracy(f"{variant}-{rank}", seed)) is not None]
+            return mean(known) if there and len(known) == there else None
 
         return of
 

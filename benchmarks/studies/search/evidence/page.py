@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from repconv.benchmarks.studies.common import PICTURES, ROOT, asking, markdown_table
 from repconv.benchmarks.studies.search.evidence.findings import SIZES, Findings, difference, over_seeds
-from repconv.benchmarks.studies.search.evidence.job import KEPT, finished
+from repconv.benchmarks.studies.search.evidence.job import finished
 from repconv.benchmarks.studies.search.evidence.protocol import (
     AGES,
     FIGURE_4,
@@ -38,7 +38,9 @@ def main() -> None:
     parser = asking(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
     findings = Findings()
-    files = {PAGE: page(findings).encode(), **{PICTURE: text.encode() for text in [picture(findings)] if text}}
+    files, drawn = {PAGE: page(findings).encode()}, picture(findings)
+    if drawn is not None:
+        files[PICTURE] = drawn.encode()
     if parser.parse_args().check:
         sys.exit(any(not file.exists() or file.read_bytes() != content for file, content in files.items()))
     write_whole(files)
@@ -76,8 +78,8 @@ A ResNet of width {SEARCH.width} with three units of ten branches a convolution,
 {round(SEARCH.train_images * (1 - SEARCH.validation_share)):,} images for {SEARCH.epochs} epochs, of which
 {SEARCH.warmup_epochs} warm up, in generations of one; it judges by
 {round(SEARCH.train_images * SEARCH.validation_share):,} others. What is found is trained from scratch on
-{TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images no search sees. So
-small a training shows more of what branches are worth than a long one (last section), and resolves about one point.
+{TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images no search sees.
+So small a training shows more of what branches are worth than a long one (last section), and resolves about one point.
 
 Values are means over seeds (images, weights and draws differ) with a 95 % interval by Student's t, and the number of
 seeds. Differences are over the same seeds."""
@@ -99,8 +101,8 @@ thirds of the branches), or of sizes from a sixth to all of them.
 
 {markdown_table(("supernet", "statistics", "architectures", "tau"), rows)}
 
-Two trainings of the same architectures with different seeds agree by a tau of {_said(findings.agreement, 1)} (one size):
-no score can do much better than that."""
+Two trainings of the same architectures with different seeds agree by a tau of
+{_said(findings.agreement, 1)} (one size): no score can do much better than that."""
 
 
 def _strategies(findings: Findings) -> str:
@@ -116,8 +118,7 @@ def _strategies(findings: Findings) -> str:
     return f"""## Does the strategy?
 
 Every strategy with the same space, budget (two thirds of the branches) and number of weight updates, by its own rules
-([search.md](search.md)); the best it found, and the mean of its three best (of one that finds a single architecture,
-that one three times), trained.
+([search.md](search.md)); the best it found, and the mean of its three best (or its only one), trained.
 
 {markdown_table(heading, rows)}"""
 
@@ -151,14 +152,21 @@ def _ages(findings: Findings) -> str:
         )
         for name in ("des", *AGES)
     ]  # fmt: skip
-    heading = ("age", "mean age", "parents that live on, %", "age of the best", "score of the best, %", "best, trained, %")
+    heading = (
+        "age",
+        "mean age",
+        "parents that live on, %",
+        "age of the best",
+        "score of the best, %",
+        "best, trained, %",
+    )
     usual, without = (findings.top(name, FIGURE_4) for name in ("des", "no-age"))
     return f"""## What does age do? (Figure 4)
 
 {markdown_table(heading, rows)}
 
-Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final population, trained:
-{_said(over_seeds(usual))} % with the age term and {_said(over_seeds(without))} % without, a difference of
+Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final population,
+trained: {_said(over_seeds(usual))} % with the age term and {_said(over_seeds(without))} % without, a difference of
 {_said(difference(usual, without))} points."""
 
 
@@ -176,14 +184,14 @@ def _branches(findings: Findings) -> str:
     epochs = [e for e in (1, 2, 4, 6, 9, SETS_TRAINING.epochs) if e <= SETS_TRAINING.epochs]
     rows = []
     for name in SETS:
-        by_seed = {seed: findings.accuracies(f"set-{name}", seed) for seed in SEEDS}
+        by_seed = {seed: findings.accuracies(f"set-{name.replace(' ', '-')}", seed) for seed in SEEDS}
         rows.append((name, *(_said(over_seeds(lambda s, at=e, all_=by_seed: all_[s].get(at))) for e in epochs)))
     drawn = picture(findings) is not None
     return f"""## Do branches help, and for how long?
 
 Networks of fixed sets of branches, and DyRep, which grows and cuts them while it trains, each trained from scratch for
-{SETS_TRAINING.epochs} epochs of {SETS_TRAINING.train_images:,} images; test accuracy after so many epochs, in %. The rate
-falls to zero at the last.
+{SETS_TRAINING.epochs} epochs of {SETS_TRAINING.train_images:,} images; test accuracy after so many epochs, in %. The
+rate falls to zero at the last.
 
 {markdown_table(("branches", *(f"epoch {e}" for e in epochs)), rows)}{_PICTURED if drawn else ""}"""
 
@@ -194,7 +202,7 @@ _PICTURED = f"""
 
 
 def _mean_by_epoch(findings: Findings, name: str) -> Sequence[tuple[float, float]]:
-    found = [findings.accuracies(f"set-{name}", seed) for seed in SEEDS]
+    found = [findings.accuracies(f"set-{name.replace(' ', '-')}", seed) for seed in SEEDS]
     known = [one for one in found if one]
     return [(epoch, sum(one[epoch] for one in known) / len(known)) for epoch in known[0]] if known else []
 
