@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 from repconv.benchmarks.studies.common import PICTURES, ROOT, asking, markdown_table
-from repconv.benchmarks.studies.search.evidence.findings import SIZES, Findings, difference, over_seeds
+from repconv.benchmarks.studies.search.evidence.findings import SIZES, Findings, OfSeed, difference, over_seeds
 from repconv.benchmarks.studies.search.evidence.job import finished
 from repconv.benchmarks.studies.search.evidence.protocol import (
     AGES,
@@ -23,6 +24,7 @@ from repconv.benchmarks.studies.search.evidence.protocol import (
     STRATEGIES,
     TRAINING,
     jobs,
+    set_name,
 )
 from repconv.files.whole import write_whole
 from repconv.search.reports.compare import WithInterval
@@ -53,7 +55,7 @@ def page(findings: Findings) -> str:
         _introduction(findings), _scores(findings), _strategies(findings), _ratios(findings), _ages(findings),
         _branches(findings),
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return _wrapped("\n\n".join(parts)) + "\n"
 
 
 def picture(findings: Findings) -> str | None:
@@ -64,22 +66,23 @@ def picture(findings: Findings) -> str | None:
 
 
 def _introduction(findings: Findings) -> str:
-    every = list(jobs())
+    every = {job.name: job for job in jobs()}.values()
     done = sum(finished(job.name) for job in every)
     machine = next((found for job in every if (found := findings.environment_of(job.name))), None)
     about = "" if machine is None else f" on {machine['processor']}, torch {machine['versions']['torch']}"
+    shown = round(SEARCH.train_images * SEARCH.validation_share)
     return f"""# What a search is worth: evidence
 
-Small searches and trainings that ask what each part of the method is worth. `make search-evidence` does those that are
-left and writes this page; every number stands in a run's folder under `benchmarks/results/evidence/`, which `repconv
-search report` and `repconv search compare` read. {done} of {len(every)} are done{about}.
+Small searches and trainings that ask what each part of the method is worth. `make search-evidence` does
+those that are left and writes this page; every number stands in a run's folder under `benchmarks/results/evidence/`,
+which `repconv search report` and `repconv search compare` read. {done} of {len(every)} are done{about}.
 
-A ResNet of width {SEARCH.width} with three units of ten branches a convolution, CIFAR-10. A search learns from
-{round(SEARCH.train_images * (1 - SEARCH.validation_share)):,} images for {SEARCH.epochs} epochs, of which
-{SEARCH.warmup_epochs} warm up, in generations of one; it judges by
-{round(SEARCH.train_images * SEARCH.validation_share):,} others. What is found is trained from scratch on
-{TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images no search sees.
-So small a training shows more of what branches are worth than a long one (last section), and resolves about one point.
+A ResNet of width {SEARCH.width} with three units of ten branches a convolution, CIFAR-10. A search
+learns from {SEARCH.train_images - shown:,} images for {SEARCH.epochs} epochs, of which {SEARCH.warmup_epochs} warm up,
+in generations of one, with a population of {SEARCH.population}; it judges by {shown:,} others. What is found is trained
+from scratch on {TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images
+that no search sees. So small a training shows more of what branches are worth than a long one (last section), and
+resolves about one point.
 
 Values are means over seeds (images, weights and draws differ) with a 95 % interval by Student's t, and the number of
 seeds. Differences are over the same seeds."""
@@ -106,11 +109,12 @@ Two trainings of the same architectures with different seeds agree by a tau of
 
 
 def _strategies(findings: Findings) -> str:
+    gains = {f"`{n}`": difference(findings.top(n, 3), findings.top("random", 3)) for n in STRATEGIES if n != "random"}
     rows = [
         (
             f"`{name}`", _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
             _said(over_seeds(findings.top(name, 3))),
-            "" if name == "random" else _said(difference(findings.top(name, 3), findings.top("random", 3))),
+            "" if name == "random" else _said(gains[f"`{name}`"]),
         )
         for name in STRATEGIES
     ]  # fmt: skip
@@ -120,16 +124,21 @@ def _strategies(findings: Findings) -> str:
 Every strategy with the same space, budget (two thirds of the branches) and number of weight updates, by its own rules
 ([search.md](search.md)); the best it found, and the mean of its three best (or its only one), trained.
 
-{markdown_table(heading, rows)}"""
+{markdown_table(heading, rows)}
+
+Top 3 beside random search's{_verdict(gains)}"""
 
 
 def _ratios(findings: Findings) -> str:
-    names = ["ratio-1-6", "ratio-1-3", "ratio-1-2", "des", "ratio-5-6", "ratio-1"]
+    names = {
+        "ratio-1-6": "1/6", "ratio-1-3": "1/3", "ratio-1-2": "1/2", "des": "2/3", "ratio-5-6": "5/6", "ratio-1": "1",
+    }  # fmt: skip
+    gains = {name: difference(findings.top(name, 1), findings.top("des", 1)) for name in names if name != "des"}
     rows = [
         (
-            str(name).removeprefix("ratio-").replace("-", "/").replace("des", "2/3"),
+            names[name],
             _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
-            "" if name == "des" else _said(difference(findings.top(name, 1), findings.top("des", 1))),
+            "" if name == "des" else _said(gains[name]),
         )
         for name in names
     ]  # fmt: skip
@@ -139,7 +148,9 @@ def _ratios(findings: Findings) -> str:
 
 `des` with other budgets.
 
-{markdown_table(heading, rows)}"""
+{markdown_table(heading, rows)}
+
+Trained, beside two thirds of the branches{_verdict({names[name]: gain for name, gain in gains.items()})}"""
 
 
 def _ages(findings: Findings) -> str:
@@ -165,9 +176,9 @@ def _ages(findings: Findings) -> str:
 
 {markdown_table(heading, rows)}
 
-Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final population,
-trained: {_said(over_seeds(usual))} % with the age term and {_said(over_seeds(without))} % without, a difference of
-{_said(difference(usual, without))} points."""
+Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final
+population, trained: {_said(over_seeds(usual))} % with the age term, {_said(over_seeds(without))} % without, a
+difference of {_said(difference(usual, without))} points{_verdict({"age": difference(usual, without)})}"""
 
 
 AGES_SAID: Mapping[str, str] = {
@@ -184,27 +195,61 @@ def _branches(findings: Findings) -> str:
     epochs = [e for e in (1, 2, 4, 6, 9, SETS_TRAINING.epochs) if e <= SETS_TRAINING.epochs]
     rows = []
     for name in SETS:
-        by_seed = {seed: findings.accuracies(f"set-{name.replace(' ', '-')}", seed) for seed in SEEDS}
+        by_seed = {seed: findings.accuracies(set_name(name), seed) for seed in SEEDS}
         rows.append((name, *(_said(over_seeds(lambda s, at=e, all_=by_seed: all_[s].get(at))) for e in epochs)))
+    early, late = (_gains_at(findings, epoch) for epoch in (epochs[1], epochs[-1]))
     drawn = picture(findings) is not None
     return f"""## Do branches help, and for how long?
 
-Networks of fixed sets of branches, and DyRep, which grows and cuts them while it trains, each trained from scratch for
-{SETS_TRAINING.epochs} epochs of {SETS_TRAINING.train_images:,} images; test accuracy after so many epochs, in %. The
-rate falls to zero at the last.
+Networks of fixed sets of branches, and DyRep, which grows and cuts them while it trains, each trained
+from scratch for {SETS_TRAINING.epochs} epochs of {SETS_TRAINING.train_images:,} images; test accuracy after so many
+epochs, in %. The rate falls to zero at the last.
 
-{markdown_table(("branches", *(f"epoch {e}" for e in epochs)), rows)}{_PICTURED if drawn else ""}"""
+{markdown_table(("branches", *(f"epoch {e}" for e in epochs)), rows)}
+
+After epoch {epochs[1]}, beside the plain network{_verdict(early)} After the last{_verdict(late)}
+{_PICTURED if drawn else ""}"""
 
 
 _PICTURED = f"""
-
 ![Accuracy over epochs](pictures/{PICTURE.name})"""
 
 
+def _gains_at(findings: Findings, epoch: int) -> Mapping[str, WithInterval | None]:
+    """Accuracy after that epoch less the plain network's, by set of branches."""
+
+    def at(name: str) -> OfSeed:
+        return lambda seed: findings.accuracies(set_name(name), seed).get(epoch)
+
+    return {name: difference(at(name), at("plain")) for name in SETS if name != "plain"}
+
+
 def _mean_by_epoch(findings: Findings, name: str) -> Sequence[tuple[float, float]]:
-    found = [findings.accuracies(f"set-{name.replace(' ', '-')}", seed) for seed in SEEDS]
+    found = [findings.accuracies(set_name(name), seed) for seed in SEEDS]
     known = [one for one in found if one]
     return [(epoch, sum(one[epoch] for one in known) / len(known)) for epoch in known[0]] if known else []
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs broken into lines anew, after numbers were put in."""
+    return "\n\n".join(
+        fill(" ".join(block.split()), 120, break_long_words=False, break_on_hyphens=False)
+        if block[0].isalnum()
+        else block
+        for block in text.split("\n\n")
+    )
+
+
+def _verdict(gains: Mapping[str, WithInterval | None]) -> str:
+    """Which differences are shown, in words: those whose interval does not hold 0."""
+    known = {name: gain.interval for name, gain in gains.items() if gain is not None and gain.interval is not None}
+    parts = {
+        "better": [name for name, (low, _) in known.items() if low > 0],
+        "worse": [name for name, (_, high) in known.items() if high < 0],
+        "no difference shown": [name for name, (low, high) in known.items() if low <= 0 <= high],
+        _NONE: [name for name in gains if name not in known],
+    }
+    return ": " + "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names) + "."
 
 
 def _said(value: WithInterval | None, unit: int = 100) -> str:

@@ -135,7 +135,12 @@ def training(variant: str, seed: int, *, rank: int | None = None, drawn: int | N
 def of_set(name: str, seed: int) -> TrainingJob:
     """The training of a set of branches."""
     config = replace(changed(SETS_TRAINING, SETS[name]), seed=seed)
-    return TrainingJob(name=f"training/set-{name.replace(' ', '-')}-{seed}", config=config)
+    return TrainingJob(name=f"training/{set_name(name)}-{seed}", config=config)
+
+
+def set_name(name: str) -> str:
+    """What a set of branches is called among files."""
+    return f"set-{name.replace(' ', '-')}"
 
 
 def drawn() -> tuple[Architecture, ...]:
