@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from types import MappingProxyType
 
 from repconv.errors import SearchError
 
-from .aging import Aging
-from .cars import Cars
-from .des import Des
+from .evolving.aging import Aging
+from .evolving.cars import Cars
+from .evolving.des import Des
+from .evolving.random import Random
 from .gold import Gold
 from .gradient import Gradient
 from .protocol import Member, Question, SearchPlan, State, Strategy, state_from_dict
-from .random import Random
 
 STRATEGIES: Mapping[str, Callable[[SearchPlan], Strategy]] = MappingProxyType({
-    "des": Des, "random": Random, "aging": Aging, "cars": Cars, "gradient": Gradient, "gold": Gold,
+    "des": Des, "random": Random, "aging": Aging, "aging-rescored": partial(Aging, rescored=True), "cars": Cars,
+    "gradient": Gradient, "gold": Gold,
 })  # fmt: skip
 """By name."""
 

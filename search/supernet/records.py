@@ -24,7 +24,10 @@ ACCURACY, GROWTH = "accuracy", "growth"
 RULES: Mapping[str, Rule] = {
     STATE: record(_STATE),
     POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}),
-    SEARCH: record({"schema": text(SEARCH), "space": _SPACE, "gates": _GATES, "architectures": many(_FOUND, least=1)}),
+    SEARCH: record(
+        {"schema": text(SEARCH), "space": _SPACE, "gates": _GATES, "architectures": many(_FOUND, least=1)},
+        {"ended_early": optional(_COUNT)},
+    ),
     RETRAIN: record({
         "schema": text(RETRAIN), "measured_on": text(), "images": _COUNT, "accuracy": finite(),
         "fused_accuracy": finite(),

@@ -11,11 +11,14 @@ from statistics import pstdev
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repconv import SearchError
 from repconv.search.strategies import STRATEGIES, Member, SearchPlan, State, create_strategy, state_from_dict
-from repconv.search.strategies.cars import crowding, fronts
 from repconv.search.strategies.evolution import Breeding, age_term, first_population
+from repconv.search.strategies.evolving.cars import rises
+from repconv.search.strategies.evolving.fronts import crowding, fronts, merged
 from repconv.search.supernet.architecture import Architecture
 from repconv.search.supernet.space import SearchSpace, SpaceBlock
 from repconv.search.supernet.supernet import Gates
@@ -128,7 +131,7 @@ def test_a_space_of_one_architecture_does_not_loop_for_ever(name: str) -> None:
     assert found
 
 
-@pytest.mark.parametrize("name", ["des", "random", "aging", "cars"])
+@pytest.mark.parametrize("name", ["des", "random", "aging", "aging-rescored", "cars"])
 def test_populations_get_better(name: str) -> None:
     states = searched(name, plan(generations=30), gates=ZERO)
     first, last = (max(m.accuracy for m in s.members) for s in (states[0], states[-1]))
@@ -221,8 +224,62 @@ class TestAging:
                 assert child.size == 10
         assert max(m.age for m in states[-1].members) <= 5
 
+    @pytest.mark.parametrize("name", ["aging", "aging-rescored"])
+    def test_as_published_a_member_keeps_its_first_score_and_rescored_it_has_the_newest(self, name: str) -> None:
+        """Accuracy rises by 0.1 a generation, as shared weights learn: published, age alone tells members apart."""
+        wanted, generator = plan(), torch.Generator().manual_seed(0)
+        strategy, state = create_strategy(name, wanted), State(gates=ZERO)
+        for generation in range(wanted.generations):
+            question = strategy.ask(state, generator)
+            state = strategy.tell(question.state, [0.1 * generation] * len(question.measure), ZERO)
+            for member in state.members:
+                born = generation + 1 - member.age
+                assert member.accuracy == pytest.approx(0.1 * (generation if name == "aging-rescored" else born))
+            assert [m.age for m in state.members] == sorted((m.age for m in state.members), reverse=True)
+
+
+VALUES = st.integers(0, 5).map(float)
+
 
 class TestCars:
+    @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=14))
+    def test_a_points_front_is_the_longest_chain_of_points_that_dominate_each_other_down_to_it(self, points) -> None:
+        def chain(i: int) -> int:
+            a = points[i]
+            above = [j for j, b in enumerate(points) if b != a and b[0] <= a[0] and b[1] <= a[1]]
+            return 1 + max((chain(j) for j in above), default=-1)
+
+        found = fronts(points)
+        assert [sorted(front) for front in found] == found
+        assert {i: k for k, front in enumerate(found) for i in front} == {i: chain(i) for i in range(len(points))}
+
+    @given(st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=14), st.integers(1, 14))
+    def test_merging_keeps_whole_stages_of_both_sortings_and_then_some_of_the_next(self, values, count) -> None:
+        lists = [[(a, c) for a, _, c in values], [(b, c) for _, b, c in values]]
+        kept = merged(lists, count)
+        assert len(set(kept)) == len(kept) == min(count, len(values))
+        sortings = [fronts(points) for points in lists]
+        best = [min(next(k for k, f in enumerate(s) if i in f) for s in sortings) for i in range(len(values))]
+        last = max(best[i] for i in kept)
+        assert {i for i, stage in enumerate(best) if stage < last} <= set(kept)
+
+    def test_a_larger_network_that_learns_fast_lives_beside_smaller_more_accurate_ones(self) -> None:
+        """It is dominated by error and size, and on the first front by rise and size only because it rises most."""
+        masks = [Architecture(SPACE, tuple(i < size for i in range(20))) for size in (3, 6, 9)]
+        before = tuple(Member(a, accuracy=v) for a, v in zip(masks, (0.79, 0.79, 0.5), strict=True))
+        scores = [0.80, 0.80, 0.70]
+        kept = create_strategy("cars", plan(population=2)).tell(State(gates=ZERO, asked=before), scores, ZERO).members
+        assert [m.architecture.size for m in kept] == [3, 9]
+        slow = [0.80, 0.81, 0.51]
+        kept = create_strategy("cars", plan(population=2)).tell(State(gates=ZERO, asked=before), slow, ZERO).members
+        assert [m.architecture.size for m in kept] == [3, 6]
+
+    def test_a_newborn_is_taken_to_rise_as_the_living_did(self) -> None:
+        masks = first(4)
+        asked = [*(Member(a, accuracy=v) for a, v in zip(masks, (0.5, 0.6, 0.7), strict=False)), Member(masks[3])]
+        assert rises(asked, [0.55, 0.75, 0.71, 0.2]) == pytest.approx([0.05, 0.15, 0.01, 0.05])
+        assert rises([Member(a) for a in masks], [0.1] * 4) == [0.0] * 4
+
     def test_fronts_by_hand(self) -> None:
         points = [(0.1, 5.0), (0.2, 3.0), (0.3, 4.0), (0.2, 5.0), (0.4, 6.0), (0.1, 5.0)]
         assert fronts(points) == [[0, 1, 5], [2, 3], [4]]

@@ -10,10 +10,10 @@ from typing import final
 
 import torch
 
-from ..supernet.architecture import Architecture
-from ..supernet.supernet import Gates
-from .evolution import age_share, age_term, best, breed
-from .protocol import (
+from ...supernet.architecture import Architecture
+from ...supernet.supernet import Gates
+from ..evolution import age_share, age_term, best, breed
+from ..protocol import (
     Member,
     Question,
     SearchPlan,

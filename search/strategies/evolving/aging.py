@@ -8,11 +8,11 @@ from typing import final
 
 import torch
 
-from ..supernet.architecture import Architecture
-from ..supernet.space import SearchSpace
-from ..supernet.supernet import Gates
-from .evolution import first_population
-from .protocol import Member, Question, SearchPlan, State, architectures_of, measured
+from ...supernet.architecture import Architecture
+from ...supernet.space import SearchSpace
+from ...supernet.supernet import Gates
+from ..evolution import first_population
+from ..protocol import Member, Question, SearchPlan, State, architectures_of, asked, measured
 
 SHARE = 4
 """A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
@@ -24,16 +24,20 @@ class Aging:
     """Regularised evolution in steps of a quarter of the population, since a generation here is an epoch's training.
 
     Every child is one mutation of the best of a random sample: an active branch is exchanged for another, so its size
-    stays. Nothing is measured twice.
+    stays. Nothing is measured twice, as published. With shared weights, which learn on, that favours newborns: an
+    older member stays at what it was worth when the weights knew less. `rescored` measures all that live in every
+    generation.
     """
 
     plan: SearchPlan
+    rescored: bool = False
 
     @property
     def measurements(self) -> int:
-        """Of the first population, then of children alone."""
+        """Of the first population, then of children alone, or of all that live and them."""
         plan = self.plan
-        return 2 * plan.population + (plan.generations - 1) * min(plan.children, _share(plan.population))
+        again = plan.population if self.rescored else 0
+        return 2 * plan.population + (plan.generations - 1) * (again + min(plan.children, _share(plan.population)))
 
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """New children; all that live are trained."""
@@ -42,13 +46,15 @@ class Aging:
             new = first_population(plan.space, plan.budget, plan.population, generator)
         else:
             new = self._children(state.members, generator)
-        living = architectures_of(state.members)
-        return Question(replace(state, asked=tuple(Member(a) for a in new)), living + new, new)
+        born = tuple(Member(architecture) for architecture in new)
+        if self.rescored:
+            return asked(state, [*_older(state.members), *born])
+        return Question(replace(state, asked=born), architectures_of(state.members) + new, new)
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Children join, as many of the oldest leave."""
-        older = [replace(member, age=member.age + 1) for member in state.members]
-        queue = [*older, *measured(state, scores)]
+        older = [] if self.rescored else _older(state.members)
+        queue = [*older, *measured(state, scores)]  # the oldest first
         return State(gates=gates, generation=state.generation + 1, members=tuple(queue[-self.plan.population :]))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
@@ -69,6 +75,10 @@ class Aging:
                     children.append(child)
                     break
         return tuple(children)
+
+
+def _older(members: Sequence[Member]) -> list[Member]:
+    return [replace(member, age=member.age + 1) for member in members]
 
 
 def _share(members: int) -> int:

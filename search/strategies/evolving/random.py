@@ -8,10 +8,10 @@ from typing import final
 
 import torch
 
-from ..supernet.architecture import Architecture
-from ..supernet.supernet import Gates
-from .evolution import best, first_population
-from .protocol import Member, Question, SearchPlan, State, architectures_of, asked, generational, measured
+from ...supernet.architecture import Architecture
+from ...supernet.supernet import Gates
+from ..evolution import best, first_population
+from ..protocol import Member, Question, SearchPlan, State, architectures_of, asked, generational, measured
 
 
 @final

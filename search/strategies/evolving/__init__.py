@@ -1,0 +1,1 @@
+"""Strategies that keep a population, and breed or draw the next one."""
