@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,11 +13,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tally:
-    """So much is done of so much: `what` in the plural, as `updates`."""
+    """So much is done of so much: `what` in the plural, as `updates`.
+
+    within: where in it, in words. left_s: seconds left, where whoever tells knows them better than by how fast it goes;
+    without: what is not in them.
+    """
 
     what: str
     done: int
     total: int
+    _: KW_ONLY
+    within: str = ""
+    left_s: float | None = None
+    without: str = ""
 
 
 Watch = Callable[[Tally], None]
@@ -34,11 +42,13 @@ def watched(by: Watch) -> Iterator[None]:
         _watching.reset(before)
 
 
-def tell_progress(what: str, done: int, total: int) -> None:
-    """Tell whoever watches."""
+def tell_progress(
+    what: str, done: int, total: int, *, within: str = "", left_s: float | None = None, without: str = ""
+) -> None:
+    """Tell whoever watches, as `Tally` says."""
     watch = _watching.get()
     if watch is not None:
-        watch(Tally(what, done, total))
+        watch(Tally(what, done, total, within=within, left_s=left_s, without=without))
 
 
 def counted(items: Collection[T], what: str) -> Iterator[T]:

@@ -34,7 +34,8 @@ class SearchConfig:
         says; "spread" in units of how far the accuracies of a generation are apart, a life costing age_strength
         standard deviations.
     epochs: in all, warm-up included. warmup_epochs: of fresh random architectures. generation_epochs: of training a
-        generation.
+        generation. patience: the search ends after so many generations without a better best accuracy; 0: never before
+        its epochs.
     architectures: sub-networks a mini-batch (the paper's B). weighting: of their gradients.
     batch, learning_rate, momentum, weight_decay, clip: of the weights (SGD; clip: largest gradient norm, 0 for any).
     schedule: of their learning rate. gate_learning_rate, gate_beta_1, gate_beta_2: of the gates (Adam).
@@ -80,6 +81,7 @@ class SearchConfig:
     epochs: int = 500
     warmup_epochs: int = 50
     generation_epochs: int = 10
+    patience: int = 0
     architectures: int = 5
     weighting: Weighting = "softmax"
     batch: int = 128
@@ -160,7 +162,7 @@ _FORMERLY: Mapping[str, object] = {
 }  # fmt: skip
 _LEAST: Mapping[str, float] = {
     "width": 0, "image_size": 0, "train_images": 0, "population": 1, "offspring": 0, "epochs": 1, "warmup_epochs": 0,
-    "generation_epochs": 1, "architectures": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0, "clip": 0,
-    "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 0, "reestimation_images": 0, "workers": 0, "seed": 0,
-    "checkpoint_steps": 1, "age_strength": 0,
+    "generation_epochs": 1, "patience": 0, "architectures": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0,
+    "clip": 0, "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 0, "reestimation_images": 0, "workers": 0,
+    "seed": 0, "checkpoint_steps": 1, "age_strength": 0,
 }  # fmt: skip

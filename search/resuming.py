@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,26 @@ class Learner(Protocol):
         """At that update, counted over all epochs."""
 
 
+@dataclass
+class Pace:
+    """How fast this process trains: seconds between updates over all of its epochs, not what is done between those."""
+
+    clock: Callable[[], float]
+    updates: int = 0
+    seconds: float = 0.0
+    _since: float = field(default=0.0, init=False)
+
+    def begin(self) -> None:
+        """The next update begins."""
+        self._since = self.clock()
+
+    def count(self) -> float:
+        """One is done; what one takes."""
+        now = self.clock()
+        self.updates, self.seconds, self._since = self.updates + 1, self.seconds + now - self._since, now
+        return self.seconds / self.updates
+
+
 def rest_of_epoch(
     learner: Learner,
     at: Position,
@@ -53,22 +73,33 @@ def rest_of_epoch(
     update: Callable[[Tensor, Tensor, int], float],
     keep: Callable[[Position], None],
     tell: Report,
-    clock: Callable[[], float],
+    pace: Pace,
+    beside_s: float | None = 0.0,
 ) -> None:
     """Do what is left of an epoch, writing checkpoints on the way, not at its end.
 
     batches: from `at` on. update: of a number counted over all epochs, gives its loss. tell: is shown its metrics.
+    beside_s: seconds that evaluating will take in the rest of the run, None where that is not known yet.
 
     Raises:
         BuildError: a process that loads images was killed.
     """
-    start, first = clock(), at.step
-    steps, every = learner.steps_an_epoch, learner.config.checkpoint_steps
+    start, first = pace.clock(), at.step
+    steps, every, epochs = learner.steps_an_epoch, learner.config.checkpoint_steps, learner.config.epochs
+    pace.begin()
     with loaders_lost_in_words(), closing(batches):
         for x, y in batches:
             loss = update(x, y, at.epoch * steps + at.step)
             at = replace(at, step=at.step + 1, losses=at.losses + loss)
-            tell_progress("updates", at.epoch * steps + at.step, learner.config.epochs * steps)
+            each, done = pace.count(), at.epoch * steps + at.step
+            tell_progress(
+                "updates",
+                done,
+                epochs * steps,
+                within=f"epoch {at.epoch + 1} of {epochs}: {at.step:,} of {steps:,}, {each:.2g} s each",
+                left_s=each * (epochs * steps - done) + (beside_s or 0.0),
+                without="evaluation" if beside_s is None else "",
+            )
             if at.step % every == 0 and at.step < steps:
                 keep(at)
     done = (at.epoch + 1) * steps
@@ -79,7 +110,7 @@ def rest_of_epoch(
             "step": done,
             "loss": at.losses / steps,
             "learning_rate": learner.learning_rate(done - 1),
-            "seconds_a_step": (clock() - start) / max(1, at.step - first),
+            "seconds_a_step": (pace.clock() - start) / max(1, at.step - first),
         }
     )
 

@@ -17,7 +17,7 @@ from repconv.sources.checkpoint import save
 from .folder import RESULT, RunFolder
 from .processes import joined
 from .reports.found import Found
-from .resuming import Position, Report, keep, loaders_lost_in_words, rest_of_epoch
+from .resuming import Pace, Position, Report, keep, loaders_lost_in_words, rest_of_epoch
 from .retrain_config import RetrainConfig
 from .retraining.trainer import Trainer
 from .supernet.records import ACCURACY
@@ -81,13 +81,16 @@ def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callabl
     if first:
         for note in trainer.notes:
             report({"kind": "note", "note": note})
+    pace = Pace(clock)
     with loaders_lost_in_words():
         while at.epoch < config.epochs:
             batches = trainer.batches(at.epoch, at.step)
-            rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, clock=clock)
+            rest_of_epoch(trainer, at, batches, update=trainer.update, keep=save_at, tell=tell, pace=pace)
             at = Position(at.epoch + 1)
             if first and config.measure_epochs and at.epoch % config.measure_epochs == 0:
                 tell(_measured(trainer, at.epoch))
+            if trainer.adapts_after(at.epoch):
+                tell(trainer.adapt(at.epoch))
             save_at(at)
     if first:
         _finish(folder, trainer)

@@ -9,10 +9,9 @@ Started by `torchrun` or `accelerate launch`, several processes search as one, i
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,12 +23,13 @@ from repconv.errors import CheckpointError
 from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
-from .config import config_from_dict
+from .config import SearchConfig, config_from_dict
 from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
+from .reports.history import measuring_left_s, of_children_alone, without_gain
 from .reports.picture import svg
-from .resuming import Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
+from .resuming import Pace, Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
 from .session import Session
 from .strategies import State, Strategy, state_from_dict
 from .strategies.evolution import random_architecture
@@ -111,16 +111,37 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
             writer.flush()
         report(record)
         aged = config.age and config.strategy == "des"
-        if aged and record["kind"] == "generation" and _no_parent_lived_on(folder.metrics()):
+        if aged and record["kind"] == "generation" and of_children_alone(folder.metrics()) == _CHILDREN_ALONE:
             report({"kind": "note", "note": _NOBODY_LIVED_ON})
 
     if first:
         for note in session.notes:
             report({"kind": "note", "note": note})
+    pace = Pace(clock)
     with loaders_lost_in_words():
         while progress.at.epoch < config.epochs:
-            progress = _epoch(folder, session, strategy, progress, tell, clock)
-    _finish(folder, session, strategy, progress.state)
+            if _gains_no_more(folder, session, strategy, progress):
+                if first:
+                    report({"kind": "note", "note": _ended_early(config, progress.state)})
+                break
+            progress = _epoch(folder, session, strategy, progress, tell, pace)
+    _finish(folder, session, strategy, progress)
+
+
+def _gains_no_more(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress) -> bool:
+    """Whether the last generations brought no better accuracy; never while what is found is over the budget."""
+    patience = session.config.patience
+    if not patience or progress.train is not None or not progress.state.generation:
+        return False
+    stands = session.processes.decided(without_gain(folder.metrics())) >= patience
+    return stands and all(one.size <= session.budget for one in strategy.outcome(progress.state))
+
+
+def _ended_early(config: SearchConfig, state: State) -> str:
+    return (
+        f"no better accuracy in {config.patience} generations (patience): the search ends after generation "
+        f"{state.generation} of {config.generations}"
+    )
 
 
 def _epoch(
@@ -129,7 +150,7 @@ def _epoch(
     strategy: Strategy,
     progress: Progress,
     tell: Report,
-    clock: Callable[[], float],
+    pace: Pace,
 ) -> Progress:
     """The rest of an epoch, and at the end of a generation its evaluation and selection."""
     config, at = session.config, progress.at
@@ -153,7 +174,8 @@ def _epoch(
             return sum(batch.losses) / len(batch.losses)  # of this process's share
 
         batches = session.batches(*position)
-        rest_of_epoch(session, at, batches, update=update, keep=save_at, tell=tell, clock=clock)
+        beside = measuring_left_s(folder.metrics(), config.generations) if session.processes.first else None
+        rest_of_epoch(session, at, batches, update=update, keep=save_at, tell=tell, pace=pace, beside_s=beside)
     last = searching >= 0 and ((searching + 1) % config.generation_epochs == 0 or at.epoch + 1 == config.epochs)
     if last:
         state = _selected(folder, session, strategy, progress, tell)
@@ -241,20 +263,13 @@ def _measured(folder: RunFolder, session: Session, progress: Progress) -> tuple[
     return measured_alike(session.measure, progress.measure, session.device, first=first, half=half)
 
 
-_PATIENCE = 3
-"""Generations in which no parent lives on before that is said."""
+_CHILDREN_ALONE = 3
+"""Generations in which no parent lives on before that is said, once a streak."""
 _NOBODY_LIVED_ON = (
-    f"no parent outlived its children in {_PATIENCE} generations: growing older costs more than accuracies are apart, "
-    f"so age decides and accuracy does not; --set age_unit=spread weighs age by how far they are apart, and --set "
-    f"offspring=2 leaves more to choose from"
+    f"no parent outlived its children in {_CHILDREN_ALONE} generations: growing older costs more than accuracies are "
+    f"apart, so age decides and accuracy does not; --set age_unit=spread weighs age by how far they are apart, and "
+    f"--set offspring=2 leaves more to choose from"
 )
-
-
-def _no_parent_lived_on(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether children alone were kept in just so many generations that had parents; once a streak."""
-    found = [r for r in records if r["kind"] == "generation" and r.get("parents")]
-    streak = itertools.takewhile(lambda r: r["survivors"] == 0, reversed(found))
-    return sum(1 for _ in streak) == _PATIENCE
 
 
 def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
@@ -296,8 +311,9 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
     )
 
 
-def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: State) -> None:
+def _finish(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress) -> None:
     """Measure what was found with the final weights, rank it, and write it down."""
+    state = progress.state
     outcome = strategy.outcome(state)
     accuracies = session.measure(outcome).accuracies
     if not session.processes.first:
@@ -336,6 +352,7 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, state: Stat
             "budget": session.budget,
             "age_unit": config.age_unit if config.age else None,
             "reestimated_statistics": bool(config.reestimation_images),
+            "ended_early": state.generation if progress.at.epoch < config.epochs else None,
             "supernet": supernet,
             "gates": {"alpha": gates.alpha, "beta": gates.beta},
             "architectures": [

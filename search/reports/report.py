@@ -38,6 +38,11 @@ def report(folder: RunFolder) -> str:
     finished = (folder.path / RESULT).exists()
     if not finished:
         parts.append(f"<p><b>Under way:</b> {len(epochs)} of {config.epochs} epochs.</p>")
+    elif (last := folder.read_json(RESULT, SEARCH).get("ended_early")) is not None:
+        parts.append(
+            f"<p><b>Ended early:</b> after generation {last} of {config.generations}, since {config.patience} "
+            "brought no better accuracy.</p>"
+        )
     if epochs:
         parts += [
             "<h2>Convergence</h2>",

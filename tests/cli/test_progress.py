@@ -50,6 +50,14 @@ def test_a_log_gets_few_lines_with_total_and_time_left(clock, capsys) -> None:
     assert "\r" not in err
 
 
+def test_whoever_tells_may_know_the_time_left_and_where_it_is(clock, capsys) -> None:
+    shown = Shown(terminal=False, clock=clock)
+    for _ in range(3):
+        shown(Tally("runs", 0, 4, within="a", left_s=7200, without="evaluation"))
+        clock.now += 10
+    assert capsys.readouterr().err == "repconv: runs 0 of 4, 0%, a, 2 h 00 min left without evaluation\n"
+
+
 def test_short_work_is_not_shown(clock, capsys) -> None:
     for terminal in (True, False):
         feed(Shown(terminal=terminal, clock=clock), clock, 100, 0.004)

@@ -205,6 +205,20 @@ def test_a_retraining_of_two_processes_is_that_of_one(tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_a_retraining_of_two_processes_grows_alike_in_both(tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    settings = tmp_path / "settings.json"
+    changes = {"network": "resnet18", "width": 2, "blocks": [1], "data": "digits", "train_images": 128, "epochs": 4}
+    grow = {"grow_epochs": 1, "grow_blocks": 2, "cut_below": 0.5, "ema": 0.8, "batch": 32, "drop_path": 0.0}
+    settings.write_text(json.dumps({"schema": "repconv.retrain-config/1", "device": "cpu", **changes, **grow}))
+    launch(tmp_path, 2, SCRIPT.with_name("grow_together.py"), tmp_path / "run", settings, -1)
+    first, second = (torch.load(tmp_path / "run" / f"state-{rank}.pt") for rank in (0, 1))
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(".branches.1x3." in name for name in first)
+
+
+@pytest.mark.slow
 def test_a_run_of_two_processes_that_is_killed_ends_bit_identical(tmp_path) -> None:
     """The first process killed while it writes, the second one after an update, then both go on."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")

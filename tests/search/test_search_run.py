@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from repconv import BuildError, OutputError, SearchError, load
+from repconv.progress import watched
 from repconv.search.config import SCHEMA, SearchConfig
 from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
 from repconv.search.presets import PRESETS
 from repconv.search.reports.found import read_found
-from repconv.search.resuming import Position, rest_of_epoch
+from repconv.search.reports.history import measuring_left_s
+from repconv.search.reports.report import report
+from repconv.search.resuming import Pace, Position, rest_of_epoch
 from repconv.search.run import run
 from repconv.search.session import Session, chosen_device
 from repconv.search.settings import settings_to_dict
@@ -98,6 +101,58 @@ def test_that_no_parent_outlives_its_children_is_said_once(tmp_path, monkeypatch
     assert survivors[0] == (0, 0)
     assert all(parents == 4 for _, parents in survivors[1:])
     assert (sum(lived for lived, _ in survivors) > 0) == (unit == "spread")
+
+
+def rising_until(generation: int):
+    """A measurement in which every generation is better than the one before, but none after that one."""
+    told = []
+
+    def measure(_, architectures, __=None):
+        told.append(len(told))
+        best = 0.5 + 0.01 * min(len(told), generation)
+        return Evaluation(accuracies=(best,) * len(architectures), fold_s=0, reestimate_s=0, write_s=0, run_s=0)
+
+    return measure
+
+
+def test_a_search_that_gains_no_more_ends_and_says_so(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Session, "measure", rising_until(2))
+    folder, seen = begun(tmp_path / "run", dataclasses.replace(TINY, epochs=9, patience=3)), []
+    run(folder, seen.append)
+    assert sum(r["kind"] == "generation" for r in seen) == 5
+    assert any("ends after generation 5 of 8" in r["note"] for r in seen if r["kind"] == "note")
+    assert folder.read_json(RESULT)["ended_early"] == 5
+    assert "after generation 5 of 8, since 3 brought no better accuracy" in report(folder)
+
+
+def interrupted_by_a_note(record) -> None:
+    if record["kind"] == "note":
+        raise KeyboardInterrupt
+
+
+def test_a_search_that_was_killed_after_its_last_gain_ends_where_it_would_have(tmp_path, monkeypatch) -> None:
+    config = dataclasses.replace(TINY, epochs=9, patience=2)
+    results = []
+    for killed in (False, True):
+        monkeypatch.setattr(Session, "measure", rising_until(1))
+        folder = begun(tmp_path / str(killed), config)
+
+        if killed:
+            with pytest.raises(KeyboardInterrupt):
+                run(folder, interrupted_by_a_note)
+        run(folder)
+        results.append(folder.read_json(RESULT))
+    assert results[0] == results[1]
+    assert results[0]["ended_early"] == 3
+
+
+def test_pruning_that_is_over_its_budget_goes_on_without_gain(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Session, "measure", rising_until(1))
+    folder = begun(tmp_path / "run", dataclasses.replace(TINY, strategy="gold", epochs=7, patience=1))
+    run(folder)
+    result = folder.read_json(RESULT)
+    assert sum(map(len, result["architectures"][0]["active"].values())) == result["budget"]
+    assert result["ended_early"] == 5
 
 
 @pytest.mark.parametrize(("shuffled", "later"), [(False, torch.bfloat16), (True, torch.float32)])
@@ -359,7 +414,44 @@ def test_a_killed_loading_process_is_told_in_words_and_a_fault_of_the_data_is_no
 
     learner = SimpleNamespace(steps_an_epoch=3, config=SimpleNamespace(checkpoint_steps=1, epochs=1))
     kept = []
-    nothing = {"tell": lambda _: None, "clock": lambda: 0.0}
+    nothing = {"tell": lambda _: None, "pace": Pace(lambda: 0.0)}
     with pytest.raises(expected, match="a process that loads images has ended" if expected is BuildError else "Caught"):
         rest_of_epoch(learner, Position(), batches(), update=lambda *_: 1.0, keep=kept.append, **nothing)
     assert kept == [Position(0, 1, 1.0)]
+
+
+def test_updates_tell_their_epoch_their_seconds_and_what_is_left_with_evaluation() -> None:
+    now = iter(range(100))
+    learner = SimpleNamespace(
+        steps_an_epoch=2,
+        config=SimpleNamespace(checkpoint_steps=9, epochs=3),
+        learning_rate=lambda _: 0.1,
+    )
+    pace, seen = Pace(lambda: float(next(now))), []
+    with watched(seen.append):
+        for epoch, beside in ((0, None), (1, 10.0)):
+            batches = (batch for batch in [(torch.zeros(1), torch.zeros(1))] * 2)
+            rest_of_epoch(
+                learner,
+                Position(epoch),
+                batches,
+                update=lambda *_: 1.0,
+                keep=lambda _: None,
+                tell=lambda _: None,
+                pace=pace,
+                beside_s=beside,
+            )
+    assert [(step.done, step.total, step.left_s, step.without) for step in seen] == [
+        (1, 6, 5.0, "evaluation"),
+        (2, 6, 4.0, "evaluation"),
+        (3, 6, 13.0, ""),
+        (4, 6, 12.0, ""),
+    ]
+    assert seen[2].within == "epoch 2 of 3: 1 of 2, 1 s each"
+
+
+def test_measuring_that_is_left_takes_what_it_took() -> None:
+    record = {"kind": "generation", "measured": 6, "population": 3, "seconds_run": 5.0, "seconds_fold": 1.0}
+    assert measuring_left_s([{"kind": "epoch"}], 4) is None
+    # Two generations of 6 s, and three of what is found at 1 s each.
+    assert measuring_left_s([record, {"kind": "epoch"}, record], 4) == 2 * 6 + 3

@@ -92,10 +92,12 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
 
 def _show(record: Mapping[str, Any]) -> None:
     """What selection found, in words."""
-    seconds = sum(value for key, value in record.items() if key.startswith("seconds"))
+    from repconv.search.reports.history import measuring_s
+
     click.echo(
-        f"generation {record['generation']}: {record['measured']} measured in {seconds:.1f} s, population of "
-        f"{record['population']}: best {record['best_accuracy']:.4f}, mean {record['mean_accuracy']:.4f}, "
-        f"mean age {record['mean_age']:.1f}, {record['survivors']} of {record['parents']} parents live on",
+        f"generation {record['generation']}: {record['measured']} measured in {measuring_s(record):.1f} s, "
+        f"population of {record['population']}: best {record['best_accuracy']:.4f}, "
+        f"mean {record['mean_accuracy']:.4f}, mean age {record['mean_age']:.1f}, "
+        f"{record['survivors']} of {record['parents']} parents live on",
         err=True,
     )

@@ -49,7 +49,7 @@ class Shown:
             if self._terminal:
                 in_place("")
             return
-        if step.done <= first.done:
+        if step.done <= first.done and step.left_s is None:
             self._begun[step.what] = (now, step)
             return
         took = now - began
@@ -57,9 +57,12 @@ class Shown:
         if took < _SHORT_S or now - self._drawn < wait:
             return
         self._drawn = now
-        left = took / (step.done - first.done) * (step.total - step.done)
-        part = f"{step.done:,} of {step.total:,}, {step.done / step.total:.0%}"
-        text = f"repconv: {step.what} {part}, {duration(left)} left"
+        left = step.left_s
+        if left is None:
+            left = took / (step.done - first.done) * (step.total - step.done)
+        text = f"repconv: {step.what} {step.done:,} of {step.total:,}, {step.done / step.total:.0%}"
+        text += f", {step.within}" * bool(step.within)
+        text += f", {duration(left)} left" + f" without {step.without}" * bool(step.without)
         if self._terminal:
             in_place(text)
         else:
