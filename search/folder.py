@@ -20,7 +20,7 @@ from repconv.files.whole import whole_file
 from repconv.sources.state_dicts import read_content
 
 from .supernet.architecture import read_json
-from .supernet.records import ACCURACY, EPOCH, GENERATION, require
+from .supernet.records import ACCURACY, EPOCH, GENERATION, GROWTH, require
 
 if sys.platform != "win32":
     import fcntl
@@ -33,6 +33,9 @@ FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPUL
 TENSORBOARD = "tensorboard"
 LOCK = ".lock"
 """Held by the process that writes."""
+
+_KINDS = (EPOCH, GENERATION, ACCURACY, GROWTH)
+"""Of lines in the metrics."""
 
 _UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.(repconv-)?\w{8}")
 """What `whole_file` calls a file before it is whole."""
@@ -234,7 +237,7 @@ def _metric(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SearchError(f"{where} is no JSON: {error}") from error
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in (EPOCH, GENERATION, ACCURACY):
-        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected {EPOCH}, {GENERATION} or {ACCURACY}")
+    if kind not in _KINDS:
+        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected one of {', '.join(_KINDS)}")
     found: dict[str, Any] = require(content, kind, where)
     return found

@@ -20,7 +20,7 @@ _FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_
 
 STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
 FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
-ACCURACY = "accuracy"
+ACCURACY, GROWTH = "accuracy", "growth"
 RULES: Mapping[str, Rule] = {
     STATE: record(_STATE),
     POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}),
@@ -44,6 +44,7 @@ RULES: Mapping[str, Rule] = {
     ),
     MACHINE: each(lambda *_: ""),
     EPOCH: record({"epoch": _COUNT, "loss": finite()}),
+    GROWTH: record({"epoch": _COUNT, "grown": each(_KINDS), "cut": each(_KINDS), "saliency": each(finite())}),
     ACCURACY: record({"epoch": _COUNT, "accuracy": finite(), "images": _COUNT}),
     GENERATION: record(
         {
