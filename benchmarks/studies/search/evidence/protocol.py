@@ -32,7 +32,7 @@ TRAINING = RetrainConfig(
     cutout=0, drop_path=0, positions=256, checkpoint_steps=78,
 )  # fmt: skip
 
-POPULATIONS, SINGLE = ("des", "random", "aging", "aging-rescored", "cars"), ()
+POPULATIONS, SINGLE = ("des", "random", "aging", "aging-rescored", "cars"), ("gradient", "darts", "darts-second")
 STRATEGIES = (*POPULATIONS, *SINGLE)
 """Compared with each other, at equal updates: those that find a population, and those that find one architecture."""
 RATIOS: Mapping[str, float] = {"1-6": 1 / 6, "1-3": 1 / 3, "1-2": 1 / 2, "5-6": 5 / 6, "1": 1.0}
@@ -63,8 +63,9 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "ACNet": ("network=acnet_resnet18",),
     "DBB": ("network=dbb_resnet18",),
     "all ten": ("network=irep_resnet18",),
+    "DyRep": ("network=irep_resnet18", "grow_epochs=1"),
 }
-"""Sets of branches, trained as they are."""
+"""Sets of branches, trained as they are, and DyRep's, which grow out of all ten kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
