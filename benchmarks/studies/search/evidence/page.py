@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from textwrap import fill
 
 from repconv.benchmarks.studies.common import PICTURES, ROOT, asking, markdown_table
@@ -130,9 +131,8 @@ Top 3 beside random search's{_verdict(gains)}"""
 
 
 def _ratios(findings: Findings) -> str:
-    names = {
-        "ratio-1-6": "1/6", "ratio-1-3": "1/3", "ratio-1-2": "1/2", "des": "2/3", "ratio-5-6": "5/6", "ratio-1": "1",
-    }  # fmt: skip
+    shares = {"des": SEARCH.ratio, **{f"ratio-{name}": value for name, value in RATIOS.items()}}
+    names = {name: str(Fraction(shares[name]).limit_denominator(6)) for name in sorted(shares, key=shares.__getitem__)}
     gains = {name: difference(findings.top(name, 1), findings.top("des", 1)) for name in names if name != "des"}
     rows = [
         (
@@ -142,7 +142,6 @@ def _ratios(findings: Findings) -> str:
         )
         for name in names
     ]  # fmt: skip
-    assert len(names) == len(RATIOS) + 1  # noqa: S101  # every one of the protocol's
     heading = ("share of branches", "score of the best, %", "best, trained, %", "less that of 2/3")
     return f"""## How many branches? (Table 4)
 
