@@ -18,6 +18,7 @@ from repconv.search.reports.compare import WithInterval, estimate
 from .job import KEPT, SCORES
 from .protocol import FIXED_SIZE, MIXED_SIZES, SEEDS
 
+NONE = "not measured yet"
 OfSeed = Callable[[int], float | None]
 """A number of a seed, None where it is not known."""
 SIZES = {"one size": FIXED_SIZE, "mixed sizes": MIXED_SIZES}
@@ -38,6 +39,17 @@ def difference(one: OfSeed, other: OfSeed) -> WithInterval | None:
         return None if first is None or second is None else first - second
 
     return over_seeds(of)
+
+
+def said(value: WithInterval | None, unit: int = 100) -> str:
+    """Mean, interval and seeds."""
+    if value is None:
+        return NONE
+    middle = f"{unit * value.value:.2f}"
+    if value.interval is None:
+        return f"{middle} ({value.count} seed)"
+    low, high = (f"{unit * end:.2f}" for end in value.interval)
+    return f"{middle} [{low}, {high}] ({value.count})"
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,10 @@ class Findings:
         whole = [found for found in by_seed if None not in found]
         pairs = [(a, b) for i, a in enumerate(whole) for b in whole[:i]]
         return estimate([float(kendalltau(a, b).statistic) for a, b in pairs]) if pairs else None
+
+    def at_last(self, which: str) -> OfSeed:
+        """The test accuracy of a trained network."""
+        return lambda seed: self.accuracy(which, seed)
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The lines of a job's metrics, none where it is not done."""

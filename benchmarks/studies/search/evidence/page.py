@@ -8,10 +8,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from textwrap import fill
 
-from repconv.benchmarks.studies.common import PICTURES, ROOT, asking, markdown_table
-from repconv.benchmarks.studies.search.evidence.findings import SIZES, Findings, OfSeed, difference, over_seeds
+from repconv.benchmarks.studies.common import PICTURES, ROOT, asking, markdown_table, wrapped
+from repconv.benchmarks.studies.search.evidence.findings import (
+    NONE,
+    SIZES,
+    Findings,
+    OfSeed,
+    difference,
+    over_seeds,
+    said,
+)
 from repconv.benchmarks.studies.search.evidence.job import finished
 from repconv.benchmarks.studies.search.evidence.protocol import (
     AGES,
@@ -33,7 +40,6 @@ from repconv.search.reports.report import chart
 
 PAGE = ROOT / "docs" / "evidence.md"
 PICTURE = PICTURES / "evidence_branches.svg"
-_NONE = "not measured yet"
 
 
 def main() -> None:
@@ -56,7 +62,7 @@ def page(findings: Findings) -> str:
         _introduction(findings), _scores(findings), _strategies(findings), _ratios(findings), _ages(findings),
         _branches(findings),
     ]  # fmt: skip
-    return _wrapped("\n\n".join(parts)) + "\n"
+    return wrapped("\n\n".join(parts)) + "\n"
 
 
 def picture(findings: Findings) -> str | None:
@@ -93,7 +99,7 @@ def _scores(findings: Findings) -> str:
     rows = [
         (
             f"of `{supernet}`", "its own" if statistics == "own" else "the supernet's", sizes,
-            _said(over_seeds(findings.tau(supernet, statistics, numbers)), 1),
+            said(over_seeds(findings.tau(supernet, statistics, numbers)), 1),
         )
         for supernet in SCORED for statistics in ("shared", "own") for sizes, numbers in SIZES.items()
     ]  # fmt: skip
@@ -106,16 +112,16 @@ thirds of the branches), or of sizes from a sixth to all of them.
 {markdown_table(("supernet", "statistics", "architectures", "tau"), rows)}
 
 Two trainings of the same architectures with different seeds agree by a tau of
-{_said(findings.agreement, 1)} (one size): no score can do much better than that."""
+{said(findings.agreement, 1)} (one size): no score can do much better than that."""
 
 
 def _strategies(findings: Findings) -> str:
     gains = {f"`{n}`": difference(findings.top(n, 3), findings.top("random", 3)) for n in STRATEGIES if n != "random"}
     rows = [
         (
-            f"`{name}`", _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
-            _said(over_seeds(findings.top(name, 3))),
-            "" if name == "random" else _said(gains[f"`{name}`"]),
+            f"`{name}`", said(over_seeds(findings.score(name))), said(over_seeds(findings.top(name, 1))),
+            said(over_seeds(findings.top(name, 3))),
+            "" if name == "random" else said(gains[f"`{name}`"]),
         )
         for name in STRATEGIES
     ]  # fmt: skip
@@ -127,7 +133,7 @@ Every strategy with the same space, budget (two thirds of the branches) and numb
 
 {markdown_table(heading, rows)}
 
-Top 3 beside random search's{_verdict(gains)}"""
+Top 3 beside random search's{verdict(gains)}"""
 
 
 def _ratios(findings: Findings) -> str:
@@ -137,8 +143,8 @@ def _ratios(findings: Findings) -> str:
     rows = [
         (
             names[name],
-            _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
-            "" if name == "des" else _said(gains[name]),
+            said(over_seeds(findings.score(name))), said(over_seeds(findings.top(name, 1))),
+            "" if name == "des" else said(gains[name]),
         )
         for name in names
     ]  # fmt: skip
@@ -149,16 +155,16 @@ def _ratios(findings: Findings) -> str:
 
 {markdown_table(heading, rows)}
 
-Trained, beside two thirds of the branches{_verdict({names[name]: gain for name, gain in gains.items()})}"""
+Trained, beside two thirds of the branches{verdict({names[name]: gain for name, gain in gains.items()})}"""
 
 
 def _ages(findings: Findings) -> str:
     says = {"des": "usual: in units of the spread, strength 1, two children", **AGES_SAID}
     rows = [
         (
-            says[name], _said(over_seeds(findings.over_generations(name, "mean_age")), 1),
-            _said(over_seeds(findings.survivors(name))), _said(over_seeds(findings.age_of_best(name)), 1),
-            _said(over_seeds(findings.score(name))), _said(over_seeds(findings.top(name, 1))),
+            says[name], said(over_seeds(findings.over_generations(name, "mean_age")), 1),
+            said(over_seeds(findings.survivors(name))), said(over_seeds(findings.age_of_best(name)), 1),
+            said(over_seeds(findings.score(name))), said(over_seeds(findings.top(name, 1))),
         )
         for name in ("des", *AGES)
     ]  # fmt: skip
@@ -176,8 +182,8 @@ def _ages(findings: Findings) -> str:
 {markdown_table(heading, rows)}
 
 Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final
-population, trained: {_said(over_seeds(usual))} % with the age term, {_said(over_seeds(without))} % without, a
-difference of {_said(difference(usual, without))} points{_verdict({"age": difference(usual, without)})}"""
+population, trained: {said(over_seeds(usual))} % with the age term, {said(over_seeds(without))} % without, a
+difference of {said(difference(usual, without))} points{verdict({"age": difference(usual, without)})}"""
 
 
 AGES_SAID: Mapping[str, str] = {
@@ -195,7 +201,7 @@ def _branches(findings: Findings) -> str:
     rows = []
     for name in SETS:
         by_seed = {seed: findings.accuracies(set_name(name), seed) for seed in SEEDS}
-        rows.append((name, *(_said(over_seeds(lambda s, at=e, all_=by_seed: all_[s].get(at))) for e in epochs)))
+        rows.append((name, *(said(over_seeds(lambda s, at=e, all_=by_seed: all_[s].get(at))) for e in epochs)))
     early, late = (_gains_at(findings, epoch) for epoch in (epochs[1], epochs[-1]))
     drawn = picture(findings) is not None
     return f"""## Do branches help, and for how long?
@@ -206,7 +212,7 @@ epochs, in %. The rate falls to zero at the last.
 
 {markdown_table(("branches", *(f"epoch {e}" for e in epochs)), rows)}
 
-After epoch {epochs[1]}, beside the plain network{_verdict(early)} After the last{_verdict(late)}
+After epoch {epochs[1]}, beside the plain network{verdict(early)} After the last{verdict(late)}
 {_PICTURED if drawn else ""}"""
 
 
@@ -229,37 +235,16 @@ def _mean_by_epoch(findings: Findings, name: str) -> Sequence[tuple[float, float
     return [(epoch, sum(one[epoch] for one in known) / len(known)) for epoch in known[0]] if known else []
 
 
-def _wrapped(text: str) -> str:
-    """Paragraphs broken into lines anew, after numbers were put in."""
-    return "\n\n".join(
-        fill(" ".join(block.split()), 120, break_long_words=False, break_on_hyphens=False)
-        if block[0].isalnum()
-        else block
-        for block in text.split("\n\n")
-    )
-
-
-def _verdict(gains: Mapping[str, WithInterval | None]) -> str:
+def verdict(gains: Mapping[str, WithInterval | None]) -> str:
     """Which differences are shown, in words: those whose interval does not hold 0."""
     known = {name: gain.interval for name, gain in gains.items() if gain is not None and gain.interval is not None}
     parts = {
         "better": [name for name, (low, _) in known.items() if low > 0],
         "worse": [name for name, (_, high) in known.items() if high < 0],
         "no difference shown": [name for name, (low, high) in known.items() if low <= 0 <= high],
-        _NONE: [name for name in gains if name not in known],
+        NONE: [name for name in gains if name not in known],
     }
     return ": " + "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names) + "."
-
-
-def _said(value: WithInterval | None, unit: int = 100) -> str:
-    """Mean, interval and seeds."""
-    if value is None:
-        return _NONE
-    middle = f"{unit * value.value:.2f}"
-    if value.interval is None:
-        return f"{middle} ({value.count} seed)"
-    low, high = (f"{unit * end:.2f}" for end in value.interval)
-    return f"{middle} [{low}, {high}] ({value.count})"
 
 
 if __name__ == "__main__":

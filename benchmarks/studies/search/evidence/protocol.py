@@ -139,6 +139,12 @@ def of_set(name: str, seed: int) -> TrainingJob:
     return TrainingJob(name=f"training/{set_name(name)}-{seed}", config=config)
 
 
+def of_ratio(ratio: str) -> str:
+    """The variant that is searched with this share of the branches, `2/3` or so."""
+    name = ratio.replace("/", "-")
+    return f"ratio-{name}" if name in RATIOS else "des"
+
+
 def set_name(name: str) -> str:
     """What a set of branches is called among files."""
     return f"set-{name.replace(' ', '-')}"
