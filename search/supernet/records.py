@@ -19,6 +19,7 @@ _STATE = {"gates": _GATES, "generation": _COUNT, "members": many(_MEMBER), "aske
 _FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)})
 
 STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
+SWEEP = "repconv.sweep/1"
 FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
 ACCURACY = "accuracy"
 RULES: Mapping[str, Rule] = {
@@ -31,6 +32,11 @@ RULES: Mapping[str, Rule] = {
     RETRAIN: record({
         "schema": text(RETRAIN), "measured_on": text(), "images": _COUNT, "accuracy": finite(),
         "fused_accuracy": finite(),
+    }),
+    SWEEP: record({
+        "schema": text(SWEEP), "preset": text(), "settings": each(text()), "vary": each(many(text())),
+        "seeds": whole(1, _MANY),
+        "retrain": optional(record({"preset": text(), "settings": each(text()), "top": whole(1, _MANY)})),
     }),
     FOUND: record(
         {
