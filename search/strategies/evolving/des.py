@@ -20,6 +20,7 @@ from ..protocol import (
     State,
     architectures_of,
     asked,
+    charged,
     first_question,
     generational,
     measured,
@@ -49,12 +50,12 @@ class Des:
         return asked(state, [*older, *(Member(child) for child in children)])
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
-        """The best live on by `S = A + phi` (equation 15); nothing lives past the age limit.
+        """The best live on by `S = A + phi` (equation 15), less what they cost; nothing lives past the age limit.
 
         Where that would leave nobody (a space of one architecture, say), all that died are born again.
         """
         plan = self.plan
-        members = measured(state, scores)
+        members = charged(measured(state, scores), plan)
         spread = pstdev(scores)
         if plan.age:
             members = tuple(self._scored(member, spread) for member in members)
@@ -75,4 +76,4 @@ class Des:
             term = share if share == -math.inf else plan.age_strength * spread * share
         else:
             term = age_term(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
-        return replace(member, score=(member.accuracy or 0.0) + term)
+        return replace(member, score=(member.accuracy or 0.0) + term - plan.charge(member.architecture, spread))
