@@ -13,7 +13,6 @@ from repconv.pages.page import facts, figure, html_table, page
 from ..config import config_from_dict
 from ..folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
 from ..strategies import State, state_from_dict
-from ..strategies.gradient import gate_factors
 from ..supernet.records import MACHINE, POPULATION, SEARCH
 from ..supernet.space import SearchSpace
 from .found import read_found
@@ -221,7 +220,7 @@ def _under_way(folder: RunFolder) -> list[str]:
 
 
 def _gates(space: SearchSpace, state: State) -> list[str]:
-    factors = gate_factors(space, state.gates)
+    factors = state.gates.factors(space)
     values = dict(zip(space.slots, factors, strict=True))
     return [
         "<h2>Gates by layer and kind</h2>",

@@ -17,6 +17,7 @@ from ..supernet.records import STATE, require
 from ..supernet.space import SearchSpace
 from ..supernet.supernet import Gates
 from .evolution import Breeding, check_age, first_population
+from .training import Training
 
 AgeUnit = Literal["spread", "accuracy"]
 
@@ -26,7 +27,8 @@ class SearchPlan:
     """The settings of a search, the same for every strategy; each uses those it has a use for.
 
     budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
-    generations: how often the strategy is told. initial: the gates before any training. age_scale, age_limit,
+    generations: how often the strategy is told. initial: the gates before any training. costs: multiply-adds of every
+    slot, none if they are not known. age_scale, age_limit,
     age_offset: eta, a and mu of equation (14), unused without `age`; age_unit: whether that is taken as it is, in
     accuracy, or in units of the spread of what is measured, a life costing `age_strength` standard deviations.
     prices: of the second objective, None where there is none; cost_strength: standard deviations of what is measured
@@ -42,6 +44,7 @@ class SearchPlan:
     children: int
     generations: int
     initial: Gates
+    costs: tuple[float, ...] = ()
     age: bool = True
     age_scale: float = 0.05
     age_limit: float = 10.0
@@ -104,11 +107,15 @@ class State:
 
 
 class Question(NamedTuple):
-    """What a strategy wants done: mini-batches train architectures drawn from `train`, then `measure` is scored."""
+    """What a strategy wants done: mini-batches train architectures drawn from `train`, then `measure` is scored.
+
+    training: how they do.
+    """
 
     state: State
     train: tuple[Architecture, ...]
     measure: tuple[Architecture, ...]
+    training: Training = Training()
 
 
 class Strategy(Protocol):
@@ -117,6 +124,11 @@ class Strategy(Protocol):
     @property
     def measurements(self) -> int:
         """Candidates measured in the whole search, at most; its outcome, measured again at the end, included."""
+
+    @property
+    def warm_up(self) -> Training:
+        """How the warm-up trains its fresh random architectures: jointly, unless a strategy says otherwise."""
+        return Training()
 
     def ask(self, state: State, generator: torch.Generator) -> Question:
         """What to train and measure in this generation."""

@@ -155,10 +155,10 @@ def test_a_run_prices_once_and_says_what_everything_costs(tmp_path, monkeypatch)
     folder = RunFolder.create(tmp_path / "run", settings_to_dict(config, SCHEMA), {})
     update = Session.update
 
-    def stops(self, x, y, architectures, step):
+    def stops(self, x, y, architectures, step, *others):
         if step == 8:
             raise KeyboardInterrupt
-        return update(self, x, y, architectures, step)
+        return update(self, x, y, architectures, step, *others)
 
     monkeypatch.setattr(Session, "update", stops)
     with pytest.raises(KeyboardInterrupt):

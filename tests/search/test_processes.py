@@ -106,20 +106,24 @@ def launch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "architectures", "weighting"),
+    ("count", "architectures", "weighting", "strategy"),
     [
-        (2, 5, "softmax"),
-        (3, 2, "literal"),
-        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((2, 2, "uniform"), (2, 1, "softmax"))),
+        (2, 5, "softmax", "des"),
+        (3, 2, "literal", "des"),
+        (2, 1, "softmax", "darts-second"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in ((2, 2, "uniform", "des"), (2, 1, "softmax", "des"), (2, 1, "softmax", "darts"))
+        ),
     ],
 )
 def test_an_update_of_several_processes_is_that_of_one(
-    tmp_path, count: int, architectures: int, weighting: str
+    tmp_path, count: int, architectures: int, weighting: str, strategy: str
 ) -> None:
     """With fewer architectures than processes, of one that normalises the same parts of each mini-batch."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     for processes in (1, count):
-        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting, count)
+        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting, count, strategy)
     alone = torch.load(tmp_path / "update-1-0.pt")
     ranks = [torch.load(tmp_path / f"update-{count}-{rank}.pt") for rank in range(count)]
     assert not all(alone["gradients"].values()), "some branches are in none of the architectures"

@@ -12,7 +12,7 @@ from ...supernet.architecture import Architecture
 from ...supernet.space import SearchSpace
 from ...supernet.supernet import Gates
 from ..evolution import first_population
-from ..protocol import Member, Question, SearchPlan, State, architectures_of, asked, charged, measured
+from ..protocol import Member, Question, SearchPlan, State, Strategy, architectures_of, asked, charged, measured
 
 SHARE = 4
 """A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
@@ -20,7 +20,7 @@ SHARE = 4
 
 @final
 @dataclass(frozen=True)
-class Aging:
+class Aging(Strategy):
     """Regularised evolution in steps of a quarter of the population, since a generation here is an epoch's training.
 
     Every child is one mutation of the best of a random sample: an active branch is exchanged for another, so its size

@@ -17,6 +17,7 @@ from ..protocol import (
     Question,
     SearchPlan,
     State,
+    Strategy,
     architectures_of,
     asked,
     first_question,
@@ -28,7 +29,7 @@ from .fronts import merged
 
 @final
 @dataclass(frozen=True)
-class Cars:
+class Cars(Strategy):
     """Architectures of any size up to the budget; fronts of two sortings live on, merged from the first ones on.
 
     One sorting is by error and size. The other is by how much accuracy rose since the last generation, and size: with

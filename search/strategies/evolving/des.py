@@ -18,6 +18,7 @@ from ..protocol import (
     Question,
     SearchPlan,
     State,
+    Strategy,
     architectures_of,
     asked,
     charged,
@@ -29,7 +30,7 @@ from ..protocol import (
 
 @final
 @dataclass(frozen=True)
-class Des:
+class Des(Strategy):
     """De-IReps, algorithm 1. Parents and children are trained and measured together, every generation anew."""
 
     plan: SearchPlan

@@ -11,12 +11,23 @@ import torch
 from ...supernet.architecture import Architecture
 from ...supernet.supernet import Gates
 from ..evolution import best, first_population
-from ..protocol import Member, Question, SearchPlan, State, architectures_of, asked, charged, generational, measured
+from ..protocol import (
+    Member,
+    Question,
+    SearchPlan,
+    State,
+    Strategy,
+    architectures_of,
+    asked,
+    charged,
+    generational,
+    measured,
+)
 
 
 @final
 @dataclass(frozen=True)
-class Random:
+class Random(Strategy):
     """As many new ones a generation as `des` has children; the kept are trained and measured again with them."""
 
     plan: SearchPlan
