@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,19 @@ def _cifar(kind: str, path: Path) -> Task:
 
 
 def _folder(path: Path, image_size: int) -> Task:
+    if not path.is_file():
+        return _read_folder(path, image_size)
+    about = path.stat()
+    return _read_zip(path.resolve(), image_size, (about.st_mtime_ns, about.st_size))
+
+
+@lru_cache(maxsize=1)
+def _read_zip(path: Path, image_size: int, _changed: tuple[int, int]) -> Task:
+    """Read once where one process trains several networks on it: decoding takes long beside a short training."""
+    return _read_folder(path, image_size)
+
+
+def _read_folder(path: Path, image_size: int) -> Task:
     train, classes = image_folder(path, split="train")
     test, test_classes = image_folder(path, split="test")
     if test_classes and test_classes != classes:

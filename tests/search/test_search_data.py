@@ -64,6 +64,16 @@ def test_image_folders_and_zips_hold_the_same(tmp_path, form) -> None:
     assert task.input_shape == (3, 8, 8)
 
 
+def test_a_zip_is_read_once_until_it_changes(tmp_path) -> None:
+    write_images(tmp_path / "animals")
+    archive = zipped(tmp_path / "animals", tmp_path / "animals.zip")
+    first = open_data(f"imagefolder:{archive}")
+    assert open_data(f"imagefolder:{archive}").train is first.train
+    write_images(tmp_path / "animals", names=("fox",))
+    zipped(tmp_path / "animals", archive)
+    assert open_data(f"imagefolder:{archive}").class_names == ("cat", "dog", "fox")
+
+
 def test_folders_named_train_and_val_are_kept_apart(tmp_path) -> None:
     write_images(tmp_path / "data" / "train")
     write_images(tmp_path / "data" / "val")

@@ -9,15 +9,15 @@ from typing import final
 
 import torch
 
-from ..supernet.architecture import Architecture
-from ..supernet.supernet import Gates
-from .gradient import gate_factors
-from .protocol import Member, Question, SearchPlan, State, architectures_of, measured
+from ...supernet.architecture import Architecture
+from ...supernet.supernet import Gates
+from ..protocol import Member, Question, SearchPlan, State, Strategy, architectures_of, measured
+from .gradient import best_gates
 
 
 @final
 @dataclass(frozen=True)
-class Gold:
+class Gold(Strategy):
     """Gradual pruning: after every generation the active branches with the smallest gates go, as many as keep the pace.
 
     The pace is even and reaches the budget a generation before the end, so that the result is trained as it is. Their
@@ -38,15 +38,10 @@ class Gold:
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Prune down to this generation's size."""
-        plan = self.plan
         (member,) = measured(state, scores)
         size = self._size(state.generation + 1)
-        factors = gate_factors(plan.space, gates)
-        active = [i for i, on in enumerate(member.architecture.mask) if on]
-        kept = set(sorted(active, key=lambda i: -factors[i])[:size])
-        if len(kept) < len(active):
-            left = Architecture(plan.space, tuple(i in kept for i in range(len(factors))))
-            member = Member(left, age=member.age)
+        if size < member.architecture.size:
+            member = Member(best_gates(member.architecture, gates, size), age=member.age)
         return State(gates=gates, generation=state.generation + 1, members=(member,))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
