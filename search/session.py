@@ -16,6 +16,8 @@ from torch import Tensor
 from repconv.errors import SearchError
 
 from .config import SearchConfig
+from .costs.prices import Prices
+from .costs.pricing import price
 from .gates.bilevel import buffers_kept, second_order
 from .gates.price import branch_costs, charge
 from .processes import Processes
@@ -91,6 +93,7 @@ class Session:
             batch=evaluation_batch(config.evaluation_batch, self.device),
             keep_bytes=_KEEP_BYTES,
         )
+        self.prices: Prices | None = None
         self.evaluation_settings = EvaluationSettings(
             torch.bfloat16 if config.evaluation_dtype == "bfloat16" else torch.float32,
             self.memory_format == torch.channels_last,
@@ -108,8 +111,17 @@ class Session:
         """Updates in the whole search."""
         return self.config.epochs * self.steps_an_epoch
 
+    def priced(self) -> Prices | None:
+        """The prices of the second objective, found now, of a mini-batch as one process has it; None without one."""
+        config = self.config
+        if config.objective == "none":
+            return None
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(config.batch, *self.task.input_shape, generator=generator)
+        return price(self.supernet, config.objective, images.to(self.device, memory_format=self.memory_format))
+
     def strategy(self) -> Strategy:
-        """The strategy, as the configuration says."""
+        """The strategy, as the configuration says, with the prices found before."""
         config = self.config
         return create_strategy(
             config.strategy,
@@ -127,6 +139,8 @@ class Session:
                 age_scale=config.age_scale,
                 age_limit=config.age_limit,
                 age_offset=config.age_offset,
+                prices=self.prices,
+                cost_strength=config.cost_strength,
                 breeding=Breeding(
                     crossover=config.crossover,
                     mutation=config.mutation,
