@@ -10,9 +10,9 @@
 #   make lowest       install exactly the lowest versions of setup.cfg beside, and fuse, export and test with them
 #   make paper        measure what of the paper's tables and figures this machine can, and write docs/paper.md (half an
 #                     hour; `make paper KEEP=--keep` measures only what benchmarks/results/ does not hold)
-#   make search-evidence TRAIN=cifar10-train.zip TEST=cifar10-test.zip
-#                     do what is left of the searches and trainings of docs/evidence.md (about 20 hours of a core in all;
-#                     stopped, it goes on), and write that page and docs/paper.md
+#   make search-evidence   do what is left of the searches and trainings of docs/evidence.md, and write that page and
+#                     docs/paper.md: TRAIN=cifar10-train.zip TEST=cifar10-test.zip; about 20 hours of a core in all,
+#                     stopped, it goes on
 #   make format       rewrite the code in the project's format
 #   make clean        delete what the others made, but for the environment
 #   make distclean    delete that, too
