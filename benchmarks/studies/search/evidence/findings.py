@@ -146,7 +146,8 @@ class Findings:
 
     def environment_of(self, name: str) -> dict[str, Any] | None:
         """What a job was done on."""
-        return self._json(name, "environment.json")
+        found: dict[str, Any] | None = self._json(name, "environment.json")
+        return found
 
     def size(self, which: str, seed: int) -> int | None:
         """Active branches of what was trained."""

@@ -198,10 +198,7 @@ AGES_SAID: Mapping[str, str] = {
 
 def _branches(findings: Findings) -> str:
     epochs = [e for e in (1, 2, 4, 6, 9, SETS_TRAINING.epochs) if e <= SETS_TRAINING.epochs]
-    rows = []
-    for name in SETS:
-        by_seed = {seed: findings.accuracies(set_name(name), seed) for seed in SEEDS}
-        rows.append((name, *(said(over_seeds(lambda s, at=e, all_=by_seed: all_[s].get(at))) for e in epochs)))
+    rows = [(name, *(said(over_seeds(_accuracy_after(findings, name, e))) for e in epochs)) for name in SETS]
     early, late = (_gains_at(findings, epoch) for epoch in (epochs[1], epochs[-1]))
     drawn = picture(findings) is not None
     return f"""## Do branches help, and for how long?
@@ -222,11 +219,12 @@ _PICTURED = f"""
 
 def _gains_at(findings: Findings, epoch: int) -> Mapping[str, WithInterval | None]:
     """Accuracy after that epoch less the plain network's, by set of branches."""
+    plain = _accuracy_after(findings, "plain", epoch)
+    return {name: difference(_accuracy_after(findings, name, epoch), plain) for name in SETS if name != "plain"}
 
-    def at(name: str) -> OfSeed:
-        return lambda seed: findings.accuracies(set_name(name), seed).get(epoch)
 
-    return {name: difference(at(name), at("plain")) for name in SETS if name != "plain"}
+def _accuracy_after(findings: Findings, name: str, epoch: int) -> OfSeed:
+    return lambda seed: findings.accuracies(set_name(name), seed).get(epoch)
 
 
 def _mean_by_epoch(findings: Findings, name: str) -> Sequence[tuple[float, float]]:
