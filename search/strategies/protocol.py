@@ -75,12 +75,16 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All a strategy remembers. generation: how often it was told; asked: whose scores it waits for."""
+    """All a strategy remembers. generation: how often it was told; asked: whose scores it waits for.
+
+    memory: numbers of its own; what they are, the strategy says.
+    """
 
     gates: Gates
     generation: int = 0
     members: tuple[Member, ...] = ()
     asked: tuple[Member, ...] = ()
+    memory: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, architectures by names."""
@@ -89,6 +93,7 @@ class State:
             "gates": {"alpha": list(self.gates.alpha), "beta": list(self.gates.beta)},
             "members": [_member_to_dict(member) for member in self.members],
             "asked": [_member_to_dict(member) for member in self.asked],
+            **({"memory": list(self.memory)} if self.memory else {}),
         }
 
 
@@ -171,6 +176,7 @@ def state_from_dict(content: Mapping[str, Any], space: SearchSpace) -> State:
         generation=content["generation"],
         members=tuple(_member_from_dict(member, space) for member in content["members"]),
         asked=tuple(_member_from_dict(member, space) for member in content["asked"]),
+        memory=tuple(content.get("memory", ())),
     )
 
 

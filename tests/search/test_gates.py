@@ -15,10 +15,14 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from repconv import RepBlock, create_model
+from repconv.search.config import SCHEMA
+from repconv.search.folder import RunFolder
 from repconv.search.gates.bilevel import RADIUS, second_order
 from repconv.search.gates.price import branch_costs, charge
 from repconv.search.presets import PRESETS
+from repconv.search.run import run
 from repconv.search.session import Session
+from repconv.search.settings import settings_to_dict
 from repconv.search.strategies.evolution import random_architecture
 from repconv.search.strategies.training import Dropped, Training, perturbed_best, training_from_dict
 from repconv.search.supernet.architecture import Architecture
@@ -214,6 +218,36 @@ class TestUpdate:
         for name, value in session.supernet.model.named_buffers():
             assert torch.allclose(value, statistics[name], atol=1e-5), name
             assert not torch.equal(value, before[name]), "of the weights' images"
+
+    def test_a_price_moves_gates_and_not_the_weights(self) -> None:
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+        session, twin = Session(TINY), Session(TINY)
+        full = Architecture.full(session.supernet.space)
+        (x, y), *_ = session.batches(0, 0, 1)
+        prices = tuple(0.01 * i for i in range(len(full.mask)))
+        session.update(x, y, [full], 0, Training(prices=prices))
+        twin.update(x, y, [full], 0)
+        for one, other in zip(session.weights, twin.weights, strict=True):
+            assert torch.equal(one, other)
+        for price, slot in zip(prices, full.space.slots, strict=True):
+            ours, theirs = (s.supernet.blocks[slot.block].alpha[slot.branch].grad for s in (session, twin))
+            assert float(ours - theirs) == pytest.approx(price * 0.125, abs=1e-6)  # s(0) s'(0)
+
+    def test_gates_begin_anew_without_memory_and_the_search_says_when(self, tmp_path, monkeypatch) -> None:
+        """P-DARTS in three generations, a stage each: gates at nought, and the next step of Adam is its first."""
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+        monkeypatch.setattr("repconv.search.run._tensorboard", lambda *_: None)
+        begin, seen = Session.begin_gates, []
+
+        def watched(session: Session) -> None:
+            moved = any(session.supernet.gates().alpha)
+            begin(session)
+            seen.append((moved, session.supernet.gates() == session.initial, len(session.gate_optimiser.state)))
+
+        monkeypatch.setattr(Session, "begin_gates", watched)
+        config = dataclasses.replace(TINY, strategy="pdarts", epochs=4)
+        run(RunFolder.create(tmp_path / "run", settings_to_dict(config, SCHEMA), {}))
+        assert seen == [(True, True, 0)] * 3
 
 
 class TestPrice:
