@@ -27,7 +27,8 @@ if sys.platform != "win32":
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"
-FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS)
+PRICES = "prices.json"
+FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS, PRICES)
 """What a run's folder may hold, by name."""
 
 TENSORBOARD = "tensorboard"
@@ -97,7 +98,7 @@ class RunFolder:
             yield folder
         except RepconvError:
             if not begun and not any((path / name).exists() for name in (CHECKPOINT, METRICS)):
-                for name in (CONFIG, ENVIRONMENT, LOCK):
+                for name in (CONFIG, ENVIRONMENT, PRICES, LOCK):
                     (path / name).unlink(missing_ok=True)
                 shutil.rmtree(path / TENSORBOARD, ignore_errors=True)
                 with suppress(OSError):  # somebody else's files are in one

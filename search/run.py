@@ -24,7 +24,8 @@ from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
 from .config import SearchConfig, config_from_dict
-from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
+from .costs.prices import Prices
+from .folder import BEST, CONFIG, POPULATIONS, PRICES, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
 from .reports.history import measuring_left_s, of_children_alone, without_gain
@@ -38,6 +39,7 @@ from .strategies.training import Training, training_from_dict
 from .supernet.architecture import Architecture
 from .supernet.evaluate import Evaluation
 from .supernet.precision import TAU, agreed, measured_alike
+from .supernet.records import PRICED
 from .supernet.supernet import Gates
 from .tasks.data import is_own_data
 from .tasks.network import is_own_network
@@ -97,6 +99,7 @@ def run(
 def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[], float]) -> None:
     config, first = session.config, session.processes.first
     progress = _restored(folder, session)
+    session.prices = _prices(folder, session)
     strategy = session.strategy()
     writer = _tensorboard(folder, progress.at.epoch * session.steps_an_epoch + progress.at.step) if first else None
 
@@ -126,6 +129,35 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
                 break
             progress = _epoch(folder, session, strategy, progress, tell, pace)
     _finish(folder, session, strategy, progress)
+
+
+def _prices(folder: RunFolder, session: Session) -> Prices | None:
+    """Those of the run, found once by the first process: times are never twice the same, and a resumed run shall be."""
+    if session.config.objective == "none":
+        return None
+    if session.processes.first and not (folder.path / PRICES).exists():
+        found = session.priced()
+        assert found is not None  # noqa: S101  # there is an objective
+        folder.write_json(PRICES, found.to_dict(session.supernet.space))
+    session.processes.gathered([None])  # the others read what it wrote
+    content = folder.read_json(PRICES, PRICED)
+    return Prices.of_record(content, session.supernet.space, str(folder.path / PRICES))
+
+
+def _with_costs(content: dict[str, Any], state: State, prices: Prices | None) -> dict[str, Any]:
+    """A state's plain containers, each member with what it costs, where costs count."""
+    if prices is None:
+        return content
+    for key, members in (("members", state.members), ("asked", state.asked)):
+        for record, member in zip(content[key], members, strict=True):
+            record["cost"] = prices.cost(member.architecture)
+    return content
+
+
+def _mean_cost(state: State, prices: Prices | None) -> dict[str, float]:
+    if prices is None:
+        return {}
+    return {"mean_cost": sum(prices.cost(m.architecture) for m in state.members) / len(state.members)}
 
 
 def _gains_no_more(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress) -> bool:
@@ -224,7 +256,7 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
     if session.processes.first:
         folder.write_json(
             f"{POPULATIONS}/{state.generation:04d}.json",
-            {"schema": "repconv.population/1", "space": space, **state.to_dict()},
+            {"schema": "repconv.population/1", "space": space, **_with_costs(state.to_dict(), state, session.prices)},
         )
     accuracies = [m.accuracy for m in state.members if m.accuracy is not None] or list(found.accuracies)
     ages = [float(m.age) for m in state.members]
@@ -244,6 +276,7 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
             "parents": len(progress.state.members),
             "survivors": len({*architectures_of(progress.state.members)} & {*architectures_of(state.members)}),
             "mean_size": sum(sizes) / len(sizes),
+            **_mean_cost(state, session.prices),
             **({} if tau is None else {TAU: tau}),
             "seconds_fold": found.fold_s,
             "seconds_reestimate": found.reestimate_s,
@@ -356,8 +389,15 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, progress: P
             "supernet": supernet,
             "gates": {"alpha": gates.alpha, "beta": gates.beta},
             "architectures": [
-                {"accuracy": accuracies[i], "age": ages.get(outcome[i]), "active": outcome[i].active} for i in ranked
+                {
+                    "accuracy": accuracies[i],
+                    "age": ages.get(outcome[i]),
+                    **({} if session.prices is None else {"cost": session.prices.cost(outcome[i])}),
+                    "active": outcome[i].active,
+                }
+                for i in ranked
             ],
+            **({} if session.prices is None else {"prices": session.prices.to_dict(session.supernet.space)}),
             # Without the times, which are never twice the same.
             "history": [
                 {key: value for key, value in record.items() if not key.startswith("seconds")}

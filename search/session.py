@@ -16,10 +16,12 @@ from torch import Tensor
 from repconv.errors import SearchError
 
 from .config import SearchConfig
+from .costs.prices import Prices
+from .costs.pricing import price
 from .gates.bilevel import buffers_kept, second_order
-from .gates.price import branch_costs, charge
+from .gates.charge import charge
 from .processes import Processes
-from .strategies import SearchPlan, Strategy, create_strategy
+from .strategies import CHARGED, SearchPlan, Strategy, create_strategy
 from .strategies.evolution import Breeding
 from .strategies.training import GateRule, Training
 from .supernet.adaptive import AdaptiveBatch
@@ -91,6 +93,7 @@ class Session:
             batch=evaluation_batch(config.evaluation_batch, self.device),
             keep_bytes=_KEEP_BYTES,
         )
+        self.prices: Prices | None = None
         self.evaluation_settings = EvaluationSettings(
             torch.bfloat16 if config.evaluation_dtype == "bfloat16" else torch.float32,
             self.memory_format == torch.channels_last,
@@ -108,8 +111,17 @@ class Session:
         """Updates in the whole search."""
         return self.config.epochs * self.steps_an_epoch
 
+    def priced(self) -> Prices | None:
+        """The prices of the second objective, found now, of a mini-batch as one process has it; None without one."""
+        config = self.config
+        if config.objective == "none":
+            return None
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(config.batch, *self.task.input_shape, generator=generator)
+        return price(self.supernet, config.objective, images.to(self.device, memory_format=self.memory_format))
+
     def strategy(self) -> Strategy:
-        """The strategy, as the configuration says."""
+        """The strategy, as the configuration says, with the prices found before."""
         config = self.config
         return create_strategy(
             config.strategy,
@@ -120,13 +132,15 @@ class Session:
                 children=round(config.offspring * config.population),
                 generations=config.generations,
                 initial=self.initial,
-                costs=self._costs(),
+                flops=self._flops() if config.strategy in CHARGED else (),
                 age=config.age,
                 age_unit=config.age_unit,
                 age_strength=config.age_strength,
                 age_scale=config.age_scale,
                 age_limit=config.age_limit,
                 age_offset=config.age_offset,
+                prices=self.prices,
+                cost_strength=config.cost_strength,
                 breeding=Breeding(
                     crossover=config.crossover,
                     mutation=config.mutation,
@@ -241,8 +255,8 @@ class Session:
         )
 
     def _move_gates(self, training: Training) -> None:
-        if training.prices:
-            charge(self.supernet, training.prices)
+        if training.charges:
+            charge(self.supernet, training.charges)
         self.gate_optimiser.step()
 
     def _gradients(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture]) -> AdaptiveBatch:
@@ -258,10 +272,10 @@ class Session:
             self.supernet.model, [*self.weights, *self.gates], losses, self.config.weighting, self.processes, duty
         )
 
-    def _costs(self) -> tuple[float, ...]:
-        """Multiply-adds of every slot on one image."""
+    def _flops(self) -> tuple[float, ...]:
+        """Of every slot, on one image."""
         image = torch.zeros(1, *self.task.input_shape, device=self.device).to(memory_format=self.memory_format)
-        return branch_costs(self.supernet, image)
+        return price(self.supernet, "flops", image).slots
 
     def measure(self, architectures: Sequence[Architecture], dtype: torch.dtype | None = None) -> Evaluation:
         """The validation accuracy of each as a single-path network; every process measures a share.

@@ -27,7 +27,24 @@ STRATEGIES: Mapping[str, Callable[[SearchPlan], Strategy]] = MappingProxyType({
 })  # fmt: skip
 """By name."""
 
-__all__ = ["STRATEGIES", "Member", "Question", "SearchPlan", "State", "Strategy", "create_strategy", "state_from_dict"]
+COSTED = ("des", "random", "aging", "aging-rescored", "cars")
+"""Those that take a second objective: they compare architectures by what each was measured to be worth."""
+
+CHARGED = ("gold",)
+"""Those whose gates pay for the FLOPs of their branches."""
+
+__all__ = [
+    "CHARGED",
+    "COSTED",
+    "STRATEGIES",
+    "Member",
+    "Question",
+    "SearchPlan",
+    "State",
+    "Strategy",
+    "create_strategy",
+    "state_from_dict",
+]
 
 
 def create_strategy(name: str, plan: SearchPlan) -> Strategy:

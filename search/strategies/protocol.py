@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from statistics import pstdev
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from repconv.errors import SearchError
 
+from ..costs.prices import Prices
 from ..supernet.architecture import Architecture
 from ..supernet.records import STATE, require
 from ..supernet.space import SearchSpace
@@ -25,10 +27,12 @@ class SearchPlan:
     """The settings of a search, the same for every strategy; each uses those it has a use for.
 
     budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
-    generations: how often the strategy is told. initial: the gates before any training. costs: multiply-adds of every
-    slot, none if they are not known. age_scale, age_limit,
+    generations: how often the strategy is told. initial: the gates before any training. flops: of every slot,
+    none if they are not known. age_scale, age_limit,
     age_offset: eta, a and mu of equation (14), unused without `age`; age_unit: whether that is taken as it is, in
     accuracy, or in units of the spread of what is measured, a life costing `age_strength` standard deviations.
+    prices: of the second objective, None where there is none; cost_strength: standard deviations of what is measured
+    that the network with every branch costs.
 
     Raises:
         SearchError: a number that makes no sense.
@@ -40,7 +44,7 @@ class SearchPlan:
     children: int
     generations: int
     initial: Gates
-    costs: tuple[float, ...] = ()
+    flops: tuple[float, ...] = ()
     age: bool = True
     age_scale: float = 0.05
     age_limit: float = 10.0
@@ -48,6 +52,8 @@ class SearchPlan:
     age_unit: AgeUnit = "spread"
     age_strength: float = 1.0
     breeding: Breeding = Breeding()  # noqa: RUF009  # frozen
+    prices: Prices | None = None
+    cost_strength: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.budget <= len(self.space.slots):
@@ -60,6 +66,14 @@ class SearchPlan:
                 raise SearchError(f"{name} is a chance from 0 to 1, got {getattr(self.breeding, name)}")
         if self.age:
             check_age(scale=self.age_scale, limit=self.age_limit, offset=self.age_offset)
+
+    def cost(self, architecture: Architecture) -> float:
+        """What it costs: its size, or by the prices of the second objective."""
+        return float(architecture.size) if self.prices is None else self.prices.cost(architecture)
+
+    def charge(self, architecture: Architecture, spread: float) -> float:
+        """What its cost takes from its score, `spread` being the standard deviation of accuracies; 0 without prices."""
+        return 0.0 if self.prices is None else self.cost_strength * spread * self.prices.share(architecture)
 
 
 @dataclass(frozen=True)
@@ -140,6 +154,16 @@ def measured(state: State, scores: Sequence[float]) -> tuple[Member, ...]:
     if len(scores) != len(state.asked):
         raise SearchError(f"{len(state.asked)} scores were asked for, got {len(scores)}")
     return tuple(replace(m, accuracy=a, score=a) for m, a in zip(state.asked, scores, strict=True))
+
+
+def charged(members: Sequence[Member], plan: SearchPlan) -> tuple[Member, ...]:
+    """Measured members whose scores are their accuracies less what their architectures cost."""
+    accuracies = [member.accuracy or 0.0 for member in members]
+    spread = pstdev(accuracies)
+    return tuple(
+        replace(member, score=accuracy - plan.charge(member.architecture, spread))
+        for member, accuracy in zip(members, accuracies, strict=True)
+    )
 
 
 def first_question(state: State, plan: SearchPlan, generator: torch.Generator) -> Question:

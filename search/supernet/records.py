@@ -17,11 +17,12 @@ _GATES = record({"alpha": many(finite()), "beta": many(finite())})
 _MEMBER = record({"age": _COUNT, "accuracy": optional(finite()), "score": optional(finite()), "active": each(_KINDS)})
 _STATE = {"gates": _GATES, "generation": _COUNT, "members": many(_MEMBER), "asked": many(_MEMBER)}
 _MEMORY = {"memory": many(finite())}
-_FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)})
+_FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)}, {"cost": finite()})
 
 STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
+SWEEP = "repconv.sweep/1"
 FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
-ACCURACY, GROWTH = "accuracy", "growth"
+ACCURACY, GROWTH, PRICED = "accuracy", "growth", "repconv.prices/1"
 RULES: Mapping[str, Rule] = {
     STATE: record(_STATE, _MEMORY),
     POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}, _MEMORY),
@@ -32,6 +33,11 @@ RULES: Mapping[str, Rule] = {
     RETRAIN: record({
         "schema": text(RETRAIN), "measured_on": text(), "images": _COUNT, "accuracy": finite(),
         "fused_accuracy": finite(),
+    }),
+    SWEEP: record({
+        "schema": text(SWEEP), "preset": text(), "settings": each(text()), "vary": each(many(text())),
+        "seeds": whole(1, _MANY),
+        "retrain": optional(record({"preset": text(), "settings": each(text()), "top": whole(1, _MANY)})),
     }),
     FOUND: record(
         {
@@ -45,6 +51,10 @@ RULES: Mapping[str, Rule] = {
     ),
     MACHINE: each(lambda *_: ""),
     EPOCH: record({"epoch": _COUNT, "loss": finite()}),
+    PRICED: record({
+        "schema": text(PRICED), "objective": text("branches", "flops", "latency"), "fixed": finite(),
+        "slots": each(each(finite())),
+    }),
     GROWTH: record({"epoch": _COUNT, "grown": each(_KINDS), "cut": each(_KINDS), "saliency": each(finite())}),
     ACCURACY: record({"epoch": _COUNT, "accuracy": finite(), "images": _COUNT}),
     GENERATION: record(

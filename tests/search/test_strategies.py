@@ -336,13 +336,13 @@ class TestGold:
         assert state.members[0].architecture.size == 10
         assert all(state.members[0].architecture.mask[i] for i in range(16, 20))
 
-    def test_the_price_is_raised_where_pruning_is_slow_and_nothing_is_paid_at_the_budget(self) -> None:
+    def test_the_charge_is_raised_where_pruning_is_slow_and_nothing_is_paid_at_the_budget(self) -> None:
         wanted = plan(budget=10, generations=11)
         strategy, state = create_strategy("gold", wanted), State(gates=ZERO)
         paid, sizes = [], []
         for generation in range(11):
             question = strategy.ask(state, torch.Generator())
-            paid.append(sum(question.training.prices))
+            paid.append(sum(question.training.charges))
             sizes.append(question.train[0].size)
             fell = range(4) if generation == 3 else ()
             state = strategy.tell(question.state, [0.5], self.fallen(*fell))
@@ -352,10 +352,10 @@ class TestGold:
         assert paid[-1] == 0
         assert paid[0] == pytest.approx(0.1)
 
-    def test_prices_are_half_by_multiply_adds_and_half_the_same_for_all(self) -> None:
-        costs = tuple(float(i) for i in range(20))
-        prices = create_strategy("gold", plan(costs=costs)).ask(State(gates=ZERO), torch.Generator()).training.prices
-        assert prices == pytest.approx([0.1 * (0.5 / 20 + 0.5 * i / 190) for i in range(20)])
+    def test_charges_are_half_by_flops_and_half_the_same_for_all(self) -> None:
+        flops = tuple(float(i) for i in range(20))
+        charges = create_strategy("gold", plan(flops=flops)).ask(State(gates=ZERO), torch.Generator()).training.charges
+        assert charges == pytest.approx([0.1 * (0.5 / 20 + 0.5 * i / 190) for i in range(20)])
 
 
 SKIPPING = SearchSpace(tuple(SpaceBlock(f"layer{i}", ("3x3",), ("skip", *KINDS)) for i in range(6)))

@@ -35,7 +35,7 @@ class Cars(Strategy):
     One sorting is by error and size. The other is by how much accuracy rose since the last generation, and size: with
     shared weights small networks learn first, and would push out larger ones that are still learning. A newborn, never
     measured before, is taken to have risen as the living did, by their median. (The code the authors released sorts by
-    error and *largest* size instead.)
+    error and *largest* size instead.) With a second objective its cost stands in the place of size.
 
     A child is a cross of two parents or a mutated parent, a quarter of the time each, or a new draw, as theirs; over
     the budget it loses random branches. Of the fronts that would be too many theirs draws some at random; here, where
@@ -70,7 +70,7 @@ class Cars(Strategy):
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """The first fronts are kept."""
         members = measured(state, scores)
-        sizes = [float(m.architecture.size) for m in members]
+        sizes = [self.plan.cost(m.architecture) for m in members]
         by_error = [(1 - score, size) for score, size in zip(scores, sizes, strict=True)]
         by_rise = [(-rise, size) for rise, size in zip(rises(state.asked, scores), sizes, strict=True)]
         kept = merged([by_error, by_rise], self.plan.population)
