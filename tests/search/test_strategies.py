@@ -265,7 +265,7 @@ class TestCars:
         assert {i for i, stage in enumerate(best) if stage < last} <= set(kept)
 
     def test_a_larger_network_that_learns_fast_lives_beside_smaller_more_accurate_ones(self) -> None:
-        """It is dominated by error and size, and on the first front by rise and size only because it rises most."""
+        """It is dominated by error and size, and on the first front by error and rise only because it rises most."""
         masks = [Architecture(SPACE, tuple(i < size for i in range(20))) for size in (3, 6, 9)]
         before = tuple(Member(a, accuracy=v) for a, v in zip(masks, (0.79, 0.79, 0.5), strict=True))
         scores = [0.80, 0.80, 0.70]
