@@ -10,6 +10,9 @@
 #   make lowest       install exactly the lowest versions of setup.cfg beside, and fuse, export and test with them
 #   make paper        measure what of the paper's tables and figures this machine can, and write docs/paper.md (half an
 #                     hour; `make paper KEEP=--keep` measures only what benchmarks/results/ does not hold)
+#   make search-evidence   do what is left of the searches and trainings of docs/evidence.md, and write that page and
+#                     docs/paper.md: TRAIN=cifar10-train.zip TEST=cifar10-test.zip; about 20 hours of a core in all,
+#                     stopped, it goes on
 #   make format       rewrite the code in the project's format
 #   make clean        delete what the others made, but for the environment
 #   make distclean    delete that, too
@@ -34,7 +37,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .NOTPARALLEL:
-.PHONY: demo test edge test-slow check lint types lowest paper format clean distclean help
+.PHONY: demo test edge test-slow check lint types lowest paper search-evidence format clean distclean help
 
 help:
 	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
@@ -102,6 +105,11 @@ paper: $(BIN)/.installed-dev
 	$(BIN)/python benchmarks/paper/architectures.py
 	$(BIN)/python benchmarks/paper/figure2.py
 	$(BIN)/python benchmarks/paper/figure3.py
+	$(BIN)/python benchmarks/paper/document.py
+
+search-evidence: $(BIN)/.installed-dev
+	$(BIN)/python benchmarks/studies/search/evidence/measure.py --jobs $(JOBS) --train $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/studies/search/evidence/page.py
 	$(BIN)/python benchmarks/paper/document.py
 
 clean:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from repconv.errors import SearchError
 
+from .costs.prices import Objective
 from .settings import check_least, check_seed, check_shares, settings_from_dict, settings_to_dict, unknown
-from .strategies import STRATEGIES
+from .strategies import COSTED, STRATEGIES
 from .strategies.evolution import Disturbance, check_age
 from .strategies.protocol import AgeUnit
 from .supernet.adaptive import Weighting
@@ -33,6 +34,9 @@ class SearchConfig:
         the age term; age_scale, age_limit, age_offset: its eta, a and mu. age_unit: "accuracy" takes it as equation 14
         says; "spread" in units of how far the accuracies of a generation are apart, a life costing age_strength
         standard deviations.
+    objective: what architectures shall save of the multi-branch network beside being accurate: "branches", "flops" or
+        "latency" of its forward pass. cost_strength: standard deviations of a generation's accuracies that the network
+        with every branch costs; for `cars` the cost is the second objective, whatever the strength.
     epochs: in all, warm-up included. warmup_epochs: of fresh random architectures. generation_epochs: of training a
         generation. patience: the search ends after so many generations without a better best accuracy; 0: never before
         its epochs.
@@ -78,6 +82,8 @@ class SearchConfig:
     age_scale: float = 0.05
     age_limit: float = 10.0
     age_offset: float = 0.01
+    objective: Objective = "none"
+    cost_strength: float = 1.0
     epochs: int = 500
     warmup_epochs: int = 50
     generation_epochs: int = 10
@@ -115,6 +121,11 @@ class SearchConfig:
             raise SearchError(f"ratio is above 0 and at most 1, got {self.ratio}")
         if self.strategy not in STRATEGIES:
             raise SearchError(unknown("strategy", self.strategy, STRATEGIES))
+        if self.objective != "none" and self.strategy not in COSTED:
+            raise SearchError(
+                f"objective={self.objective} is for strategies that score architectures, {', '.join(COSTED)}; "
+                f"{self.strategy} follows the gates alone: leave it out"
+            )
         if self.epochs <= self.warmup_epochs:
             raise SearchError(
                 f"epochs count the warm-up: {self.epochs} with warmup_epochs={self.warmup_epochs} leave none to search"
@@ -164,5 +175,5 @@ _LEAST: Mapping[str, float] = {
     "width": 0, "image_size": 0, "train_images": 0, "population": 1, "offspring": 0, "epochs": 1, "warmup_epochs": 0,
     "generation_epochs": 1, "patience": 0, "architectures": 1, "batch": 2, "learning_rate": 0, "weight_decay": 0,
     "clip": 0, "gate_learning_rate": 0, "positions": 0, "evaluation_batch": 0, "reestimation_images": 0, "workers": 0,
-    "seed": 0, "checkpoint_steps": 1, "age_strength": 0,
+    "seed": 0, "checkpoint_steps": 1, "age_strength": 0, "cost_strength": 0,
 }  # fmt: skip

@@ -20,19 +20,23 @@ from repconv.files.whole import whole_file
 from repconv.sources.state_dicts import read_content
 
 from .supernet.architecture import read_json
-from .supernet.records import ACCURACY, EPOCH, GENERATION, require
+from .supernet.records import ACCURACY, EPOCH, GENERATION, GROWTH, require
 
 if sys.platform != "win32":
     import fcntl
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "metrics.jsonl", "checkpoint.pt"
 RESULT, BEST, SUPERNET, POPULATIONS = "result.json", "best.arch.json", "supernet.pt", "populations"
-FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS)
+PRICES = "prices.json"
+FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS, PRICES)
 """What a run's folder may hold, by name."""
 
 TENSORBOARD = "tensorboard"
 LOCK = ".lock"
 """Held by the process that writes."""
+
+_KINDS = (EPOCH, GENERATION, ACCURACY, GROWTH)
+"""Of lines in the metrics."""
 
 _UNFINISHED = re.compile(r"\..+\.(json|pt|svg)\.(repconv-)?\w{8}")
 """What `whole_file` calls a file before it is whole."""
@@ -94,7 +98,7 @@ class RunFolder:
             yield folder
         except RepconvError:
             if not begun and not any((path / name).exists() for name in (CHECKPOINT, METRICS)):
-                for name in (CONFIG, ENVIRONMENT, LOCK):
+                for name in (CONFIG, ENVIRONMENT, PRICES, LOCK):
                     (path / name).unlink(missing_ok=True)
                 shutil.rmtree(path / TENSORBOARD, ignore_errors=True)
                 with suppress(OSError):  # somebody else's files are in one
@@ -234,7 +238,7 @@ def _metric(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SearchError(f"{where} is no JSON: {error}") from error
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in (EPOCH, GENERATION, ACCURACY):
-        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected {EPOCH}, {GENERATION} or {ACCURACY}")
+    if kind not in _KINDS:
+        raise SearchError(f"{where} makes no sense: its kind is {kind!r}, expected one of {', '.join(_KINDS)}")
     found: dict[str, Any] = require(content, kind, where)
     return found

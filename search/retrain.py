@@ -89,6 +89,8 @@ def _retrain(folder: RunFolder, trainer: Trainer, report: Report, clock: Callabl
             at = Position(at.epoch + 1)
             if first and config.measure_epochs and at.epoch % config.measure_epochs == 0:
                 tell(_measured(trainer, at.epoch))
+            if trainer.adapts_after(at.epoch):
+                tell(trainer.adapt(at.epoch))
             save_at(at)
     if first:
         _finish(folder, trainer)

@@ -27,6 +27,10 @@ class RetrainConfig:
         Gates learn with the weights, without decay.
     cutout: side of the square put to the mean, 0 for none. drop_path: chance of a branch to be left out of a mini-batch
         at the end of training; it grows from 0. ema: decay of the average of the weights that is kept, 0 for none.
+    grow_epochs: train as DyRep does: from the plain network under the name, whose blocks get the kinds of branches its
+        name stands for (of a plain one the authors' six), or `branches`; its structure is adapted after every so many
+        epochs, 0: never. grow_blocks: blocks that grow each time. grow_until: adapted until this share of the epochs.
+        cut_below: branches are cut whose scale is below this share of the 3x3's, and below their mean; 0: none.
     measure_epochs: epochs after which the network is measured under way, each time so many; 0: at the end alone.
     positions, device, precision, channels_last, workers, seed, checkpoint_steps, evaluation_batch: as there.
 
@@ -54,6 +58,10 @@ class RetrainConfig:
     cutout: int = 16
     drop_path: float = 0.08
     ema: float = 0.0
+    grow_epochs: int = 0
+    grow_blocks: int = 1
+    grow_until: float = 5 / 6
+    cut_below: float = 0.1
     measure_epochs: int = 0
     positions: int = 0
     evaluation_batch: int = 0
@@ -77,6 +85,9 @@ class RetrainConfig:
                 "weight_decay": 0,
                 "clip": 0,
                 "cutout": 0,
+                "grow_epochs": 0,
+                "grow_blocks": 1,
+                "cut_below": 0,
                 "measure_epochs": 0,
                 "positions": 0,
                 "evaluation_batch": 0,
@@ -86,7 +97,7 @@ class RetrainConfig:
             },
         )
         check_seed(self.seed)
-        check_shares(self, ("momentum", "validation_share", "drop_path", "ema"))
+        check_shares(self, ("momentum", "validation_share", "drop_path", "ema", "grow_until"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from repconv.models.libraries import check_asked
 from repconv.sources.checkpoint import save
 
 from .config import SearchConfig, config_from_dict
-from .folder import BEST, CONFIG, POPULATIONS, RESULT, SUPERNET, TENSORBOARD, RunFolder
+from .costs.prices import Prices
+from .folder import BEST, CONFIG, POPULATIONS, PRICES, RESULT, SUPERNET, TENSORBOARD, RunFolder
 from .processes import joined
 from .reports.found import Found
 from .reports.history import measuring_left_s, of_children_alone, without_gain
@@ -34,9 +35,11 @@ from .session import Session
 from .strategies import State, Strategy, state_from_dict
 from .strategies.evolution import random_architecture
 from .strategies.protocol import architectures_of
+from .strategies.training import Training, training_from_dict
 from .supernet.architecture import Architecture
 from .supernet.evaluate import Evaluation
 from .supernet.precision import TAU, agreed, measured_alike
+from .supernet.records import PRICED
 from .supernet.supernet import Gates
 from .tasks.data import is_own_data
 from .tasks.network import is_own_network
@@ -48,13 +51,14 @@ FORMAT = "repconv.search-checkpoint/1"
 class Progress:
     """Where a run is.
 
-    train, measure: what the strategy asked for in this generation, None before it was asked.
+    train, measure: what the strategy asked for in this generation, None before it was asked; training: how.
     """
 
     state: State
     at: Position = field(default_factory=Position)
     train: tuple[Architecture, ...] | None = None
     measure: tuple[Architecture, ...] = ()
+    training: Training = field(default_factory=Training)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
 
@@ -95,6 +99,7 @@ def run(
 def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[], float]) -> None:
     config, first = session.config, session.processes.first
     progress = _restored(folder, session)
+    session.prices = _prices(folder, session)
     strategy = session.strategy()
     writer = _tensorboard(folder, progress.at.epoch * session.steps_an_epoch + progress.at.step) if first else None
 
@@ -124,6 +129,35 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
                 break
             progress = _epoch(folder, session, strategy, progress, tell, pace)
     _finish(folder, session, strategy, progress)
+
+
+def _prices(folder: RunFolder, session: Session) -> Prices | None:
+    """Those of the run, found once by the first process: times are never twice the same, and a resumed run shall be."""
+    if session.config.objective == "none":
+        return None
+    if session.processes.first and not (folder.path / PRICES).exists():
+        found = session.priced()
+        assert found is not None  # noqa: S101  # there is an objective
+        folder.write_json(PRICES, found.to_dict(session.supernet.space))
+    session.processes.gathered([None])  # the others read what it wrote
+    content = folder.read_json(PRICES, PRICED)
+    return Prices.of_record(content, session.supernet.space, str(folder.path / PRICES))
+
+
+def _with_costs(content: dict[str, Any], state: State, prices: Prices | None) -> dict[str, Any]:
+    """A state's plain containers, each member with what it costs, where costs count."""
+    if prices is None:
+        return content
+    for key, members in (("members", state.members), ("asked", state.asked)):
+        for record, member in zip(content[key], members, strict=True):
+            record["cost"] = prices.cost(member.architecture)
+    return content
+
+
+def _mean_cost(state: State, prices: Prices | None) -> dict[str, float]:
+    if prices is None:
+        return {}
+    return {"mean_cost": sum(prices.cost(m.architecture) for m in state.members) / len(state.members)}
 
 
 def _gains_no_more(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress) -> bool:
@@ -156,23 +190,28 @@ def _epoch(
     if searching >= 0 and progress.train is None:
         # All processes draw, here and for every mini-batch, so that their generators stay alike; one decides.
         question = session.processes.decided(strategy.ask(progress.state, progress.generator))
-        progress = replace(progress, state=question.state, train=question.train, measure=question.measure)
-    asked = progress
-
-    def update(x: Tensor, y: Tensor, step: int) -> float:
-        batch = session.update(x, y, _drawn(session, asked), step)
-        return sum(batch.losses) / len(batch.losses)  # of this process's share
+        progress = replace(progress, **question._asdict())
+        if question.training.afresh:
+            session.begin_gates()
+    asked, training = progress, strategy.warm_up if progress.train is None else progress.training
 
     def save_at(there: Position) -> None:
         _checkpoint(folder, session, replace(asked, at=there))
 
-    batches = session.batches(at.epoch, at.step, _count(session, progress))
-    beside = measuring_left_s(folder.metrics(), config.generations) if session.processes.first else None
-    rest_of_epoch(session, at, batches, update=update, keep=save_at, tell=tell, pace=pace, beside_s=beside)
+    position = at.epoch, at.step, _count(session, progress), training.gates
+    with session.held_out(*position) as held_out:
+
+        def update(x: Tensor, y: Tensor, step: int) -> float:
+            batch = session.update(x, y, _drawn(session, asked, step), step, training, next(held_out))
+            return sum(batch.losses) / len(batch.losses)  # of this process's share
+
+        batches = session.batches(*position)
+        beside = measuring_left_s(folder.metrics(), config.generations) if session.processes.first else None
+        rest_of_epoch(session, at, batches, update=update, keep=save_at, tell=tell, pace=pace, beside_s=beside)
     last = searching >= 0 and ((searching + 1) % config.generation_epochs == 0 or at.epoch + 1 == config.epochs)
     if last:
         state = _selected(folder, session, strategy, progress, tell)
-        progress = replace(progress, state=state, train=None, measure=())
+        progress = replace(progress, state=state, train=None, measure=(), training=Training())
     progress = replace(progress, at=Position(at.epoch + 1))
     _checkpoint(folder, session, progress)
     return progress
@@ -184,13 +223,28 @@ def _count(session: Session, progress: Progress) -> int:
     return wanted if progress.train is None else min(wanted, len(progress.train))
 
 
-def _drawn(session: Session, progress: Progress) -> list[Architecture]:
-    """What this mini-batch trains: in the warm-up fresh random architectures, then distinct ones of those asked for."""
+def _drawn(session: Session, progress: Progress, step: int) -> list[Architecture]:
+    """What this mini-batch trains: in the warm-up fresh random architectures, then what the strategy asked for."""
     wanted, generator = _count(session, progress), progress.generator
     if progress.train is None:
         return [random_architecture(session.supernet.space, session.budget, generator) for _ in range(wanted)]
-    order = torch.randperm(len(progress.train), generator=generator)[:wanted]
-    return [progress.train[i] for i in order.tolist()]
+    return progress.training.drawn(
+        progress.train,
+        wanted,
+        gates=session.supernet.gates,
+        budget=session.budget,
+        share=_share_of_generation(session, step),
+        generator=generator,
+    )
+
+
+def _share_of_generation(session: Session, step: int) -> float:
+    """How much of its generation's updates are done before that update, counted over the whole search."""
+    config, each = session.config, session.steps_an_epoch
+    done = step - config.warmup_epochs * each
+    length = config.generation_epochs * each
+    first = done // length * length
+    return (done - first) / min(length, session.steps - config.warmup_epochs * each - first)
 
 
 def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress, tell: Report) -> State:
@@ -202,7 +256,7 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
     if session.processes.first:
         folder.write_json(
             f"{POPULATIONS}/{state.generation:04d}.json",
-            {"schema": "repconv.population/1", "space": space, **state.to_dict()},
+            {"schema": "repconv.population/1", "space": space, **_with_costs(state.to_dict(), state, session.prices)},
         )
     accuracies = [m.accuracy for m in state.members if m.accuracy is not None] or list(found.accuracies)
     ages = [float(m.age) for m in state.members]
@@ -222,6 +276,7 @@ def _selected(folder: RunFolder, session: Session, strategy: Strategy, progress:
             "parents": len(progress.state.members),
             "survivors": len({*architectures_of(progress.state.members)} & {*architectures_of(state.members)}),
             "mean_size": sum(sizes) / len(sizes),
+            **_mean_cost(state, session.prices),
             **({} if tau is None else {TAU: tau}),
             "seconds_fold": found.fold_s,
             "seconds_reestimate": found.reestimate_s,
@@ -258,6 +313,7 @@ def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None
         "state": json.dumps(progress.state.to_dict()),
         "train": None if progress.train is None else [list(a.mask) for a in progress.train],
         "measure": [list(a.mask) for a in progress.measure],
+        "training": json.dumps(progress.training.to_dict()),
         "generator": progress.generator.get_state(),
     }
     keep(folder, session, progress.at, content)
@@ -283,6 +339,7 @@ def _restored(folder: RunFolder, session: Session) -> Progress:
         at=at,
         train=asked[0],
         measure=asked[1] or (),
+        training=training_from_dict(json.loads(content["training"])) if "training" in content else Training(),
         generator=generator,
     )
 
@@ -332,8 +389,15 @@ def _finish(folder: RunFolder, session: Session, strategy: Strategy, progress: P
             "supernet": supernet,
             "gates": {"alpha": gates.alpha, "beta": gates.beta},
             "architectures": [
-                {"accuracy": accuracies[i], "age": ages.get(outcome[i]), "active": outcome[i].active} for i in ranked
+                {
+                    "accuracy": accuracies[i],
+                    "age": ages.get(outcome[i]),
+                    **({} if session.prices is None else {"cost": session.prices.cost(outcome[i])}),
+                    "active": outcome[i].active,
+                }
+                for i in ranked
             ],
+            **({} if session.prices is None else {"prices": session.prices.to_dict(session.supernet.space)}),
             # Without the times, which are never twice the same.
             "history": [
                 {key: value for key, value in record.items() if not key.startswith("seconds")}

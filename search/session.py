@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, final
@@ -15,9 +16,14 @@ from torch import Tensor
 from repconv.errors import SearchError
 
 from .config import SearchConfig
+from .costs.prices import Prices
+from .costs.pricing import price
+from .gates.bilevel import buffers_kept, second_order
+from .gates.charge import charge
 from .processes import Processes
-from .strategies import SearchPlan, Strategy, create_strategy
+from .strategies import CHARGED, SearchPlan, Strategy, create_strategy
 from .strategies.evolution import Breeding
+from .strategies.training import GateRule, Training
 from .supernet.adaptive import AdaptiveBatch
 from .supernet.architecture import Architecture
 from .supernet.bank import Batches, EvaluationSettings
@@ -27,7 +33,7 @@ from .supernet.layout import memory_format, said_of
 from .supernet.supernet import Supernet
 from .tasks.data import open_data
 from .tasks.network import build_network, set_positions
-from .tasks.task import EvaluationBatches, split, training_batches
+from .tasks.task import EvaluationBatches, halves, split, training_batches
 
 _KEEP_BYTES = 2e9
 """Validation images up to this size stay in memory as they are fed to the network."""
@@ -87,6 +93,7 @@ class Session:
             batch=evaluation_batch(config.evaluation_batch, self.device),
             keep_bytes=_KEEP_BYTES,
         )
+        self.prices: Prices | None = None
         self.evaluation_settings = EvaluationSettings(
             torch.bfloat16 if config.evaluation_dtype == "bfloat16" else torch.float32,
             self.memory_format == torch.channels_last,
@@ -104,8 +111,17 @@ class Session:
         """Updates in the whole search."""
         return self.config.epochs * self.steps_an_epoch
 
+    def priced(self) -> Prices | None:
+        """The prices of the second objective, found now, of a mini-batch as one process has it; None without one."""
+        config = self.config
+        if config.objective == "none":
+            return None
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(config.batch, *self.task.input_shape, generator=generator)
+        return price(self.supernet, config.objective, images.to(self.device, memory_format=self.memory_format))
+
     def strategy(self) -> Strategy:
-        """The strategy, as the configuration says."""
+        """The strategy, as the configuration says, with the prices found before."""
         config = self.config
         return create_strategy(
             config.strategy,
@@ -116,12 +132,15 @@ class Session:
                 children=round(config.offspring * config.population),
                 generations=config.generations,
                 initial=self.initial,
+                flops=self._flops() if config.strategy in CHARGED else (),
                 age=config.age,
                 age_unit=config.age_unit,
                 age_strength=config.age_strength,
                 age_scale=config.age_scale,
                 age_limit=config.age_limit,
                 age_offset=config.age_offset,
+                prices=self.prices,
+                cost_strength=config.cost_strength,
                 breeding=Breeding(
                     crossover=config.crossover,
                     mutation=config.mutation,
@@ -137,51 +156,126 @@ class Session:
             return self.config.learning_rate
         return 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * step / self.steps))
 
-    def batches(self, epoch: int, first: int, architectures: int) -> Generator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, epoch: int, first: int, architectures: int, rule: GateRule = "joint"
+    ) -> Generator[tuple[Tensor, Tensor]]:
         """An epoch's training batches from the `first` on, on the device: what this process needs of them.
 
-        That is all, unless processes split the batches, since an update has fewer `architectures` than there are.
+        That is all, unless processes split the batches, since an update has fewer `architectures` than there are. Where
+        gates learn from other images than the weights, these are the weights' half, gone through twice.
         """
+        positions = self.split.train if rule == "joint" else halves(self.split.train)[0]
+        return self._read(positions, epoch, first, architectures)
+
+    def held_out(
+        self, epoch: int, first: int, architectures: int, rule: GateRule
+    ) -> AbstractContextManager[Iterator[tuple[Tensor, Tensor] | None]]:
+        """For each of `batches` the gates' images, of the other half; None where they learn from the weights' own."""
+        if rule == "joint":
+            return nullcontext(itertools.repeat(None))
+        return closing(self._read(halves(self.split.train)[1], epoch, first, architectures))
+
+    def _read(
+        self, positions: Sequence[int], epoch: int, first: int, architectures: int
+    ) -> Generator[tuple[Tensor, Tensor]]:
         images = self.processes.duty(architectures, self.config.batch).images
         for x, y in training_batches(
             self.task,
-            self.split.train,
+            positions,
             batch=self.config.batch,
             seed=self.config.seed,
             epoch=epoch,
             first=first,
             workers=self.config.workers,
             images=images,
+            steps=self.steps_an_epoch,
         ):
             yield x.to(self.device, memory_format=self.memory_format), y.to(self.device)
 
-    def update(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture], step: int) -> AdaptiveBatch:
+    def update(
+        self,
+        x: Tensor,
+        y: Tensor,
+        architectures: Sequence[Architecture],
+        step: int,
+        training: Training = Training(),  # noqa: B008  # frozen
+        held_out: tuple[Tensor, Tensor] | None = None,
+    ) -> AdaptiveBatch:
         """One adaptive batch (equations 6 to 8): the weights by SGD and the gates by Adam, from the same gradients.
 
-        Every process runs a share of the architectures, or one on its share of the images, which is what `x` [n, c, h,
-        w] and `y` then hold; what is returned is of its own.
+        Or, as `training` says, first the gates from what is `held_out`, then the weights; then running statistics are
+        those of the weights' images alone. Every process runs a share of the architectures, or one on its share of the
+        images, which is what `x` [n, c, h, w] and `y` then hold, and `held_out` likewise; what is returned is of its
+        own.
 
         Raises:
             SearchError: a loss is not finite.
         """
-        duty = self.processes.duty(len(architectures), self.config.batch)
         self.supernet.model.train()
+        rate = self.learning_rate(step)
+        if held_out is not None:
+            with buffers_kept(self.supernet.model):
+                self._judge(training.gates, (x, y), held_out, architectures, rate)
+            self._move_gates(training)
+        batch = self._gradients(x, y, architectures)
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+        for group in self.weight_optimiser.param_groups:
+            group["lr"] = rate
+        self.weight_optimiser.step()
+        if held_out is None:
+            self._move_gates(training)
+        return batch
+
+    def begin_gates(self) -> None:
+        """Gates as they were at the start, and nothing in the memory of their optimiser."""
+        self.supernet.put_gates(self.initial)
+        self.gate_optimiser.state.clear()
+
+    def _judge(
+        self,
+        rule: GateRule,
+        images: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor],
+        architectures: Sequence[Architecture],
+        rate: float,
+    ) -> None:
+        """Leave in `.grad` of the gates their gradient by the images held out from the weights."""
+        judge = partial(self._gradients, *held_out, architectures)
+        if rule == "first":
+            judge()
+            return
+        second_order(
+            learn=partial(self._gradients, *images, architectures),
+            judge=judge,
+            weights=self.weights,
+            gates=self.gates,
+            optimiser=self.weight_optimiser,
+            rate=rate,
+        )
+
+    def _move_gates(self, training: Training) -> None:
+        if training.charges:
+            charge(self.supernet, training.charges)
+        self.gate_optimiser.step()
+
+    def _gradients(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture]) -> AdaptiveBatch:
+        """Leave in `.grad` of weights and gates the sum over all processes' sub-networks."""
+        duty = self.processes.duty(len(architectures), self.config.batch)
 
         def loss_of(architecture: Architecture) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 return self.task.loss(self.supernet(architecture, x), y)
 
         losses = [partial(loss_of, architectures[number]) for number in duty.networks]
-        batch = backward(
+        return backward(
             self.supernet.model, [*self.weights, *self.gates], losses, self.config.weighting, self.processes, duty
         )
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
-        for group in self.weight_optimiser.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.weight_optimiser.step()
-        self.gate_optimiser.step()
-        return batch
+
+    def _flops(self) -> tuple[float, ...]:
+        """Of every slot, on one image."""
+        image = torch.zeros(1, *self.task.input_shape, device=self.device).to(memory_format=self.memory_format)
+        return price(self.supernet, "flops", image).slots
 
     def measure(self, architectures: Sequence[Architecture], dtype: torch.dtype | None = None) -> Evaluation:
         """The validation accuracy of each as a single-path network; every process measures a share.

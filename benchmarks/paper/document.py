@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from repconv.benchmarks.paper.inference_tables import inference_tables
-from repconv.benchmarks.paper.published.tables import IMPOSSIBLE, RATIOS, SCALED, TABLE_4
+from repconv.benchmarks.paper.published.tables import IMPOSSIBLE, SCALED
+from repconv.benchmarks.paper.searches import searches
 from repconv.benchmarks.studies.common import RESULTS, ROOT, asking, command_of, markdown_table
+from repconv.benchmarks.studies.search.evidence.findings import Findings
 from repconv.files.whole import write_whole
 
 PAGE = ROOT / "docs" / "paper.md"
@@ -31,7 +33,7 @@ def page(results: Mapping[str, Any]) -> str:
     """The whole page, from the content of `FILES` by name."""
     parts = [
         _introduction(results), _table_1(results["table1"]), inference_tables(results["paper_inference"]),
-        _parameters(results["paper_inference"]), _accuracy(results), _sweep(), _figures(results),
+        _parameters(results["paper_inference"]), _accuracy(results), searches(Findings()), _figures(results),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -135,16 +137,6 @@ width {small["width"]} and three units, {small["recipe"]["epochs"]} epochs of {s
 {markdown_table(("network", "seeds", "mean test top-1", "verdict"), rows)}
 
 `benchmarks/results/sampled_accuracy.json`, by `{command_of(results["sampled_accuracy"])}`."""
-
-
-def _sweep() -> str:
-    rows = [(name, *(f"{value:.2f}" for value in values), IMPOSSIBLE) for name, values in TABLE_4.items()]
-    return f"""## Table 4 and Figure 4: shares of branches, and the age function
-
-{IMPOSSIBLE.capitalize()}: each cell of Table 4 is a search of 500 epochs and a training of 600, and Figure 4 is thirty
-such trainings with the age function and thirty without. `repconv search run --help` has the settings. The paper:
-
-{markdown_table(("top-1, %", *RATIOS, "verdict"), rows)}"""
 
 
 def _figures(results: Mapping[str, Any]) -> str:

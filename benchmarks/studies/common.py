@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from repconv.files.whole import write_whole
@@ -55,6 +56,16 @@ def markdown_table(heading: Sequence[object], rows: Iterable[Sequence[object]]) 
     """A table in Markdown, without its last line break."""
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in (heading, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs broken into lines anew, after numbers were put in."""
+    return "\n\n".join(
+        fill(" ".join(block.split()), 120, break_long_words=False, break_on_hyphens=False)
+        if block[0].isalnum()
+        else block
+        for block in text.split("\n\n")
+    )
 
 
 def write_table(page: Path, name: str, text: str) -> None:

@@ -127,9 +127,11 @@ def _retrained(
 
 
 def _under_way(record: Mapping[str, Any]) -> None:
-    """Show what was measured between epochs."""
-    click.echo(
-        f"epoch {record['epoch']}: {record['measured_on']} accuracy {record['accuracy']:.4f} on "
-        f"{record['images']:,} images",
-        err=True,
-    )
+    """Show what was measured, or grown and cut, between epochs."""
+    if record["kind"] == "growth":
+        said = [f"{name or 'the network'} gets {', '.join(kinds)}" for name, kinds in record["grown"].items()]
+        said += [f"{name or 'the network'} loses {', '.join(kinds)}" for name, kinds in record["cut"].items()]
+        text = "; ".join(said) or "nothing to grow or to cut"
+    else:
+        text = f"{record['measured_on']} accuracy {record['accuracy']:.4f} on {record['images']:,} images"
+    click.echo(f"epoch {record['epoch']}: {text}", err=True)

@@ -1,4 +1,4 @@
-"""`repconv search`: run, resume, report, compare."""
+"""`repconv search`: run, resume, report, compare, sweep."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from .shared.lazy import lazy_group
 _COMMANDS = {
     "run": ("searching.run", "Search from a preset and your own settings."),
     "resume": ("searching.resume", "Go on with a run that was interrupted."),
-    "report": ("searching.report", "Write a run's report, HTML."),
+    "report": ("searching.report", "Write a run's or a sweep's report, HTML."),
     "compare": ("searching.compare", "Compare finished runs: means, intervals, rank correlation."),
+    "sweep": ("searching.sweep", "Do many searches and retrainings, and compare them."),
 }
 
 

@@ -87,12 +87,22 @@ def settle(block: RepBlock, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, moment
     for name in others:
         branch = block.branches[name]
         if isinstance(branch, NormedBranch):
-            branch.norm.weight.fill_(size)
-            statistics = _recorded(moments)
-            kernel = branch.kernel(statistics)
-            parts.append(branch.kernel(statistics) if _tame(branch, kernel, target) else kernel)
+            parts.append(begin(branch, size, moments, target))
             factors.append(-block.gate(name) if name in block.branch_set.searchable else -factors[0])
-    _write(own, combine(parts, factors), scale, moments, learned=norm is not None)
+    rewrite(own, combine(parts, factors), scale, moments, learned=norm is not None)
+
+
+@torch.no_grad()
+def begin(branch: NormedBranch, size: float, moments: Moments, beside: Kernel) -> Kernel:
+    """Give a new branch an output of deviation `size` a channel, by the scale of its last normalisation; its kernel.
+
+    Its normalisations get the statistics that `moments` tells. Channels whose kernel would outweigh that of `beside`,
+    the convolution it joins, get smaller ones.
+    """
+    branch.norm.weight.fill_(size)
+    statistics = _recorded(moments)
+    kernel = branch.kernel(statistics)
+    return branch.kernel(statistics) if _tame(branch, kernel, beside) else kernel
 
 
 def _tame(branch: NormedBranch, kernel: Kernel, target: Kernel) -> bool:
@@ -130,7 +140,8 @@ def _record(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tenso
     return norm.running_mean, norm.running_var
 
 
-def _write(branch: ConvBranch, wanted: Kernel, scale: Tensor, moments: Moments, *, learned: bool) -> None:
+@torch.no_grad()
+def rewrite(branch: ConvBranch, wanted: Kernel, scale: Tensor, moments: Moments, *, learned: bool) -> None:
     """Make `branch` fold to `wanted`, scale * weight being near it; `learned` if its statistics mean something."""
     before = conv_kernel(branch.conv, torch.float64)
     norms, sizes = (weight.flatten(1).norm(dim=1) for weight in (before.weight, wanted.weight))

@@ -24,6 +24,8 @@ from .found import found_from_dict
 
 SEED = "seed"
 _RESAMPLES = 2000
+_MOST_SHOWN = 12
+_LESS = " - "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,10 @@ class WithInterval:
 class RunComparison:
     """What runs of one kind tell.
 
-    groups: of runs alike but for their seed, the accuracies' estimate by what the groups differ in. differences: of two
-    groups over the seeds both have. correlation: Kendall's tau-b of score and accuracy over retrained architectures, by
-    group and over all, with a bootstrap interval.
+    groups: of runs alike but for their seed, the accuracies' estimate by what the groups differ in; those of one seed,
+    as the best few of one search, count as one, their mean. differences: of two groups over the seeds both have.
+    correlation: Kendall's tau-b of score and accuracy over retrained architectures, by group and over all, with a
+    bootstrap interval.
     """
 
     kind: str
@@ -67,6 +70,14 @@ class RunComparison:
     groups: Mapping[str, WithInterval]
     differences: Mapping[str, WithInterval]
     correlation: Mapping[str, WithInterval]
+
+    @property
+    def telling(self) -> Mapping[str, WithInterval]:
+        """The differences to show: of more than a dozen those of groups that differ in one setting, if any do."""
+        if len(self.differences) <= _MOST_SHOWN:
+            return self.differences
+        close = {name: found for name, found in self.differences.items() if _is_of_one_setting(name)}
+        return close or self.differences
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
@@ -92,6 +103,7 @@ def outcome(folder: RunFolder) -> RunOutcome:
             found = found_from_dict(content.get("architecture"), f"{name}: its architecture")
             settings |= {f"search.{key}": value for key, value in (found.searched or {}).items()}
             score = found.accuracy
+        settings["supernet"] = bool(settings["supernet"])  # every search has its own
     else:
         settings = asdict(config_from_dict(content, name))
         result = folder.read_json(RESULT, SEARCH)
@@ -120,8 +132,8 @@ def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
     return RunComparison(
         kind=kinds[0],
         runs=tuple(outcomes),
-        groups={label: estimate([one.accuracy for one in runs]) for label, runs in groups.items()},
-        differences={f"{b} - {a}": found for a, b in pairs if (found := _paired(groups[a], groups[b])) is not None},
+        groups={label: estimate([*_by_seed(runs).values()]) for label, runs in groups.items()},
+        differences={f"{b}{_LESS}{a}": found for a, b in pairs if (found := _paired(groups[a], groups[b])) is not None},
         correlation={label: found for label, runs in scored.items() if (found := _correlation(runs)) is not None},
     )
 
@@ -174,6 +186,11 @@ def _correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
         return None
     low, high = np.quantile(told, (0.025, 0.975))
     return WithInterval(value=value, interval=(float(low), float(high)), count=len(pairs))
+
+
+def _is_of_one_setting(difference: str) -> bool:
+    one, _, other = difference.partition(_LESS)
+    return len(set(one.split()) ^ set(other.split())) == 2
 
 
 def _said(value: object) -> str:

@@ -43,13 +43,23 @@ def estimate(session: Session, clock: Callable[[], float] = time.perf_counter) -
     config, generator = session.config, torch.Generator().manual_seed(session.config.seed)
     space = session.supernet.space
     strategy = session.strategy()
-    asked = strategy.ask(State(gates=session.initial), generator).train[: config.architectures]
+    question = strategy.ask(State(gates=session.initial), generator)
+    count, training = min(config.architectures, len(question.train)), question.training
     started, seconds = clock(), 0.0
-    for step, (x, y) in enumerate(session.batches(0, 0, len(asked))):
-        session.update(x, y, asked, step)
-        seconds, started = clock() - started, clock()
-        if step == 1:
-            break
+    with session.held_out(0, 0, count, training.gates) as held_out:
+        for step, (x, y) in enumerate(session.batches(0, 0, count, training.gates)):
+            asked = training.drawn(
+                question.train,
+                count,
+                gates=session.supernet.gates,
+                budget=session.budget,
+                share=0.0,
+                generator=generator,
+            )
+            session.update(x, y, asked, step, training, next(held_out))
+            seconds, started = clock() - started, clock()
+            if step == 1:
+                break
     first = next(iter(session.validation))
     share = len(session.split.validation) / len(first[1])
     candidates = [random_architecture(space, session.budget, generator) for _ in range(2)]

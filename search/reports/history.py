@@ -41,5 +41,5 @@ def measuring_left_s(records: Records, generations: int) -> float | None:
     if not done:
         return None
     seconds = sum(map(measuring_s, done))
-    a_candidate = seconds / max(1, sum(record["measured"] for record in done))
+    a_candidate: float = seconds / max(1, sum(record["measured"] for record in done))
     return seconds / len(done) * (generations - len(done)) + a_candidate * float(done[-1]["population"])

@@ -13,7 +13,6 @@ from repconv.pages.page import facts, figure, html_table, page
 from ..config import config_from_dict
 from ..folder import CONFIG, ENVIRONMENT, POPULATIONS, RESULT, RunFolder
 from ..strategies import State, state_from_dict
-from ..strategies.gradient import gate_factors
 from ..supernet.records import MACHINE, POPULATION, SEARCH
 from ..supernet.space import SearchSpace
 from .found import read_found
@@ -108,10 +107,17 @@ def _survivors(generations: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def chart(title: str, across: str, lines: Sequence[Line], within: tuple[float, float] = (-math.inf, math.inf)) -> str:
+def chart(
+    title: str,
+    across: str,
+    lines: Sequence[Line],
+    within: tuple[float, float] = (-math.inf, math.inf),
+    *,
+    joined: bool = True,
+) -> str:
     """Lines over a common axis as SVG; values that are not finite are left out.
 
-    within: what the values can be, beyond which their axis does not reach.
+    within: what the values can be, beyond which their axis does not reach. joined: whether points of a line are.
     """
     kept = [(name, [(x, y) for x, y in points if math.isfinite(y)]) for name, points in lines]
     xs, ys = ([p[axis] for _, points in kept for p in points] for axis in (0, 1))
@@ -148,7 +154,8 @@ def chart(title: str, across: str, lines: Sequence[Line], within: tuple[float, f
         colour = COLOURS[i % len(COLOURS)]
         spots = [place(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        if joined:
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in spots]
         parts.append(f'<text x="{right + 12:.1f}" y="{top + 16 * i + 8:.1f}" fill="{colour}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
@@ -174,8 +181,31 @@ def _result(folder: RunFolder) -> list[str]:
         "<h2>Best architectures</h2>",
         figure(svg(best.architecture, heading)),
         html_table(("rank", "validation accuracy", "age", "active branches"), rows),
+        *_costs(result),
         *_gates(space, State(gates=best.gates)),
         *_shares(space, result),
+    ]
+
+
+def _costs(result: Mapping[str, Any]) -> list[str]:
+    """Accuracy against cost, of a search that had a second objective."""
+    prices = result.get("prices")
+    if prices is None:
+        return []
+    full = prices["fixed"] + sum(price for kinds in prices["slots"].values() for price in kinds.values())
+    points = [(a["cost"] / full, a["accuracy"]) for a in result["architectures"]]
+    return [
+        figure(
+            chart(
+                "validation accuracy",
+                f"share of the full network's {prices['unit']}",
+                [("found", points)],
+                within=(0.0, 1.0),
+                joined=False,
+            ),
+            f"What was found, by accuracy and by what its branches cost while it is trained ({prices['unit']}, as a "
+            f"share of the {full:.4g} of the network with every branch). Fused, all cost the same.",
+        )
     ]
 
 
@@ -190,7 +220,7 @@ def _under_way(folder: RunFolder) -> list[str]:
 
 
 def _gates(space: SearchSpace, state: State) -> list[str]:
-    factors = gate_factors(space, state.gates)
+    factors = state.gates.factors(space)
     values = dict(zip(space.slots, factors, strict=True))
     return [
         "<h2>Gates by layer and kind</h2>",

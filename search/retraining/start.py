@@ -9,7 +9,9 @@ from torch import nn
 
 from repconv import list_models
 from repconv.errors import SearchError
+from repconv.expansion.adapting import OWN
 from repconv.models.libraries import check_asked
+from repconv.models.zoo import resolve
 from repconv.sources.checkpoint import load
 from repconv.sources.source import open_source
 
@@ -62,6 +64,8 @@ def starting_network(found: Found | None, config: RetrainConfig, task: Task, own
                 f"supernet={config.supernet} is what a found architecture goes on from; {config.network} is trained "
                 "from scratch, so leave it out"
             )
+        if config.grow_epochs:
+            return _plain_network(config, task)
         return named_network(
             config.network,
             task,
@@ -69,6 +73,11 @@ def starting_network(found: Found | None, config: RetrainConfig, task: Task, own
             blocks=config.blocks,
             fixed=config.fixed,
             branches=config.branches,
+        )
+    if config.grow_epochs:
+        raise SearchError(
+            f"grow_epochs={config.grow_epochs} starts from a plain network, and an architecture has its branches: name "
+            "a network of repconv.list_models() in its place, whose blocks get the kinds that its name stands for"
         )
     given = [key for key in ("network", "width", "blocks", "fixed", "branches") if getattr(config, key)]
     if given:
@@ -78,6 +87,17 @@ def starting_network(found: Found | None, config: RetrainConfig, task: Task, own
             "architecture's place"
         )
     return searched_network(found, task, config.supernet, own_code=own_code)
+
+
+def _plain_network(config: RetrainConfig, task: Task) -> nn.Module:
+    """The plain network under the configuration's name, its 3x3 convolutions blocks of a `3x3` branch alone."""
+    if config.fixed:
+        raise SearchError(
+            f"fixed={','.join(config.fixed)}: a network that grows starts from its 3x3 convolutions alone; branches= "
+            "says what they may get"
+        )
+    base = resolve(config.network)[0]
+    return named_network(base, task, width=config.width, blocks=config.blocks, fixed=(OWN,))
 
 
 def searched_network(found: Found, task: Task, supernet: str = "", *, own_code: str | None = None) -> nn.Module:

@@ -26,15 +26,19 @@ from ..supernet.bank import EvaluationSettings
 from ..supernet.evaluate import accuracy
 from ..supernet.joint_update import backward
 from ..supernet.layout import memory_format, said_of
+from ..supernet.records import GROWTH
 from ..supernet.supernet import Supernet, evaluating
 from ..tasks.data import open_data
 from ..tasks.network import set_positions
 from ..tasks.task import EvaluationBatches, Split, split, training_batches
 from .cutout import Cutout
+from .growth import Growth, apply_change, block_of, kinds_to_grow, put_structure
 from .start import starting_network
 
 FORMAT = "repconv.retrain-checkpoint/1"
 _KEEP_BYTES = 2e9
+_ADAPTING_IMAGES = 128
+"""Training images by which statistics of new branches are measured."""
 
 
 @final
@@ -69,6 +73,7 @@ class Trainer:
         self.supernet = Supernet(model) if self.gated_branches else None
         gates = [] if self.supernet is None else self.supernet.gate_parameters()
         weights = list(model.parameters()) if self.supernet is None else self.supernet.weights()
+        self.growth = Growth(model, kinds_to_grow(config.network, config.branches)) if config.grow_epochs else None
         self.optimiser = torch.optim.SGD(
             [{"params": weights, "weight_decay": config.weight_decay}, {"params": gates, "weight_decay": 0.0}],
             config.learning_rate,
@@ -134,6 +139,8 @@ class Trainer:
 
         parameters = list(self.model.parameters())
         (value,) = backward(self.model, parameters, [loss], "uniform", self.processes, self.duty).losses
+        if self.growth is not None:
+            self.growth.note()
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for group in self.optimiser.param_groups:
@@ -142,6 +149,52 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return value
+
+    def adapts_after(self, epochs: int) -> bool:
+        """Whether the structure is adapted when that many epochs are done: never after the last."""
+        config = self.config
+        if self.growth is None or epochs % config.grow_epochs:
+            return False
+        return epochs < config.epochs and epochs <= config.grow_until * config.epochs
+
+    def adapt(self, epochs: int) -> dict[str, Any]:
+        """Let blocks grow and cut branches, as the first process decides; what the metrics say of it.
+
+        The network computes in evaluation what it did, and so does the average. The optimiser keeps what it knows of
+        the parameters that stay.
+        """
+        growth, config = self.growth, self.config
+        assert growth is not None  # noqa: S101  # as `adapts_after` said
+        told = self.processes.decided((growth.change(config.grow_blocks, config.cut_below), growth.saliency()))
+        change, saliency = told
+        growth.forget()
+        models = [self.model, *([] if self.average is None else [self.average.module])]
+        count = min(_ADAPTING_IMAGES, len(self.split.train))
+        chosen = EvaluationBatches(self.task, self.task.train, self.split.train[:count], batch=count, keep_bytes=0)
+        ((images, _),) = chosen
+        images = images.to(self.device, memory_format=self.memory_format)
+        apply_change(models, change, images, seed=(config.seed + epochs) % 2**63)
+        for name in (*change.grown, *change.cut):
+            for block in (block_of(model, name) for model in models):
+                state = {key: value.cpu() for key, value in block.state_dict().items()}
+                block.load_state_dict(self.processes.decided(state))  # devices may round otherwise
+        self._follow_structure()
+        return {
+            "kind": GROWTH,
+            "epoch": epochs,
+            "step": epochs * self.steps_an_epoch,
+            "grown": change.grown,
+            "cut": change.cut,
+            "saliency": saliency,
+            "branches": sum(map(len, self.blocks.values())),
+        }
+
+    def _follow_structure(self) -> None:
+        """Train the parameters that the network has now, in its order, and forget those it had."""
+        weights = list(self.model.parameters())
+        self.optimiser.param_groups[0]["params"] = weights
+        for gone in set(self.optimiser.state) - set(weights):
+            del self.optimiser.state[gone]
 
     def result(self) -> nn.Module:
         """The network to keep: the average where there is one."""
@@ -183,6 +236,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "generator": self.generator.get_state(),
+            "growth": None if self.growth is None else self.growth.state(),
         }
 
     def restore(self, folder: RunFolder) -> Position:
@@ -195,6 +249,11 @@ class Trainer:
         if found is None:
             return Position()
         at, content = found
+        if self.growth is not None:
+            self.growth.put_state(content["growth"])
+            for model in (self.model, *([] if self.average is None else [self.average.module])):
+                put_structure(model, content["growth"]["blocks"])
+            self._follow_structure()
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         if self.average is not None:

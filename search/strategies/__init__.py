@@ -13,17 +13,38 @@ from .evolving.aging import Aging
 from .evolving.cars import Cars
 from .evolving.des import Des
 from .evolving.random import Random
-from .gold import Gold
-from .gradient import Gradient
+from .gating.gold import Gold
+from .gating.gradient import Gradient
+from .gating.pdarts import PDarts
 from .protocol import Member, Question, SearchPlan, State, Strategy, state_from_dict
+from .training import Training
 
 STRATEGIES: Mapping[str, Callable[[SearchPlan], Strategy]] = MappingProxyType({
     "des": Des, "random": Random, "aging": Aging, "aging-rescored": partial(Aging, rescored=True), "cars": Cars,
-    "gradient": Gradient, "gold": Gold,
+    "gradient": Gradient, "darts": partial(Gradient, training=Training(gates="first")),
+    "darts-second": partial(Gradient, training=Training(gates="second")), "pdarts": PDarts,
+    "repnas": partial(Gradient, training=Training(perturbed=True)), "gold": Gold,
 })  # fmt: skip
 """By name."""
 
-__all__ = ["STRATEGIES", "Member", "Question", "SearchPlan", "State", "Strategy", "create_strategy", "state_from_dict"]
+COSTED = ("des", "random", "aging", "aging-rescored", "cars")
+"""Those that take a second objective: they compare architectures by what each was measured to be worth."""
+
+CHARGED = ("gold",)
+"""Those whose gates pay for the FLOPs of their branches."""
+
+__all__ = [
+    "CHARGED",
+    "COSTED",
+    "STRATEGIES",
+    "Member",
+    "Question",
+    "SearchPlan",
+    "State",
+    "Strategy",
+    "create_strategy",
+    "state_from_dict",
+]
 
 
 def create_strategy(name: str, plan: SearchPlan) -> Strategy:

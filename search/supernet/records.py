@@ -16,14 +16,16 @@ _SPACE = many(record({"name": text(), "fixed": _KINDS, "searchable": _KINDS}))
 _GATES = record({"alpha": many(finite()), "beta": many(finite())})
 _MEMBER = record({"age": _COUNT, "accuracy": optional(finite()), "score": optional(finite()), "active": each(_KINDS)})
 _STATE = {"gates": _GATES, "generation": _COUNT, "members": many(_MEMBER), "asked": many(_MEMBER)}
-_FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)})
+_MEMORY = {"memory": many(finite())}
+_FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)}, {"cost": finite()})
 
 STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
+SWEEP = "repconv.sweep/1"
 FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
-ACCURACY = "accuracy"
+ACCURACY, GROWTH, PRICED = "accuracy", "growth", "repconv.prices/1"
 RULES: Mapping[str, Rule] = {
-    STATE: record(_STATE),
-    POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}),
+    STATE: record(_STATE, _MEMORY),
+    POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}, _MEMORY),
     SEARCH: record(
         {"schema": text(SEARCH), "space": _SPACE, "gates": _GATES, "architectures": many(_FOUND, least=1)},
         {"ended_early": optional(_COUNT)},
@@ -31,6 +33,11 @@ RULES: Mapping[str, Rule] = {
     RETRAIN: record({
         "schema": text(RETRAIN), "measured_on": text(), "images": _COUNT, "accuracy": finite(),
         "fused_accuracy": finite(),
+    }),
+    SWEEP: record({
+        "schema": text(SWEEP), "preset": text(), "settings": each(text()), "vary": each(many(text())),
+        "seeds": whole(1, _MANY),
+        "retrain": optional(record({"preset": text(), "settings": each(text()), "top": whole(1, _MANY)})),
     }),
     FOUND: record(
         {
@@ -44,6 +51,11 @@ RULES: Mapping[str, Rule] = {
     ),
     MACHINE: each(lambda *_: ""),
     EPOCH: record({"epoch": _COUNT, "loss": finite()}),
+    PRICED: record({
+        "schema": text(PRICED), "objective": text("branches", "flops", "latency"), "fixed": finite(),
+        "slots": each(each(finite())),
+    }),
+    GROWTH: record({"epoch": _COUNT, "grown": each(_KINDS), "cut": each(_KINDS), "saliency": each(finite())}),
     ACCURACY: record({"epoch": _COUNT, "accuracy": finite(), "images": _COUNT}),
     GENERATION: record(
         {

@@ -41,6 +41,12 @@ class Gates:
             )
         return gates
 
+    def factors(self, space: SearchSpace) -> list[float]:
+        """`s(beta) s(alpha)` of every slot of `space`, s the logistic: what each branch's output is multiplied with."""
+        alpha, beta = (torch.tensor(values, dtype=torch.float64).sigmoid() for values in (self.alpha, self.beta))
+        found: list[float] = (alpha * beta[torch.tensor(space.owners)]).tolist()
+        return found
+
 
 @final
 class Supernet:

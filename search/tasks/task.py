@@ -64,6 +64,12 @@ class Split:
     validation: tuple[int, ...]
 
 
+def halves(positions: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The first half, the larger one of an odd number, and the rest."""
+    middle = -(-len(positions) // 2)
+    return positions[:middle], positions[middle:]
+
+
 def split(count: int, share: float, seed: int, limit: int = 0) -> Split:
     """A random `share` of `count` images held out.
 
@@ -128,15 +134,20 @@ def training_batches(
     workers: int = 0,
     also: Callable[[Tensor], Tensor] | None = None,
     images: range | None = None,
+    steps: int | None = None,
 ) -> Generator[tuple[Tensor, Tensor]]:
     """An epoch's whole batches from the `first` on: images [batch, c, h, w] and targets [batch].
 
     `also` is applied to normalised images (cutout). The rest that fills no batch is left out, as BN wants. `images`:
-    which of each batch, by their place in it; None is all.
+    which of each batch, by their place in it; None is all. `steps`: how many batches; more than the images fill go
+    through them again, in another order and as they look in another epoch. None is as many as they fill once.
     """
-    order = epoch_order(positions, seed, epoch)
+    steps = len(positions) // batch if steps is None else steps
+    passes = max(1, -(-steps * batch // len(positions)))
+    numbers = [passes * epoch + number for number in range(passes)]
+    order = [(number, position) for number in numbers for position in epoch_order(positions, seed, number)]
     here = range(batch) if images is None else images
-    keys = [[(epoch, order[start + i]) for i in here] for start in range(0, len(order) - batch + 1, batch)]
+    keys = [[order[start + i] for i in here] for start in range(0, steps * batch, batch)]
     loader: DataLoader[Any] = DataLoader(
         _Keyed(task=task, images=task.train, seed=seed, also=also),  # type: ignore[arg-type]  # a map-style dataset in all but its base class
         batch_sampler=keys[first:],

@@ -101,7 +101,7 @@ def test_what_was_fused_is_quantised_and_found_by_its_module(given) -> None:
     assert ["dequantize" in str(node.args[1].target) for node in products(made)] == [True] * 3
     with torch.no_grad():
         assert float((made(x) - model(x)).abs().max() / model(x).abs().max()) < 0.05
-    with pytest.raises(FusionError, match="quantised already: .* operations round"):
+    with pytest.raises(FusionError, match=r"quantised already: .* operations round"):
         fuse_before_quantization(torch.export.export(made, (x,)))
 
 

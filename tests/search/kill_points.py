@@ -1,9 +1,9 @@
 """Run a search in forked processes that kill themselves, and compare what they leave with an undisturbed run.
 
-    python tests/search/kill_points.py FOLDER COUNT
+    python tests/search/kill_points.py FOLDER COUNT STRATEGY...
 
-COUNT of each kind of moment, spread over the run. Writes FOLDER/found.json: for each where it was, the signal the run
-ended by, and what differed.
+COUNT of each kind of moment of a run of each strategy, spread over it. Writes FOLDER/found.json: for each where it was,
+the signal the run ended by, and what differed.
 """
 
 from __future__ import annotations
@@ -136,30 +136,40 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def spread(names: list[str], count: int) -> list[int]:
-    """Moments, numbered from 1: of each name at most `count`, from its first to its last."""
+    """Moments, numbered from 1: of each name at most `count`, from its first to its last, or the one between."""
     chosen = []
     for name in dict.fromkeys(names):
         all_of_it = [number for number, other in enumerate(names, start=1) if other == name]
         last, most = len(all_of_it) - 1, min(count, len(all_of_it))
+        if most == 1:
+            chosen.append(all_of_it[last // 2])
+            continue
         chosen += [all_of_it[round(index * last / max(most - 1, 1))] for index in range(most)]
     return sorted(chosen)
 
 
-def begin(folder: Path) -> RunFolder:
+def begin(folder: Path, strategy: str) -> RunFolder:
     """A new run's folder."""
-    return RunFolder.create(folder, settings_to_dict(CONFIG, SCHEMA), {})
+    return RunFolder.create(folder, settings_to_dict(replace(CONFIG, strategy=strategy), SCHEMA), {})
 
 
-def main(base: Path, count: int) -> None:
-    """The undisturbed run, then one run for each kill point, each with one kill and one resumption."""
+def main(base: Path, count: int, strategies: list[str]) -> None:
+    """What happens to runs of each strategy, in one file."""
     torch.set_num_threads(1)
     for name in ("sklearn.datasets", "torchvision.transforms.v2", "torch.utils.tensorboard"):
         importlib.import_module(name)  # once, before the forks
+    found = [point for strategy in strategies for point in killed(base / strategy, count, strategy)]
+    (base / "found.json").write_text(json.dumps(found))
+
+
+def killed(base: Path, count: int, strategy: str) -> list[dict[str, Any]]:
+    """The undisturbed run, then one run for each kill point, each with one kill and one resumption."""
+    base.mkdir()
 
     def counted() -> None:
         events = Events(0)
         watch(events)
-        run(begin(base / "whole"))
+        run(begin(base / "whole", strategy))
         (base / "events.json").write_text(json.dumps(events.names))
 
     in_a_process(counted)
@@ -171,20 +181,22 @@ def main(base: Path, count: int) -> None:
 
         def doomed(folder: Path = folder, point: int = point) -> None:
             watch(Events(point))
-            run(begin(folder))
+            run(begin(folder, strategy))
 
         ended = in_a_process(doomed)
         in_a_process(
             lambda folder=folder: (
-                run(RunFolder.open(folder)) if (folder / "config.json").exists() else run(begin(folder))
+                run(RunFolder.open(folder)) if (folder / "config.json").exists() else run(begin(folder, strategy))
             )
         )
         after = left(folder)
         differs = [key for key, value in expected.items() if not equal(value, after[key])]
-        found.append({"event": point, "at": names[point - 1], "signal": ended, "differs": differs})
+        found.append(
+            {"strategy": strategy, "event": point, "at": names[point - 1], "signal": ended, "differs": differs}
+        )
         shutil.rmtree(folder)
-    (base / "found.json").write_text(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

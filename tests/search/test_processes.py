@@ -106,20 +106,24 @@ def launch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "architectures", "weighting"),
+    ("count", "architectures", "weighting", "strategy"),
     [
-        (2, 5, "softmax"),
-        (3, 2, "literal"),
-        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((2, 2, "uniform"), (2, 1, "softmax"))),
+        (2, 5, "softmax", "des"),
+        (3, 2, "literal", "des"),
+        (2, 1, "softmax", "darts-second"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in ((2, 2, "uniform", "des"), (2, 1, "softmax", "des"), (2, 1, "softmax", "darts"))
+        ),
     ],
 )
 def test_an_update_of_several_processes_is_that_of_one(
-    tmp_path, count: int, architectures: int, weighting: str
+    tmp_path, count: int, architectures: int, weighting: str, strategy: str
 ) -> None:
     """With fewer architectures than processes, of one that normalises the same parts of each mini-batch."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     for processes in (1, count):
-        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting, count)
+        launch(tmp_path, processes, SCRIPT, tmp_path, architectures, weighting, count, strategy)
     alone = torch.load(tmp_path / "update-1-0.pt")
     ranks = [torch.load(tmp_path / f"update-{count}-{rank}.pt") for rank in range(count)]
     assert not all(alone["gradients"].values()), "some branches are in none of the architectures"
@@ -198,6 +202,20 @@ def test_a_retraining_of_two_processes_is_that_of_one(tmp_path) -> None:
     for _ in range(2):  # the second finds it finished
         assert launch(tmp_path, 2, command, *line).count("test accuracy on 360 images") == 1
     assert (tmp_path / "run" / "retrained.fused.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_retraining_of_two_processes_grows_alike_in_both(tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    settings = tmp_path / "settings.json"
+    changes = {"network": "resnet18", "width": 2, "blocks": [1], "data": "digits", "train_images": 128, "epochs": 4}
+    grow = {"grow_epochs": 1, "grow_blocks": 2, "cut_below": 0.5, "ema": 0.8, "batch": 32, "drop_path": 0.0}
+    settings.write_text(json.dumps({"schema": "repconv.retrain-config/1", "device": "cpu", **changes, **grow}))
+    launch(tmp_path, 2, SCRIPT.with_name("grow_together.py"), tmp_path / "run", settings, -1)
+    first, second = (torch.load(tmp_path / "run" / f"state-{rank}.pt") for rank in (0, 1))
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(".branches.1x3." in name for name in first)
 
 
 @pytest.mark.slow

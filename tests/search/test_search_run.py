@@ -200,9 +200,9 @@ def test_warm_up_draws_fresh_architectures_of_the_budget_and_searching_draws_fro
     drawn: list[tuple[int, tuple]] = []
     update = Session.update
 
-    def watched(self, x, y, architectures, step):
+    def watched(self, x, y, architectures, step, *how):
         drawn.append((step, tuple(architectures)))
-        return update(self, x, y, architectures, step)
+        return update(self, x, y, architectures, step, *how)
 
     monkeypatch.setattr(Session, "update", watched)
     folder = begun(tmp_path / "run")
@@ -342,25 +342,35 @@ def test_metrics_that_cannot_be_written_are_an_error(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("each", [3, pytest.param(1000, marks=pytest.mark.exhaustive)])
-def test_a_run_killed_at_any_moment_ends_bit_identical(each: int, tmp_path) -> None:
-    """At updates, evaluations, file writes and metrics lines of a small run, so many of each, or all."""
+@pytest.mark.parametrize(
+    ("each", "strategies"),
+    [
+        (3, ["des"]),
+        (1, [name for name in STRATEGIES if name != "des"]),
+        pytest.param(1000, ["des"], marks=pytest.mark.exhaustive),
+        pytest.param(5, list(STRATEGIES), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_run_killed_at_any_moment_ends_bit_identical(each: int, strategies: list[str], tmp_path) -> None:
+    """At updates, evaluations, file writes and metrics lines of small runs, so many of each, or all."""
     script = Path(__file__).with_name("kill_points.py")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path), str(each)],
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path), str(each), *strategies],
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=900 + 120 * len(strategies),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found) >= min(4 * each, 30)
-    assert {point["signal"] for point in found} == {9}
-    assert sum(point["at"] == "inside a file write" for point in found) >= min(each, 8)
-    assert sum(point["at"] == "inside a metrics line" for point in found) >= min(each, 3)
-    assert not [point for point in found if point["differs"]]
+    every = json.loads((tmp_path / "found.json").read_text())
+    assert not [point for point in every if point["differs"]]
+    for strategy in strategies:
+        found = [point for point in every if point["strategy"] == strategy]
+        assert len(found) >= min(4 * each, 30)
+        assert {point["signal"] for point in found} == {9}
+        assert sum(point["at"] == "inside a file write" for point in found) >= min(each, 8)
+        assert sum(point["at"] == "inside a metrics line" for point in found) >= min(each, 3)
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path) -> None:

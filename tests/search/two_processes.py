@@ -1,6 +1,6 @@
 """One of several processes that do an update of a search, then a whole one; writes what it has.
 
-    torchrun --nproc-per-node 2 tests/search/two_processes.py FOLDER ARCHITECTURES WEIGHTING PROCESSES
+    torchrun --nproc-per-node 2 tests/search/two_processes.py FOLDER ARCHITECTURES WEIGHTING PROCESSES STRATEGY
 
 With one process (no torchrun) it is the reference of an update by as many as PROCESSES.
 """
@@ -23,6 +23,7 @@ from repconv.search.processes import joined, shares
 from repconv.search.run import run
 from repconv.search.session import Session
 from repconv.search.settings import settings_to_dict
+from repconv.search.strategies import State
 from repconv.search.strategies.evolution import random_architecture
 from repconv.search.supernet.architecture import Architecture
 from repconv.search.supernet.supernet import Supernet
@@ -59,7 +60,7 @@ class Split:
                 value.data.copy_(values[name])  # autograd keeps them, though it takes the batch's in training
 
 
-def main(folder: Path, architectures: int, weighting: str, of: int) -> None:
+def main(folder: Path, architectures: int, weighting: str, of: int, strategy: str) -> None:
     """Three updates with given architectures, one evaluation; then a run."""
     torch.set_num_threads(1)
     config = replace(
@@ -74,19 +75,23 @@ def main(folder: Path, architectures: int, weighting: str, of: int) -> None:
         batch=31,
         architectures=architectures,
         weighting=weighting,
+        strategy=strategy,
         ratio=0.3,
         device="cpu",
     )
     with joined("cpu") as (processes, device):
         session = Session(config, processes, device)
+        training = session.strategy().ask(State(gates=session.initial), torch.Generator()).training
         session.supernet.model.double()
         if processes.count == 1 and of > architectures:
             session.supernet = Split(session.supernet, architectures, of)  # type: ignore[assignment]
         generator = torch.Generator().manual_seed(4)
         space = session.supernet.space
-        for step, (x, y) in enumerate(session.batches(0, 0, architectures)):
-            drawn = [random_architecture(space, session.budget, generator) for _ in range(architectures)]
-            session.update(x.double(), y, drawn, step)
+        with session.held_out(0, 0, architectures, training.gates) as held_out:
+            for step, (x, y) in enumerate(session.batches(0, 0, architectures, training.gates)):
+                drawn = [random_architecture(space, session.budget, generator) for _ in range(architectures)]
+                apart = next(held_out)
+                session.update(x.double(), y, drawn, step, training, apart and (apart[0].double(), apart[1]))
         gradients = {n: p.grad is not None for n, p in session.supernet.model.named_parameters()}
         torch.save(
             {"state": session.supernet.model.state_dict(), "gradients": gradients, "rank": processes.rank},
@@ -105,4 +110,4 @@ def main(folder: Path, architectures: int, weighting: str, of: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5])

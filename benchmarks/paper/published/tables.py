@@ -77,6 +77,12 @@ TABLE_4 = {
 }
 """Top-1 on CIFAR-10 by the share of branches kept."""
 
+SEARCHED: Mapping[str, str] = {
+    "DARTS (second)": "darts-second", "P-DARTS": "pdarts", "RepNAS (VGG)": "repnas", "GOLD-NAS": "gold", "CARS": "cars",
+    "AmoebaNet-A": "aging", "IRep-ResNet18": "des",
+}  # fmt: skip
+"""Rows of Table 2 whose search is a strategy here."""
+
 PARAMETERS: tuple[tuple[str, float | None, str, Mapping[str, object], str], ...] = (
     ("VGG-16", 14.73, "vgg16", {}, "convolutions with bias, batch normalisation, one layer of 512 x 10"),
     ("ResNet-18", 11.69, "resnet18", {"stem": "imagenet", "num_classes": 1000},

@@ -30,18 +30,19 @@ def command(runs: tuple[str, ...], json_file: str | None) -> None:
     from ..shared.record import write_json
 
     found = compare(opened(runs))
-    click.echo(_shown(found))
+    click.echo(shown(found))
     if json_file is not None:
         write_json(json_file, "repconv.search-compare/1", found.to_dict())
 
 
-def _shown(found: RunComparison) -> str:
+def shown(found: RunComparison) -> str:
+    """Its tables."""
     from ..shared.text import table
 
     what = "validation accuracy of the best, %" if found.kind == "search" else "accuracy when retrained, %"
-    parts = [_table([what, "95 % interval", "runs"], found.groups, 100)]
-    if found.differences:
-        parts.append(_table(["difference, points", "95 % interval", "seeds"], found.differences, 100))
+    parts = [_table([what, "95 % interval", "seeds"], found.groups, 100)]
+    if found.telling:
+        parts.append(_table(["difference, points", "95 % interval", "seeds"], found.telling, 100))
     if found.correlation:
         parts.append(_table(["score and accuracy, Kendall's tau", "95 % interval", "runs"], found.correlation, 1))
     return "\n\n".join(table(rows, right=(1, 3)) for rows in parts)

@@ -12,16 +12,24 @@ from .resume import files_of_a_run
 
 @click.command(cls=Command, epilog="Example: repconv search report runs/small")
 @click.argument("folder", type=Reads(files_of_a_run))
-@click.option("-o", "--output", type=Writes(), help="The HTML file; FOLDER/report.html unless named.")
+@click.option(
+    "-o", "--output", type=Writes(), help="The HTML file; FOLDER/report.html or FOLDER/sweep.html unless named."
+)
 def command(folder: str, output: str | None) -> None:
-    """Write the report of the run in FOLDER, finished or under way, as one HTML file without outside parts."""
+    """Write the report of the run or sweep in FOLDER, finished or under way, as one HTML file without outside parts."""
     from repconv.search.folder import RunFolder
     from repconv.search.reports.report import report
+    from repconv.search.sweeps.folder import PAGE, is_sweep, read_plan
+    from repconv.search.sweeps.summary import SweepSummary
 
     from ...files.whole import whole_file
 
-    opened = RunFolder.open(Path(folder))
-    text, out = report(opened), Path(output) if output else opened.path / "report.html"
+    path = Path(folder)
+    if is_sweep(path):
+        text, name = SweepSummary(path, read_plan(path)).page(), PAGE
+    else:
+        text, name = report(RunFolder.open(path)), "report.html"
+    out = Path(output) if output else path / name
     with whole_file(out) as stream:
         stream.write(text.encode())
     click.echo(f"  wrote {out}: {len(text):,} bytes")

@@ -67,7 +67,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
     own = {"data": (is_own_data, config.data), "network": (is_own_network, config.network)}
     named = [f" --{option} {name}" for option, (is_own, name) in own.items() if is_own(name)]
     with going_on_is_said(f"repconv search resume {folder.path}{''.join(named)}"):
-        run(folder, Epochs(config.epochs, _show), own_code=own_code)
+        run(folder, Epochs(config.epochs, show_generation), own_code=own_code)
     if not processes.first:
         return
     best, result = read_found(folder.path / BEST), folder.read_json(RESULT, SEARCH)
@@ -90,7 +90,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
         )
 
 
-def _show(record: Mapping[str, Any]) -> None:
+def show_generation(record: Mapping[str, Any]) -> None:
     """What selection found, in words."""
     from repconv.search.reports.history import measuring_s
 

@@ -12,7 +12,7 @@ from ...supernet.architecture import Architecture
 from ...supernet.space import SearchSpace
 from ...supernet.supernet import Gates
 from ..evolution import first_population
-from ..protocol import Member, Question, SearchPlan, State, architectures_of, asked, measured
+from ..protocol import Member, Question, SearchPlan, State, Strategy, architectures_of, asked, charged, measured
 
 SHARE = 4
 """A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
@@ -20,7 +20,7 @@ SHARE = 4
 
 @final
 @dataclass(frozen=True)
-class Aging:
+class Aging(Strategy):
     """Regularised evolution in steps of a quarter of the population, since a generation here is an epoch's training.
 
     Every child is one mutation of the best of a random sample: an active branch is exchanged for another, so its size
@@ -54,8 +54,8 @@ class Aging:
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Children join, as many of the oldest leave."""
         older = [] if self.rescored else _older(state.members)
-        queue = [*older, *measured(state, scores)]  # the oldest first
-        return State(gates=gates, generation=state.generation + 1, members=tuple(queue[-self.plan.population :]))
+        queue = charged([*older, *measured(state, scores)], self.plan)  # the oldest first
+        return State(gates=gates, generation=state.generation + 1, members=queue[-self.plan.population :])
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
         """All that live."""
@@ -68,7 +68,7 @@ class Aging:
         for _ in range(min(share, self.plan.children)):
             for _ in range(self.plan.breeding.attempts):
                 sample = torch.randperm(len(members), generator=generator)[:share].tolist()
-                winner = max((members[i] for i in sample), key=lambda member: member.accuracy or 0.0)
+                winner = max((members[i] for i in sample), key=lambda member: member.score or 0.0)
                 child = _exchanged(self.plan.space, winner.architecture, generator)
                 if child not in living:
                     living.add(child)

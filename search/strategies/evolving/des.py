@@ -18,8 +18,10 @@ from ..protocol import (
     Question,
     SearchPlan,
     State,
+    Strategy,
     architectures_of,
     asked,
+    charged,
     first_question,
     generational,
     measured,
@@ -28,7 +30,7 @@ from ..protocol import (
 
 @final
 @dataclass(frozen=True)
-class Des:
+class Des(Strategy):
     """De-IReps, algorithm 1. Parents and children are trained and measured together, every generation anew."""
 
     plan: SearchPlan
@@ -49,12 +51,12 @@ class Des:
         return asked(state, [*older, *(Member(child) for child in children)])
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
-        """The best live on by `S = A + phi` (equation 15); nothing lives past the age limit.
+        """The best live on by `S = A + phi` (equation 15), less what they cost; nothing lives past the age limit.
 
         Where that would leave nobody (a space of one architecture, say), all that died are born again.
         """
         plan = self.plan
-        members = measured(state, scores)
+        members = charged(measured(state, scores), plan)
         spread = pstdev(scores)
         if plan.age:
             members = tuple(self._scored(member, spread) for member in members)
@@ -75,4 +77,4 @@ class Des:
             term = share if share == -math.inf else plan.age_strength * spread * share
         else:
             term = age_term(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
-        return replace(member, score=(member.accuracy or 0.0) + term)
+        return replace(member, score=(member.accuracy or 0.0) + term - plan.charge(member.architecture, spread))

@@ -11,12 +11,23 @@ import torch
 from ...supernet.architecture import Architecture
 from ...supernet.supernet import Gates
 from ..evolution import best, first_population
-from ..protocol import Member, Question, SearchPlan, State, architectures_of, asked, generational, measured
+from ..protocol import (
+    Member,
+    Question,
+    SearchPlan,
+    State,
+    Strategy,
+    architectures_of,
+    asked,
+    charged,
+    generational,
+    measured,
+)
 
 
 @final
 @dataclass(frozen=True)
-class Random:
+class Random(Strategy):
     """As many new ones a generation as `des` has children; the kept are trained and measured again with them."""
 
     plan: SearchPlan
@@ -37,9 +48,9 @@ class Random:
         return asked(state, [*state.members, *map(Member, new)])
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
-        """The most accurate are kept."""
-        members = measured(state, scores)
-        kept = best(scores, self.plan.population)
+        """The most accurate are kept, less what they cost."""
+        members = charged(measured(state, scores), self.plan)
+        kept = best([m.score or 0.0 for m in members], self.plan.population)
         return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:

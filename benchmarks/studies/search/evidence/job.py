@@ -41,7 +41,7 @@ def finished(name: str) -> bool:
 
 def ready(job: Job) -> bool:
     """Whether what it starts from is there."""
-    return isinstance(job, SearchJob) or finished(job.search)
+    return isinstance(job, SearchJob) or not job.search or finished(job.search)
 
 
 def do(job: Job, at: Path) -> str:
@@ -62,8 +62,9 @@ def _search(job: SearchJob, folder: Path) -> None:
 
 
 def _train(job: TrainingJob, folder: Path) -> None:
-    found = _found(job)
-    config = {**settings_to_dict(job.config, TRAINING_CONFIG), "architecture": found.to_dict()}
+    found = _found(job) if job.search else None
+    architecture = {} if found is None else {"architecture": found.to_dict()}
+    config = {**settings_to_dict(job.config, TRAINING_CONFIG), **architecture}
     retrain(RunFolder.create_or_resume(folder, config, environment()), found, job.config)
 
 

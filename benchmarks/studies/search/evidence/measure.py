@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +20,7 @@ from pathlib import Path
 from repconv.benchmarks.studies.common import ROOT, existing, positive
 from repconv.benchmarks.studies.search.evidence.job import do, finished, ready
 from repconv.benchmarks.studies.search.evidence.protocol import TEST, TRAIN, Job, jobs
+from repconv.benchmarks.studies.training.training_step import MALLOC
 
 WORK = ROOT / "build" / "evidence"
 
@@ -39,6 +41,7 @@ def main() -> None:
     if chosen.list:
         print("\n".join(job.name for job in left))
         return
+    os.environ.update(MALLOC)  # of the processes to come
     WORK.mkdir(parents=True, exist_ok=True)
     for name, file in ((TRAIN, chosen.train), (TEST, chosen.test)):
         link = WORK / name.partition(":")[2]

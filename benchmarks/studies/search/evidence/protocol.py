@@ -32,8 +32,9 @@ TRAINING = RetrainConfig(
     cutout=0, drop_path=0, positions=256, checkpoint_steps=78,
 )  # fmt: skip
 
-STRATEGIES = ("des", "random")
-"""Compared with each other, at equal updates."""
+POPULATIONS, SINGLE = ("des", "random", "aging", "aging-rescored", "cars"), ("gradient", "darts", "darts-second")
+STRATEGIES = (*POPULATIONS, *SINGLE)
+"""Compared with each other, at equal updates: those that find a population, and those that find one architecture."""
 RATIOS: Mapping[str, float] = {"1-6": 1 / 6, "1-3": 1 / 3, "1-2": 1 / 2, "5-6": 5 / 6, "1": 1.0}
 """Of the paper's Table 4, but for 2/3, which is usual."""
 AGES: Mapping[str, tuple[str, ...]] = {
@@ -52,8 +53,19 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 """Searches, by what of them is otherwise than usual."""
 SCORED = ("random", "des")
 """Whose supernets score the drawn architectures."""
-KEPT = {"des": 10, "no-age": 10}
-"""How many of what a search found are trained, for Figure 4; three of a strategy, the best of others."""
+FIGURE_4 = 10
+"""How many of each of Figure 4's two populations are trained; three of a strategy, the best of other searches."""
+
+SETS_TRAINING = replace(TRAINING, width=8, blocks=(1, 1, 1), epochs=12, measure_epochs=1)
+SETS: Mapping[str, tuple[str, ...]] = {
+    "plain": ("network=resnet18", "positions=0"),
+    "RepVGG": ("network=repvgg_resnet18",),
+    "ACNet": ("network=acnet_resnet18",),
+    "DBB": ("network=dbb_resnet18",),
+    "all ten": ("network=irep_resnet18",),
+    "DyRep": ("network=irep_resnet18", "grow_epochs=1"),
+}
+"""Sets of branches, trained as they are, and DyRep's, which grow out of all ten kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +79,15 @@ class SearchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """A training from scratch of an architecture: of a search, by its rank from 0 on, or a drawn one, by its number.
+    """A training from scratch: of what a search found, of a drawn architecture, or of a set of branches.
 
-    search: the search that found it, or whose supernet scored it.
+    rank: of what was found, from 0 on. drawn: the number of what was drawn.
+    search: the search that found it, or whose supernet scored it; empty for a set of branches.
     """
 
     name: str
     config: RetrainConfig
-    search: str
+    search: str = ""
     rank: int | None = None
     drawn: int | None = None
 
@@ -83,17 +96,23 @@ Job = SearchJob | TrainingJob
 
 
 def jobs() -> Iterator[Job]:
-    """All of them."""
+    """All of them; some twice, where two questions ask for them."""
     for name in ("des", "random", "no-age", "age-published"):
         yield from (searching(name, seed) for seed in SEEDS)
+    yield from (of_set(name, seed) for seed in SEEDS for name in SETS)
+    for name in STRATEGIES:
+        ranks = range(3) if name in POPULATIONS else range(1)
+        for seed in SEEDS:
+            yield searching(name, seed)
+            yield from (training(name, seed, rank=rank) for rank in ranks)
     for seed in SEEDS:
         yield from (training("random", seed, drawn=number) for number in range(len(drawn())))
-        yield from (training(name, seed, rank=rank) for name in STRATEGIES for rank in range(3))
     for name in VARIANTS:
-        yield from (searching(name, seed) for seed in SEEDS)
-        yield from (training(name, seed, rank=0) for seed in SEEDS)
-    for name, count in KEPT.items():
-        yield from (training(name, seed, rank=rank) for seed in SEEDS for rank in range(count))
+        for seed in SEEDS:
+            yield searching(name, seed)
+            yield training(name, seed, rank=0)
+    for name in ("des", "no-age"):
+        yield from (training(name, seed, rank=rank) for seed in SEEDS for rank in range(FIGURE_4))
 
 
 def searching(variant: str, seed: int) -> SearchJob:
@@ -112,6 +131,23 @@ def training(variant: str, seed: int, *, rank: int | None = None, drawn: int | N
         rank=rank,
         drawn=drawn,
     )
+
+
+def of_set(name: str, seed: int) -> TrainingJob:
+    """The training of a set of branches."""
+    config = replace(changed(SETS_TRAINING, SETS[name]), seed=seed)
+    return TrainingJob(name=f"training/{set_name(name)}-{seed}", config=config)
+
+
+def of_ratio(ratio: str) -> str:
+    """The variant that is searched with this share of the branches, `2/3` or so."""
+    name = ratio.replace("/", "-")
+    return f"ratio-{name}" if name in RATIOS else "des"
+
+
+def set_name(name: str) -> str:
+    """What a set of branches is called among files."""
+    return f"set-{name.replace(' ', '-')}"
 
 
 def drawn() -> tuple[Architecture, ...]:

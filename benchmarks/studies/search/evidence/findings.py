@@ -1,0 +1,160 @@
+"""What the kept jobs say: numbers with the seeds behind them, and None where a job is not done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from scipy.stats import kendalltau
+
+from repconv.search.folder import CONFIG, METRICS, RESULT
+from repconv.search.reports.compare import WithInterval, estimate
+
+from .job import KEPT, SCORES
+from .protocol import FIXED_SIZE, MIXED_SIZES, SEEDS
+
+NONE = "not measured yet"
+OfSeed = Callable[[int], float | None]
+"""A number of a seed, None where it is not known."""
+SIZES = {"one size": FIXED_SIZE, "mixed sizes": MIXED_SIZES}
+"""The two sets of drawn architectures."""
+
+
+def over_seeds(value: OfSeed) -> WithInterval | None:
+    """The mean over the seeds there are, and its 95 % interval."""
+    found = [number for seed in SEEDS if (number := value(seed)) is not None]
+    return estimate(found) if found else None
+
+
+def difference(one: OfSeed, other: OfSeed) -> WithInterval | None:
+    """`one` less `other`, over the seeds both have."""
+
+    def of(seed: int) -> float | None:
+        first, second = one(seed), other(seed)
+        return None if first is None or second is None else first - second
+
+    return over_seeds(of)
+
+
+def said(value: WithInterval | None, unit: int = 100) -> str:
+    """Mean, interval and seeds."""
+    if value is None:
+        return NONE
+    middle = f"{unit * value.value:.2f}"
+    if value.interval is None:
+        return f"{middle} ({value.count} seed)"
+    low, high = (f"{unit * end:.2f}" for end in value.interval)
+    return f"{middle} [{low}, {high}] ({value.count})"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of the jobs kept in a folder."""
+
+    kept: Path = KEPT
+
+    def accuracy(self, which: str, seed: int) -> float | None:
+        """The test accuracy of a trained network, fused: `drawn-07`, `des-0` or `set-plain`."""
+        result = self._json(f"training/{which}-{seed}", RESULT)
+        return None if result is None else float(result["fused_accuracy"])
+
+    def accuracies(self, which: str, seed: int) -> dict[int, float]:
+        """The test accuracy of a network by epoch, where that was measured."""
+        return {r["epoch"]: r["accuracy"] for r in self.metrics(f"training/{which}-{seed}") if "accuracy" in r}
+
+    def top(self, variant: str, count: int) -> OfSeed:
+        """The mean test accuracy of the `count` best a search found, when trained; of all it found, where fewer."""
+
+        def of(seed: int) -> float | None:
+            result = self._json(f"search/{variant}-{seed}", RESULT)
+            there = 0 if result is None else min(count, len(result["architectures"]))
+            known = [a for rank in range(there) if (a := self.accuracy(f"{variant}-{rank}", seed)) is not None]
+            return mean(known) if there and len(known) == there else None
+
+        return of
+
+    def score(self, variant: str) -> OfSeed:
+        """The validation accuracy of the best a search found."""
+
+        def of(seed: int) -> float | None:
+            result = self._json(f"search/{variant}-{seed}", RESULT)
+            return None if result is None else float(result["architectures"][0]["accuracy"])
+
+        return of
+
+    def over_generations(self, variant: str, what: str) -> OfSeed:
+        """The mean over a search's generations that had parents of a number in their lines."""
+
+        def of(seed: int) -> float | None:
+            lines = [r for r in self.metrics(f"search/{variant}-{seed}") if r["kind"] == "generation" and r["parents"]]
+            return mean(float(r[what]) for r in lines) if lines else None
+
+        return of
+
+    def survivors(self, variant: str) -> OfSeed:
+        """The share of parents that live on, over all generations."""
+        alive, parents = (self.over_generations(variant, what) for what in ("survivors", "parents"))
+
+        def of(seed: int) -> float | None:
+            lived, were = alive(seed), parents(seed)
+            return None if lived is None or not were else lived / were
+
+        return of
+
+    def age_of_best(self, variant: str) -> OfSeed:
+        """The age, in generations, of the best a search found: 1 is a newborn's."""
+
+        def of(seed: int) -> float | None:
+            result = self._json(f"search/{variant}-{seed}", RESULT)
+            return None if result is None else float(result["architectures"][0]["age"] or 1)
+
+        return of
+
+    def tau(self, supernet: str, statistics: str, sizes: Sequence[int]) -> OfSeed:
+        """Kendall's tau-b of the drawn architectures' scores in a supernet and test accuracy when trained."""
+
+        def of(seed: int) -> float | None:
+            scores = self._json(f"search/{supernet}-{seed}", SCORES)
+            trained = [self.accuracy(f"drawn-{number:02d}", seed) for number in sizes]
+            if scores is None or None in trained:
+                return None
+            return float(kendalltau([scores[statistics][number] for number in sizes], trained).statistic)
+
+        return of
+
+    @cached_property
+    def agreement(self) -> WithInterval | None:
+        """Tau between two seeds' accuracies of the same architectures: what no score can do much better than."""
+        by_seed = [[self.accuracy(f"drawn-{number:02d}", seed) for number in FIXED_SIZE] for seed in SEEDS]
+        whole = [found for found in by_seed if None not in found]
+        pairs = [(a, b) for i, a in enumerate(whole) for b in whole[:i]]
+        return estimate([float(kendalltau(a, b).statistic) for a, b in pairs]) if pairs else None
+
+    def at_last(self, which: str) -> OfSeed:
+        """The test accuracy of a trained network."""
+        return lambda seed: self.accuracy(which, seed)
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a job's metrics, none where it is not done."""
+        file = self.kept / name / METRICS
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+    def environment_of(self, name: str) -> dict[str, Any] | None:
+        """What a job was done on."""
+        found: dict[str, Any] | None = self._json(name, "environment.json")
+        return found
+
+    def size(self, which: str, seed: int) -> int | None:
+        """Active branches of what was trained."""
+        config = self._json(f"training/{which}-{seed}", CONFIG)
+        blocks = None if config is None else config["architecture"]["blocks"]
+        return None if blocks is None else sum(len(block["active"]) for block in blocks.values())
+
+    def _json(self, name: str, file: str) -> Any:  # noqa: ANN401  # of a file
+        path = self.kept / name / file
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,1 @@
+"""What the multi-branch network of an architecture costs."""

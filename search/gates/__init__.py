@@ -1,0 +1,1 @@
+"""How gates learn beside the weights: on images of their own, and at a price."""

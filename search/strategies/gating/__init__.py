@@ -1,0 +1,1 @@
+"""Strategies that train the whole supernet, or what is left of it, and choose by its gates."""

@@ -1,0 +1,1 @@
+"""Many searches, and retrainings of what they find: planned, shared out, gone on with, and compared."""
