@@ -19,9 +19,9 @@ from .config import SearchConfig
 from .costs.prices import Prices
 from .costs.pricing import price
 from .gates.bilevel import buffers_kept, second_order
-from .gates.price import branch_costs, charge
+from .gates.charge import charge
 from .processes import Processes
-from .strategies import SearchPlan, Strategy, create_strategy
+from .strategies import CHARGED, SearchPlan, Strategy, create_strategy
 from .strategies.evolution import Breeding
 from .strategies.training import GateRule, Training
 from .supernet.adaptive import AdaptiveBatch
@@ -132,7 +132,7 @@ class Session:
                 children=round(config.offspring * config.population),
                 generations=config.generations,
                 initial=self.initial,
-                costs=self._costs(),
+                flops=self._flops() if config.strategy in CHARGED else (),
                 age=config.age,
                 age_unit=config.age_unit,
                 age_strength=config.age_strength,
@@ -255,8 +255,8 @@ class Session:
         )
 
     def _move_gates(self, training: Training) -> None:
-        if training.prices:
-            charge(self.supernet, training.prices)
+        if training.charges:
+            charge(self.supernet, training.charges)
         self.gate_optimiser.step()
 
     def _gradients(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture]) -> AdaptiveBatch:
@@ -272,10 +272,10 @@ class Session:
             self.supernet.model, [*self.weights, *self.gates], losses, self.config.weighting, self.processes, duty
         )
 
-    def _costs(self) -> tuple[float, ...]:
-        """Multiply-adds of every slot on one image."""
+    def _flops(self) -> tuple[float, ...]:
+        """Of every slot, on one image."""
         image = torch.zeros(1, *self.task.input_shape, device=self.device).to(memory_format=self.memory_format)
-        return branch_costs(self.supernet, image)
+        return price(self.supernet, "flops", image).slots
 
     def measure(self, architectures: Sequence[Architecture], dtype: torch.dtype | None = None) -> Evaluation:
         """The validation accuracy of each as a single-path network; every process measures a share.

@@ -7,7 +7,7 @@ In the pages of `WALKS` every fenced block is run, from top to bottom, in one fo
   line `(exit code N)` is the exit code, 0 without it.
 * `python file=NAME`: written to that file. `python`: a script. A `text` block right after one is what it prints.
 * `not-run` in the first line, after the language: a GPU is needed; only parsed. `without=MODULE`: what is shown comes
-  only where that is not installed.
+  only where that is not installed. `needs=MODULE`: only where it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import repconv.cli
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-WALKS = ("docs/guide.md", "docs/troubleshooting.md")
+WALKS = ("docs/guide.md", "docs/pipelines.md", "docs/troubleshooting.md")
 FENCE = re.compile(r"^```(\w+)?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 EXIT_CODE = re.compile(r"\n?\(exit code (\d+)\)\s*$")
@@ -79,7 +79,9 @@ def steps(page: str) -> Iterator[Step | Block]:
     found = blocks(page)
     for block, following in zip(found, [*found[1:], None], strict=True):
         without = [mark.removeprefix("without=") for mark in block.marks if mark.startswith("without=")]
-        if "not-run" in block.marks or any(importlib.util.find_spec(name) for name in without):
+        needed = [mark.removeprefix("needs=") for mark in block.marks if mark.startswith("needs=")]
+        lacking = not all(importlib.util.find_spec(name) for name in needed)
+        if "not-run" in block.marks or lacking or any(importlib.util.find_spec(name) for name in without):
             continue
         if block.file:
             yield block

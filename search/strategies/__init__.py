@@ -15,19 +15,26 @@ from .evolving.des import Des
 from .evolving.random import Random
 from .gating.gold import Gold
 from .gating.gradient import Gradient
+from .gating.pdarts import PDarts
 from .protocol import Member, Question, SearchPlan, State, Strategy, state_from_dict
+from .training import Training
 
 STRATEGIES: Mapping[str, Callable[[SearchPlan], Strategy]] = MappingProxyType({
     "des": Des, "random": Random, "aging": Aging, "aging-rescored": partial(Aging, rescored=True), "cars": Cars,
-    "gradient": Gradient, "darts": partial(Gradient, rule="first"), "darts-second": partial(Gradient, rule="second"),
-    "gold": Gold,
+    "gradient": Gradient, "darts": partial(Gradient, training=Training(gates="first")),
+    "darts-second": partial(Gradient, training=Training(gates="second")), "pdarts": PDarts,
+    "repnas": partial(Gradient, training=Training(perturbed=True)), "gold": Gold,
 })  # fmt: skip
 """By name."""
 
 COSTED = ("des", "random", "aging", "aging-rescored", "cars")
 """Those that take a second objective: they compare architectures by what each was measured to be worth."""
 
+CHARGED = ("gold",)
+"""Those whose gates pay for the FLOPs of their branches."""
+
 __all__ = [
+    "CHARGED",
     "COSTED",
     "STRATEGIES",
     "Member",

@@ -27,8 +27,8 @@ class SearchPlan:
     """The settings of a search, the same for every strategy; each uses those it has a use for.
 
     budget: active branches an architecture. population: architectures that live on. children: new ones a generation.
-    generations: how often the strategy is told. initial: the gates before any training. costs: multiply-adds of every
-    slot, none if they are not known. age_scale, age_limit,
+    generations: how often the strategy is told. initial: the gates before any training. flops: of every slot,
+    none if they are not known. age_scale, age_limit,
     age_offset: eta, a and mu of equation (14), unused without `age`; age_unit: whether that is taken as it is, in
     accuracy, or in units of the spread of what is measured, a life costing `age_strength` standard deviations.
     prices: of the second objective, None where there is none; cost_strength: standard deviations of what is measured
@@ -44,7 +44,7 @@ class SearchPlan:
     children: int
     generations: int
     initial: Gates
-    costs: tuple[float, ...] = ()
+    flops: tuple[float, ...] = ()
     age: bool = True
     age_scale: float = 0.05
     age_limit: float = 10.0
@@ -89,12 +89,16 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All a strategy remembers. generation: how often it was told; asked: whose scores it waits for."""
+    """All a strategy remembers. generation: how often it was told; asked: whose scores it waits for.
+
+    memory: numbers of its own; what they are, the strategy says.
+    """
 
     gates: Gates
     generation: int = 0
     members: tuple[Member, ...] = ()
     asked: tuple[Member, ...] = ()
+    memory: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, architectures by names."""
@@ -103,6 +107,7 @@ class State:
             "gates": {"alpha": list(self.gates.alpha), "beta": list(self.gates.beta)},
             "members": [_member_to_dict(member) for member in self.members],
             "asked": [_member_to_dict(member) for member in self.asked],
+            **({"memory": list(self.memory)} if self.memory else {}),
         }
 
 
@@ -195,6 +200,7 @@ def state_from_dict(content: Mapping[str, Any], space: SearchSpace) -> State:
         generation=content["generation"],
         members=tuple(_member_from_dict(member, space) for member in content["members"]),
         asked=tuple(_member_from_dict(member, space) for member in content["asked"]),
+        memory=tuple(content.get("memory", ())),
     )
 
 

@@ -43,14 +43,14 @@ class Dropped:
 class Training:
     """How mini-batches train, beside which architectures are asked for.
 
-    gates: how they learn. prices: what is added to the gates' loss for every slot, times `s(beta) s(alpha)`; none if
+    gates: how they learn. charges: what is added to the gates' loss for every slot, times `s(beta) s(alpha)`; none if
     empty. dropped: slots a mini-batch may leave out. perturbed: a mini-batch draws the budget's best slots of the one
     architecture asked for by gates with logistic noise (see `perturbed_best`), else it takes architectures as they
     are. afresh: gates, and what their optimiser remembers, begin anew with this generation.
     """
 
     gates: GateRule = "joint"
-    prices: tuple[float, ...] = ()
+    charges: tuple[float, ...] = ()
     dropped: Dropped | None = None
     perturbed: bool = False
     afresh: bool = False
@@ -91,7 +91,7 @@ def training_from_dict(content: Mapping[str, Any]) -> Training:
     dropped = content["dropped"]
     values = {
         **content,
-        "prices": tuple(content["prices"]),
+        "charges": tuple(content["charges"]),
         "dropped": dropped and Dropped(tuple(dropped["slots"]), dropped["first"], dropped["last"]),
     }
     return Training(**values)

@@ -16,6 +16,7 @@ _SPACE = many(record({"name": text(), "fixed": _KINDS, "searchable": _KINDS}))
 _GATES = record({"alpha": many(finite()), "beta": many(finite())})
 _MEMBER = record({"age": _COUNT, "accuracy": optional(finite()), "score": optional(finite()), "active": each(_KINDS)})
 _STATE = {"gates": _GATES, "generation": _COUNT, "members": many(_MEMBER), "asked": many(_MEMBER)}
+_MEMORY = {"memory": many(finite())}
 _FOUND = record({"accuracy": finite(), "age": optional(_COUNT), "active": each(_KINDS)}, {"cost": finite()})
 
 STATE, POPULATION, SEARCH, RETRAIN = "a state", "repconv.population/1", "repconv.search/1", "repconv.retrain/1"
@@ -23,8 +24,8 @@ SWEEP = "repconv.sweep/1"
 FOUND, MACHINE, EPOCH, GENERATION = "what a search adds", "a machine", "epoch", "generation"
 ACCURACY, GROWTH, PRICED = "accuracy", "growth", "repconv.prices/1"
 RULES: Mapping[str, Rule] = {
-    STATE: record(_STATE),
-    POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}),
+    STATE: record(_STATE, _MEMORY),
+    POPULATION: record({"schema": text(POPULATION), "space": _SPACE, **_STATE}, _MEMORY),
     SEARCH: record(
         {"schema": text(SEARCH), "space": _SPACE, "gates": _GATES, "architectures": many(_FOUND, least=1)},
         {"ended_early": optional(_COUNT)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -75,30 +76,28 @@ def finished(root: Path, one: SweepRun) -> bool:
 
 
 def found_fewer(root: Path, one: SweepRun) -> bool:
-    """Whether it is a retraining of more architectures than its search found.
-
-    Raises:
-        SearchError: the search's result is damaged.
-    """
+    """Whether it is a retraining of more architectures than its search found."""
     return isinstance(one, RetrainRun) and finished(root, one.of) and _count_found(root / one.of.name) < one.rank
 
 
 @cache
-def _count_found(search: Path) -> int:
-    """Of a finished search, which finds no more."""
-    return len(RunFolder(search).read_json(RESULT, SEARCH)["architectures"])
+def _count_found(search: Path) -> float:
+    """Of a finished search, which finds no more; of a damaged one without end, for whoever reads it to say why."""
+    try:
+        return len(RunFolder(search).read_json(RESULT, SEARCH)["architectures"])
+    except SearchError:
+        return math.inf
 
 
 def standing(root: Path, one: SweepRun) -> Standing:
-    """How far a run is.
-
-    Raises:
-        SearchError: a file of it is damaged.
-    """
+    """How far a run is; one whose metrics are damaged got nowhere, and says so itself when it goes on."""
     folder = RunFolder(root / one.name)
     if found_fewer(root, one):
         return Standing(state="left out")
-    records = folder.metrics()
+    try:
+        records = folder.metrics()
+    except SearchError:
+        records = []
     epochs = [record for record in records if record["kind"] == "epoch"]
     steps = epochs[0]["step"] / epochs[0]["epoch"] if epochs else 0
     seconds = sum(record["seconds_a_step"] * steps for record in epochs)

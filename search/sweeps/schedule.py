@@ -66,7 +66,6 @@ def do_all(root: Path, runs: Sequence[SweepRun], crew: Crew, hands: Hands) -> Ma
 
     Raises:
         OutputError: a log cannot be written.
-        SearchError: a file of a run is damaged.
     """
     under_way: dict[int, tuple[SweepRun, Worker]] = {}
     next_at = hands.clock()

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from repconv.errors import SearchError
 from repconv.files.record import versions
 from repconv.pages.intervals import NumberGroup, intervals
 from repconv.pages.page import bullets, facts, figure, html_table, page
@@ -18,6 +19,8 @@ from .plan import SweepPlan, SweepRun
 from .schedule import Failure
 
 SCHEMA = "repconv.sweep-result/1"
+_DAMAGED = 2
+"""The exit code of bad input."""
 _KINDS = {"search": "searches", "retrain": "retrainings"}
 _SAYS = {
     "search": "validation accuracy of the best architecture a search found, with the supernet's weights, %",
@@ -31,17 +34,20 @@ class SweepSummary:
     Args:
         root: the sweep's folder.
         plan: the sweep.
-        failures: runs that failed just now.
-
-    Raises:
-        SearchError: a file of a run is damaged.
+        failures: runs that failed just now. What finished and is damaged since is added to them.
     """
 
     def __init__(self, root: Path, plan: SweepPlan, failures: Mapping[str, Failure] | None = None) -> None:
         self.plan = plan
-        self.failures = failures or {}
+        self.failures = dict(failures or {})
         self.standings = {one.name: standing(root, one) for one in plan.runs}
-        self.outcomes = {one.name: outcome(RunFolder(root / one.name)) for one in plan.runs if finished(root, one)}
+        self.outcomes: dict[str, RunOutcome] = {}
+        for one in plan.runs:
+            if finished(root, one):
+                try:
+                    self.outcomes[one.name] = outcome(RunFolder(root / one.name))
+                except SearchError as error:
+                    self.failures[one.name] = Failure(_DAMAGED, str(error))
         self.comparisons = {
             kind: compare(found) for kind in _KINDS if len(found := self._of(kind)) > 1
         }  # by kind, of those with two runs or more
@@ -49,7 +55,7 @@ class SweepSummary:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return all(there.state in ("finished", "left out") for there in self.standings.values())
+        return not self.failures and all(there.state in ("finished", "left out") for there in self.standings.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, with their schema."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +84,7 @@ def test_one_run_alone_and_the_page_of_what_there_is(command_line, tmp_path, mon
     assert "2 runs, 1 finished, 1 waiting" in (tmp_path / "s/sweep.html").read_text()
     code, _, err = command_line(*sweep("--seeds", "3"))
     assert (code, "seeds is 2 there and 3 here" in err) == (2, True)
+    assert "go on" not in err
 
 
 @pytest.mark.slow
@@ -123,6 +125,30 @@ def test_a_killed_sweep_goes_on_and_one_failing_run_stops_no_other(command_line,
     mended = called(*LINE, *sweep("--vary", "learning_rate=0.1,1e30", "--processes", "2", epochs=8), folder=tmp_path)
     assert mended.returncode == 2
     assert "another plan (retrain is" in mended.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_that_was_begun(tmp_path) -> None:
+    minded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # shells switch it off for jobs
+    process = subprocess.Popen(
+        [*LINE[:-1], f"{minded}; {LINE[-1]}", *sweep("--seeds", "2", "--processes", "2", epochs=200)],
+        cwd=tmp_path, env=around(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    checkpoints = [tmp_path / "s/searches" / f"seed={seed}" / CHECKPOINT for seed in range(2)]
+    for _ in range(1200):
+        if all(checkpoint.exists() for checkpoint in checkpoints):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on where it was with: the same line again" in err
+    assert "Traceback" not in err
+    for log in (tmp_path / "s/logs").rglob("*.log"):
+        assert "ended by SIGTERM" in log.read_text()
+    before = [checkpoint.read_bytes() for checkpoint in checkpoints]
+    time.sleep(2)
+    assert before == [checkpoint.read_bytes() for checkpoint in checkpoints]
 
 
 @pytest.mark.slow

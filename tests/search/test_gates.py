@@ -15,10 +15,14 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from repconv import RepBlock, create_model
+from repconv.search.config import SCHEMA
+from repconv.search.folder import RunFolder
 from repconv.search.gates.bilevel import RADIUS, second_order
-from repconv.search.gates.price import branch_costs, charge
+from repconv.search.gates.charge import charge
 from repconv.search.presets import PRESETS
+from repconv.search.run import run
 from repconv.search.session import Session
+from repconv.search.settings import settings_to_dict
 from repconv.search.strategies.evolution import random_architecture
 from repconv.search.strategies.training import Dropped, Training, perturbed_best, training_from_dict
 from repconv.search.supernet.architecture import Architecture
@@ -215,12 +219,42 @@ class TestUpdate:
             assert torch.allclose(value, statistics[name], atol=1e-5), name
             assert not torch.equal(value, before[name]), "of the weights' images"
 
+    def test_a_charge_moves_gates_and_not_the_weights(self) -> None:
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+        session, twin = Session(TINY), Session(TINY)
+        full = Architecture.full(session.supernet.space)
+        (x, y), *_ = session.batches(0, 0, 1)
+        charges = tuple(0.01 * i for i in range(len(full.mask)))
+        session.update(x, y, [full], 0, Training(charges=charges))
+        twin.update(x, y, [full], 0)
+        for one, other in zip(session.weights, twin.weights, strict=True):
+            assert torch.equal(one, other)
+        for each, slot in zip(charges, full.space.slots, strict=True):
+            ours, theirs = (s.supernet.blocks[slot.block].alpha[slot.branch].grad for s in (session, twin))
+            assert float(ours - theirs) == pytest.approx(each * 0.125, abs=1e-6)  # s(0) s'(0)
 
-class TestPrice:
+    def test_gates_begin_anew_without_memory_and_the_search_says_when(self, tmp_path, monkeypatch) -> None:
+        """P-DARTS in three generations, a stage each: gates at nought, and the next step of Adam is its first."""
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+        monkeypatch.setattr("repconv.search.run._tensorboard", lambda *_: None)
+        begin, seen = Session.begin_gates, []
+
+        def watched(session: Session) -> None:
+            moved = any(session.supernet.gates().alpha)
+            begin(session)
+            seen.append((moved, session.supernet.gates() == session.initial, len(session.gate_optimiser.state)))
+
+        monkeypatch.setattr(Session, "begin_gates", watched)
+        config = dataclasses.replace(TINY, strategy="pdarts", epochs=4)
+        run(RunFolder.create(tmp_path / "run", settings_to_dict(config, SCHEMA), {}))
+        assert seen == [(True, True, 0)] * 3
+
+
+class TestCharge:
     def test_its_gradient_is_that_of_the_formula_and_of_branches_in_use_alone(self, randomise) -> None:
         net = supernet(randomise)
         part = random_architecture(net.space, 9, torch.Generator().manual_seed(2))
-        prices = [0.1 * (i + 1) for i in range(len(net.space.slots))]
+        charges = [0.1 * (i + 1) for i in range(len(net.space.slots))]
         x, y = images(0)
 
         def loss() -> Tensor:
@@ -231,38 +265,20 @@ class TestPrice:
             price
             * torch.sigmoid(net.blocks[slot.block].beta)
             * torch.sigmoid(net.blocks[slot.block].alpha[slot.branch])
-            for price, slot, on in zip(prices, net.space.slots, part.mask, strict=True)
+            for price, slot, on in zip(charges, net.space.slots, part.mask, strict=True)
             if on
         )
         (loss() + term).backward()
         together = [None if g.grad is None else g.grad.clone() for g in net.gate_parameters()]
         loss().backward()
         weights = [None if w.grad is None else w.grad.clone() for w in net.weights()]
-        charge(net, prices)
+        charge(net, charges)
         for gate, wanted in zip(net.gate_parameters(), together, strict=True):
             assert (gate.grad is None) == (wanted is None)
             assert wanted is None or torch.allclose(gate.grad, wanted, rtol=1e-9)
         assert any(g is None for g in together)
         for weight, wanted in zip(net.weights(), weights, strict=True):
             assert (weight.grad is None and wanted is None) or torch.equal(weight.grad, wanted)
-
-    @pytest.mark.parametrize("stride", [1, 2])
-    def test_what_branches_cost(self, stride: int) -> None:
-        kinds = ("1x1", "1x3", "2x2_d2", "1x1_3x3", "avg", *(("skip",) if stride == 1 else ()))
-        block = RepBlock(4, 4, stride=stride, branches=kinds)
-        net = Supernet(nn.Sequential(block))
-        costs = dict(zip(kinds, branch_costs(net, torch.zeros(1, 4, 8, 6)), strict=True))
-        size, full = 48 // stride**2, 48
-        norm = 4 * size
-        assert costs == {
-            "1x1": size * 16 + norm,
-            "1x3": size * 48 + norm,
-            "2x2_d2": size * 64 + norm,
-            "1x1_3x3": full * (16 + 4) + size * 144 + norm,
-            "avg": full * (16 + 4) + size * 4 * 9 + norm,
-            **({"skip": norm} if stride == 1 else {}),
-        }
-        assert block.training
 
 
 class TestDrawing:
@@ -295,7 +311,9 @@ class TestDrawing:
     def test_a_training_survives_its_containers(self) -> None:
         for one in (
             Training(),
-            Training(gates="second", prices=(0.1, 0.2), dropped=Dropped((1, 2), 0.3, 0.1), perturbed=True, afresh=True),
+            Training(
+                gates="second", charges=(0.1, 0.2), dropped=Dropped((1, 2), 0.3, 0.1), perturbed=True, afresh=True
+            ),
         ):
             assert training_from_dict(one.to_dict()) == one
 

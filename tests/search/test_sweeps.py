@@ -20,7 +20,7 @@ from repconv import OutputError, SearchError, create_model
 from repconv.pages.intervals import NumberGroup, intervals
 from repconv.progress import watched
 from repconv.search.config import SCHEMA
-from repconv.search.folder import RESULT, RunFolder
+from repconv.search.folder import METRICS, RESULT, RunFolder
 from repconv.search.settings import settings_to_dict
 from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.space import SearchSpace
@@ -401,6 +401,24 @@ class TestSummary:
         (picture,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
         ElementTree.fromstring(picture)  # noqa: S314  # our own output
         assert picture.count("<circle") == 7
+
+    def test_damage_of_one_run_is_its_own(self, tmp_path) -> None:
+        for one in PLAN.searches[:3]:
+            finish(tmp_path, one)
+        damaged, begun = (tmp_path / one.name for one in PLAN.searches[2:4])
+        (damaged / RESULT).write_text("{}")
+        begun.mkdir()
+        (begun / METRICS).write_text("nonsense\n")
+        found = SweepSummary(tmp_path, PLAN)
+        assert [*found.failures] == [PLAN.searches[2].name]
+        assert "makes no sense" in found.to_dict()["runs"][2]["error"]
+        assert len(found.to_dict()["searches"]["runs"]) == 2
+        assert (found.standings[PLAN.searches[3].name].state, found.complete) == ("under way", False)
+        stage = Stage(tmp_path)
+        (begun / METRICS).unlink()
+        begun.rmdir()
+        do_all(tmp_path, PLAN.runs, Crew(), hands(stage))
+        assert PLAN.retrainings[4].name in dict(stage.begun), "it says itself what is wrong"
 
     def test_one_run_is_compared_with_nothing(self, tmp_path) -> None:
         finish(tmp_path, PLAN.searches[0])

@@ -17,7 +17,7 @@ from ..shared.progress import Epochs, duration
 
 if TYPE_CHECKING:
     from repconv.search.resuming import Report
-    from repconv.search.sweeps.plan import SweepPlan
+    from repconv.search.sweeps.plan import SweepPlan, SweepRun
     from repconv.search.sweeps.schedule import Failure, Hands
     from repconv.search.sweeps.summary import SweepSummary
 
@@ -122,8 +122,7 @@ def command(
     if only is not None:
         _one(Path(output), plan, only, with_parent=with_parent)
         return
-    with going_on_is_said("the same line again"):
-        failures = _shared_out(Path(output), plan, processes, json_file)
+    failures = _shared_out(Path(output), plan, processes, json_file)
     if failures:
         code = next(iter(failures.values())).code
         click.get_current_context().exit(code if code > 0 else _KILLED)
@@ -174,11 +173,11 @@ def _shared_out(root: Path, plan: SweepPlan, processes: int, json_file: str | No
     folder = planned(root, plan) if crew.first else None
     with folder.held() if folder is not None else nullcontext():
         crew.meet()
-        failures = do_all(root, plan.runs, crew, _hands(root, processes))
-        if folder is not None:
-            _conclude(root, plan, failures, json_file)
+        with going_on_is_said("the same line again"):
+            failures = do_all(root, plan.runs, crew, _hands(root, processes))
+        failed = _conclude(root, plan, failures, json_file) if crew.first else {}
         crew.part()
-    return failures if crew.first else {}
+    return failed
 
 
 def _hands(root: Path, processes: int) -> Hands:
@@ -201,17 +200,23 @@ def _hands(root: Path, processes: int) -> Hands:
     ]
     gpus, cores = visible_gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-    def start(one: Any, place: int) -> RunProcess:  # noqa: ANN401  # a SweepRun
+    def start(one: SweepRun, place: int) -> RunProcess:
         around = surroundings(
-            os.environ, slot=here * processes + place, slots=beside * processes, cores=cores or 1, gpus=gpus
+            os.environ,
+            slot=here * processes + place,
+            slots=beside * processes,
+            cores=cores or 1,
+            gpus=gpus if one.config.device in ("auto", "cuda") else (),
         )
         return RunProcess([*line, one.name], root / LOGS / f"{one.name}.log", around)
 
     return Hands(start=start, places=processes, say=lambda said: click.echo(f"repconv: {said}", err=True))
 
 
-def _conclude(root: Path, plan: SweepPlan, failures: Mapping[str, Failure], json_file: str | None) -> None:
-    """Write and show what came of it."""
+def _conclude(
+    root: Path, plan: SweepPlan, failures: Mapping[str, Failure], json_file: str | None
+) -> Mapping[str, Failure]:
+    """Write and show what came of it; returns what failed, or is damaged."""
     from repconv.search.folder import RunFolder
     from repconv.search.sweeps.folder import PAGE, RESULT
     from repconv.search.sweeps.summary import SweepSummary
@@ -229,6 +234,7 @@ def _conclude(root: Path, plan: SweepPlan, failures: Mapping[str, Failure], json
     click.echo(f"  wrote {root / RESULT} and {root / PAGE}")
     if json_file is not None:
         write_json(json_file, content.pop("schema"), content)
+    return found.failures
 
 
 def _ended(found: SweepSummary) -> str:

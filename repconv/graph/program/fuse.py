@@ -20,6 +20,7 @@ from ...proof.report import FusedLayer, FusionReport, GraphRefusal, Proof, Size
 from ..core.dims import NOMINAL
 from ..core.reasons import Kind
 from ..core.step import Step
+from ..dialects.core_aten import compose, decomposed_as
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, diverged, foreseen, staying
 from ..planning.liveness import Node, live
@@ -90,10 +91,11 @@ def rewrite(program: ExportedProgram, exact: Mapping[str, Tensor] | None = None)
     nodes, held = dict(facts.nodes), {name for name, _ in module.named_parameters(remove_duplicate=False)}
     layers: dict[str, tuple[FusedLayer, ...]] = {}
     weights: dict[str, tuple[fx.Node, ...]] = {}
+    labelled = {label: facts.nodes[name] for name, label in facts.labels.items()}
     for name, found in chosen.rewritten.items():
         layers[name] = _layers(module, facts, name, chosen)
         try:
-            written = emit(module, nodes, name, found)
+            written = emit(module, nodes, name, found, [labelled[origin] for origin in chosen.origins[name]])
         except FusionError as error:
             beside = (node for origins in chosen.origins.values() for node in origins)
             narrow = Kind.NARROW(said=str(error)).at(facts.labels[name], beside)
@@ -213,6 +215,7 @@ def _graph_module(program: ExportedProgram) -> fx.GraphModule:
             full.meta["val"] = like
             node.replace_all_uses_with(full)
             module.graph.erase_node(node)
+    compose(module)
     module.graph.eliminate_dead_code()
     return module
 
@@ -250,6 +253,8 @@ def _filling(node: fx.Node) -> float | None:
 def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProgram:
     """The rewritten graph as an exported program with the inputs and open sizes of `program`.
 
+    What was decomposed to core ATen is so again.
+
     Raises:
         FusionError: torch.export cannot.
     """
@@ -259,14 +264,15 @@ def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProg
     arguments, options = program.example_inputs
     leaves = [v.meta.get("val") for v in module.graph.nodes if v.op == "placeholder"]
     is_open = any(not isinstance(d, int) for v in leaves if isinstance(v, Tensor) for d in v.shape)
-    dynamic = _dynamic(module, arguments, options) if is_open else None
+    dynamic = dynamic_shapes_of(module, arguments, options) if is_open else None
     try:
-        return torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+        fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+        return decomposed_as(fused, program)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise FusionError(f"the fused program cannot be exported again: {str(error).splitlines()[0]}") from error
 
 
-def _dynamic(module: fx.GraphModule, arguments: tuple[object, ...], options: dict[str, object]) -> object:
+def dynamic_shapes_of(module: fx.GraphModule, arguments: tuple[object, ...], options: dict[str, object]) -> object:
     """Every open side of the inputs as `Dim.AUTO`, in the inputs' own structure."""
     values = iter([node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"])
 

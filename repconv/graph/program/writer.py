@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,13 @@ class Placed:
     weights: tuple[fx.Node, ...]
 
 
-def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission) -> Placed:
-    """Put what makes `name` in its place. `nodes`: those that make tensors, by name.
+def emit(
+    module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, written: Emission, origins: Sequence[fx.Node]
+) -> Placed:
+    """Put what makes `name` in its place. `nodes`: those that make tensors, by name. `origins`: what it was made of.
+
+    What is written belongs to the innermost module around all origins that convolve or multiply, so that quantisers
+    which are told by names of modules find it.
 
     Raises:
         FusionError: a number is not finite in the program's dtype.
@@ -101,8 +107,20 @@ def emit(module: fx.GraphModule, nodes: Mapping[str, fx.Node], name: str, writte
     for node in made[:-1]:
         node.meta.setdefault("val", like if in_place else _value(node))
     made[-1].meta["val"] = like
+    stack = _module_of(origins)
+    for node in made:
+        if stack and node.op == "call_function":
+            node.meta.setdefault("nn_module_stack", stack)
     old.replace_all_uses_with(made[-1])
     return Placed(made[-1], tuple(weights))
+
+
+def _module_of(nodes: Sequence[fx.Node]) -> dict[str, object]:
+    """The modules around all products by weights among `nodes`, or else around all of them, the innermost last."""
+    products = [node for node in nodes if node.target in (*CONVOLVE.values(), *SPREAD.values(), _aten.linear.default)]
+    stacks = [[*(node.meta.get("nn_module_stack") or {}).items()] for node in products or nodes]
+    shared = itertools.takewhile(lambda level: all(entry == level[0] for entry in level), zip(*stacks, strict=False))
+    return dict(level[0] for level in shared)
 
 
 def _value(node: fx.Node) -> Tensor:

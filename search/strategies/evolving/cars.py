@@ -32,10 +32,11 @@ from .fronts import merged
 class Cars(Strategy):
     """Architectures of any size up to the budget; fronts of two sortings live on, merged from the first ones on.
 
-    One sorting is by error and size. The other is by how much accuracy rose since the last generation, and size: with
+    One sorting is by error and size. The other is by error and how much accuracy rose since the last generation: with
     shared weights small networks learn first, and would push out larger ones that are still learning. A newborn, never
-    measured before, is taken to have risen as the living did, by their median. (The code the authors released sorts by
-    error and *largest* size instead.) With a second objective its cost stands in the place of size.
+    measured before, is taken to have risen as the living did, by their median. (The code the authors released, in
+    huawei-noah/vega, protects larger ones by error and *largest* size instead.) With a second objective its cost
+    stands in the place of size.
 
     A child is a cross of two parents or a mutated parent, a quarter of the time each, or a new draw, as theirs; over
     the budget it loses random branches. Of the fronts that would be too many theirs draws some at random; here, where
@@ -72,7 +73,7 @@ class Cars(Strategy):
         members = measured(state, scores)
         sizes = [self.plan.cost(m.architecture) for m in members]
         by_error = [(1 - score, size) for score, size in zip(scores, sizes, strict=True)]
-        by_rise = [(-rise, size) for rise, size in zip(rises(state.asked, scores), sizes, strict=True)]
+        by_rise = [(1 - score, -rise) for score, rise in zip(scores, rises(state.asked, scores), strict=True)]
         kept = merged([by_error, by_rise], self.plan.population)
         return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 

@@ -1,4 +1,4 @@
-"""Gradient search: the whole supernet trains, the best gates are kept; on one level, or on two as DARTS does."""
+"""Gradient search: the whole supernet trains, and the best gates are kept (one-level, DARTS, RepNAS)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ...supernet.architecture import Architecture
 from ...supernet.supernet import Gates
 from ..protocol import Member, Question, SearchPlan, State, Strategy, measured
-from ..training import GateRule, Training
+from ..training import Training
 
 
 @final
@@ -19,14 +19,21 @@ from ..training import GateRule, Training
 class Gradient(Strategy):
     """The whole supernet is trained; the architecture is the `budget` slots with the largest `s(beta) s(alpha)`.
 
-    By rule "joint" it is the one-level form. "first" and "second" are DARTS (Liu et al., 2019), by its two orders:
-    weights and gates learn from halves of the images, from the warm-up on. Theirs weighs the operations of an edge by
-    a softmax, keeps the best one of each and two edges a node; here branches add up, each by its own gate, and the
-    budget is one for the whole net.
+    How it trains tells four strategies apart:
+
+    * As usual: the one-level form.
+    * By gates "first" and "second": DARTS (Liu et al., 2019), by its two orders. Weights and gates learn from halves
+      of the images, from the warm-up on. Theirs weighs the operations of an edge by a softmax, keeps the best one of
+      each and two edges a node; here branches add up, each by its own gate, and the budget is one for the whole net.
+    * Perturbed: RepNAS (Zhang et al., 2021), one-level. Each mini-batch trains the budget's best branches of the whole
+      net by architecture parameters with the noise of two Gumbel draws; branches left out get no gradient. In theirs a
+      branch's output is taken as it is, and its parameter gets the gradient of `s(alpha + noise)` (straight through).
+      Here a branch is multiplied with `s(beta) s(alpha)`, as it is folded and retrained, and that is what the gates'
+      gradient is of; the noise ranks the logit of this factor, which is theirs where a block has no gate of its own.
     """
 
     plan: SearchPlan
-    rule: GateRule = "joint"
+    training: Training = Training()  # noqa: RUF009  # frozen
 
     @property
     def measurements(self) -> int:
@@ -35,14 +42,14 @@ class Gradient(Strategy):
 
     @property
     def warm_up(self) -> Training:
-        """By the halves of the images from the start, so that no gate learns from what the weights know."""
-        return Training() if self.rule == "joint" else Training(gates="first")
+        """By the halves of the images from the start, where there are any, so that neither learns from the other's."""
+        return Training() if self.training.gates == "joint" else Training(gates="first")
 
     def ask(self, state: State, generator: torch.Generator) -> Question:  # noqa: ARG002  # the strategies' signature
-        """Train everything; measure what the gates would choose now."""
+        """Train everything, or what is drawn of it; measure what the gates would choose now."""
         (chosen,) = self.outcome(state)
         question = replace(state, asked=(Member(chosen, age=state.generation + 1),))
-        return Question(question, (Architecture.full(self.plan.space),), (chosen,), Training(gates=self.rule))
+        return Question(question, (Architecture.full(self.plan.space),), (chosen,), self.training)
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Remember the gates."""

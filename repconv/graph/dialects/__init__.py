@@ -1,0 +1,1 @@
+"""Programs as other stages of compilers hold them, and as the fuser reads them."""

@@ -1,0 +1,1 @@
+"""Fusing as a step of other projects' pipelines, called by their conventions."""
