@@ -32,10 +32,8 @@ TRAINING = RetrainConfig(
     cutout=0, drop_path=0, positions=256, checkpoint_steps=78,
 )  # fmt: skip
 
-POPULATIONS, SINGLE = (
-    ("des", "random", "aging", "aging-rescored", "cars"),
-    ("gradient", "darts", "darts-second", "pdarts", "repnas", "gold"),
-)
+POPULATIONS = ("des", "random", "aging", "aging-rescored", "cars")
+SINGLE = ("gradient", "darts", "darts-second", "pdarts", "repnas", "gold")
 STRATEGIES = (*POPULATIONS, *SINGLE)
 """Compared with each other, at equal updates: those that find a population, and those that find one architecture."""
 RATIOS: Mapping[str, float] = {"1-6": 1 / 6, "1-3": 1 / 3, "1-2": 1 / 2, "5-6": 5 / 6, "1": 1.0}
