@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,33 +68,51 @@ class RunFolder:
         return folder
 
     @classmethod
-    def create_or_resume(cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> RunFolder:
+    def create_or_resume(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        usual: Mapping[str, Any] = MappingProxyType({}),
+    ) -> RunFolder:
         """The folder of the run of this very `config`, new or under way.
+
+        usual: settings of a run begun before there were such, so that a newer version goes on with it.
 
         Raises:
             OutputError: it cannot be written, or holds another run.
         """
         if not (path / CONFIG).exists():
             return cls.create(path, config, environment)
-        if cls(path).read_json(CONFIG) != config:
+        held = cls(path).read_json(CONFIG)
+        if not isinstance(held, Mapping) or _decisive(usual, held) != _decisive(usual, config):
             raise OutputError(f"{path} holds a run with other settings or another architecture; name another folder")
         return cls(path)
 
     @classmethod
     @contextmanager
     def starting(
-        cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any], *, resume: bool = False
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        usual: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        resume: bool = False,
     ) -> Iterator[RunFolder]:
         """A new run's folder, which is gone again where an error ends the run before it learnt anything.
 
-        resume: a folder of this very `config` is gone on with, and stays.
+        resume: a folder of this very `config` is gone on with, and stays; usual: as of `create_or_resume`.
 
         Raises:
             OutputError: see `create` and `create_or_resume`.
         """
         there = {folder for folder in (path, *path.parents) if folder.exists()}
         begun = (path / CONFIG).exists()
-        folder = (cls.create_or_resume if resume else cls.create)(path, config, environment)
+        if resume:
+            folder = cls.create_or_resume(path, config, environment, usual)
+        else:
+            folder = cls.create(path, config, environment)
         try:
             yield folder
         except RepconvError:
@@ -230,6 +249,14 @@ class RunFolder:
         for left in (*self.path.glob(".*"), *(self.path / POPULATIONS).glob(".*")):
             if _UNFINISHED.fullmatch(left.name):
                 left.unlink(missing_ok=True)
+
+
+def _decisive(usual: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what it leaves out, without which search found the architecture it trains."""
+    whole = {**usual, **config}
+    if isinstance(whole.get("architecture"), Mapping):
+        whole["architecture"] = {key: value for key, value in whole["architecture"].items() if key != "search"}
+    return whole
 
 
 def _metric(line: bytes, where: str) -> dict[str, Any]:

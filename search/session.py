@@ -37,8 +37,8 @@ from .tasks.task import EvaluationBatches, halves, split, training_batches
 
 _KEEP_BYTES = 2e9
 """Validation images up to this size stay in memory as they are fed to the network."""
-_SETTLING_BATCH = 64
-_SETTLING_POSITIONS = 256
+_SETTLING_BATCH = 128
+_SETTLING_POSITIONS = 512
 """Positions a channel of each batch from which a candidate's own statistics are taken."""
 
 

@@ -2,6 +2,9 @@
 
     python benchmarks/paper/inference.py [--networks irep_resnet18,darts_v2] [--rounds 25] [--keep]
 
+`--keep` measures only the networks that the result does not hold, in turns with their table's IRep network, and adds
+them as a session of their own, with its environment.
+
 Every network runs as it is trained and as it is fused: this package's blocks by `repconv.fuse(model)`, networks of
 cells by the graph fuser, which finds little in them. In torch eager and in onnxruntime, in turns with all networks of
 its table; onnxruntime folds batch normalisation by itself in either form. Weights and statistics are random: latency
@@ -22,10 +25,13 @@ from repconv import create_model, fuse
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import LatencyReport, calls_lasting, ratio, time_in_turns
 from repconv.benchmarks.paper.architectures import IMAGENET_KINDS, cifar_architecture, searched_resnet50
+from repconv.benchmarks.paper.published.amoebanet import AmoebaNet
+from repconv.benchmarks.paper.published.amoebanet_cells import AMOEBANET_A_CELLS, AMOEBANET_B_CELLS
 from repconv.benchmarks.paper.published.cells import cifar_network, imagenet_network
 from repconv.benchmarks.paper.published.genotypes import GENOTYPES
 from repconv.benchmarks.paper.published.tables import PARAMETERS, REFERENCES
-from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, some_of, write_result
+from repconv.benchmarks.paper.sessions import measured
+from repconv.benchmarks.studies.common import asking, head, positive, read_result, some_of, write_result
 from repconv.benchmarks.studies.graph.graph_counts import count, flops, session
 from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.graph import fuse_onnx
@@ -40,7 +46,21 @@ OURS = {
     "cifar10": ("vgg16", "resnet18", "repvgg_vgg16", "acnet_vgg16", "dbb_vgg16", "irep_vgg16", "irep_resnet18"),
     "imagenet": ("resnet50", "repvgg_resnet50", "acnet_resnet50", "dbb_resnet50", "irep_resnet50"),
 }
-CELLS = {"cifar10": tuple(GENOTYPES), "imagenet": ("darts_v2", "p_darts", "cars_i")}
+_large_amoebanet = partial(AmoebaNet, stem="imagenet", num_classes=1000)
+CELLS: Mapping[str, Mapping[str, Callable[[], nn.Module]]] = {
+    "cifar10": {
+        **{name: partial(cifar_network, genotype) for name, genotype in GENOTYPES.items()},
+        "amoebanet_a_n6_f36": partial(AmoebaNet, AMOEBANET_A_CELLS, repeats=6, width=36),
+    },
+    "imagenet": {
+        **{
+            f"{name}_imagenet": partial(imagenet_network, GENOTYPES[name]) for name in ("darts_v2", "p_darts", "cars_i")
+        },
+        "amoebanet_a_n4_f50": partial(_large_amoebanet, AMOEBANET_A_CELLS, repeats=4, width=50),
+        "amoebanet_b_n3_f62": partial(_large_amoebanet, AMOEBANET_B_CELLS, repeats=3, width=62),
+    },
+}
+"""What makes a network of cells; an AmoebaNet is named with the N and F of its authors."""
 SIDES = {"cifar10": 32, "imagenet": 224}
 
 
@@ -58,8 +78,7 @@ class Network:
 
 def names() -> dict[str, str]:
     """Every network, and the data set of its table."""
-    cells = {f"{cell}_imagenet" if data == "imagenet" else cell: data for data in CELLS for cell in CELLS[data]}
-    return {name: data for data in OURS for name in OURS[data]} | cells
+    return {name: data for table in (OURS, CELLS) for data in table for name in table[data]}
 
 
 def build(name: str, data: str) -> Network:
@@ -78,8 +97,7 @@ def build(name: str, data: str) -> Network:
             files={"unfused": to_onnx(model, x), "fused": to_onnx(fused, x)},
             x=x,
         )
-    genotype = GENOTYPES[name.removesuffix("_imagenet")]
-    model = randomise((imagenet_network if data == "imagenet" else cifar_network)(genotype))
+    model = randomise(CELLS[data][name]())
     original = to_onnx(model, x)
     program = fuse(model, (x,))[0].module()
     return Network(
@@ -174,26 +192,35 @@ def main() -> None:
     parser = asking(__doc__, "paper_inference")
     parser.add_argument("--networks", type=some_of(tuple(known)), default=tuple(known), help="with commas (all)")
     parser.add_argument("--rounds", type=positive, default=25)
-    parser.add_argument("--keep", action="store_true", help="measure nothing if the output holds these networks")
+    parser.add_argument("--keep", action="store_true", help="measure only what the output does not hold")
     arguments = parser.parse_args()
-    chosen = arguments.networks
-    if arguments.keep and set(kept_rows(arguments.output, SCHEMA, "network")) >= set(chosen):
+    kept = read_result(arguments.output, SCHEMA) if arguments.keep else None
+    known_rows = measured(kept) if kept else {}
+    chosen = [name for name in arguments.networks if name not in known_rows]
+    if not chosen:
         print(f"{arguments.output} is kept")
         return
-    content: dict[str, object] = {
-        **head(__file__, SCHEMA), "environment": environment(), "threads": torch.get_num_threads(),
-        "rounds": arguments.rounds, "references": REFERENCES,
-        "parameters": parameter_counts(),
-    }  # fmt: skip
     rows: list[dict[str, object]] = []
+    taken: dict[str, object] = {
+        "environment": environment(), "threads": torch.get_num_threads(), "rounds": arguments.rounds, "rows": rows,
+    }  # fmt: skip
+    content: dict[str, object] = (
+        kept | {"added": [*kept.get("added", []), taken]}
+        if kept
+        else {**head(__file__, SCHEMA), **taken, "references": REFERENCES, "parameters": parameter_counts()}
+    )
     for data in SIDES:
-        networks = [build(name, data) for name in chosen if known[name] == data]
-        measured = latencies(networks, arguments.rounds) if networks else {}
+        wanted = [name for name in chosen if known[name] == data]
+        if not wanted:
+            continue
+        beside = [REFERENCES[data]] if kept and REFERENCES[data] not in wanted else []
+        networks = [build(name, data) for name in (*beside, *wanted)]
+        found = latencies(networks, arguments.rounds)
         for one in networks:
-            rows.append(unclocked(one) | {"latency": measured[one.name]})
-            for runtime, row in measured[one.name].items():
+            rows.append(unclocked(one) | {"latency": found[one.name]})
+            for runtime, row in found[one.name].items():
                 print(f"{one.name} {runtime}: {row['unfused_ms']:.2f} ms, fused {row['fused_ms']:.2f} ms", flush=True)
-        write_result(arguments.output, content | {"rows": rows})
+        write_result(arguments.output, content)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _retrained(
     from repconv.benchmarks.environment import environment
     from repconv.search.folder import RESULT, RunFolder
     from repconv.search.retrain import FUSED, RETRAINED, retrain
-    from repconv.search.retrain_config import SCHEMA
+    from repconv.search.retrain_config import SCHEMA, RetrainConfig
     from repconv.search.settings import settings_to_dict
     from repconv.search.supernet.records import RETRAIN
 
@@ -112,7 +112,8 @@ def _retrained(
     with ExitStack() as started:
         if processes.first:
             wanted = settings_to_dict(config, SCHEMA) | ({} if found is None else {"architecture": found.to_dict()})
-            started.enter_context(RunFolder.starting(path, wanted, environment(), resume=True))
+            usual = settings_to_dict(RetrainConfig(), SCHEMA)
+            started.enter_context(RunFolder.starting(path, wanted, environment(), usual, resume=True))
         processes.gathered([str(path)])  # until then the others have no folder to read
         with going_on_is_said("the same line again"):
             retrain(folder, found, config, Epochs(config.epochs, _under_way), own_code=network)

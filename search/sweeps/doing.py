@@ -14,6 +14,7 @@ from typing import Any, Literal
 from repconv.errors import SearchError
 
 from ..config import SCHEMA as SEARCHING
+from ..config import SearchConfig
 from ..folder import RESULT, RunFolder
 from ..reports.candidates import read_candidates
 from ..reports.history import measuring_s
@@ -53,14 +54,16 @@ def carry_out(root: Path, one: SweepRun, environment: Mapping[str, Any], report_
     path, report = root / one.name, report_to(one.config.epochs)
     if isinstance(one, SearchRun):
         config = one.config
-        with RunFolder.starting(path, settings_to_dict(config, SEARCHING), environment, resume=True) as folder:
+        settings, usual = (settings_to_dict(each, SEARCHING) for each in (config, SearchConfig()))
+        with RunFolder.starting(path, settings, environment, usual, resume=True) as folder:
             search(folder, report, own_code=[config.data, config.network])
         return
     if not finished(root, one.of):
         raise SearchError(f"{one.name} retrains what {one.of.name} finds, which is not finished; do that first")
     found, training = read_candidates(root / one.of.name, one.rank)[-1], _here(root, one.config)
     wanted = {**settings_to_dict(training, RETRAINING), "architecture": found.to_dict()}
-    with RunFolder.starting(path, wanted, environment, resume=True) as folder:
+    usual = settings_to_dict(RetrainConfig(), RETRAINING)
+    with RunFolder.starting(path, wanted, environment, usual, resume=True) as folder:
         retrain(folder, found, training, report, own_code=one.of.config.network)
 
 

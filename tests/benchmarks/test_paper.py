@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from repconv.benchmarks.paper import architectures, document, figure2, figure3, inference
+from repconv.benchmarks.paper.inference_tables import inference_tables
+from repconv.benchmarks.paper.published.amoebanet import AMOEBANET_OPERATIONS
+from repconv.benchmarks.paper.published.amoebanet_cells import AMOEBANET_A_CELLS, AMOEBANET_B_CELLS
 from repconv.benchmarks.paper.published.cells import (
     OPERATIONS,
     Cell,
@@ -23,6 +26,7 @@ from repconv.benchmarks.paper.published.cells import (
 )
 from repconv.benchmarks.paper.published.genotypes import DARTS_V2, GENOTYPES, CellPlan
 from repconv.benchmarks.paper.published.tables import FAITHFUL, IMPOSSIBLE, SCALED, TABLE_2, TABLE_3
+from repconv.benchmarks.paper.sessions import measured
 from repconv.benchmarks.studies.common import RESULTS, ROOT, command_of
 from repconv.benchmarks.studies.graph import peers, peers_table
 from repconv.errors import GeometryError
@@ -46,11 +50,18 @@ def test_the_second_order_cells_of_darts_have_exactly_what_its_code_prints():
         assert sum(parameter.numel() for parameter in cifar_network(DARTS_V2).parameters()) == 3_349_342
 
 
-@pytest.mark.parametrize("name", GENOTYPES)
-def test_an_operation_reads_what_came_before_it(name):
-    for plan in (GENOTYPES[name].normal, GENOTYPES[name].reduction):
+@pytest.mark.parametrize(
+    ("genotype", "operations"),
+    [
+        *((genotype, OPERATIONS) for genotype in GENOTYPES.values()),
+        (AMOEBANET_A_CELLS, AMOEBANET_OPERATIONS),
+        (AMOEBANET_B_CELLS, AMOEBANET_OPERATIONS),
+    ],
+)
+def test_an_operation_reads_what_came_before_it(genotype, operations):
+    for plan in (genotype.normal, genotype.reduction):
         for i, pair in enumerate(plan.pairs):
-            assert all(kind in OPERATIONS and 0 <= state < 2 + i for kind, state in pair)
+            assert all(kind in operations and 0 <= state < 2 + i for kind, state in pair)
         read = {state for pair in plan.pairs for _, state in pair}
         assert set(plan.concatenated) | read >= set(range(2 + len(plan.pairs)))
 
@@ -62,12 +73,14 @@ def test_an_operation_keeps_channels_and_divides_the_image_by_its_stride(kind, s
     assert y.shape == (2, 4, 8 // stride, 12 // stride)
 
 
-def test_a_factorised_reduction_sees_even_and_odd_pixels():
+@pytest.mark.parametrize(("sides", "channels"), [((6, 8), 4), ((7, 8), 5), ((5, 5), 4)])
+def test_a_factorised_reduction_sees_even_and_odd_pixels(sides, channels):
     torch.manual_seed(0)
-    reduction, x = FactorizedReduction(3, 4).eval(), torch.randn(2, 3, 6, 8)
+    reduction, x = FactorizedReduction(3, channels).eval(), torch.randn(2, 3, *sides)
     nn.init.normal_(reduction.norm.running_mean)
+    beyond = functional.pad(x.relu(), (0, sides[1] % 2, 0, sides[0] % 2))
     halves = [
-        functional.conv2d(x.relu()[:, :, start::2, start::2], conv.weight)
+        functional.conv2d(beyond[:, :, start::2, start::2], conv.weight)
         for start, conv in enumerate((reduction.even, reduction.odd))
     ]
     assert torch.allclose(reduction(x), reduction.norm(torch.cat(halves, 1)), atol=1e-6)
@@ -148,18 +161,82 @@ def test_a_result_names_its_schema_and_command(name, schema):
     assert (ROOT / command_of(content).split()[1]).is_file()
 
 
-def test_inference_holds_every_network_of_the_tables_in_both_forms():
+def test_inference_holds_networks_of_the_tables_in_both_forms():
     content = result("paper_inference")
-    rows = {row["network"]: row for row in content["rows"]}
-    assert set(rows) == set(inference.names())
-    for row in rows.values():
+    assert set(measured(content)) <= set(inference.names())
+    rounds = {row["network"]: s["rounds"] for s in (content, *content.get("added", ())) for row in s["rows"]}
+    for row in (row for s in (content, *content.get("added", ())) for row in s["rows"]):
         for runtime in ("torch", "onnxruntime"):
             found = row["latency"][runtime]
-            assert len(found["samples_s"]["unfused"]) == len(found["samples_s"]["fused"]) == content["rounds"]
+            assert len(found["samples_s"]["unfused"]) == len(found["samples_s"]["fused"]) == rounds[row["network"]]
             for key in ("unfused_over_fused", "unfused_over_reference"):
                 assert found[key]["low"] <= found[key]["value"] <= found[key]["high"]
         if row["network"] in inference.OURS["cifar10"]:
             assert row["fused"]["convolutions"] == (13 if "vgg" in row["network"] else 20)
+
+
+def test_a_network_that_is_not_measured_yet_says_so():
+    content = result("paper_inference")
+    lacking = [row for row in (*TABLE_2, *TABLE_3) if row.network and row.network not in measured(content)]
+    lines = [line for line in inference_tables(content).splitlines() if "not measured yet" in line]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [row.name for row in lacking]
+
+
+@pytest.fixture
+def clockless(monkeypatch):
+    """What `inference.py` is asked to measure, in place of measuring it."""
+    asked = []
+    latency = {
+        runtime: {"unfused_ms": 2.0, "fused_ms": 1.0, "samples_s": {"unfused": [2e-3] * 9, "fused": [1e-3] * 9}}
+        for runtime in ("torch", "onnxruntime")
+    }
+
+    def latencies(networks, rounds):  # noqa: ARG001  # as it is called
+        asked.append([network.name for network in networks])
+        return {network.name: latency for network in networks}
+
+    def build(name, data):
+        return inference.Network(
+            name=name, data=data, model=nn.Identity(), fused=nn.Identity(), files={}, x=torch.ones(1)
+        )
+
+    monkeypatch.setattr(inference, "latencies", latencies)
+    monkeypatch.setattr(inference, "build", build)
+    form = {"parameters": 1, "multiply_adds": 1, "convolutions": 1}
+    monkeypatch.setattr(
+        inference, "unclocked", lambda one: {"network": one.name, "data": one.data, "unfused": form, "fused": form}
+    )
+    monkeypatch.setattr(inference, "parameter_counts", list)
+    return asked
+
+
+def test_keep_measures_what_is_missing_beside_the_reference_and_touches_nothing_else(tmp_path, monkeypatch, clockless):
+    output = tmp_path / "found.json"
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inference.py", "--output", str(output), *arguments])
+        inference.main()
+        return json.loads(output.read_text(encoding="utf-8"))
+
+    known = list(inference.names())
+    late = ["p_darts", "cars_i_imagenet", "amoebanet_b_n3_f62"]
+    first = main("--networks", ",".join(name for name in known if name not in late))
+    clockless.clear()
+    content = main("--keep")
+    assert clockless == [["irep_resnet18", "p_darts"], ["irep_resnet50", "cars_i_imagenet", "amoebanet_b_n3_f62"]]
+    added = content.pop("added")
+    assert content == first
+    assert [len(session["rows"]) for session in added] == [5]
+    again = main("--keep")
+    assert again == first | {"added": added}
+    assert len(clockless) == 2
+    found = measured(again)
+    assert set(found) == set(known)
+    assert set(found["p_darts"].session) == {"irep_resnet18", "irep_resnet50", *late}
+    assert set(found["irep_resnet18"].session) == set(known) - set(late)
+    text = inference_tables(again)
+    assert "not measured yet" not in text
+    assert "`p_darts`, `cars_i_imagenet`, `amoebanet_b_n3_f62`: measured later, in turns with the IRep" in text
 
 
 def test_a_peer_has_numbers_or_a_reason():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from repconv import SearchError
+from repconv import OutputError, SearchError
 from repconv.search.config import SearchConfig
 from repconv.search.folder import CONFIG, METRICS, RunFolder
 from repconv.search.retrain_config import RetrainConfig
@@ -122,3 +122,15 @@ def test_a_preset_made_for_others_tells_what_to_leave_out(command_line, tmp_path
     )
     assert (code, "--set width=0 --set blocks= leaves them out" in err) == (2, True), err
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_begun_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
+    """With what that setting usually is; and whatever is told of where its architecture comes from."""
+    usual = {"a": 1, "new": 0}
+    RunFolder.create(tmp_path, {"a": 2, "architecture": {"blocks": 1, "search": {"seed": 1}}}, {})
+    for seed in (1, 2):
+        now = {"a": 2, "new": 0, "architecture": {"blocks": 1, "search": {"seed": seed, "new": 0}}}
+        assert RunFolder.create_or_resume(tmp_path, now, {}, usual).path == tmp_path
+    for other in ({"new": 1}, {"a": 3}, {"architecture": {"blocks": 2, "search": {"seed": 1}}}):
+        with pytest.raises(OutputError, match="other settings"):
+            RunFolder.create_or_resume(tmp_path, {**now, **other}, {}, usual)

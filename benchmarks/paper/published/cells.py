@@ -22,45 +22,51 @@ from .genotypes import CellPlan, Genotype
 class FactorizedReduction(nn.Module):
     """Halves an image with two 1x1 convolutions, one of the even rows and columns and one of the odd.
 
-    [n, c, h, w] -> [n, out, h/2, w/2]; h and w even, out even.
+    [n, c, h, w] -> [n, out, h/2, w/2], rounded up: an image of odd sides gets zeros beyond its last row and column. Of
+    an odd number of channels the odd pixels make one more.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """X [n, c, h, w] -> [n, out, h/2, w/2]."""
         x = functional.relu(x)
-        return self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], 1))  # type: ignore[no-any-return]
+        below, right = (side % 2 for side in x.shape[-2:])
+        padded = functional.pad(x, (0, right, 0, below)) if below or right else x
+        return self.norm(torch.cat([self.even(x), self.odd(padded[:, :, 1:, 1:])], 1))  # type: ignore[no-any-return]
 
 
-def _pointwise(in_channels: int, out_channels: int) -> nn.Module:
+def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
     """ReLU, 1x1 convolution, batch normalisation."""
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+    convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2d(out_channels))
 
 
-def _depthwise(channels: int, size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
+def depthwise(in_channels: int, out_channels: int, size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
     """ReLU, depthwise convolution, 1x1 convolution, batch normalisation."""
     padding = dilation * (size - 1) // 2
     return [
         nn.ReLU(),
-        nn.Conv2d(channels, channels, size, stride, padding, dilation, groups=channels, bias=False),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels),
+        nn.Conv2d(in_channels, in_channels, size, stride, padding, dilation, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
     ]
 
 
 def _separable(size: int) -> Callable[[int, int], nn.Module]:
     """Two depthwise separable convolutions, the first with the stride."""
-    return lambda channels, stride: nn.Sequential(*_depthwise(channels, size, stride), *_depthwise(channels, size, 1))
+    return lambda channels, stride: nn.Sequential(
+        *depthwise(channels, channels, size, stride), *depthwise(channels, channels, size, 1)
+    )
 
 
 def _dilated(size: int) -> Callable[[int, int], nn.Module]:
     """One depthwise separable convolution of dilation 2."""
-    return lambda channels, stride: nn.Sequential(*_depthwise(channels, size, stride, dilation=2))
+    return lambda channels, stride: nn.Sequential(*depthwise(channels, channels, size, stride, dilation=2))
 
 
 def _skip(channels: int, stride: int) -> nn.Module:
@@ -104,8 +110,8 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.plan = plan
-        self.first = FactorizedReduction(channels[0], width) if after_reduction else _pointwise(channels[0], width)
-        self.second = _pointwise(channels[1], width)
+        self.first = FactorizedReduction(channels[0], width) if after_reduction else pointwise(channels[0], width)
+        self.second = pointwise(channels[1], width)
         self.operations = nn.ModuleList(
             OPERATIONS[name](width, 2 if halves and state < 2 else 1) for pair in plan.pairs for name, state in pair
         )

@@ -10,6 +10,7 @@ Kendall's tau. CPU seconds are the process's own, on one thread, and hold where 
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,19 +41,22 @@ GOOD = "own, 2048 images, all positions"
 class Way:
     """How candidates are measured.
 
-    images: from which statistics are taken, 0 for the supernet's. positions: of those a channel and batch, 0 for all.
+    images: from which statistics are taken, 0 for the supernet's, in batches of settling. positions: of those a channel
+        and batch, 0 for all.
     """
 
     batch: int = 64
     dtype: str = "float32"
     images: int = 0
     positions: int = 0
+    settling: int = 64
 
     @property
     def name(self) -> str:
         """For rows."""
         seen = f"{self.positions} positions" if self.positions else "all positions"
-        shown = f"own, {self.images} images, {seen}" if self.images else "the supernet's"
+        batches = f" in batches of {self.settling}" if self.settling != 64 else ""
+        shown = f"own, {self.images} images{batches}, {seen}" if self.images else "the supernet's"
         return ", ".join(
             [shown, *([self.dtype] if self.dtype != "float32" else []), *([] if self.batch == 64 else ["batch 512"])]
         )
@@ -65,6 +69,8 @@ WAYS = (
     Way(dtype="bfloat16"),
     *(Way(images=images, positions=positions) for images in (128, 256, 512) for positions in (64, 256, 1024)),
     Way(images=256, positions=256, dtype="bfloat16"),
+    Way(images=256, positions=512, settling=128),
+    Way(images=256, positions=1024, settling=256),
 )
 
 
@@ -72,6 +78,7 @@ def main() -> None:
     """Measure each way once."""
     parser = asking(__doc__, "scoring")
     parser.add_argument("run", type=Path, help="folder of a finished search")
+    parser.add_argument("--ways", default="", help="only those whose name this regular expression finds, and the best")
     parser.add_argument("--architectures", type=positive, default=24, help="(%(default)s)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -91,10 +98,10 @@ def main() -> None:
         list(kept)  # reading images is not what is compared
     rows: dict[str, Any] = {}
     scores: dict[str, tuple[float, ...]] = {}
-    for way in WAYS:
+    for way in (way for way in WAYS if way.name == GOOD or re.search(chosen.ways, way.name)):
         set_positions(supernet.model, way.positions)
         settings = EvaluationSettings(getattr(torch, way.dtype))
-        settling = list(batches(parts.train[: way.images], 64)) if way.images else []
+        settling = list(batches(parts.train[: way.images], way.settling)) if way.images else []
         start = time.process_time()
         found = evaluate(supernet, candidates, judged[way.batch], settings, reestimation=settling)
         scores[way.name] = found.accuracies
@@ -104,11 +111,13 @@ def main() -> None:
             "accuracies": found.accuracies,
             "mean": mean(found.accuracies),
             "spread": pstdev(found.accuracies),
+            "reestimation_share": found.reestimate_s / found.seconds,
         }
         print(way.name, f"{rows[way.name]['cpu_seconds']:.1f} s", flush=True)
     for name, row in rows.items():
         row["tau"] = rank_correlation(scores[name], scores[GOOD])
-    asked = f"RUN --architectures {chosen.architectures}"
+    ways = f" --ways '{chosen.ways}'" if chosen.ways else ""
+    asked = f"RUN --architectures {chosen.architectures}{ways}"
     about = {**head(__file__, SCHEMA, asked), "environment": environment(), "search": config.provenance}
     write_result(chosen.output, {**about, "validation_images": len(parts.validation), "rows": rows})
 

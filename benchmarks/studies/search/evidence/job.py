@@ -12,12 +12,13 @@ import torch
 from repconv import load
 from repconv.files.whole import write_whole
 from repconv.search.config import SCHEMA as SEARCH_CONFIG
-from repconv.search.config import config_from_dict
+from repconv.search.config import SearchConfig, config_from_dict
 from repconv.search.folder import BEST, CONFIG, ENVIRONMENT, METRICS, RESULT, SUPERNET, RunFolder
 from repconv.search.reports.candidates import read_candidates
 from repconv.search.reports.found import Found
 from repconv.search.retrain import retrain
 from repconv.search.retrain_config import SCHEMA as TRAINING_CONFIG
+from repconv.search.retrain_config import RetrainConfig
 from repconv.search.run import run
 from repconv.search.session import Session, settling
 from repconv.search.settings import settings_to_dict
@@ -56,7 +57,8 @@ def do(job: Job, at: Path) -> str:
 
 
 def _search(job: SearchJob, folder: Path) -> None:
-    run(RunFolder.create_or_resume(folder, settings_to_dict(job.config, SEARCH_CONFIG), environment()))
+    settings, usual = (settings_to_dict(config, SEARCH_CONFIG) for config in (job.config, SearchConfig()))
+    run(RunFolder.create_or_resume(folder, settings, environment(), usual))
     if job.scored:
         write_whole({folder / SCORES: json.dumps(_scores(folder)).encode()})
 
@@ -65,7 +67,8 @@ def _train(job: TrainingJob, folder: Path) -> None:
     found = _found(job) if job.search else None
     architecture = {} if found is None else {"architecture": found.to_dict()}
     config = {**settings_to_dict(job.config, TRAINING_CONFIG), **architecture}
-    retrain(RunFolder.create_or_resume(folder, config, environment()), found, job.config)
+    usual = settings_to_dict(RetrainConfig(), TRAINING_CONFIG)
+    retrain(RunFolder.create_or_resume(folder, config, environment(), usual), found, job.config)
 
 
 def _found(job: TrainingJob) -> Found:

@@ -32,7 +32,8 @@ TRAINING = RetrainConfig(
     cutout=0, drop_path=0, positions=256, checkpoint_steps=78,
 )  # fmt: skip
 
-POPULATIONS, SINGLE = ("des", "random", "aging", "aging-rescored", "cars"), ("gradient", "darts", "darts-second")
+POPULATIONS = ("des", "random", "aging", "aging-rescored", "cars")
+SINGLE = ("gradient", "darts", "darts-second", "pdarts", "repnas", "gold")
 STRATEGIES = (*POPULATIONS, *SINGLE)
 """Compared with each other, at equal updates: those that find a population, and those that find one architecture."""
 RATIOS: Mapping[str, float] = {"1-6": 1 / 6, "1-3": 1 / 3, "1-2": 1 / 2, "5-6": 5 / 6, "1": 1.0}
@@ -97,9 +98,9 @@ Job = SearchJob | TrainingJob
 
 def jobs() -> Iterator[Job]:
     """All of them; some twice, where two questions ask for them."""
-    for name in ("des", "random", "no-age", "age-published"):
-        yield from (searching(name, seed) for seed in SEEDS)
     yield from (of_set(name, seed) for seed in SEEDS for name in SETS)
+    for seed in SEEDS:
+        yield from (searching(name, seed) for name in ("des", "random", "no-age", "age-published"))
     for name in STRATEGIES:
         ranks = range(3) if name in POPULATIONS else range(1)
         for seed in SEEDS:
