@@ -30,7 +30,7 @@ def bars(rows: Sequence[Bar], title: str, mark: float) -> str:
     """
     if not rows:
         raise ValueError("a picture of bars needs a row")
-    end = max(mark, *(value for bar in rows for value in (bar.value, *(bar.interval or ()))))
+    end: float = max(mark, *(value for bar in rows for value in (bar.value, *(bar.interval or ()))))
     height = _TOP + _LANE * len(rows) + 22
 
     def x(value: float) -> float:
