@@ -14,7 +14,7 @@ from pathlib import Path
 from repconv.benchmarks.paper.published.tables import FAITHFUL
 from repconv.benchmarks.studies.common import PICTURES, asking, head, write_result
 from repconv.files.whole import write_whole
-from repconv.search.reports.report import chart
+from repconv.search.reports.chart import chart
 from repconv.search.strategies.evolution import age_term
 
 SCHEMA = "repconv.paper.figure2/1"

@@ -31,7 +31,7 @@ def _written() -> list[str]:
 @click.command(
     cls=Command, epilog="Example: repconv retrain runs/a/best.arch.json --preset cifar10 --data cifar10:PATH -o runs/b"
 )
-@click.argument("subject", metavar="ARCHITECTURE", type=Reads())
+@click.argument("architecture", metavar="ARCHITECTURE", type=Reads())
 @click.option("--preset", "preset_name", default="smoke", show_default=True, help="Settings to start from; see below.")
 @click.option(
     "--top",
@@ -58,7 +58,7 @@ def _written() -> list[str]:
 )
 @json_option
 def command(
-    subject: str,
+    architecture: str,
     preset_name: str,
     top: int,
     data: str | None,
@@ -83,7 +83,7 @@ def command(
 
     from .shared.record import file_record, write_json
 
-    found, name = subjects(subject, top)
+    found, name = subjects(architecture, top)
     given = [*([f"data={data}"] if data else []), *([f"network={name}"] if name else [])]
     config = complete(preset_name, [*given, *settings])
     folders = [Path(output, str(rank)) for rank in range(1, top + 1)] if top > 1 else [Path(output)]
@@ -91,7 +91,7 @@ def command(
         done = [_retrained(*one, config, processes, network) for one in zip(found, folders, strict=True)]
     if json_file is not None and processes.first:
         content = {"runs": done} if top > 1 else done[0]
-        source = {"name": name} if name else file_record(Path(subject))
+        source = {"name": name} if name else file_record(Path(architecture))
         write_json(json_file, "repconv.retrain/1", {"source": source, **content})
 
 

@@ -134,7 +134,7 @@ def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
         runs=tuple(outcomes),
         groups={label: estimate([*_by_seed(runs).values()]) for label, runs in groups.items()},
         differences={f"{b}{_LESS}{a}": found for a, b in pairs if (found := _paired(groups[a], groups[b])) is not None},
-        correlation={label: found for label, runs in scored.items() if (found := _correlation(runs)) is not None},
+        correlation={label: found for label, runs in scored.items() if (found := correlation(runs)) is not None},
     )
 
 
@@ -171,7 +171,7 @@ def _by_seed(runs: Iterable[RunOutcome]) -> dict[tuple[int, ...], float]:
     return {seed: mean(values) for seed, values in found.items()}
 
 
-def _correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
+def correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
     """Kendall's tau-b of scores and accuracies with its 95 % bootstrap interval; None for fewer than four."""
     from scipy.stats import kendalltau
 

@@ -50,7 +50,7 @@ RULES: Mapping[str, Rule] = {
         {"search": record({"strategy": text(), "seed": whole(0, 2**63 - 1)})},
     ),
     MACHINE: each(lambda *_: ""),
-    EPOCH: record({"epoch": _COUNT, "loss": finite()}),
+    EPOCH: record({"epoch": _COUNT, "loss": finite()}, {"step": _COUNT, "seconds_a_step": finite()}),
     PRICED: record({
         "schema": text(PRICED), "objective": text("branches", "flops", "latency"), "fixed": finite(),
         "slots": each(each(finite())),
@@ -64,7 +64,10 @@ RULES: Mapping[str, Rule] = {
                 ("best_accuracy", "mean_accuracy", "worst_accuracy", "mean_age", "mean_size"), finite()
             ),
         },
-        {"parents": _COUNT, "survivors": _COUNT, "bfloat16_tau": finite()},
+        {
+            "parents": _COUNT, "survivors": _COUNT, "bfloat16_tau": finite(),
+            **{f"seconds_{part}": finite() for part in ("fold", "reestimate", "write", "run")},
+        },
     ),
 }  # fmt: skip
 """What content of each schema, or of each kind of line in the metrics, has to be."""

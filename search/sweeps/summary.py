@@ -14,6 +14,7 @@ from repconv.pages.page import bullets, facts, figure, html_table, page
 
 from ..folder import RunFolder
 from ..reports.compare import RunComparison, RunOutcome, WithInterval, compare, labels, outcome
+from ..reports.measured import scores_and_accuracies
 from .doing import finished, standing
 from .plan import SweepPlan, SweepRun
 from .schedule import Failure
@@ -143,6 +144,7 @@ def _compared(found: RunComparison) -> list[str]:
     if found.telling:
         parts.append(_table(("difference over common seeds", "points", "95 % interval", "seeds"), found.telling, 100))
     if found.correlation:
+        parts += scores_and_accuracies(found.runs)
         heading = ("do scores in the search tell the accuracy?", "Kendall's tau", "95 % interval", "runs")
         parts.append(_table(heading, found.correlation, 1))
     return parts

@@ -69,6 +69,28 @@ def test_open_sizes_stay_open_and_the_result_saves() -> None:
     assert float((got - wanted).abs().max()) < 1e-5
 
 
+class Named(nn.Module):
+    """With an input that is given by its name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, *, scores: Tensor) -> Tensor:
+        return self.norm(self.convolution(x)).relu() + scores
+
+
+def test_open_sizes_of_named_inputs_stay_open() -> None:
+    model, auto = randomise(Named()), torch.export.Dim.AUTO
+    given = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 6, 6)
+    sizes = {"x": {0: auto}, "scores": {0: auto}}
+    program, _ = fuse_program(torch.export.export(model, given[:1], {"scores": given[1]}, dynamic_shapes=sizes))
+    x, scores = torch.randn(5, 3, 8, 8), torch.randn(5, 4, 6, 6)
+    with torch.no_grad():
+        wanted = model.double()(x.double(), scores=scores.double())
+        assert float((program.module()(x, scores=scores) - wanted).abs().max()) < 1e-5
+
+
 def test_float64_agrees_to_rounding() -> None:
     model, x = randomise(InPlace()).double(), torch.randn(2, 4, 9, 8, dtype=torch.float64)
     program, _ = fuse_program(export(model, x))

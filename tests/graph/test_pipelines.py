@@ -306,7 +306,7 @@ def test_the_pass_beside_those_of_onnxscript(first: str, network: Network, convo
     left = operations(model)
     assert left["Conv"] == convolutions == step.reports[0].after.convolutions
     assert left["BatchNormalization"] == 0
-    assert step.reports[0].agreement.passed
+    assert step.reports[0].agreement.passed == bool(step.reports[0].layers), "onnxscript may leave nothing to do"
     assert error(run(model, x), net, x) < 1e-5
     assert not step(model).modified
 

@@ -11,9 +11,13 @@ import pytest
 from repconv.search.config import SCHEMA
 from repconv.search.folder import RESULT, RunFolder
 from repconv.search.presets import PRESETS
-from repconv.search.reports.report import chart, report
+from repconv.search.reports.chart import chart
+from repconv.search.reports.compare import RunOutcome
+from repconv.search.reports.measured import times
+from repconv.search.reports.report import report
 from repconv.search.run import run
 from repconv.search.settings import settings_to_dict
+from repconv.search.supernet.precision import TAU
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
 
@@ -50,7 +54,7 @@ def test_a_finished_runs_report_shows_what_was_asked_for(finished) -> None:
     assert "&lt;a test&gt;" in text
     assert "://" not in SVG.sub("", text), "it needs nothing from outside"
     pictures = SVG.findall(text)
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         ElementTree.fromstring(picture)  # noqa: S314  # our own output
     accuracies = [a["accuracy"] for a in finished.read_json(RESULT)["architectures"]]
@@ -109,3 +113,27 @@ def test_pages_shrink_pictures_and_give_them_their_colours(finished) -> None:
     assert "figure svg text:not([fill]){fill:currentColor}" in text
     assert text.count("<svg") == text.count("viewBox=")
     assert 'class="ground"' in text
+
+
+def test_times_are_those_of_the_metrics() -> None:
+    epochs = [
+        {"epoch": epoch, "step": 10 * epoch, "seconds_a_step": float(epoch)} for epoch in (1, 2, 3, 4)
+    ]  # after a warm-up of two: 30 s and 40 s
+    measuring = {"seconds_fold": 1.0, "seconds_reestimate": 2.0, "seconds_write": 3.0, "seconds_run": 4.0}
+    generations = [{"generation": g, "epoch": 2 + g, TAU: 0.97, **measuring} for g in (1, 2)]
+    (drawn,) = times(epochs, generations)
+    assert re.findall(r">(40|2)</text>", drawn), "from statistics of 2 s to training of 40 s"
+    for name in ("training", "statistics", "kernels", "images"):
+        assert f">{name}</text>" in drawn
+    assert "tau of 0.97" in drawn
+
+
+def test_scores_stand_beside_accuracies_when_trained(finished) -> None:
+    runs = [
+        RunOutcome(path=str(i), kind="retrain", settings={}, seed=(i,), accuracy=accuracy, score=score)
+        for i, (score, accuracy) in enumerate([(0.5, 0.80), (0.6, 0.81), (0.7, 0.83), (0.8, 0.82)])
+    ]
+    text = report(finished, runs)
+    assert "Scores, and accuracies when trained" in text
+    assert "tau of 0.67" in text
+    assert "there are fewer" in report(finished, runs[:2])

@@ -282,11 +282,11 @@ def dynamic_shapes_of(module: fx.GraphModule, arguments: tuple[object, ...], opt
             return None
         return {axis: Dim.AUTO for axis, side in enumerate(value.shape) if not isinstance(side, int)}
 
-    described: tuple[object, ...] = torch.utils._pytree.tree_map(describe, (arguments, options))  # noqa: SLF001
-    positional, named = described
+    positional, named = torch.utils._pytree.tree_map(describe, (arguments, options))  # noqa: SLF001
     if not options:
         return positional
-    return positional if not named else None
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names, positional, strict=False)), **named}
 
 
 def _layers(module: fx.GraphModule, facts: ProgramFacts, name: str, chosen: Plan) -> tuple[FusedLayer, ...]:

@@ -35,8 +35,8 @@ from repconv.benchmarks.studies.search.evidence.protocol import (
     set_name,
 )
 from repconv.files.whole import write_whole
+from repconv.search.reports.chart import chart
 from repconv.search.reports.compare import WithInterval
-from repconv.search.reports.report import chart
 
 PAGE = ROOT / "docs" / "evidence.md"
 PICTURE = PICTURES / "evidence_branches.svg"
