@@ -30,7 +30,7 @@ from repconv.benchmarks.studies.zoo.findings import KINDS, by_kind, findings, is
 from repconv.benchmarks.studies.zoo.measuring import COUNTED, FORMS, as_onnx, measured
 from repconv.benchmarks.studies.zoo.page import PAGE, PICTURE, files, page, picture
 from repconv.benchmarks.studies.zoo.subjects import Convolutional, subject, unsettle
-from repconv.benchmarks.studies.zoo.zoo import CPU_LIMIT_S, SCHEMA, in_a_process, left, row
+from repconv.benchmarks.studies.zoo.zoo import CPU_LIMIT_S, SCHEMA, in_a_process, left, row, timing
 from repconv.graph import fuse_onnx
 from repconv.graph.core.reasons import Kind
 
@@ -171,7 +171,9 @@ FAILED = _row()["onnx"]["prove"] | {"passed": False, "verdict": "NOT equal"}
         (_with("onnx", failure={"step": "prove", "kind": "FusionError", "said": "x"}), "refused"),
         (_with("onnx", failure={"step": "export", "kind": "RuntimeError", "said": "x"}), "not exported"),
         (_row(stopped="time"), "stopped"),
-        (_with("onnx", after=dict.fromkeys(COUNTED, 3)), "more"),
+        (_with("onnx", failure={"step": "prove", "kind": "MemoryError", "said": ""}), "stopped"),
+        (_with("onnx", after=dict.fromkeys(COUNTED, 3) | {"batch_norms": 0}), "more"),
+        (_with("program", after=dict.fromkeys(COUNTED, 1)), "norm left"),
         (_with("onnx", unexplained=1), "no reason"),
         (_with("onnx", fuse={"cpu_s": 15.5, "peak_mb": 1}), "slow"),
         (_row(latency=_timed(1.05)), "slower"),
@@ -244,6 +246,13 @@ def test_what_is_left_is_what_has_no_row() -> None:
     assert left(asked, rows) == [second]
     rows[second.name]["onnx"]["layers"] = 0
     assert left(asked, rows) == []
+
+
+def test_a_timing_that_is_stopped_says_nothing_of_fusing() -> None:
+    assert timing("timm:a", lambda *_: iter([("latency", _timed(1.0))])) == {"latency": _timed(1.0)}
+    found = _row() | timing("timm:a", lambda *_: iter([("stopped", "too long")]))
+    assert found["untimed"] == "too long"
+    assert findings(found) == []
 
 
 def test_parts_of_a_network_that_is_stopped_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ KINDS = {
     "refused": "fusing or proving ended with a reason",
     "stopped": "more time or memory than a network is given",
     "more": "something that is counted rose",
+    "norm left": "batch normalisations stay, with a reason",
     "no reason": "neighbours stay and no reason names them",
     "slow": f"fusing took over {SLOW_S:.0f} s of a processor",
     "slower": f"one image takes longer than {SLOWER} times, the whole interval",
@@ -33,7 +34,7 @@ KINDS = {
     "own error": "the network in float32 is off by itself, or not finite: errors say little",
 }
 """In the order in which they matter."""
-OURS = tuple(list(KINDS)[:9])
+OURS = tuple(kind for kind in KINDS if kind not in ("not exported", "own error"))
 """Those that fusing, not an exporter or the network, is to blame for."""
 _OURS = {
     name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.RepconvError)
@@ -58,8 +59,7 @@ def findings(row: Row) -> list[tuple[str, str]]:
 def _of_form(part: Row, own: float | None) -> Iterator[tuple[str, str]]:
     if "failure" in part:
         failure = part["failure"]
-        kind = "not exported" if failure["step"] == "export" else "refused" if failure["kind"] in _OURS else "crashed"
-        yield kind, f"{failure['step']}: {failure['kind']}: {failure['said']}"
+        yield _ended(failure), f"{failure['step']}: {failure['kind']}: {failure['said']}"
     is_wrong = off(part, own)
     if is_wrong:
         yield "wrong", f"{part['error']:.1e}, unfused {_own(part, own):.1e}"
@@ -70,10 +70,18 @@ def _of_form(part: Row, own: float | None) -> Iterator[tuple[str, str]]:
         rose = [f"{key} {before[key]} to {after[key]}" for key in COUNTED if (after[key] or 0) > (before[key] or 0)]
         if rose:
             yield "more", ", ".join(rose)
+        if after["batch_norms"]:
+            yield "norm left", f"{after['batch_norms']} of {before['batch_norms']}"
         if part["unexplained"]:
             yield "no reason", f"{part['unexplained']} pairs"
         if part["fuse"]["cpu_s"] > SLOW_S:
             yield "slow", f"{part['fuse']['cpu_s']:.0f} s"
+
+
+def _ended(failure: Row) -> str:
+    if failure["kind"] == "MemoryError" or "allocate memory" in failure["said"]:
+        return "stopped"
+    return "not exported" if failure["step"] == "export" else "refused" if failure["kind"] in _OURS else "crashed"
 
 
 def off(part: Row, own: float | None) -> bool:

@@ -74,6 +74,12 @@ def row(member: Member, said: Callable[[str], Iterator[tuple[str, Any]]] = in_a_
     }  # fmt: skip
 
 
+def timing(name: str, said: Callable[..., Iterator[tuple[str, Any]]] = in_a_process) -> dict[str, Any]:
+    """The latency of a row, or why there is none; that its timing was stopped says nothing of its fusing."""
+    found = dict(said(name, "--latency"))
+    return {"latency": found["latency"]} if "latency" in found else {"untimed": found.get("stopped", "no answer")}
+
+
 def _one(name: str, *, latency: bool, side: int | None) -> None:
     """In the process of one network: print its parts, a line each."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 5))
@@ -122,7 +128,7 @@ def main() -> None:
             print(f"{member.name}: {member.library} is not installed")
         elif time.monotonic() < until:
             if chosen.latency:
-                rows[member.name] |= dict(in_a_process(member.name, "--latency"))
+                rows[member.name] |= timing(member.name)
             else:
                 rows[member.name] = row(member)
             print(member.name, said_of(rows[member.name]), flush=True)
@@ -145,6 +151,8 @@ def said_of(row: Mapping[str, Any]) -> str:
             parts.append(f"{form} {found['failure']}")
     if "latency" in row:
         parts.append(f"fused over unfused {row['latency']['ratio']:.3f} {row['latency']['interval_95']}")
+    if "untimed" in row:
+        parts.append(f"not timed: {row['untimed']}")
     return "; ".join([*parts, *([f"stopped: {row['stopped']}"] if "stopped" in row else [])])
 
 
