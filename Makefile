@@ -13,6 +13,8 @@
 #   make search-evidence   do what is left of the searches and trainings of docs/evidence.md, and write that page and
 #                     docs/paper.md: TRAIN=cifar10-train.zip TEST=cifar10-test.zip; about 20 hours of a core in all,
 #                     stopped, it goes on
+#   make zoo          fuse and prove what is left of a network of every convolutional family, and write docs/zoo.md (a
+#                     few hours; stopped, it goes on; `make zoo LATENCY=--latency` times those that are done instead)
 #   make format       rewrite the code in the project's format
 #   make clean        delete what the others made, but for the environment
 #   make distclean    delete that, too
@@ -37,7 +39,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .NOTPARALLEL:
-.PHONY: demo test edge test-slow check lint types lowest paper search-evidence format clean distclean help
+.PHONY: demo test edge test-slow check lint types lowest paper search-evidence zoo format clean distclean help
 
 help:
 	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
@@ -111,6 +113,10 @@ search-evidence: $(BIN)/.installed-dev
 	$(BIN)/python benchmarks/studies/search/evidence/measure.py --jobs $(JOBS) --train $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/studies/search/evidence/page.py
 	$(BIN)/python benchmarks/paper/document.py
+
+zoo: $(BIN)/.installed-dev
+	$(BIN)/python benchmarks/studies/zoo/zoo.py $(LATENCY)
+	$(BIN)/python benchmarks/studies/zoo/page.py
 
 clean:
 	rm -rf build dist repconv.egg-info repconv-demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -32,6 +32,9 @@ PRICES = "prices.json"
 FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULT, BEST, SUPERNET, POPULATIONS, PRICES)
 """What a run's folder may hold, by name."""
 
+SWEEP_PLAN = "sweep.json"
+"""What makes a folder one of a sweep, whose runs have folders of their own below it."""
+
 TENSORBOARD = "tensorboard"
 LOCK = ".lock"
 """Held by the process that writes."""
@@ -54,9 +57,11 @@ class RunFolder:
         """A new run's folder, made if it is not there.
 
         Raises:
-            OutputError: it cannot be written, or holds a run already.
+            OutputError: it cannot be written, or holds a run already, or a sweep.
         """
         folder = cls(path)
+        if (path / SWEEP_PLAN).exists():
+            raise OutputError(f"{path} holds a sweep, not a single run; name another folder")
         if (path / CONFIG).exists():
             raise OutputError(f"{path} holds a run already; go on with it (search resume), or name another folder")
         try:
@@ -132,8 +137,10 @@ class RunFolder:
         """The folder of a run that was started.
 
         Raises:
-            SearchError: there is no run in it.
+            SearchError: there is no run in it, or a sweep.
         """
+        if (path / SWEEP_PLAN).exists():
+            raise SearchError(f"{path} holds a sweep, not a single run; the line that began it goes on with it")
         if not (path / CONFIG).is_file():
             raise SearchError(f"{path} holds no run: it has no {CONFIG}; start one with search run")
         return cls(path)

@@ -30,8 +30,10 @@ def second_order(
         v = dL_judge(w', a)/dw',   e = RADIUS / |v|
         dL_judge(w', a)/da - rate * (dL_learn(w + e v, a)/da - dL_learn(w - e v, a)/da) / (2 e)
 
-    (equations 7 and 8), which is the derivative of `L_judge(w'(a), a)` but for the difference's error. Weights and
-    optimiser end as they began. A gate that `judge` does not depend on gets None.
+    (equations 7 and 8), which is the derivative of `L_judge(w'(a), a)` but for the difference's error. Weights,
+    optimiser and torch's generators end as they began, and every pass draws the same, such as the positions its
+    statistics are of: the difference is of the weights alone, and of the update that follows if it begins from there.
+    A gate that `judge` does not depend on gets None.
 
     Args:
         learn: leaves in `.grad` of weights and gates the gradient of the loss that the weights learn from.
@@ -42,15 +44,21 @@ def second_order(
         rate: xi, the learning rate of the update.
     """
     start = [weight.detach().clone() for weight in weights]
-    learn()
+    cards = {weight.device for weight in weights if weight.device.type == "cuda"}
+
+    def run(passing: Callable[[], object]) -> None:
+        with torch.random.fork_rng(cards):
+            passing()
+
+    run(learn)
     _move(weights, start, _direction(weights, optimiser), -rate)
-    judge()
+    run(judge)
     direct, towards = _gradients(gates), _gradients(weights)
     norm = float(sum(float(g.double().pow(2).sum()) for g in towards if g is not None)) ** 0.5
     sides: list[Gradients] = []
     for side in (1, -1) if norm else ():
         _move(weights, start, towards, side * RADIUS / norm)
-        learn()
+        run(learn)
         sides.append(_gradients(gates))
     _move(weights, start, [None] * len(start), 0.0)
     for number, (gate, gradient) in enumerate(zip(gates, direct, strict=True)):

@@ -74,6 +74,16 @@ def starting_network(found: Found | None, config: RetrainConfig, task: Task, own
             fixed=config.fixed,
             branches=config.branches,
         )
+    check_for_architecture(config)
+    return searched_network(found, task, config.supernet, own_code=own_code)
+
+
+def check_for_architecture(config: RetrainConfig) -> None:
+    """Refuse settings that only a network trained by its name has.
+
+    Raises:
+        SearchError: there are some.
+    """
     if config.grow_epochs:
         raise SearchError(
             f"grow_epochs={config.grow_epochs} starts from a plain network, and an architecture has its branches: name "
@@ -86,7 +96,6 @@ def starting_network(found: Found | None, config: RetrainConfig, task: Task, own
             "architecture names its own network, so leave it out, or name a network of repconv.list_models() in the "
             "architecture's place"
         )
-    return searched_network(found, task, config.supernet, own_code=own_code)
 
 
 def _plain_network(config: RetrainConfig, task: Task) -> nn.Module:

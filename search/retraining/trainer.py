@@ -91,7 +91,13 @@ class Trainer:
         dropped = None
         if self.config.drop_path and self.supernet is None:
             dropped = f"drop_path leaves out branches with gates, and {self.name} has none here: nothing is dropped"
-        return tuple(said for said in (note, dropped) if said is not None)
+        never = None
+        if self.growth is not None and not any(map(self.adapts_after, range(1, self.config.epochs))):
+            never = (
+                f"grow_epochs={self.config.grow_epochs} with grow_until={self.config.grow_until:.3g} adapts nothing in "
+                f"{self.config.epochs} epochs: the plain network is trained"
+            )
+        return tuple(said for said in (note, dropped, never) if said is not None)
 
     @property
     def blocks(self) -> dict[str, tuple[str, ...]]:

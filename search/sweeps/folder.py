@@ -7,10 +7,10 @@ from pathlib import Path
 
 from repconv.errors import OutputError
 
-from ..folder import CONFIG, RunFolder
+from ..folder import CONFIG, SWEEP_PLAN, RunFolder
 from .plan import SweepPlan, plan_from_dict
 
-PLAN, RESULT, PAGE, LOGS = "sweep.json", "sweep-result.json", "sweep.html", "logs"
+PLAN, RESULT, PAGE, LOGS = SWEEP_PLAN, "sweep-result.json", "sweep.html", "logs"
 """Files of it, and the folder where its runs say what they do."""
 FILES = (PLAN, RESULT, PAGE)
 
@@ -41,9 +41,12 @@ def planned(path: Path, plan: SweepPlan) -> RunFolder:
         raise OutputError(f"{path} holds a single run, not a sweep; name another folder")
     if is_sweep(path):
         there = read_plan(path).to_dict()
-        differing = [key for key, value in wanted.items() if there[key] != value and key not in _FOLLOWING]
+        kept = {key: (there[key], value) for key, value in wanted.items() if key not in _FOLLOWING}
+        # The order of what varies is in the names of runs.
+        differing = [k for k, (a, b) in kept.items() if a != b or (k == "vary" and list(a) != list(b))]
         if differing:
-            said = "; ".join(f"{key} is {_said(there[key])} there and {_said(wanted[key])} here" for key in differing)
+            pairs = {key: [_said(value) for value in kept[key]] for key in differing}
+            said = "; ".join(f"{key} is {a} there and {b} here" for key, (a, b) in pairs.items())
             raise OutputError(f"{path} holds a sweep of another plan ({said}); name another folder")
         return folder
     try:

@@ -17,6 +17,7 @@ from ..config import SearchConfig
 from ..folder import SUPERNET
 from ..presets import preset
 from ..retrain_config import RetrainConfig, complete, retrain_preset
+from ..retraining.start import check_for_architecture
 from ..settings import changed
 from ..supernet.records import SWEEP, require
 
@@ -169,10 +170,12 @@ def _retraining(asked: RetrainingPlan, search: SearchRun, rank: int) -> RetrainR
     same = {key: str(value) for key in ("data", "test_data", "image_size") if (value := getattr(found, key))}
     if retrain_preset(asked.preset).goes_on:
         same["supernet"] = f"{search.name}/{SUPERNET}"
+    config = complete(asked.preset, _lines({**same, **asked.settings, _SEED: str(found.seed)}))
+    check_for_architecture(config)
     return RetrainRun(
         name=f"{search.name.replace(SEARCHES, RETRAININGS, 1)}/{rank}",
         group=search.group,
-        config=complete(asked.preset, _lines({**same, **asked.settings, _SEED: str(found.seed)})),
+        config=config,
         of=search,
         rank=rank,
     )

@@ -100,6 +100,30 @@ class TestSecondOrder:
         assert len(optimiser.state) == len(memory)
         assert all(torch.equal(optimiser.state[w]["momentum_buffer"], m) for w, m in zip(weights, memory, strict=False))
 
+    def test_every_pass_draws_the_same_and_so_does_what_follows(self) -> None:
+        """With `L_learn = a n w` and `L_judge = w^2 / 2` the gradient by `a` is `-rate n (w - rate a n)`."""
+        weight, gate, rate = nn.Parameter(torch.tensor([2.0]).double()), nn.Parameter(torch.tensor([3.0]).double()), 0.1
+        optimiser = torch.optim.SGD([weight], rate)
+        drawn = []
+
+        def gradients(loss: Tensor) -> None:
+            weight.grad = gate.grad = None
+            loss.backward()
+
+        def learn() -> None:
+            drawn.append(torch.rand(1, dtype=torch.float64))
+            gradients((gate * drawn[-1] * weight).sum())
+
+        torch.manual_seed(5)
+        second_order(
+            learn=learn, judge=lambda: gradients((torch.rand(1) * 0 + 0.5 * weight.square() + 0 * gate).sum()),
+            weights=[weight], gates=[gate], optimiser=optimiser, rate=rate,
+        )  # fmt: skip
+        noise = drawn[0]
+        assert len(drawn) == 3
+        torch.testing.assert_close(gate.grad, -rate * noise * (2.0 - rate * 3.0 * noise))
+        torch.testing.assert_close(torch.rand(1, dtype=torch.float64), noise)
+
     def test_branches_that_take_no_part_are_left_alone(self, randomise) -> None:
         net = supernet(randomise)
         part = random_architecture(net.space, 5, torch.Generator().manual_seed(1))

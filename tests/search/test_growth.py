@@ -166,8 +166,19 @@ def test_what_cannot_grow_is_refused_in_words() -> None:
         Growth(torch.nn.Linear(2, 2), KINDS)
     with pytest.raises(SearchError, match="grow_until is at least 0 and below 1"):
         RetrainConfig(grow_until=math.inf)
+    with pytest.raises(SearchError, match="expected kinds that fit beside its 3x3, got none"):
+        Trainer(None, dataclasses.replace(CONFIG, branches=("3x3",)))
+    with pytest.raises(SearchError, match="1x1 comes twice"):
+        Trainer(None, dataclasses.replace(CONFIG, branches=("1x1", "avg", "1x1")))
     (note,) = Trainer(None, dataclasses.replace(CONFIG, drop_path=0.1)).notes
     assert "nothing is dropped" in note
+
+
+@pytest.mark.parametrize("changes", [{"grow_epochs": CONFIG.epochs}, {"grow_until": 0.0}])
+def test_it_says_where_nothing_will_ever_grow(changes) -> None:
+    assert Trainer(None, CONFIG).notes == ()
+    (note,) = Trainer(None, dataclasses.replace(CONFIG, **changes)).notes
+    assert "the plain network is trained" in note
 
 
 def lines(folder: Path) -> list[dict[str, object]]:

@@ -103,6 +103,8 @@ class TestPlan:
             ({"seeds": 10**9}, "100,000 at most"),
             ({"retrain": RetrainingPlan(preset="smoke", settings={"seed": "1"}, top=1)}, "has the seed of its search"),
             ({"retrain": RetrainingPlan(preset="smok", settings={}, top=1)}, "did you mean 'smoke'"),
+            ({"retrain": RetrainingPlan(preset="smoke", settings={"width": "8"}, top=1)}, "width is of a network that"),
+            ({"retrain": RetrainingPlan(preset="smoke", settings={"grow_epochs": "1"}, top=1)}, "from a plain network"),
         ],
     )
     def test_what_makes_no_sense_is_refused_before_anything_runs(self, changes, says) -> None:
@@ -373,10 +375,33 @@ class TestFolder:
         with pytest.raises(OutputError, match=r"another plan \(seeds is 2 there and 3 here; retrain is .* none here\)"):
             sweep_folder.planned(tmp_path / "s", changed(seeds=3, retrain=None))
 
+    def test_what_varies_names_the_runs_in_its_order(self, tmp_path) -> None:
+        one = changed(vary={"strategy": ("random",), "ratio": ("1/2",)}, retrain=None)
+        other = changed(vary={"ratio": ("1/2",), "strategy": ("random",)}, retrain=None)
+        assert one.searches[0].name != other.searches[0].name
+        sweep_folder.planned(tmp_path, one)
+        with pytest.raises(OutputError, match=r"vary is \{\"strategy\".* there and \{\"ratio\".* here"):
+            sweep_folder.planned(tmp_path, other)
+
     def test_it_is_no_single_runs(self, tmp_path) -> None:
         RunFolder.create(tmp_path / "run", {}, {})
         with pytest.raises(OutputError, match="holds a single run"):
             sweep_folder.planned(tmp_path / "run", PLAN)
+
+    def test_no_single_run_gets_into_it(self, tmp_path) -> None:
+        sweep_folder.planned(tmp_path, PLAN)
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(OutputError, match="holds a sweep, not a single run"):
+            RunFolder.create(tmp_path, {}, {})
+        with pytest.raises(SearchError, match="the line that began it goes on"):
+            RunFolder.open(tmp_path)
+        with (
+            pytest.raises(OutputError, match="holds a sweep, not a single run"),
+            RunFolder.starting(tmp_path, {}, {}, resume=True),
+        ):
+            pass
+        assert sorted(tmp_path.iterdir()) == before
+        sweep_folder.planned(tmp_path, PLAN)
 
 
 class TestSummary:

@@ -174,7 +174,7 @@ def _shared_out(root: Path, plan: SweepPlan, processes: int, json_file: str | No
     with folder.held() if folder is not None else nullcontext():
         crew.meet()
         with going_on_is_said("the same line again"):
-            failures = do_all(root, plan.runs, crew, _hands(root, processes))
+            failures = do_all(root, plan.runs, crew, _hands(root, min(processes, len(plan.runs))))
         failed = _conclude(root, plan, failures, json_file) if crew.first else {}
         crew.part()
     return failed
