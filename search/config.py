@@ -9,6 +9,7 @@ from typing import Any, Literal
 from repconv.errors import SearchError
 
 from .costs.prices import Objective
+from .retrain_config import SCHEMA as RETRAINING
 from .settings import check_least, check_seed, check_shares, settings_from_dict, settings_to_dict, unknown
 from .strategies import COSTED, STRATEGIES
 from .strategies.evolution import Disturbance, check_age
@@ -162,6 +163,8 @@ def config_from_dict(content: object, where: str = "the configuration") -> Searc
     Raises:
         SearchError: see `settings_from_dict`.
     """
+    if isinstance(content, Mapping) and content.get("schema") == RETRAINING:
+        raise SearchError(f"{where} is of a retraining; a search was expected")
     if isinstance(content, Mapping) and content.get("schema") == FORMER:
         content = {**_FORMERLY, **content, "schema": SCHEMA}
     return settings_from_dict(SearchConfig, SCHEMA, content, where)

@@ -137,8 +137,10 @@ class RunFolder:
         """The folder of a run that was started.
 
         Raises:
-            SearchError: there is no run in it.
+            SearchError: there is no run in it, or a sweep.
         """
+        if (path / SWEEP_PLAN).exists():
+            raise SearchError(f"{path} holds a sweep, not a single run; the line that began it goes on with it")
         if not (path / CONFIG).is_file():
             raise SearchError(f"{path} holds no run: it has no {CONFIG}; start one with search run")
         return cls(path)

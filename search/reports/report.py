@@ -78,7 +78,8 @@ def report(folder: RunFolder, retrained: Sequence[RunOutcome] = ()) -> str:
                         ("mean age", [(r["generation"], r["mean_age"]) for r in generations]),
                     ],
                     within=(0.0, math.inf),
-                )
+                ),
+                "An architecture is born at age 1 and is a generation older whenever it lives on.",
             )
         )
         parts += survivors(generations)

@@ -88,7 +88,7 @@ class Growth:
         kinds: that its blocks may get, where they fit.
 
     Raises:
-        SearchError: it holds no blocks, or none of the kinds fits one.
+        SearchError: it holds no blocks, none of the kinds fits one, or a kind comes twice.
         GeometryError: an unknown kind.
     """
 
@@ -99,6 +99,9 @@ class Growth:
             raise SearchError(f"{type(model).__name__} has no 3x3 convolution that could grow branches")
         wanted = BranchSet(tuple(map(sys.intern, kinds)))
         self.kinds = {name: wanted.fitting(block_of(model, name).geometry).fixed for name in self.names}
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise SearchError(f"a block has a branch of a kind at most once: {', '.join(twice)} comes twice")
         if not any(self.kinds.values()):
             raise SearchError(
                 f"no block can get a branch: expected kinds that fit beside its {OWN}, got {kinds or 'none'}"

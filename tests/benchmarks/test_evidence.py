@@ -103,6 +103,7 @@ def test_a_verdict_says_what_is_shown_alone(kept: Findings) -> None:
         "above": difference(kept.top("des", 1), kept.top("random", 1)),
         "below": difference(kept.top("random", 1), kept.top("des", 1)),
         "either": over_seeds(lambda seed: (-1.0, 1.0, None)[seed]),
+        "one": over_seeds(lambda seed: (1.0, None, None)[seed]),
         "nothing": None,
     }
     assert (

@@ -168,6 +168,8 @@ def test_what_cannot_grow_is_refused_in_words() -> None:
         RetrainConfig(grow_until=math.inf)
     with pytest.raises(SearchError, match="expected kinds that fit beside its 3x3, got none"):
         Trainer(None, dataclasses.replace(CONFIG, branches=("3x3",)))
+    with pytest.raises(SearchError, match="1x1 comes twice"):
+        Trainer(None, dataclasses.replace(CONFIG, branches=("1x1", "avg", "1x1")))
     (note,) = Trainer(None, dataclasses.replace(CONFIG, drop_path=0.1)).notes
     assert "nothing is dropped" in note
 

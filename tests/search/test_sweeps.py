@@ -393,6 +393,8 @@ class TestFolder:
         before = sorted(tmp_path.iterdir())
         with pytest.raises(OutputError, match="holds a sweep, not a single run"):
             RunFolder.create(tmp_path, {}, {})
+        with pytest.raises(SearchError, match="the line that began it goes on"):
+            RunFolder.open(tmp_path)
         with (
             pytest.raises(OutputError, match="holds a sweep, not a single run"),
             RunFolder.starting(tmp_path, {}, {}, resume=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,7 +77,7 @@ def run_to_its_end(folder: RunFolder, json_file: str | None, processes: Processe
     again = f" --network {name}" if is_own_network(name) else ""
     click.echo(
         f"  best of {len(result['architectures'])}: validation accuracy {best.accuracy:.4f} as a single-path network\n"
-        f"  wrote {folder.path / BEST}; train it with: repconv retrain {folder.path / BEST}{again}"
+        f"  wrote {folder.path / BEST}; train it with: repconv retrain {quote(str(folder.path / BEST))}{again}"
     )
     if json_file is not None:
         write_json(

@@ -240,7 +240,8 @@ def verdict(gains: Mapping[str, WithInterval | None]) -> str:
         "better": [name for name, (low, _) in known.items() if low > 0],
         "worse": [name for name, (_, high) in known.items() if high < 0],
         "no difference shown": [name for name, (low, high) in known.items() if low <= 0 <= high],
-        NONE: [name for name in gains if name not in known],
+        "too few seeds to tell": [name for name, gain in gains.items() if gain is not None and name not in known],
+        NONE: [name for name, gain in gains.items() if gain is None],
     }
     return ": " + "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names) + "."
 
