@@ -106,8 +106,9 @@ def test_a_verdict_says_what_is_shown_alone(kept: Findings) -> None:
         "one": over_seeds(lambda seed: (1.0, None, None)[seed]),
         "nothing": None,
     }
-    assert (
-        page.verdict(gains) == ": better: above; worse: below; no difference shown: either; not measured yet: nothing."
+    assert page.verdict(gains) == (
+        ": better: above; worse: below; no difference shown: either; too few seeds to tell: one; "
+        "not measured yet: nothing."
     )
 
 
