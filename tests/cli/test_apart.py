@@ -16,7 +16,7 @@ from repconv.files.whole import whole_file
 
 NAMES_NO_FILE = {
     "arguments", "state_key", "set_name", "branches",
-    "fixed", "backends", "precision", "keep_float", "sm", "preset_name",
+    "fixed", "backends", "precision", "keep_float", "sm", "preset_name", "retrain_preset", "only",
 }  # fmt: skip
 """Parameters of plain text that name no file; a new one that names none is added here."""
 

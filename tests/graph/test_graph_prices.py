@@ -150,7 +150,7 @@ def counted_in_program(written: Emission, sources: dict[str, Carried], output: C
     nodes["y"] = module.graph.call_function(torch.zeros, ((1,),))
     nodes["y"].meta["val"] = torch.empty(shape(output))
     module.graph.output(nodes["y"])
-    weights = program_writer.emit(module, nodes, "y", written).weights
+    weights = program_writer.emit(module, nodes, "y", written, [nodes["y"]]).weights
     assert [n for _, n in written.stored] == [getattr(module, str(node.target)).numel() for node in weights]
     module.graph.eliminate_dead_code()
     values: dict[fx.Node, Tensor] = {}
