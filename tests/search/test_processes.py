@@ -157,7 +157,7 @@ def test_the_command_line_under_torchrun_is_one_run(tmp_path) -> None:
     command = Path(sys.executable).with_name("repconv")
     printed = launch(tmp_path, 2, command, "search", "run", "-o", tmp_path / "run", *arguments)
     assert printed.count("best of 3: validation accuracy") == 1
-    assert printed.count("epoch 2 of 2:") == 1
+    assert printed.count("epoch 2 of 2: loss") == 1
     assert (tmp_path / "run" / "result.json").exists()
     launch(tmp_path, 2, command, "search", "resume", tmp_path / "run")
 
