@@ -69,7 +69,7 @@ def test_a_browser_fetches_nothing_and_finds_no_fault(finished, look, tmp_path, 
     assert seen.fetched == ()
     assert seen.errors == ()
     assert seen.overflow <= 0
-    assert seen.pictures == 7
+    assert seen.pictures == 8
 
 
 def test_a_run_under_way_is_reported_as_far_as_it_got(finished, tmp_path) -> None:
