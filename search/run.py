@@ -136,9 +136,7 @@ def _prices(folder: RunFolder, session: Session) -> Prices | None:
     if session.config.objective == "none":
         return None
     if session.processes.first and not (folder.path / PRICES).exists():
-        found = session.priced()
-        assert found is not None  # noqa: S101  # there is an objective
-        folder.write_json(PRICES, found.to_dict(session.supernet.space))
+        folder.write_json(PRICES, session.priced().to_dict(session.supernet.space))
     session.processes.gathered([None])  # the others read what it wrote
     content = folder.read_json(PRICES, PRICED)
     return Prices.of_record(content, session.supernet.space, str(folder.path / PRICES))

@@ -111,11 +111,9 @@ class Session:
         """Updates in the whole search."""
         return self.config.epochs * self.steps_an_epoch
 
-    def priced(self) -> Prices | None:
-        """The prices of the second objective, found now, of a mini-batch as one process has it; None without one."""
+    def priced(self) -> Prices:
+        """The prices of the second objective, found now, of a mini-batch as one process has it."""
         config = self.config
-        if config.objective == "none":
-            return None
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(config.batch, *self.task.input_shape, generator=generator)
         return price(self.supernet, config.objective, images.to(self.device, memory_format=self.memory_format))

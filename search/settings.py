@@ -24,14 +24,26 @@ def changed(config: Settings, settings: Iterable[str]) -> Settings:
     """
     changes: dict[str, Any] = {}
     hints = get_type_hints(type(config))
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise SearchError(f"a setting is key=value, got {setting!r}")
+    for key, value in given(settings).items():
         if key not in hints:
             raise SearchError(unknown("setting", key, hints))
         changes[key] = _read(key, value, hints[key])
     return dataclasses.replace(config, **changes)
+
+
+def given(texts: Iterable[str]) -> dict[str, str]:
+    """Settings of `key=value` texts by name, later ones in place of earlier ones.
+
+    Raises:
+        SearchError: one is no `key=value`.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise SearchError(f"a setting is key=value, got {text!r}")
+        found[key] = value
+    return found
 
 
 def settings_to_dict(config: DataclassInstance, schema: str) -> dict[str, Any]:

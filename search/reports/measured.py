@@ -27,16 +27,16 @@ def survivors(generations: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def times(epochs: Sequence[Mapping[str, Any]], generations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Seconds of every generation: its epochs' training, and what measuring its candidates took."""
+def times(
+    epochs: Sequence[Mapping[str, Any]], generations: Sequence[Mapping[str, Any]], warmup_epochs: int
+) -> list[str]:
+    """Seconds of every generation, the first after the warm-up: of training, and of measuring its candidates."""
     steps = [0, *(r.get("step", 0) for r in epochs)]
     took = {
         r["epoch"]: (step - before) * r.get("seconds_a_step", 0.0)
         for r, before, step in zip(epochs, steps[:-1], steps[1:], strict=True)
     }
-    starts = [generations[0]["epoch"] - 1, *(r["epoch"] for r in generations)]
-    if len(generations) > 1:
-        starts[0] = generations[0]["epoch"] - (generations[1]["epoch"] - generations[0]["epoch"])
+    starts = [warmup_epochs, *(r["epoch"] for r in generations)]
     lines = {
         "training": [
             (r["generation"], sum(took.get(epoch, 0.0) for epoch in range(start + 1, r["epoch"] + 1)))

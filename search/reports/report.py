@@ -83,7 +83,7 @@ def report(folder: RunFolder, retrained: Sequence[RunOutcome] = ()) -> str:
             )
         )
         parts += survivors(generations)
-        parts += times(epochs, generations)
+        parts += times(epochs, generations, config.warmup_epochs)
     if retrained:
         parts += ["<h2>Scores, and accuracies when trained</h2>", *scores_and_accuracies(retrained)]
     if finished:

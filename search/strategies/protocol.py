@@ -142,7 +142,8 @@ class Strategy(Protocol):
         """The state after `scores`, the accuracies of what was to be measured, in its order, and the gates now."""
 
     def outcome(self, state: State) -> tuple[Architecture, ...]:
-        """What the search found so far, in no order that matters."""
+        """What the search found so far, in no order that matters: all that live, unless a strategy says otherwise."""
+        return architectures_of(state.members)
 
 
 def measured(state: State, scores: Sequence[float]) -> tuple[Member, ...]:
@@ -181,6 +182,11 @@ def asked(state: State, members: Sequence[Member]) -> Question:
     """The usual question: train and measure the same members."""
     architectures = tuple(member.architecture for member in members)
     return Question(replace(state, asked=tuple(members)), architectures, architectures)
+
+
+def older(members: Sequence[Member]) -> tuple[Member, ...]:
+    """A generation older."""
+    return tuple(replace(member, age=member.age + 1) for member in members)
 
 
 def architectures_of(members: Sequence[Member]) -> tuple[Architecture, ...]:

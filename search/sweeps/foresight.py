@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..reports.estimate import estimate
+from ..reports.estimate import estimate, second_update_s
 from ..reports.found import Found
 from ..retraining.trainer import Trainer
 from ..session import Session
@@ -65,10 +65,4 @@ def _retraining_s(one: RetrainRun, session: Session, clock: Callable[[], float])
     # The supernet of a search is not there yet; its weights take no time.
     config = dataclasses.replace(one.config, supernet="")
     trainer = Trainer(found=found, config=config, own_code=session.config.network)
-    started, seconds = clock(), 0.0
-    for step, (x, y) in enumerate(trainer.batches(0, 0)):
-        trainer.update(x, y, step)
-        seconds, started = clock() - started, clock()
-        if step == 1:
-            break
-    return seconds * config.epochs * trainer.steps_an_epoch
+    return second_update_s(trainer.batches(0, 0), trainer.update, clock) * config.epochs * trainer.steps_an_epoch

@@ -18,7 +18,7 @@ from ..folder import SUPERNET
 from ..presets import preset
 from ..retrain_config import RetrainConfig, complete, retrain_preset
 from ..retraining.start import check_for_architecture
-from ..settings import changed
+from ..settings import changed, given
 from ..supernet.records import SWEEP, require
 
 SEARCHES, RETRAININGS = "searches", "retrained"
@@ -196,21 +196,6 @@ def plan_from_dict(content: Any, where: str) -> SweepPlan:  # noqa: ANN401  # of
         seeds=content["seeds"],
         retrain=None if asked is None else RetrainingPlan(**{key: asked[key] for key in ("preset", "settings", "top")}),
     )
-
-
-def given(texts: Iterable[str]) -> dict[str, str]:
-    """Settings of `key=value` texts by name, later ones in place of earlier ones.
-
-    Raises:
-        SearchError: one is no `key=value`.
-    """
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise SearchError(f"a setting is key=value, got {text!r}")
-        found[key] = value
-    return found
 
 
 def varied(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ class CropAndFlip:
     """An image [c, h, w] moved by up to `padding` pixels each way, black beyond its border; `flip`: perhaps mirrored.
 
     It draws and gives what torchvision's `RandomCrop` with a padding above 0 and `RandomHorizontalFlip` do, in less
-    time: loading CIFAR-10 took a fifth of an update of a small network.
+    time, which beside an update of a small network counts.
     """
 
     padding: int

@@ -121,7 +121,7 @@ def test_times_are_those_of_the_metrics() -> None:
     ]  # after a warm-up of two: 30 s and 40 s
     measuring = {"seconds_fold": 1.0, "seconds_reestimate": 2.0, "seconds_write": 3.0, "seconds_run": 4.0}
     generations = [{"generation": g, "epoch": 2 + g, TAU: 0.97, **measuring} for g in (1, 2)]
-    (drawn,) = times(epochs, generations)
+    (drawn,) = times(epochs, generations, 2)
     assert re.findall(r">(40|2)</text>", drawn), "from statistics of 2 s to training of 40 s"
     for name in ("training", "statistics", "kernels", "images"):
         assert f">{name}</text>" in drawn

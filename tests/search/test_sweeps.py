@@ -21,13 +21,13 @@ from repconv.pages.intervals import NumberGroup, intervals
 from repconv.progress import watched
 from repconv.search.config import SCHEMA
 from repconv.search.folder import METRICS, RESULT, RunFolder
-from repconv.search.settings import settings_to_dict
+from repconv.search.settings import given, settings_to_dict
 from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.space import SearchSpace
 from repconv.search.sweeps import folder as sweep_folder
 from repconv.search.sweeps.crew import Crew
 from repconv.search.sweeps.doing import Standing, found_fewer, seconds_left, standing
-from repconv.search.sweeps.plan import RetrainingPlan, SweepPlan, given, plan_from_dict, varied
+from repconv.search.sweeps.plan import RetrainingPlan, SweepPlan, plan_from_dict, varied
 from repconv.search.sweeps.schedule import Failure, Hands, do_all
 from repconv.search.sweeps.summary import SweepSummary
 from repconv.search.sweeps.workers import RunProcess, surroundings

@@ -98,7 +98,8 @@ def command(
     Interrupted, the same line goes on; finished runs are left as they are. A run that fails does not stop the others.
     Started by torchrun or accelerate launch with a folder that all machines see, the processes share the runs.
     """
-    from repconv.search.sweeps.plan import RetrainingPlan, SweepPlan, given, varied
+    from repconv.search.settings import given
+    from repconv.search.sweeps.plan import RetrainingPlan, SweepPlan, varied
 
     from ...errors import OutputError, SearchError
 

@@ -12,7 +12,7 @@ from ...supernet.architecture import Architecture
 from ...supernet.space import SearchSpace
 from ...supernet.supernet import Gates
 from ..evolution import first_population
-from ..protocol import Member, Question, SearchPlan, State, Strategy, architectures_of, asked, charged, measured
+from ..protocol import Member, Question, SearchPlan, State, Strategy, architectures_of, asked, charged, measured, older
 
 SHARE = 4
 """A tournament is a quarter of the population, as their 25 of 100; a quarter is also replaced each generation."""
@@ -48,18 +48,14 @@ class Aging(Strategy):
             new = self._children(state.members, generator)
         born = tuple(Member(architecture) for architecture in new)
         if self.rescored:
-            return asked(state, [*_older(state.members), *born])
+            return asked(state, [*older(state.members), *born])
         return Question(replace(state, asked=born), architectures_of(state.members) + new, new)
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """Children join, as many of the oldest leave."""
-        older = [] if self.rescored else _older(state.members)
-        queue = charged([*older, *measured(state, scores)], self.plan)  # the oldest first
+        before = () if self.rescored else older(state.members)
+        queue = charged([*before, *measured(state, scores)], self.plan)  # the oldest first
         return State(gates=gates, generation=state.generation + 1, members=queue[-self.plan.population :])
-
-    def outcome(self, state: State) -> tuple[Architecture, ...]:
-        """All that live."""
-        return architectures_of(state.members)
 
     def _children(self, members: Sequence[Member], generator: torch.Generator) -> tuple[Architecture, ...]:
         share = _share(len(members))
@@ -75,10 +71,6 @@ class Aging(Strategy):
                     children.append(child)
                     break
         return tuple(children)
-
-
-def _older(members: Sequence[Member]) -> list[Member]:
-    return [replace(member, age=member.age + 1) for member in members]
 
 
 def _share(members: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import final
 
@@ -23,6 +23,7 @@ from ..protocol import (
     first_question,
     generational,
     measured,
+    older,
 )
 from .fronts import merged
 
@@ -65,8 +66,7 @@ class Cars(Strategy):
                     seen.add(child)
                     children.append(Member(child))
                     break
-        older = [replace(member, age=member.age + 1) for member in state.members]
-        return asked(state, [*older, *children])
+        return asked(state, [*older(state.members), *children])
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """The first fronts are kept."""
@@ -76,10 +76,6 @@ class Cars(Strategy):
         by_rise = [(1 - score, -rise) for score, rise in zip(scores, rises(state.asked, scores), strict=True)]
         kept = merged([by_error, by_rise], self.plan.population)
         return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
-
-    def outcome(self, state: State) -> tuple[Architecture, ...]:
-        """All that live."""
-        return architectures_of(state.members)
 
     def _child(self, living: Sequence[Architecture], generator: torch.Generator) -> Architecture:
         plan = self.plan

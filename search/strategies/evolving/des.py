@@ -10,7 +10,6 @@ from typing import final
 
 import torch
 
-from ...supernet.architecture import Architecture
 from ...supernet.supernet import Gates
 from ..evolution import age_share, age_term, best, breed
 from ..protocol import (
@@ -25,6 +24,7 @@ from ..protocol import (
     first_question,
     generational,
     measured,
+    older,
 )
 
 
@@ -47,8 +47,7 @@ class Des(Strategy):
             return first_question(state, plan, generator)
         parents = architectures_of(state.members)
         children = breed(parents, plan.children, plan.budget, state.gates, plan.initial, generator, plan.breeding)
-        older = [replace(member, age=member.age + 1) for member in state.members]
-        return asked(state, [*older, *(Member(child) for child in children)])
+        return asked(state, [*older(state.members), *(Member(child) for child in children)])
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """The best live on by `S = A + phi` (equation 15), less what they cost; nothing lives past the age limit.
@@ -56,25 +55,21 @@ class Des(Strategy):
         Where that would leave nobody (a space of one architecture, say), all that died are born again.
         """
         plan = self.plan
-        members = charged(measured(state, scores), plan)
-        spread = pstdev(scores)
-        if plan.age:
-            members = tuple(self._scored(member, spread) for member in members)
+        worth = charged(measured(state, scores), plan)
+        members = self._aged(worth, pstdev(scores)) if plan.age else worth
         kept = best([m.score or 0.0 for m in members], plan.population)
         if not kept:
-            members = tuple(self._scored(replace(m, age=1), spread) for m in members)
+            members = self._aged([replace(m, age=1) for m in worth], pstdev(scores))
             kept = best([m.score or 0.0 for m in members], plan.population)
         return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
 
-    def outcome(self, state: State) -> tuple[Architecture, ...]:
-        """The population."""
-        return architectures_of(state.members)
+    def _aged(self, members: Sequence[Member], spread: float) -> tuple[Member, ...]:
+        """With the age term in their scores."""
+        return tuple(replace(m, score=(m.score or 0.0) + self._term(m.age, spread)) for m in members)
 
-    def _scored(self, member: Member, spread: float) -> Member:
+    def _term(self, age: int, spread: float) -> float:
         plan = self.plan
-        if plan.age_unit == "spread":
-            share = age_share(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
-            term = share if share == -math.inf else plan.age_strength * spread * share
-        else:
-            term = age_term(member.age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
-        return replace(member, score=(member.accuracy or 0.0) + term - plan.charge(member.architecture, spread))
+        if plan.age_unit == "accuracy":
+            return age_term(age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
+        share = age_share(age, scale=plan.age_scale, limit=plan.age_limit, offset=plan.age_offset)
+        return share if share == -math.inf else plan.age_strength * spread * share

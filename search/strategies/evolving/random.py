@@ -8,7 +8,6 @@ from typing import final
 
 import torch
 
-from ...supernet.architecture import Architecture
 from ...supernet.supernet import Gates
 from ..evolution import best, first_population
 from ..protocol import (
@@ -52,7 +51,3 @@ class Random(Strategy):
         members = charged(measured(state, scores), self.plan)
         kept = best([m.score or 0.0 for m in members], self.plan.population)
         return State(gates=gates, generation=state.generation + 1, members=tuple(members[i] for i in kept))
-
-    def outcome(self, state: State) -> tuple[Architecture, ...]:
-        """The kept."""
-        return architectures_of(state.members)

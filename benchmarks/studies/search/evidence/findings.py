@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from repconv.search.folder import CONFIG, METRICS, RESULT
+from repconv.search.folder import METRICS, RESULT
 from repconv.search.reports.compare import WithInterval, estimate
 
 from .job import KEPT, SCORES
@@ -148,12 +148,6 @@ class Findings:
         """What a job was done on."""
         found: dict[str, Any] | None = self._json(name, "environment.json")
         return found
-
-    def size(self, which: str, seed: int) -> int | None:
-        """Active branches of what was trained."""
-        config = self._json(f"training/{which}-{seed}", CONFIG)
-        blocks = None if config is None else config["architecture"]["blocks"]
-        return None if blocks is None else sum(len(block["active"]) for block in blocks.values())
 
     def _json(self, name: str, file: str) -> Any:  # noqa: ANN401  # of a file
         path = self.kept / name / file

@@ -50,7 +50,10 @@ def do(job: Job, at: Path) -> str:
     torch.set_num_threads(1)
     os.chdir(at)
     folder = Path(job.name)
-    (_search if isinstance(job, SearchJob) else _train)(job, folder)  # type: ignore[arg-type]  # by its kind
+    if isinstance(job, SearchJob):
+        _search(job, folder)
+    else:
+        _train(job, folder)
     _keep(folder, KEPT / job.name)
     shutil.rmtree(folder)
     return job.name
