@@ -116,6 +116,7 @@ def test_a_page_says_what_is_not_measured(kept: Findings) -> None:
     text = page.page(kept)
     assert "| `des` | 50.50 [44.15, 56.85] (2) |" in text
     assert "| `cars` | not measured yet |" in text
+    assert " 102 of 357 are done" in " ".join(text.split())  # two searches, two trainings of each and 45 drawn, by seed
 
 
 def test_paragraphs_are_wrapped_and_tables_are_not() -> None:

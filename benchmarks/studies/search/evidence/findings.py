@@ -58,6 +58,10 @@ class Findings:
 
     kept: Path = KEPT
 
+    def has(self, job: str) -> bool:
+        """Whether a job is done."""
+        return (self.kept / job / RESULT).exists()
+
     def accuracy(self, which: str, seed: int) -> float | None:
         """The test accuracy of a trained network, fused: `drawn-07`, `des-0` or `set-plain`."""
         result = self._json(f"training/{which}-{seed}", RESULT)

@@ -19,7 +19,6 @@ from repconv.benchmarks.studies.search.evidence.findings import (
     over_seeds,
     said,
 )
-from repconv.benchmarks.studies.search.evidence.job import finished
 from repconv.benchmarks.studies.search.evidence.protocol import (
     AGES,
     FIGURE_4,
@@ -74,7 +73,7 @@ def picture(findings: Findings) -> str | None:
 
 def _introduction(findings: Findings) -> str:
     every = {job.name: job for job in jobs()}.values()
-    done = sum(finished(job.name) for job in every)
+    done = sum(findings.has(job.name) for job in every)
     machine = next((found for job in every if (found := findings.environment_of(job.name))), None)
     about = "" if machine is None else f" on {machine['processor']}, torch {machine['versions']['torch']}"
     shown = round(SEARCH.train_images * SEARCH.validation_share)
@@ -88,8 +87,7 @@ A ResNet of width {SEARCH.width} with three units of ten branches a convolution,
 learns from {SEARCH.train_images - shown:,} images for {SEARCH.epochs} epochs, of which {SEARCH.warmup_epochs} warm up,
 in generations of one, with a population of {SEARCH.population}; it judges by {shown:,} others. What is found is trained
 from scratch on {TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images
-that no search sees. So small a training shows more of what branches are worth than a long one (last section), and
-resolves about one point.
+that no search sees.
 
 Values are means over seeds (images, weights and draws differ) with a 95 % interval by Student's t, and the number of
 seeds. Differences are over the same seeds."""
