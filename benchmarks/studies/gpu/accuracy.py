@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from repconv import fuse, load
-from repconv.benchmarks.studies.export.int8_accuracy import row
-from repconv.benchmarks.studies.gpu.given import AMOUNTS, CHECKPOINT, sheet
-from repconv.benchmarks.studies.gpu.running import Rows
 from repconv.errors import VerificationError
 from repconv.export.proof.tolerances import DTYPES
 from repconv.proof.float64 import full_precision
+
+from ..export.int8_accuracy import row
+from .given import AMOUNTS, CHECKPOINT, sheet
+from .running import Rows
 
 ALLOWED = 1e-4
 """rms error of float32 on the device against float32 on the processor."""

@@ -12,13 +12,14 @@ from xml.etree import ElementTree
 
 import torch
 
-from repconv.benchmarks.harness.machine.gpu import gpu_state, visible_gpu
-from repconv.benchmarks.studies.common import ROOT
-from repconv.benchmarks.studies.gpu.running import Rows
 from repconv.errors import BackendError, VerificationError
 from repconv.export.doctor import PYTORCH_GPU
 from repconv.export.runtimes.engine_runtime import gpu_here
 from repconv.files.held import temporary_folder
+
+from ...harness.machine.gpu import gpu_state, visible_gpu
+from ..common import ROOT
+from .running import Rows
 
 DRIVER = "libcuda.so.1"
 """What NVIDIA's driver brings, on Linux."""

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from repconv.benchmarks.harness.turns.timing import time_in_turns
-from repconv.benchmarks.studies.gpu.given import AMOUNTS, CHECKPOINT, SHEET
-from repconv.benchmarks.studies.gpu.running import Rows
 from repconv.errors import BackendError, BuildError, VerificationError
 from repconv.export import BuildSettings, Data, Span, export
 from repconv.export.engines.builder import probe_engines
 from repconv.export.runtimes.engine_runtime import gpu_here, open_engine
 from repconv.export.targets import TARGETS
 from repconv.files.held import temporary_folder
+
+from ...harness.turns.timing import time_in_turns
+from .given import AMOUNTS, CHECKPOINT, SHEET
+from .running import Rows
 
 IMAGES = AMOUNTS["cuda"].images
 """All are judged, but for int8, of which a half calibrates and the other half is judged."""

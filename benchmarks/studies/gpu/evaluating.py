@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from repconv import load
-from repconv.benchmarks.studies.gpu.given import AMOUNTS, CHECKPOINT, sheet
-from repconv.benchmarks.studies.gpu.running import Rows
 from repconv.errors import VerificationError
 from repconv.proof.float64 import full_precision
 from repconv.search.strategies.evolution import first_population
@@ -19,6 +17,9 @@ from repconv.search.supernet.bank import EvaluationSettings
 from repconv.search.supernet.evaluate import Evaluation, evaluate
 from repconv.search.supernet.precision import rank_correlation
 from repconv.search.supernet.supernet import Supernet
+
+from .given import AMOUNTS, CHECKPOINT, sheet
+from .running import Rows
 
 Batch = tuple[Tensor, Tensor]
 """Images [n, c, h, w] and labels [n]."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from repconv import load
-from repconv.benchmarks.harness.settings import BenchSettings
-from repconv.benchmarks.studies.common import ROOT
 from repconv.export.inputs.images import read_images
+
+from ...harness.settings import BenchSettings
+from ..common import ROOT
 
 CHECKPOINT = ROOT / "repconv" / "assets" / "irep_resnet_cifar10.pt"
 SHEET = CHECKPOINT.with_name("cifar10_test_sheet.npz")

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from repconv import create_model, save
-from repconv.benchmarks.harness.bench import bench
-from repconv.benchmarks.harness.results import BenchResult
-from repconv.benchmarks.studies.gpu.given import AMOUNTS, CHECKPOINT, SHIPPED
-from repconv.benchmarks.studies.gpu.running import Rows
 from repconv.errors import VerificationError
 from repconv.files.held import temporary_folder
+
+from ...harness.bench import bench
+from ...harness.results import BenchResult
+from .given import AMOUNTS, CHECKPOINT, SHIPPED
+from .running import Rows
 
 
 def latency(backend: str, device: str, *, recorded: bool = False) -> Rows:

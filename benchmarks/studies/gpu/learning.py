@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repconv import Sampling, create_model, set_statistics
-from repconv.benchmarks.harness.turns.timing import ratio, time_in_turns
-from repconv.benchmarks.studies.gpu.given import AMOUNTS, sheet
-from repconv.benchmarks.studies.gpu.running import Rows
-from repconv.benchmarks.studies.training.training_step import step_of
 from repconv.errors import VerificationError
+
+from ...harness.turns.timing import ratio, time_in_turns
+from ..training.training_step import step_of
+from .given import AMOUNTS, sheet
+from .running import Rows
 
 SUBJECTS = {
     "plain": ("resnet18", ""),
