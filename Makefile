@@ -15,6 +15,8 @@
 #                     stopped, it goes on
 #   make zoo          fuse and prove what is left of a network of every convolutional family, and write docs/zoo.md (a
 #                     few hours; stopped, it goes on; `make zoo LATENCY=--latency` times those that are done instead)
+#   make gpu          on a machine with an NVIDIA GPU: build, load, run, compare and time all that needs one, in under
+#                     nine minutes, and write the measured part of docs/gpu.md; without a GPU it says what is missing
 #   make format       rewrite the code in the project's format
 #   make clean        delete what the others made, but for the environment
 #   make distclean    delete that, too
@@ -39,7 +41,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .NOTPARALLEL:
-.PHONY: demo test edge test-slow check lint types lowest paper search-evidence zoo format clean distclean help
+.PHONY: demo test edge test-slow check lint types lowest paper search-evidence zoo gpu format clean distclean help
 
 help:
 	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
@@ -117,6 +119,10 @@ search-evidence: $(BIN)/.installed-dev
 zoo: $(BIN)/.installed-dev
 	$(BIN)/python benchmarks/studies/zoo/zoo.py $(LATENCY)
 	$(BIN)/python benchmarks/studies/zoo/page.py
+
+# Its exit code is 3 where there is no GPU.
+gpu: $(BIN)/.installed-dev
+	$(BIN)/python benchmarks/studies/gpu/on_gpu.py
 
 clean:
 	rm -rf build dist repconv.egg-info repconv-demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

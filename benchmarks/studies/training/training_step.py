@@ -42,19 +42,20 @@ CASES = (
 SETS = ("irep", "repvgg", "acnet", "dbb")
 
 
-def step_of(name: str, width: int, batch: int, dtype: str, statistics: str) -> Callable[[], None]:
+def step_of(name: str, width: int, batch: int, dtype: str, statistics: str, device: str = "cpu") -> Callable[[], None]:
     """One step of training a fresh network on random images, channels last."""
     torch.manual_seed(0)
-    model = create_model(name, num_classes=10, width=width).to(memory_format=torch.channels_last).train()
+    model = create_model(name, num_classes=10, width=width).train()
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if statistics:
         set_statistics(model, statistics)  # type: ignore[arg-type]  # "full" or "sampled"
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,))
+    x = torch.randn(batch, 3, 32, 32).to(device=device, memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,)).to(device)
 
     def step() -> None:
         optimiser.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = model(x)
         functional.cross_entropy(logits.float(), labels).backward()
         optimiser.step()
