@@ -10,6 +10,7 @@ pixels took seconds, against milliseconds as one matrix product a group, all gro
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -190,13 +191,24 @@ def grouped_double(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """The convolution of x [n, i, h, w] with weight [o, i/g, kh, kw] and bias [o] as one product of unfolded images."""
+    """The convolution of x [n, i, h, w] with weight [o, i/g, kh, kw] and bias [o].
+
+    One of a channel each is the sum of its taps times the image they see, which holds one image more and not one for
+    each tap; any other is one product of unfolded images.
+    """
     o, i, kh, kw = weight.shape
     n = x.shape[0]
     height, width = (
         (side + 2 * p - d * (k - 1) - 1) // s + 1
         for side, p, d, k, s in zip(x.shape[2:], padding, dilation, (kh, kw), stride, strict=True)
     )
+    if i == 1 and o == groups and max(stride) == 1:
+        (down, right), wide = dilation, functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        y = x.new_zeros(n, o, height, width)
+        for row, column in itertools.product(range(kh), range(kw)):
+            seen = wide[:, :, row * down : row * down + height, column * right : column * right + width]
+            y.addcmul_(seen, weight[:, 0, row, column, None, None])
+        return y if bias is None else y.add_(bias[:, None, None])
     # [n, g, i/g * kh * kw, pixels], in the order of the weight's own axes.
     columns = functional.unfold(x, (kh, kw), tuple(dilation), tuple(padding), tuple(stride)).reshape(
         n, groups, i * kh * kw, -1

@@ -288,3 +288,30 @@ def test_a_model_above_two_gigabytes(tmp_path: Path) -> None:
     same, report = fuse_onnx(tmp_path / "model.onnx")
     assert not report.layers
     assert kinds(same) == kinds(unchanged)
+
+
+@pytest.mark.parametrize("rank", [4, None], ids=["of four sides", "of any rank"])
+@pytest.mark.parametrize("between", [(), (("Relu", "shaped", "used"),)], ids=["read at once", "behind an activation"])
+def test_a_weight_tells_how_many_channels_it_reads(rank: int | None, between: tuple[tuple[str, str, str], ...]) -> None:
+    """Whatever a graph makes that its shape inference cannot follow, a convolution of it reads so many channels."""
+    read = between[-1][2] if between else "shaped"
+    norm = ("BatchNormalization", "p g s m v", "y")
+    model = build(("Reshape", "x size", "shaped"), *between, ("Conv", f"{read} w3", "p"), norm, size=[None] * 4)
+    model.graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [rank]))
+    x = np.random.default_rng(1).normal(size=(1, 64, 2, 2)).astype(np.float32)
+    _, report = fuse_onnx(model, feeds=[{"x": x, "size": np.array([1, 4, 8, 8])}])
+    assert report.after.batch_norms == 0
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        (("ConvTranspose", "shaped w1", "p"), ("BatchNormalization", "p g s m v", "y")),
+        (("BatchNormalization", "shaped g s m v", "p"), ("Conv", "p w1", "y")),
+    ],
+    ids=["transposed", "statistics"],
+)
+def test_other_weights_tell_channels_too(calls: tuple[tuple[str, str, str], ...]) -> None:
+    model = build(("Reshape", "x size", "shaped"), *calls, size=[None] * 4)
+    model.graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [4]))
+    assert fuse_onnx(model, prove=False)[1].after.batch_norms == 0

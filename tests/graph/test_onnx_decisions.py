@@ -5,6 +5,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from repconv.graph import fuse_onnx
+from repconv.graph.onnx.proof.decisions import decisions
 from repconv.graph.onnx.proof.prove import prove_onnx
 
 C = 8
@@ -98,3 +99,21 @@ def test_steps_that_flip_are_counted_and_no_difference(op: str) -> None:
     assert any("rounded to the neighbouring step" in c.reason for c in found.end_to_end)
     wrong = prove_onnx(before, _spoiled(after, 1e-3), _feeds()).agreement
     assert any("more than one step off" in c.found for c in wrong.end_to_end)
+
+
+def test_what_whole_numbers_decide_is_no_decision() -> None:
+    """Casts of sizes and comparisons of them are the same in every run: replaying them is work for nothing."""
+    g = _Graph(0)
+    x = g.node("Relu", [g.conv_and_norm("x", "a")], "ar")
+    g.node("Shape", [x], "size")
+    g.node("Cast", ["size"], "narrow", to=TensorProto.INT32)
+    g.node("Cast", ["narrow"], "wide", to=TensorProto.INT64)
+    g.node("Equal", ["wide", g.weight("few", [1, C, 40, 40], np.int64)], "same")
+    x = g.node("Reshape", [x, "wide"], "shaped")
+    x = g.node("Where", ["same", x, g.weight("nothing", 0.0)], "chosen")
+    g.node("Mul", [x, g.weight("many", 1e3)], "scaled")
+    g.node("Floor", ["scaled"], "y")
+    model = g.model(17)
+    fused, report = fuse_onnx(model)
+    assert report.after.batch_norms == 0
+    assert [decision.outputs for decision in decisions(model, fused)] == [("y",)]

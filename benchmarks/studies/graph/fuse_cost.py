@@ -1,15 +1,17 @@
 """Time and peak memory of fusing, of this checkout beside an earlier commit, in turns.
 
-    python benchmarks/studies/graph/fuse_cost.py [--before COMMIT] [--rounds 5] [--output FILE]
+    python benchmarks/studies/graph/fuse_cost.py [--before COMMIT] [--rounds 5] [--only CASE] [--output FILE]
 
 `module` is `repconv.fuse(irep_resnet18, x)` in a process that has imported everything; `file` is the whole process of
 `repconv fuse` on an ONNX file of 30 million parameters (RepVGG's branches, as another author would export them), with
-its proof. CPU seconds are the process's own, user and system, and hold where other processes run besides; wall seconds
-stand beside them. Memory is the most the process held, of `module` beyond what it held before.
+its proof; `program` is `fuse_program`, without proof, of GhostNetV3 of torch.export (326 batch norms).
+CPU seconds are the process's own, user and system, and hold where other processes run besides; wall seconds stand
+beside them. Memory is the most the process held, of `module` and `program` beyond what it held before.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -51,6 +53,18 @@ seconds, used = time.perf_counter() - start, time.process_time() - used
 print(json.dumps({"seconds": seconds, "cpu_seconds": used, "bytes": held("VmHWM") - before}))
 """
 
+_PROGRAM = """
+import timm, torch
+from repconv.graph import fuse_program
+torch.manual_seed(0)
+program = torch.export.export(timm.create_model("ghostnetv3_050").eval(), (torch.randn(1, 3, 224, 224),))
+Path("/proc/self/clear_refs").write_text("5")
+before, start, used = held("VmRSS"), time.perf_counter(), time.process_time()
+fuse_program(program, prove=False)
+seconds, used = time.perf_counter() - start, time.process_time() - used
+print(json.dumps({"seconds": seconds, "cpu_seconds": used, "bytes": held("VmHWM") - before}))
+"""
+
 _FILE = """
 from repconv.cli import main
 start = time.perf_counter()
@@ -63,6 +77,9 @@ except SystemExit as left:
 seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "cpu_seconds": time.process_time(), "bytes": held("VmHWM"), "code": code or 0}))
 """
+
+CASES = {"module": _MODULE, "file": _FILE, "program": _PROGRAM}
+"""What is measured, by name."""
 
 
 class Branches(nn.Module):
@@ -118,6 +135,7 @@ def main() -> None:
     parser = asking(__doc__, "fuse_cost")
     parser.add_argument("--before", default=BEFORE, metavar="COMMIT", help="the commit to compare with (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=CASES, help="one of the cases (module and file)")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -127,7 +145,8 @@ def main() -> None:
             "before": laid_out(earlier(asked.before, folder / "earlier"), folder / "before"),
             "now": laid_out(ROOT, folder / "now"),
         }
-        cases = {"module": (_MODULE,), "file": (_FILE, str(path))}
+        wanted = [asked.only] if asked.only else ["module", "file"]
+        cases = {name: (CASES[name], str(path)) for name in wanted}
         samples: dict[str, dict[str, list[dict[str, float]]]] = {name: {side: [] for side in trees} for name in cases}
         for index in range(asked.rounds):
             sides = list(trees.items())[:: 1 if index % 2 else -1]
@@ -136,7 +155,7 @@ def main() -> None:
                     samples[name][side].append(measured(code, tree, *more))
                     print(name, side, samples[name][side][-1], flush=True)
         result = {
-            **head(__file__, SCHEMA, f"--before {asked.before} --rounds {asked.rounds}"),
+            **head(__file__, SCHEMA, _asked(asked)),
             "environment": environment(),
             "file": {"parameters": parameters, "bytes": path.stat().st_size},
             "samples": samples,
@@ -146,6 +165,12 @@ def main() -> None:
         }
     write_result(asked.output, result)
     write_whole({asked.output.with_suffix(".md"): _table(result).encode()})
+
+
+def _asked(asked: argparse.Namespace) -> str:
+    """The options that measure this again."""
+    only = f" --only {asked.only}" if asked.only else ""
+    return f"--before {asked.before} --rounds {asked.rounds}{only}"
 
 
 def _medians(samples: list[dict[str, float]]) -> dict[str, float]:

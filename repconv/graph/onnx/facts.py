@@ -68,6 +68,7 @@ class Facts:
         self._channel_axes: dict[str, int] = {}
         self._constants = Constants(model, self.makers, self.sides, self.types)
         self._infer(model)
+        self._ask_readers()
         self._channel_axes = channel_axes(graph.node, self.sides)
         self._readers = _readers(graph.node, self.is_constant)
 
@@ -90,6 +91,24 @@ class Facts:
             self.sides[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else symbol(d.dim_param or f"{value.name}#{axis}")
                 for axis, d in enumerate(tensor_type.shape.dim)
+            )
+
+    def _ask_readers(self) -> None:
+        """Complete sides and types by what reads a tensor: a weight has its channels and its type."""
+        for node in reversed(self.model.graph.node):
+            if node.domain not in ("", "ai.onnx") or not node.input or not node.output:
+                continue
+            name, known = node.input[0], self.sides.get(node.input[0])
+            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self.initializers:
+                kind = self.initializers[node.input[1]].data_type
+                self.types.update({each: kind for each in (name, node.output[0]) if not self.types.get(each)})
+            told = _told(node, self.initializers, self.sides)
+            if name in self.inputs or not told or (known is not None and len(known) != len(told)):
+                continue
+            mine = known or tuple(symbol(f"{name}#{axis}") for axis in range(len(told)))
+            pairs = zip(mine, told, strict=True)
+            self.sides[name] = tuple(
+                theirs if not isinstance(a, int) and theirs is not None else a for a, theirs in pairs
             )
 
     def _is_long(self, node: onnx.NodeProto) -> bool:
@@ -204,6 +223,23 @@ class Facts:
                 if value is None or value.size != 1:
                     return False
         return True
+
+
+def _told(
+    node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], sides: Mapping[str, Sequence[Dim]]
+) -> Sequence[int | None]:
+    """The sides of what a node reads first, as far as the node itself tells them; empty if not even how many."""
+    held = weights.get(node.input[1]) if len(node.input) > 1 else None
+    if node.op_type == "Conv" and held is not None:
+        groups = attributes(node).get("group", 1)
+        channels = held.dims[1] * groups if isinstance(groups, int) else None
+        return (None, channels, *(None for _ in held.dims[2:]))
+    if node.op_type == "ConvTranspose" and held is not None:
+        return (None, held.dims[0], *(None for _ in held.dims[2:]))
+    made = sides.get(node.output[0], ())
+    if node.op_type == "BatchNormalization" and held is not None and len(held.dims) == 1 and len(made) > 1:
+        return (None, held.dims[0], *(side if isinstance(side, int) else None for side in made[2:]))
+    return [side if isinstance(side, int) else None for side in made] if node.op_type in KEEPS_SIZE else ()
 
 
 def channel_axes(nodes: Iterable[onnx.NodeProto], sides: Mapping[str, Sequence[object]]) -> dict[str, int]:

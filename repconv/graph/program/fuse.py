@@ -21,6 +21,7 @@ from ..core.dims import NOMINAL
 from ..core.reasons import Kind
 from ..core.step import Step
 from ..dialects.core_aten import compose, decomposed_as
+from ..dialects.functional import functional, without_guards
 from ..planning.emission import Convolution
 from ..planning.foresight import Foresight, diverged, foreseen, staying
 from ..planning.liveness import Node, live
@@ -69,7 +70,7 @@ def fuse_program(
         return fused, rewritten.report.with_proof(Proof(Agreement()))  # nothing was done
     given = inputs if inputs is not None else [program.example_inputs] if program.example_inputs else []
     rows = [tuple(torch.utils._pytree.tree_leaves(call)) for call in given]  # noqa: SLF001  # torch.export's own order
-    proof = prove_program(rewritten, fused, of_tensors(program, _unguarded(program)), rows)
+    proof = prove_program(rewritten, fused, of_tensors(program, without_guards(program)), rows)
     return fused, rewritten.report.with_proof(proof).require("the fused program")
 
 
@@ -185,20 +186,11 @@ def _widths(facts: ProgramFacts) -> Callable[[str], int]:
     return lambda name: facts.nodes[name].meta["val"].dtype.itemsize
 
 
-def _unguarded(program: ExportedProgram) -> torch.nn.Module:
-    """The program's module; guards, and the option to leave them out, came with torch 2.9."""
-    options = inspect.signature(program.module).parameters
-    return program.module(check_guards=False) if "check_guards" in options else program.module()
-
-
 def _graph_module(program: ExportedProgram) -> fx.GraphModule:
     """The program as a graph of ATen operations without those that fusing would stumble over."""
     if program.example_inputs is None:
         raise FusionError("the exported program holds no example inputs; export it again with them")
-    # In-place operations become ordinary ones; with no decompositions given, convolutions and the like stay.
-    module = _unguarded(program.run_decompositions({}))
-    if not isinstance(module, fx.GraphModule):
-        raise FusionError("the exported program gives no graph module")
+    module = functional(program)
     for node in list(module.graph.nodes):
         # These look at a tensor's type or size alone, and would keep it alive.
         if str(node.target) == "aten._assert_tensor_metadata.default":

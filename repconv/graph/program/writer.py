@@ -158,7 +158,7 @@ def _held(module: fx.GraphModule, name: str, value: Tensor, like: Tensor) -> fx.
     if not bool(torch.isfinite(cast).all()):
         raise FusionError(f"{name}: a folded number is not finite in {like.dtype}; the program was left as it is")
     wanted, count = f"fused_{name}", 1
-    while wanted in dict(module.named_parameters()):
+    while hasattr(module, wanted):
         wanted, count = f"fused_{name}_{count}", count + 1
     module.register_parameter(wanted, torch.nn.Parameter(cast))
     node = module.graph.get_attr(wanted)

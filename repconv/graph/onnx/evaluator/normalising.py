@@ -19,7 +19,7 @@ def batch_norm(call: Call) -> tuple[Array, ...]:
         raise ValueError("a BatchNormalization is in training mode; export the network in evaluation mode")
     # One axis of statistics, or all of them but the batch's.
     scale, bias, mean, variance = (s.reshape(s.shape + (1,) * (x.ndim - 1 - s.ndim)) for s in stored)
-    return (scale * (x - mean) / np.sqrt(variance + call.get("epsilon", 1e-5)) + bias,)
+    return ((x - mean) * (scale / np.sqrt(variance + call.get("epsilon", 1e-5))) + bias,)
 
 
 def mean_variance_norm(call: Call) -> tuple[Array, ...]:
@@ -49,8 +49,10 @@ def local_response(call: Call) -> tuple[Array, ...]:
 def softmax(call: Call) -> tuple[Array, ...]:
     """Softmax: over one axis, and below opset 13 over all axes from `axis` on."""
     rows = _rows(call)
-    powers = np.exp(rows - rows.max(-1, keepdims=True))
-    return (_back(powers / powers.sum(-1, keepdims=True), call),)
+    powers = rows - rows.max(-1, keepdims=True)
+    np.exp(powers, out=powers)
+    powers /= powers.sum(-1, keepdims=True)
+    return (_back(powers, call),)
 
 
 def log_softmax(call: Call) -> tuple[Array, ...]:

@@ -7,6 +7,7 @@ as long as it is the neighbouring one; they are counted.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from ....files.onnx import without_weights
 from ....proof.agreement import Comparison
 from ....proof.comparing import compare_tensors
 from ..nodes import nested
@@ -40,7 +42,7 @@ class Decision:
 
 
 def decisions(before: onnx.ModelProto, after: onnx.ModelProto) -> list[Decision]:
-    """The nodes that decide, as they are in both models, by something that is no weight; in order."""
+    """The nodes that decide, as they are in both models, by rounded numbers that are no weight; in order."""
     kept = {node.output[0]: node for node in after.graph.node if node.output}
     weights = {tensor.name for tensor in before.graph.initializer}
     captured = {n for node in before.graph.node for graph in nested(node) for inner in graph.node for n in inner.input}
@@ -53,12 +55,27 @@ def decisions(before: onnx.ModelProto, after: onnx.ModelProto) -> list[Decision]
         by = tuple(n for n in (node.input if node.op_type in _CHOICES else node.input[:1]) if n and n not in weights)
         if by and (stepwise or node.op_type in _CHOICES) and not captured & set(node.output):
             found.append(Decision(node, by, tuple(n for n in node.output if n), stepwise))
-    return found
+    exact = _whole_numbers(before) if found else set()
+    return [decision for decision in found if not exact.issuperset(decision.by)]
+
+
+def _whole_numbers(model: onnx.ModelProto) -> set[str]:
+    """Tensors that hold whole numbers or truth values, such as sizes: what those decide is decided alike in any run."""
+    light = without_weights(model)
+    with contextlib.suppress(RuntimeError, ValueError):  # of operations whose types are not known
+        light = onnx.shape_inference.infer_shapes(light)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*light.graph.input, *light.graph.value_info)}
+    kinds |= {node.output[0]: a.t.data_type for node in model.graph.node for a in node.attribute if a.name == "value"}
+    return {name for name, kind in kinds.items() if kind and _holds_whole(kind)}
+
+
+def _holds_whole(kind: int) -> bool:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind in "iub"
 
 
 def _is_whole(node: onnx.NodeProto) -> bool:
     to = next((a.i for a in node.attribute if a.name == "to"), 0)
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to)).kind in "iu" if to else False
+    return bool(to) and np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to)).kind in "iu"
 
 
 def replayed(

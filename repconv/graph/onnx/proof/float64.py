@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ....files.onnx import LARGE, longest_run, return_freed
 from ....limits import at_most
 from ..evaluator.evaluator import Evaluator
 from ..nodes import nested
-from .stretches import stretches
+from .stretches import Stretch, stretches
 
 Array = NDArray[np.generic]
 
@@ -37,22 +38,69 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence
     Raises:
         FusionError: the reference evaluator knows an operation of the model not at all, or not in float64.
     """
+    with _said():
+        return _run(
+            model, feeds, names, _released(map(_ready, stretches(model, feeds.keys(), names))), longest_run(model)
+        )
+
+
+class Repeated:
+    """The named tensors of a small model, evaluated again and again: what is put together for that is kept.
+
+    Args and errors as of `evaluate`.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
+        self._model, self._names, self._longest_s = model, names, longest_run(model)
+        self._ready: dict[frozenset[str], list[_Ready]] = {}
+
+    def __call__(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """What they are of `feeds`."""
+        given = frozenset(feeds)
+        with _said():
+            if given not in self._ready:
+                self._ready[given] = list(map(_ready, stretches(self._model, given, self._names)))
+            return _run(self._model, feeds, self._names, self._ready[given], self._longest_s)
+
+
+_Ready = tuple[Stretch, Evaluator]
+
+
+def _ready(stretch: Stretch) -> _Ready:
+    _widen_model(stretch.model)
+    return stretch, Evaluator(stretch.model)
+
+
+def _released(ready: Iterable[_Ready]) -> Iterator[_Ready]:
+    """Each of them, and its memory given back before the next."""
+    for stretch, evaluator in ready:
+        yield stretch, evaluator
+        evaluator.release()
+        if stretch.model.ByteSize() > LARGE:
+            return_freed()
+
+
+def _run(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    names: Sequence[str],
+    ready: Iterable[_Ready],
+    seconds: float,
+) -> list[Array]:
     known: dict[str, Any] = {name: _double(value) for name, value in feeds.items()}
+    with at_most(seconds):
+        for stretch, evaluator in ready:
+            found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
+            known |= zip(stretch.made, found, strict=True)
+            known = {name: value for name, value in known.items() if name in stretch.later}
+    held = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in names}
+    return [np.asarray(known[name] if name in known else _double(numpy_helper.to_array(held[name]))) for name in names]
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
     try:
-        with at_most(longest_run(model)):
-            for stretch in stretches(model, known.keys(), names):
-                _widen_model(stretch.model)
-                evaluator = Evaluator(stretch.model)
-                found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
-                evaluator.release()
-                if stretch.model.ByteSize() > LARGE:
-                    return_freed()
-                known |= zip(stretch.made, found, strict=True)
-                known = {name: value for name, value in known.items() if name in stretch.later}
-        held = {tensor.name: tensor for tensor in model.graph.initializer}
-        return [
-            np.asarray(known[name] if name in known else _double(numpy_helper.to_array(held[name]))) for name in names
-        ]
+        yield
     except Exception as error:  # each operation is somebody else's code
         raise FusionError(f"it cannot be evaluated in float64 ({first_line(error)})") from error
 
@@ -110,33 +158,50 @@ def _double(value: Array) -> Array:
     return value.astype(np.float64) if kind.kind == "f" or kind.name == "bfloat16" else value
 
 
-def region(model: onnx.ModelProto, output: str, known: set[str]) -> tuple[onnx.ModelProto, list[str]]:
-    """The part of `model` that makes `output` of tensors in `known`, as a model of its own, and those it reads."""
-    makers = {name: node for node in model.graph.node for name in node.output if name}
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    needed: dict[str, onnx.NodeProto] = {}
-    read: dict[str, None] = {}
-    weights: dict[str, onnx.TensorProto] = {}
-    pending = [output]
-    while pending:
-        name = pending.pop()
-        node = makers.get(name)
-        if name in initializers:
-            weights[name] = initializers[name]
-        elif node is None or (name in known and name != output):
-            read[name] = None
-        elif name not in needed:
-            needed.update(dict.fromkeys(node.output, node))
-            captured = [n for graph in nested(node) for inner in graph.node for n in inner.input]
-            pending.extend(n for n in (*node.input, *captured) if n)
-    inside = {id(node) for node in needed.values()}
-    graph = helper.make_graph(
-        [node for node in model.graph.node if id(node) in inside],
-        "region",
-        [onnx.ValueInfoProto(name=name) for name in read],
-        [onnx.ValueInfoProto(name=output)],
-        list(weights.values()),
-    )
-    result: onnx.ModelProto = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
-    result.ir_version = model.ir_version
-    return result, list(read)
+class Parts:
+    """A model's nodes and weights by name, to take parts out of it."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._nodes = list(model.graph.node)
+        self._makers = {name: place for place, node in enumerate(self._nodes) for name in node.output if name}
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def read(self, output: str, known: Set[str]) -> list[str]:
+        """Those of `known` tensors, and inputs, that what makes `output` reads."""
+        return self._reached(output, known)[1]
+
+    def region(self, output: str, known: Set[str]) -> tuple[onnx.ModelProto, list[str]]:
+        """The part that makes `output` of tensors in `known`, as a model of its own, and those it reads."""
+        needed, read, weights = self._reached(output, known)
+        graph = helper.make_graph(
+            [self._nodes[place] for place in sorted(needed)],
+            "region",
+            [onnx.ValueInfoProto(name=name) for name in read],
+            [onnx.ValueInfoProto(name=output)],
+            [self._weights[name] for name in weights],
+        )
+        model = self._model
+        result: onnx.ModelProto = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
+        result.ir_version = model.ir_version
+        return result, read
+
+    def _reached(self, output: str, known: Set[str]) -> tuple[set[int], list[str], list[str]]:
+        """The places of nodes, the tensors they read, and their weights."""
+        needed: set[int] = set()
+        read: dict[str, None] = {}
+        weights: dict[str, None] = {}
+        pending = [output]
+        while pending:
+            name = pending.pop()
+            place = self._makers.get(name)
+            if name in self._weights:
+                weights[name] = None
+            elif place is None or (name in known and name != output):
+                read[name] = None
+            elif place not in needed:
+                needed.add(place)
+                node = self._nodes[place]
+                captured = [n for graph in nested(node) for inner in graph.node for n in inner.input]
+                pending.extend(n for n in (*node.input, *captured) if n)
+        return needed, list(read), list(weights)

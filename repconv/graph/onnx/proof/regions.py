@@ -30,7 +30,7 @@ from ....proof.affine import (
 from ....proof.agreement import Comparison
 from ....proof.report import Refusal
 from ..nodes import attributes, nested
-from .float64 import Array, evaluate, region
+from .float64 import Array, Parts, Repeated
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
@@ -69,14 +69,11 @@ def prove_regions(
     wanted = anew(before, after)
     known_before, known_after = _computed(before), _computed(after)
 
-    def pair(name: str) -> tuple[tuple[onnx.ModelProto, list[str]], tuple[onnx.ModelProto, list[str]]]:
-        """Copies of a region's weights, so not of all regions at once."""
-        return region(before, name, known_after), region(after, name, known_before)
-
-    sizes = shapes(list(dict.fromkeys(n for name in wanted for _, read in pair(name) for n in read)))
+    parts = (Parts(before), known_after), (Parts(after), known_before)
+    sizes = shapes(list(dict.fromkeys(n for name in wanted for of, known in parts for n in of.read(name, known))))
     found, unmeasured = list(_altered(before, after)), []
     for name in counted(wanted, "regions proved:"):
-        (old, read), (new, read_after) = pair(name)
+        (old, read), (new, read_after) = (of.region(name, known) for of, known in parts)
         missing = [n for n in (*read, *read_after) if n not in sizes]
         if missing:
             unmeasured.append(Refusal(label(name), f"the size of {missing[0]}, which it reads, is not known"))
@@ -194,11 +191,11 @@ def _reference(model: onnx.ModelProto, output: str) -> Callable[[Sources], Evalu
     )
     norms = [n for n in model.graph.node if n.op_type == "BatchNormalization" and weights.keys() >= set(n.input[1:])]
     parts = [float(_norm_parts(node, weights).abs().max()) for node in norms]
-    names = [output, *(name for name in passed if name != output)]
+    evaluated = Repeated(model, [output, *(name for name in passed if name != output)])
 
     def run(sources: Sources) -> Evaluated:
-        found = [v for v in evaluate(model, _arrays(model, sources), names) if v.dtype == np.float64]
-        sizes = [float(np.abs(value).max()) for value in found if value.size]
+        found = [v for v in evaluated(_arrays(model, sources)) if v.dtype == np.float64]
+        sizes = [max(float(value.max()), -float(value.min())) for value in found if value.size]
         return Evaluated(_tensor(found[0]), max([0.0, *sizes, *parts]))
 
     return run
@@ -210,7 +207,8 @@ def _norm_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -
 
 
 def _value(model: onnx.ModelProto, output: str) -> Callable[[Sources], Tensor]:
-    return lambda sources: _tensor(evaluate(model, _arrays(model, sources), [output])[0])
+    evaluated = Repeated(model, [output])
+    return lambda sources: _tensor(evaluated(_arrays(model, sources))[0])
 
 
 def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[[Sources], Tensor]:
@@ -272,12 +270,13 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
     fed = [name for value in model.graph.input for name in (value.name, f"{value.name}{_UNWEIGHTED}") if name in read]
     wanted = f"{output}{_UNWEIGHTED}" if output in sources else output
     result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in (*fed, *shares))
+    evaluated = Repeated(result, [wanted])
 
     def run(given: Sources) -> Tensor:
         unweighted = {f"{name}{_UNWEIGHTED}": torch.zeros_like(value) for name, value in given.items()}
         counts = {name: _averaged(node, given[node.input[0]].shape, weights) for name, node in shares.items()}
         share = {name: torch.tensor(1 / count, dtype=torch.float64) for name, count in counts.items()}
-        return _tensor(evaluate(result, _arrays(result, {**given, **unweighted, **share}), [wanted])[0])
+        return _tensor(evaluated(_arrays(result, {**given, **unweighted, **share}))[0])
 
     return run
 

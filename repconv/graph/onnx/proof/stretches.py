@@ -1,4 +1,4 @@
-"""An ONNX model cut into stretches of nodes, so that whoever computes it holds the weights of one at a time."""
+"""An ONNX model cut into stretches of nodes, so that whoever computes it holds what one weighs and makes at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from ..nodes import captured_by
 
 BYTES = 1 << 23
 """Weights of a stretch, as they are stored; those that a single node reads may be more."""
+
+NODES = 32
+"""Nodes of a stretch: whoever computes it may hold all that they make at once."""
 
 _Weight = onnx.TensorProto | onnx.SparseTensorProto
 
@@ -67,10 +70,10 @@ def _needed(model: onnx.ModelProto, given: Set[str], names: Sequence[str]) -> li
 
 
 def _cut(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Runs of whole nodes whose sizes together are at most `most`, or a single node's."""
+    """Runs of at most `NODES` whole nodes whose sizes together are at most `most`, or a single node's."""
     start = held = 0
     for index, size in enumerate(sizes):
-        if held + size > most and index > start:
+        if index > start and (held + size > most or index == start + NODES):
             yield slice(start, index)
             start = index
             held = 0
