@@ -83,7 +83,7 @@ def row(network: str, how: str) -> dict[str, Any]:
         "passed": None if worst is None else agreement.passed,
         "compared": len(agreement.blocks) + len(agreement.end_to_end),
         "error": None if worst is None else worst.error.to_scale,
-        "own_error": None if worst is None else worst.own.to_scale,
+        "own_error": None if worst is None or worst.own is None else worst.own.to_scale,
         "fuse_and_prove_cpu_s": seconds,
         "ratio": found.value,
         "interval_95": [found.low, found.high],
