@@ -1,6 +1,6 @@
 """The documentation: its links lead somewhere, its commands exist, and what the guides show is what happens.
 
-In the pages of `WALKS` every fenced block is run, from top to bottom, in one folder:
+In the pages of `WALKS` every fenced block is run, from top to bottom, in one folder (`PAGE#ANCHOR`: of one section):
 
 * `console`: lines after `$ ` are commands, the rest is what they print. Shown output may be shortened by ` ... ` and
   wrapped; whole numbers are held to, those with a point or an exponent, byte counts and fingerprints are not. A last
@@ -28,7 +28,16 @@ import repconv.cli
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-WALKS = ("docs/guide.md", "docs/pipelines.md", "docs/troubleshooting.md")
+EXAMPLES = "docs/examples.md"
+WALKS = (
+    "docs/guide.md",
+    "docs/pipelines.md",
+    "docs/troubleshooting.md",
+    f"{EXAMPLES}#1-an-ordinary-training-loop",
+    f"{EXAMPLES}#2-a-yolo-onnx",
+    f"{EXAMPLES}#3-int8-that-collapses",
+    f"{EXAMPLES}#4-a-detector-of-your-own",
+)
 FENCE = re.compile(r"^```(\w+)?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 EXIT_CODE = re.compile(r"\n?\(exit code (\d+)\)\s*$")
@@ -60,11 +69,19 @@ class Step:
 
 
 def blocks(page: str) -> list[Block]:
+    """The blocks of a page, or of a section of it, `PAGE#ANCHOR`."""
+    page, _, section = page.partition("#")
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [
-        Block(f"{page}:{text[: m.start()].count(chr(10)) + 1}", m[1] or "", tuple(m[2].split()), m[3])
+    found = [
+        (m, Block(f"{page}:{text[: m.start()].count(chr(10)) + 1}", m[1] or "", tuple(m[2].split()), m[3]))
         for m in FENCE.finditer(text)
     ]
+    if not section:
+        return [block for _, block in found]
+    starts = [(m.start(), anchor(m[1])) for m in re.finditer(r"^## (.+)$", text, re.MULTILINE)]
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    ((start, end),) = [(start, end) for (start, name), end in zip(starts, ends, strict=True) if name == section]
+    return [block for m, block in found if start < m.start() < end]
 
 
 def console(block: Block) -> Iterator[tuple[str, str]]:
@@ -216,8 +233,19 @@ def test_every_page_is_in_the_index() -> None:
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return set(map(anchor, re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)))
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_example_is_run() -> None:
+    text = (ROOT / EXAMPLES).read_text(encoding="utf-8")
+    sections = {f"{EXAMPLES}#{anchor(heading)}" for heading in re.findall(r"^## (.+)$", text, re.MULTILINE)}
+    assert sections == {page for page in WALKS if page.startswith(EXAMPLES)}
+    assert {block.where for page in sections for block in blocks(page)} == {block.where for block in blocks(EXAMPLES)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

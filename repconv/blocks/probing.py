@@ -85,7 +85,7 @@ def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     except (NotImplementedError, RuntimeError, AttributeError, TypeError):
         # Some networks look at numbers, of buffers they keep on another device, say, or of norms; then it is run.
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=dtype_of(model)))
+            copy.deepcopy(model).cpu()(torch.zeros(1, *input_shape, dtype=dtype_of(model)))  # norms learn from it
     return int(counter.get_total_flops())
 
 

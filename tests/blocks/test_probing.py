@@ -27,3 +27,10 @@ def test_flops_are_counted_without_norms_and_leave_them() -> None:
         assert count_flops(network, (3, 8, 6)) == 2 * 6 * 4 * 4 * 27
         assert torch.equal(norm.running_mean, before)
         assert norm in [*network.modules()]
+
+
+def test_a_network_in_training_learns_nothing_from_being_counted() -> None:
+    network = LooksAtNorm().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    count_flops(network, (3, 8, 6))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

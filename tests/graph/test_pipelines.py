@@ -59,7 +59,7 @@ def of_timm() -> tuple[nn.Module, Tensor]:
 NETWORKS = [
     pytest.param(lambda: (randomise(Branches()), torch.randn(2, 3, 9, 8)), 2, id="branches"),
     pytest.param(of_timm, 22, id="timm", marks=pytest.mark.slow),
-    pytest.param(shipped, 15, id="shipped", marks=pytest.mark.slow),
+    pytest.param(shipped, 15, id="shipped", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
 ]
 """What makes a network and what it takes, and the convolutions that are left of it."""
 

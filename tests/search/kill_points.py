@@ -2,8 +2,8 @@
 
     python tests/search/kill_points.py FOLDER COUNT STRATEGY...
 
-COUNT of each kind of moment of a run of each strategy, spread over it. Writes FOLDER/found.json: for each where it was,
-the signal the run ended by, and what differed.
+COUNT of each kind of moment of a run of each strategy, spread over it; 0 is one moment of all. Writes
+FOLDER/found.json: for each where it was, the signal the run ended by, and what differed.
 """
 
 from __future__ import annotations
@@ -136,7 +136,12 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def spread(names: list[str], count: int) -> list[int]:
-    """Moments, numbered from 1: of each name at most `count`, from its first to its last, or the one between."""
+    """Moments, numbered from 1: of each name at most `count`, from its first to its last, or the one between.
+
+    With a count of 0, the one between all of them.
+    """
+    if not count:
+        return [1 + len(names) // 2]
     chosen = []
     for name in dict.fromkeys(names):
         all_of_it = [number for number, other in enumerate(names, start=1) if other == name]

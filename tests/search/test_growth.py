@@ -187,7 +187,8 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_a_growing_run_that_is_killed_ends_bit_identical(tmp_path) -> None:
+@pytest.mark.parametrize("fatal", [25, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_a_growing_run_that_is_killed_ends_bit_identical(fatal: int, tmp_path) -> None:
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(settings_to_dict(CONFIG, SCHEMA)))
 
@@ -196,10 +197,8 @@ def test_a_growing_run_that_is_killed_ends_bit_identical(tmp_path) -> None:
 
     assert go("whole", -1) == 0
     assert any(line["kind"] == "growth" and line["cut"] for line in lines(tmp_path / "whole")), "something is cut, too"
-    for fatal in (10, 25):
-        name = f"killed-{fatal}"
-        assert go(name, fatal) == -signal.SIGKILL
-        assert go(name, -1) == 0
-        for file in (RETRAINED, FUSED, RESULT):
-            assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / name / file).read_bytes()
-        assert lines(tmp_path / "whole") == lines(tmp_path / name)
+    assert go("killed", fatal) == -signal.SIGKILL
+    assert go("killed", -1) == 0
+    for file in (RETRAINED, FUSED, RESULT):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    assert lines(tmp_path / "whole") == lines(tmp_path / "killed")

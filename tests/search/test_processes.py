@@ -109,11 +109,15 @@ def launch(
     ("count", "architectures", "weighting", "strategy"),
     [
         (2, 5, "softmax", "des"),
-        (3, 2, "literal", "des"),
         (2, 1, "softmax", "darts-second"),
         *(
             pytest.param(*case, marks=pytest.mark.exhaustive)
-            for case in ((2, 2, "uniform", "des"), (2, 1, "softmax", "des"), (2, 1, "softmax", "darts"))
+            for case in (
+                (3, 2, "literal", "des"),
+                (2, 2, "uniform", "des"),
+                (2, 1, "softmax", "des"),
+                (2, 1, "softmax", "darts"),
+            )
         ),
     ],
 )
@@ -150,19 +154,6 @@ def test_an_update_of_several_processes_is_that_of_one(
 
 
 @pytest.mark.slow
-def test_the_command_line_under_torchrun_is_one_run(tmp_path) -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    settings = ("width=2", "blocks=1", "train_images=200", "population=3", "epochs=2", "warmup_epochs=1", "batch=32")
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    command = Path(sys.executable).with_name("repconv")
-    printed = launch(tmp_path, 2, command, "search", "run", "-o", tmp_path / "run", *arguments)
-    assert printed.count("best of 3: validation accuracy") == 1
-    assert printed.count("epoch 2 of 2: loss") == 1
-    assert (tmp_path / "run" / "result.json").exists()
-    launch(tmp_path, 2, command, "search", "resume", tmp_path / "run")
-
-
-@pytest.mark.slow
 def test_accelerate_launch_is_the_run_of_torchrun(tmp_path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -174,12 +165,14 @@ def test_accelerate_launch_is_the_run_of_torchrun(tmp_path) -> None:
         folder = tmp_path / by.__name__
         printed = launch(tmp_path, 2, command, "search", "run", "-o", folder, *arguments, by=by)
         assert printed.count("best of 3: validation accuracy") == 1
+        assert printed.count("epoch 2 of 2: loss") == 1
         checkpoint = torch.load(folder / "checkpoint.pt")
         assert len(checkpoint["rng_of_others"]) == 1, "two processes took part"
         results.append(((folder / "result.json").read_text(), checkpoint["model"]))
     (one, first), (other, second) = results
     assert one == other
     assert all(torch.equal(first[name], second[name]) for name in first)
+    launch(tmp_path, 2, command, "search", "resume", tmp_path / "torchrun")
 
 
 @pytest.mark.slow
@@ -219,17 +212,20 @@ def test_a_retraining_of_two_processes_grows_alike_in_both(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_that_is_killed_ends_bit_identical(tmp_path) -> None:
-    """The first process killed while it writes, the second one after an update, then both go on."""
+@pytest.mark.parametrize(
+    ("rank", "moment"),
+    [pytest.param(0, "inside a file write", marks=pytest.mark.exhaustive), (1, "after an update")],
+)
+def test_a_run_of_two_processes_one_of_which_is_killed_ends_bit_identical(rank: int, moment: str, tmp_path) -> None:
+    """The first process killed while it writes, or the second one after an update, then both go on."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     script = SCRIPT.with_name("killed_together.py")
     launch(tmp_path, 2, script, tmp_path / "whole", -1, 0)
-    for rank, moment in ((0, "inside a file write"), (1, "after an update")):
-        names = json.loads((tmp_path / f"whole.{rank}.json").read_text())
-        event = 1 + names.index(moment, len(names) // 2)
-        folder = tmp_path / f"killed-{rank}"
-        launch(tmp_path, 2, script, folder, rank, event, killed=True)
-        assert not (folder / "result.json").exists()
-        assert (folder / "checkpoint.pt").exists()
-        launch(tmp_path, 2, script, folder, -1, 0)
-        assert json.loads(launch(tmp_path, 1, script, tmp_path / "whole", folder)) == []
+    names = json.loads((tmp_path / f"whole.{rank}.json").read_text())
+    event = 1 + names.index(moment, len(names) // 2)
+    folder = tmp_path / "killed"
+    launch(tmp_path, 2, script, folder, rank, event, killed=True)
+    assert not (folder / "result.json").exists()
+    assert (folder / "checkpoint.pt").exists()
+    launch(tmp_path, 2, script, folder, -1, 0)
+    assert json.loads(launch(tmp_path, 1, script, tmp_path / "whole", folder)) == []

@@ -346,7 +346,7 @@ def test_metrics_that_cannot_be_written_are_an_error(tmp_path) -> None:
     ("each", "strategies"),
     [
         (3, ["des"]),
-        (1, [name for name in STRATEGIES if name != "des"]),
+        (0, [name for name in STRATEGIES if name != "des"]),
         pytest.param(1000, ["des"], marks=pytest.mark.exhaustive),
         pytest.param(5, list(STRATEGIES), marks=pytest.mark.exhaustive),
     ],
@@ -367,7 +367,7 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(each: int, strategies: li
     assert not [point for point in every if point["differs"]]
     for strategy in strategies:
         found = [point for point in every if point["strategy"] == strategy]
-        assert len(found) >= min(4 * each, 30)
+        assert len(found) >= (min(4 * each, 30) or 1)
         assert {point["signal"] for point in found} == {9}
         assert sum(point["at"] == "inside a file write" for point in found) >= min(each, 8)
         assert sum(point["at"] == "inside a metrics line" for point in found) >= min(each, 3)
