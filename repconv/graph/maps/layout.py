@@ -107,8 +107,15 @@ def with_channels_at(axis: int, channels: int, rank: int) -> Layout:
 
 
 def permuted(layout: Layout, order: Sequence[int]) -> tuple[Layout, list[int]]:
-    """The layout after the axes are put in `order`, and which old channel each new one is."""
-    order = [axis % len(layout.axes) for axis in order]
+    """The layout after the axes are put in `order`, and which old channel each new one is.
+
+    Raises:
+        GeometryError: `order` does not name every axis once.
+    """
+    rank = len(layout.axes)
+    if sorted(axis + rank if axis < 0 else axis for axis in order) != list(range(rank)):
+        raise GeometryError(f"axes in the order {list(order)} are no order of {rank} axes")
+    order = [axis % rank for axis in order]
     return Layout(tuple(layout.axes[axis] for axis in order)), layout.table().permute(order).flatten().tolist()
 
 
