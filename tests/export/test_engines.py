@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from repconv import create_model, save
+from repconv.benchmarks.studies.gpu.engines import capability_here
 from repconv.benchmarks.studies.gpu.engines import engine as engine_on_gpu
 from repconv.errors import BackendError, BuildError, SourceError, VerificationError
 from repconv.export import BuildSettings, Data, Span, export, to_tensorrt
@@ -270,10 +271,12 @@ def test_layers_are_read_from_the_log_and_from_the_inspector() -> None:
 def test_engines_build_load_run_agree_and_are_timed_on_a_gpu(
     rtx: bool, precision: str, tmp_path, record_property
 ) -> None:
+    target = "tensorrt-rtx" if rtx else "tensorrt"
     try:
-        row = engine_on_gpu("tensorrt-rtx" if rtx else "tensorrt", precision, tmp_path)
+        capability_here(target)
     except BackendError as missing:
         pytest.skip(str(missing))
+    row = engine_on_gpu(target, precision, tmp_path)
     assert row["observed"]["precision"] == precision
     assert row["accuracy"] > 0.7
     assert rtx or (tmp_path / "timing").stat().st_size > 0

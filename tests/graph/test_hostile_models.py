@@ -148,6 +148,22 @@ def test_axes_in_an_order_of_axes_that_are_not_there_stay_in_words():
     assert list(fuse_onnx(proto, prove=False)[0].graph.node) == list(proto.graph.node)
 
 
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize(("shape", "groups"), [((), 1), ((3,), 1), ((3, 3, 1, 1), 0), ((3, 3, 1, 1), -3)])
+def test_a_weight_that_is_no_kernel_stays_and_groups_that_are_none_are_refused(kind, shape, groups):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node(kind, ["a", "w"], ["b"], group=groups),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    proto = model(nodes, [number("w", np.ones(shape, np.float32))])
+    if groups < 1:
+        with pytest.raises(FusionError, match=f"the convolution b has group {groups}, a weight of 3x3x1x1"):
+            fuse_onnx(proto, prove=False)
+        return
+    assert list(fuse_onnx(proto, prove=False)[0].graph.node) == list(proto.graph.node)
+
+
 @pytest.mark.parametrize("size", [(-4, 3, 8, 8), (1, 3, -8, 8), (1, 3, 0, 8), (1, 3, 2**14, 2**14)])
 def test_an_input_that_cannot_be_made_is_said(size):
     artefact = artefact_of(Source(name="m.onnx", path=None, sha256=None, held=branches(size)))

@@ -43,11 +43,11 @@ def engine(target: str, precision: str, folder: Path) -> Mapping[str, object]:
     on one batch, which has to give the same scores, and timed with one image, the way to the GPU and back included.
 
     Raises:
-        BackendError: the target is missing, builds nothing for this GPU, or there is no GPU.
+        BackendError: see `capability_here`.
         BuildError, SourceError: it cannot be built, or not be loaded.
         VerificationError: it disagrees with the network, or with itself.
     """
-    capability = _capability(target)
+    capability = capability_here(target)
     half = IMAGES // 2
     settings = BuildSettings(
         precision=precision,
@@ -94,11 +94,12 @@ def engine(target: str, precision: str, folder: Path) -> Mapping[str, object]:
     }
 
 
-def _capability(target: str) -> str:
+def capability_here(target: str) -> str:
     """The compute capability of the GPU here, for which `target` has to build.
 
     Raises:
-        BackendError, BuildError: see `engine`.
+        BackendError: the target is missing, builds nothing for this GPU, or there is no GPU.
+        BuildError: it is installed and cannot build.
     """
     row = TARGETS[target]
     found = probe_engines(target)

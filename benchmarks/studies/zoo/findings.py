@@ -19,15 +19,13 @@ SLOWER = 1.02
 """Time of one image, fused over unfused, that an interval must not lie above."""
 LARGE, TIMES = 1e-4, 10
 """An error is wrong above both: over the output's root mean square, and times the unfused network's own in float32."""
-_OF_A_NORM = ("adds", "muls")
-"""What a batch normalisation that stands alone is: one of each."""
 KINDS = {
     "wrong": "the fused network gives something else",
     "false alarm": "the proof rejects what is right, or cannot tell",
     "crashed": "an error that is none of ours, in fusing or proving",
     "refused": "fusing or proving ended with a reason",
     "stopped": "more time or memory than a network is given",
-    "more": "something that is counted rose, by more than the product and sum of each normalisation that went",
+    "more": "something that is counted rose",
     "norm left": "batch normalisations stay, with a reason",
     "no reason": "neighbours stay and no reason names them",
     "slow": f"fusing took over {SLOW_S:.0f} s of a processor",
@@ -69,9 +67,7 @@ def _of_form(part: Row, own: float | None) -> Iterator[tuple[str, str]]:
         yield "false alarm", part["prove"]["verdict"]
     if "after" in part:
         before, after = part["before"], part["after"]
-        went = max(0, before["batch_norms"] - after["batch_norms"])
-        most = {key: (before[key] or 0) + (went if key in _OF_A_NORM else 0) for key in COUNTED}
-        rose = [f"{key} {before[key]} to {after[key]}" for key in COUNTED if (after[key] or 0) > most[key]]
+        rose = [f"{key} {before[key]} to {after[key]}" for key in COUNTED if (after[key] or 0) > (before[key] or 0)]
         if rose:
             yield "more", ", ".join(rose)
         if after["batch_norms"]:

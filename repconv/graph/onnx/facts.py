@@ -230,6 +230,8 @@ def _told(
 ) -> Sequence[int | None]:
     """The sides of what a node reads first, as far as the node itself tells them; empty if not even how many."""
     held = weights.get(node.input[1]) if len(node.input) > 1 else None
+    if node.op_type in ("Conv", "ConvTranspose") and held is not None and len(held.dims) < 2:
+        return ()  # no kernel; what reads it says so
     if node.op_type == "Conv" and held is not None:
         groups = attributes(node).get("group", 1)
         channels = held.dims[1] * groups if isinstance(groups, int) else None

@@ -176,13 +176,14 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
 
 def _check_groups(facts: Facts, node: onnx.NodeProto) -> None:
     """Refuse a convolution that no runtime runs, and that ONNX's checker does not look at."""
-    weight = facts.initializers.get(node.input[1]) if node.op_type == "Conv" and len(node.input) > 1 else None
+    kernels = node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
+    weight = facts.initializers.get(node.input[1]) if kernels else None
     if weight is None or len(weight.dims) < 2:
         return
     groups, sides = attributes(node).get("group", 1), facts.sides.get(node.input[0], ())
-    made, taken = weight.dims[:2]
-    channels = sides[1] if len(sides) > 1 else None
-    fits = isinstance(groups, int) and groups > 0 and made % groups == 0
+    first, taken = weight.dims[:2]  # [o, i/g, ...], and of a transposed one [i, o/g, ...]
+    channels = sides[1] if len(sides) > 1 and node.op_type == "Conv" else None
+    fits = isinstance(groups, int) and groups > 0 and first % groups == 0
     if not fits or (isinstance(channels, int) and isinstance(groups, int) and channels != taken * groups):
         shape, reads = "x".join(map(str, weight.dims)), channels if isinstance(channels, int) else "?"
         raise FusionError(
