@@ -6,7 +6,8 @@
 Seconds are those of one thread at work (`time.process_time`), so that other load on the machine counts little.
 For each base, width, batch and dtype, in turns: the plain network, and for each set of branches the network branch by
 branch ("full") and as by default with sampled statistics. float32, or bfloat16 by autocast. Memory is what a process
-that trains grows by at its highest, in a process of its own for each. Results are written after each case.
+that trains grows by at its highest, in a process of its own for each. Multiply-adds are those of convolutions and
+matrix products in a whole step: what would be left were all else free. Results are written after each case.
 
 glibc gives large blocks back to the system each time, and taking them again costs more than computing with them;
 MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ are set for every process here, as a training script would.
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from repconv import create_model, set_statistics
 from repconv.benchmarks.environment import environment
@@ -73,6 +75,15 @@ def subjects(case: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+def multiply_adds(step: Callable[[], None]) -> int:
+    """Of the convolutions and matrix products of a step, backward ones and those of statistics among them."""
+    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with counter:
+        step()
+    return counter.get_total_flops() // 2
+
+
 def peak_mib(case: str, name: str, statistics: str) -> float:
     """How much a process grows by in three steps at most, its start and the network's own memory left out."""
     done = subprocess.run(  # noqa: S603  # itself
@@ -103,18 +114,23 @@ def measured(case: str, rounds: int) -> dict[str, object]:
     named = subjects(case)
     steps = {key: step_of(name, int(width), int(batch), dtype, how) for key, (name, how) in named.items()}
     timed = time_in_turns(steps, rounds=rounds, warmup=1, clock=time.process_time)
+    arithmetic = {key: multiply_adds(step) for key, step in steps.items()}
     del steps
     row: dict[str, object] = {"case": case}
     plain = 0.0
     for key, (name, how) in named.items():
         found = ratio(timed[key], timed["plain"])
-        memory = peak_mib(case, name, how)
+        memory, products = peak_mib(case, name, how), arithmetic[key] / arithmetic["plain"]
         plain = plain or memory
         row[key] = {
             "step_ms": timed[key].median_ms, "to_plain": found.value, "interval_95": [found.low, found.high],
+            "multiply_adds": arithmetic[key], "multiply_adds_to_plain": products,
             "peak_mib": memory, "memory_to_plain": memory / plain, "samples_s": list(timed[key].samples_s),
         }  # fmt: skip
-        print(f"{case:26} {key:16} {timed[key].median_ms:9.1f} ms  x {found.value:5.2f}  memory x {memory / plain:.2f}")
+        print(
+            f"{case:26} {key:16} {timed[key].median_ms:9.1f} ms  x {found.value:5.2f}  "
+            f"multiply-adds x {products:.2f}  memory x {memory / plain:.2f}"
+        )
     return row | {"environment": environment()}
 
 
