@@ -98,6 +98,12 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     return tuple(found)
 
 
+_aten = torch.ops.aten
+
+_VIEWS = dict.fromkeys((_aten.view.default, _aten._unsafe_view.default), _aten.reshape.default)  # noqa: SLF001
+"""Operations that differ from others in what lies in memory alone, and those others."""
+
+
 def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> Iterator[Comparison]:
     """Nodes outside the regions that are not the same operation of the same tensors and numbers as before.
 
@@ -111,9 +117,9 @@ def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str,
     modules = rewritten.before, rewritten.after
     for name in old.keys() & new.keys() - set(now):
         before, after = old[name], new[name]
-        same = before.target == after.target and str(fx.node.map_arg((before.args, before.kwargs), renamed)) == str(
-            fx.node.map_arg((after.args, after.kwargs), operator.attrgetter("name"))
-        )
+        same = _VIEWS.get(before.target, before.target) == _VIEWS.get(after.target, after.target) and str(
+            fx.node.map_arg((before.args, before.kwargs), renamed)
+        ) == str(fx.node.map_arg((after.args, after.kwargs), operator.attrgetter("name")))
         if same and before.op == "get_attr":
             same = same_numbers(
                 *(operator.attrgetter(str(n.target))(m) for n, m in zip((before, after), modules, strict=True))
