@@ -14,7 +14,7 @@ from repconv.graph import fuse_onnx, fuse_program
 Randomise = Callable[[nn.Module], nn.Module]
 
 
-class JoinedConvolutions(nn.Module):
+class Joined(nn.Module):
     """Convolutions of pieces of an input that are joined, and what follows before the activation."""
 
     def __init__(self, follows: str, *, pixels: int = 2, widths: Sequence[int] = (6, 10), reads: str = "") -> None:
@@ -39,23 +39,23 @@ class JoinedConvolutions(nn.Module):
 
 
 CASES = [
-    pytest.param(JoinedConvolutions("norm"), id="norm"),
-    pytest.param(JoinedConvolutions("norm scale number shift"), id="a chain"),
-    pytest.param(JoinedConvolutions("scale norm", widths=(3, 5, 8)), id="three parts"),
-    pytest.param(JoinedConvolutions("shift norm", pixels=1), id="signals"),
+    pytest.param(Joined("norm"), id="norm"),
+    pytest.param(Joined("norm scale number shift"), id="a chain"),
+    pytest.param(Joined("scale norm", widths=(3, 5, 8)), id="three parts"),
+    pytest.param(Joined("shift norm", pixels=1), id="signals"),
 ]
 STAY = [
-    pytest.param(JoinedConvolutions("norm", reads="part"), id="a part is read elsewhere"),
-    pytest.param(JoinedConvolutions("norm", reads="joined"), id="what is joined is read elsewhere"),
+    pytest.param(Joined("norm", reads="part"), id="a part is read elsewhere"),
+    pytest.param(Joined("norm", reads="joined"), id="what is joined is read elsewhere"),
 ]
 
 
-def example(network: JoinedConvolutions) -> Tensor:
+def example(network: Joined) -> Tensor:
     pixels = network.scale.dim() - 2
     return torch.randn(2, 4 * len(network.parts), *(9, 8)[:pixels])
 
 
-def exported(network: JoinedConvolutions) -> onnx.ModelProto:
+def exported(network: Joined) -> onnx.ModelProto:
     return torch.onnx.export(network, (example(network),), dynamo=True, verbose=False).model_proto
 
 
@@ -64,7 +64,7 @@ def kinds(model: onnx.ModelProto) -> list[str]:
 
 
 @pytest.mark.parametrize("network", CASES)
-def test_it_is_a_part_of_every_convolution_of_an_onnx_model(network: JoinedConvolutions, randomise: Randomise) -> None:
+def test_it_is_a_part_of_every_convolution_of_an_onnx_model(network: Joined, randomise: Randomise) -> None:
     model, report = fuse_onnx(exported(randomise(network).eval()))
     assert report.agreement is not None
     assert report.agreement.passed
@@ -75,7 +75,7 @@ def test_it_is_a_part_of_every_convolution_of_an_onnx_model(network: JoinedConvo
 @pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("network", CASES)
 def test_it_is_a_part_of_every_convolution_of_a_program(
-    network: JoinedConvolutions, decomposed: bool, randomise: Randomise
+    network: Joined, decomposed: bool, randomise: Randomise
 ) -> None:
     program = torch.export.export(randomise(network).eval(), (example(network),))
     program = program.run_decompositions() if decomposed else program
@@ -87,7 +87,7 @@ def test_it_is_a_part_of_every_convolution_of_a_program(
 
 
 @pytest.mark.parametrize("network", STAY)
-def test_it_stays_where_somebody_else_reads_on_the_way(network: JoinedConvolutions, randomise: Randomise) -> None:
+def test_it_stays_where_somebody_else_reads_on_the_way(network: Joined, randomise: Randomise) -> None:
     network = randomise(network).eval()
     model, _ = fuse_onnx(exported(network))
     assert kinds(model).count("BatchNormalization") == 1

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .normalisation import Before, Measured
+from .normalisation import Before, NormMoments
 
 
-def moments(windows: Tensor, given: Sequence[Before]) -> Measured:
+def moments(windows: Tensor, given: Sequence[Before]) -> NormMoments:
     """Mean and biased variance of what each of `given` makes of a block's input.
 
     What is returned as `given` has the same weights, but theirs is a gradient that comes back through here, to be added
@@ -31,7 +31,7 @@ def moments(windows: Tensor, given: Sequence[Before]) -> Measured:
     weights = [before.kernel.weight for before in given]
     mean, variance, *weights = _Moments.apply(reads, given[0].kernel.groups, windows, *weights)
     biases = torch.stack([before.kernel.bias for before in given])
-    return Measured(mean + biases, variance, [old.through(new) for old, new in zip(given, weights, strict=True)])
+    return NormMoments(mean + biases, variance, [old.through(new) for old, new in zip(given, weights, strict=True)])
 
 
 class _Taps(NamedTuple):

@@ -43,7 +43,7 @@ class Before:
         return Kernel(taps, kernel.bias, kernel.stride, (1, 1, 1, 1), kernel.groups)
 
 
-class Measured(NamedTuple):
+class NormMoments(NamedTuple):
     """Mean and variance of what b normalisations are given, and what that is.
 
     mean, variance: of as many channels each, [b, c].
@@ -56,11 +56,11 @@ class Measured(NamedTuple):
     given: Sequence[Before]
 
 
-Statistics = Callable[[Sequence[nn.BatchNorm2d], Sequence[Before]], Measured]
+Statistics = Callable[[Sequence[nn.BatchNorm2d], Sequence[Before]], NormMoments]
 """Where the mean and variance of batch normalisations come from: of each, and of what each is given."""
 
 
-def running_statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Measured:
+def running_statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> NormMoments:
     """The running means and variances: what evaluation uses.
 
     Raises:
@@ -80,7 +80,7 @@ def running_statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before])
             )
         means.append(norm.running_mean)
         variances.append(norm.running_var)
-    return Measured(torch.stack(means), torch.stack(variances), given)
+    return NormMoments(torch.stack(means), torch.stack(variances), given)
 
 
 def norm_affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def norm_affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, dtype: tor
     return batch_norm_affine(mean, variance, weight, bias, norm.eps)
 
 
-def norms_affine(norms: Sequence[nn.BatchNorm2d], moments: Measured, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def norms_affine(norms: Sequence[nn.BatchNorm2d], moments: NormMoments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`norm_affine` of normalisations of as many channels each, stacked [b, c]; few operations, for training."""
     mean, variance = moments.mean.to(dtype), moments.variance.to(dtype)
     units = mean.new_ones(mean.shape[1]), mean.new_zeros(mean.shape[1])

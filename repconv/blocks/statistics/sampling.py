@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...algebra.geometry import Pair, pair
 from ...errors import GeometryError
 from .moments import moments
-from .normalisation import Before, Measured, Statistics, running_statistics, update_running_statistics
+from .normalisation import Before, NormMoments, Statistics, running_statistics, update_running_statistics
 from .windows import positions, windows
 
 
@@ -65,7 +65,7 @@ class Sampling:
                 samples[step] = windows(x, stride=step, reach=int(step == stride), count=count, dtype=dtype)
             return samples[step]
 
-        def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Measured:
+        def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> NormMoments:
             kept = [j for j, norm in enumerate(norms) if not norm.training and norm.running_mean is not None]
             asked = [j for j in range(len(norms)) if j not in kept]
             if not asked:
@@ -79,7 +79,7 @@ class Sampling:
             order = [*asked, *kept]
             back = sorted(range(len(order)), key=order.__getitem__)
             both = [*measured.given, *running.given]
-            return Measured(
+            return NormMoments(
                 torch.cat([measured.mean, running.mean.to(dtype)])[back],
                 torch.cat([measured.variance, running.variance.to(dtype)])[back],
                 [both[j] for j in back],
