@@ -98,10 +98,13 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     return tuple(found)
 
 
-_aten = torch.ops.aten
+_VIEWS = frozenset(("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"))
+"""Operations that differ in where their result lies in memory alone."""
 
-_VIEWS = dict.fromkeys((_aten.view.default, _aten._unsafe_view.default), _aten.reshape.default)  # noqa: SLF001
-"""Operations that differ from others in what lies in memory alone, and those others."""
+
+def _operation(node: fx.Node) -> object:
+    """What a node does."""
+    return "view" if str(node.target) in _VIEWS else node.target
 
 
 def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> Iterator[Comparison]:
@@ -117,7 +120,7 @@ def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str,
     modules = rewritten.before, rewritten.after
     for name in old.keys() & new.keys() - set(now):
         before, after = old[name], new[name]
-        same = _VIEWS.get(before.target, before.target) == _VIEWS.get(after.target, after.target) and str(
+        same = _operation(before) == _operation(after) and str(
             fx.node.map_arg((before.args, before.kwargs), renamed)
         ) == str(fx.node.map_arg((after.args, after.kwargs), operator.attrgetter("name")))
         if same and before.op == "get_attr":
