@@ -303,9 +303,7 @@ class Largest(EveryCall):
         """Run `func` and look at what it gives."""
         result = func(*args, **kwargs)
         if "batch_norm" in str(func):
-            scale, shift, mean, variance = args[1:5]
-            epsilon = next(a for a in reversed(args) if isinstance(a, float))
-            self.keep(norm_parts(scale, shift, mean, variance, epsilon))
+            self.keep(_parts_of_call(func, args, kwargs, result))
             self.keep(result[0] if isinstance(result, tuple) else result)
         elif isinstance(result, Tensor):
             self.keep(result)
@@ -323,6 +321,16 @@ def norm_parts(scale: Tensor | None, shift: Tensor | None, mean: Tensor, varianc
     factor = 1 if scale is None else scale
     centre = mean * factor / (variance + epsilon).sqrt()
     return centre if shift is None else torch.cat([centre, shift])
+
+
+def _parts_of_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Tensor:  # noqa: ANN401
+    """`norm_parts` of a call of PyTorch: of the statistics it is given, or of those of its batch, which it gives."""
+    names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001  # which torch offers nowhere else
+    given = dict(zip(names, args, strict=False)) | kwargs
+    scale, shift, mean, variance = (given.get(name) for name in ("weight", "bias", "running_mean", "running_var"))
+    if given.get("training") or mean is None or variance is None:
+        return norm_parts(scale, shift, result[1], result[2].pow(-2), 0.0)  # one over the root, epsilon in it
+    return norm_parts(scale, shift, mean, variance, given["eps"])
 
 
 def largest_on_the_way(function: Callable[[Sources], Tensor]) -> Callable[[Sources], Evaluated]:

@@ -70,6 +70,41 @@ def test_what_is_made_of_parameters_folds_in_a_program_and_in_onnx(make: object)
     np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=2e-5)
 
 
+class SelfNormalised(nn.Module):
+    """A convolution by filters of mean 0 and of one variance, before a normalisation of the usual kind."""
+
+    def __init__(self, *, gain: bool, shift: bool) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(C, C, 3, 3) + 0.5)
+        self.gain = nn.Parameter(torch.rand(C) + 0.5) if gain else None
+        self.shift = nn.Parameter(torch.randn(C)) if shift else None
+        self.norm = nn.BatchNorm2d(C).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.w.reshape(1, C, -1)
+        w = functional.batch_norm(rows, None, None, self.gain, self.shift, training=True, momentum=0.0, eps=1e-4)
+        return torch.relu(self.norm(functional.conv2d(x, w.reshape_as(self.w), None, 1, 1)))
+
+
+@pytest.mark.parametrize(("gain", "shift"), [(True, False), (False, False), (True, True)])
+def test_weights_normalised_by_their_own_statistics_are_constants(gain: bool, shift: bool) -> None:
+    torch.manual_seed(0)
+    model, x = SelfNormalised(gain=gain, shift=shift).eval(), torch.randn(2, C, 5, 7)
+    model.norm.running_mean, model.norm.running_var = torch.randn(C), torch.rand(C) + 0.5
+    with torch.no_grad():
+        wanted = model(x)
+    fused, report = repconv.fuse(model, (x,))
+    assert report.agreement.passed
+    names = [str(n.target) for n in fused.graph.nodes if n.op == "call_function"]
+    assert names == ["aten.conv2d.default", "aten.relu.default"], names
+    torch.testing.assert_close(fused.module()(x), wanted, rtol=2e-6, atol=1e-5)
+    graph, report = fuse_onnx(to_onnx(model, x))
+    assert report.agreement.passed
+    assert [n.op_type for n in graph.graph.node] == ["Conv", "Relu"]
+    got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(got, wanted.numpy(), rtol=2e-6, atol=1e-5)
+
+
 def factor(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """x -> Conv -> Mul by the tensor "factor", which `nodes` make -> y."""
     weights = {"w": np.ones((C, C, 1, 1), np.float32), **weights}

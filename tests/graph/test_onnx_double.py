@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from torch.nn import functional
 
 from repconv import FusionError
 from repconv.files.onnx import model_session
+from repconv.graph.onnx.evaluator.call import Call
+from repconv.graph.onnx.evaluator.normalising import batch_norm
 from repconv.graph.onnx.proof.float64 import evaluate
 
 Array = NDArray[Any]
@@ -145,6 +149,10 @@ ROWS: dict[str, Row] = {
     ),
     "norm, of vectors": _row("BatchNormalization", r(5, 4), *_NORM),
     "norm, 3-D": _row("BatchNormalization", r(2, 4, 3, 2, 3), *_NORM),
+    "norm, training mode": _row("BatchNormalization", X, *_NORM, training_mode=1, first=14, momentum=0.3, outputs=3),
+    "norm, training mode, of vectors": _row(
+        "BatchNormalization", X[:, :, 0, 0], *_NORM, training_mode=1, first=14, outputs=3
+    ),
     "norm, training mode 0": _row("BatchNormalization", X, *_NORM, training_mode=0, first=14),
     "instance norm": _row("InstanceNormalization", X, r(4), r(4), epsilon=1e-3),
     "layer norm": _row("LayerNormalization", X, r(7), r(7), first=17, axis=-1, epsilon=1e-3),
@@ -509,12 +517,28 @@ def _of(*nodes: onnx.NodeProto, opset: int, weights: dict[str, np.ndarray], doma
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-@pytest.mark.parametrize(("opset", "attributes"), [(6, {}), (14, {"training_mode": 1}), (15, {"training_mode": 1})])
-def test_a_norm_in_training_mode_is_refused(opset: int, attributes: dict[str, int]) -> None:
-    norm = helper.make_node("BatchNormalization", ["x", "a", "b", "c", "d"], ["y"], **attributes)
-    model = _of(norm, opset=opset, weights=dict.fromkeys("abcd", np.ones(4, np.float32)))
+def test_a_norm_of_opset_6_that_does_not_say_it_is_tested_is_refused() -> None:
+    norm = helper.make_node("BatchNormalization", ["x", "a", "b", "c", "d"], ["y"])
+    model = _of(norm, opset=6, weights=dict.fromkeys("abcd", np.ones(4, np.float32)))
     with pytest.raises(FusionError, match="training mode"):
         evaluate(model, {"x": X}, ["y"])
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16])
+def test_a_norm_in_training_mode_is_what_torch_makes_of_the_batch(kind: type[np.floating[Any]]) -> None:
+    """Of 40,000 numbers a channel, whose sum is beyond float16."""
+    x = (np.random.default_rng(0).normal(3, 2, (1, 2, 200, 200))).astype(kind)
+    given = [np.array(v, kind) for v in ((0.5, 2), (1, -1), (0, 0), (1, 1))]
+    call = Call(15, [x, *given], {"training_mode": 1, "epsilon": 1e-3, "momentum": 0.0}, 3)
+    found, mean, variance = batch_norm(call)
+    assert {a.dtype for a in (found, mean, variance)} == {np.dtype(kind)}
+    scale, bias = (torch.from_numpy(a.astype(np.float64)) for a in given[:2])
+    wide = torch.from_numpy(x.astype(np.float64))
+    wanted = functional.batch_norm(wide, None, None, scale, bias, training=True, eps=1e-3)
+    close = {"rtol": 0, "atol": 1e-12 if kind is np.float64 else 0.02}
+    np.testing.assert_allclose(found, wanted.numpy(), **close)
+    np.testing.assert_allclose(mean, wide.mean((0, 2, 3)).numpy(), **close)
+    np.testing.assert_allclose(variance, wide.var((0, 2, 3), correction=0).numpy(), **close)
 
 
 def test_a_norm_of_opset_6_that_says_it_is_tested_uses_what_is_stored() -> None:

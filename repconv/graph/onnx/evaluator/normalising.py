@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .call import Array, Call
 
 
 def batch_norm(call: Call) -> tuple[Array, ...]:
-    """BatchNormalization with its stored statistics: [c], or [c, ...] of a whole image where `spatial` is 0.
+    """BatchNormalization with statistics of [c], or [c, ...] of a whole image where `spatial` is 0.
+
+    They are the stored ones; from opset 14 on, in training mode, those of the batch: the mean and the biased variance.
+    Then the second and third output are the stored ones, moved towards them.
 
     Raises:
-        ValueError: it would compute statistics of the batch: it is in training mode.
+        ValueError: it is in training mode below opset 14.
     """
-    x, *stored = (call.given(k) for k in range(5))
-    training = call.get("training_mode", 0) if call.opset >= 14 else call.opset < 7 and not call.get("is_test", 0)
-    if training:
+    x, scale, bias, mean, variance = (call.given(k) for k in range(5))
+    if call.opset < 7 and not call.get("is_test", 0):
         raise ValueError("a BatchNormalization is in training mode; export the network in evaluation mode")
+    moved: tuple[Array, ...] = ()
+    if call.opset >= 14 and call.get("training_mode", 0):
+        axes, kept = (0, *range(2, x.ndim)), call.get("momentum", 0.9)
+        batch = x.mean(axes, dtype=_wide(x)), x.var(axes, dtype=_wide(x))
+        moved = tuple((s * kept + b * (1 - kept)).astype(s.dtype) for s, b in zip((mean, variance), batch, strict=True))
+        mean, variance = (b.astype(x.dtype) for b in batch)
     # One axis of statistics, or all of them but the batch's.
-    scale, bias, mean, variance = (s.reshape(s.shape + (1,) * (x.ndim - 1 - s.ndim)) for s in stored)
-    return ((x - mean) * (scale / np.sqrt(variance + call.get("epsilon", 1e-5))) + bias,)
+    scale, bias, mean, variance = (
+        s.reshape(s.shape + (1,) * (x.ndim - 1 - s.ndim)) for s in (scale, bias, mean, variance)
+    )
+    return ((x - mean) * (scale / np.sqrt(variance + call.get("epsilon", 1e-5))) + bias, *moved)
+
+
+def _wide(x: Array) -> np.dtype[Any]:
+    """The type that many numbers are added in: float16 holds no large sum."""
+    return np.promote_types(x.dtype, np.float32)
 
 
 def mean_variance_norm(call: Call) -> tuple[Array, ...]:
