@@ -316,8 +316,8 @@ class _WeightedSum(torch.autograd.Function):
         for index, (place, weight) in enumerate(zip(ctx.places, weights, strict=True)):
             view = place.of(gradient)
             if of_factors is not None:
-                product = view * place.shaped(weight)
-                of_factors[index] = product.sum(tuple(range(2, product.dim() - 1))).movedim(-1, 1).reshape(-1)
+                inner = tuple(range(2, view.dim() - 1))
+                of_factors[index] = (view * place.shaped(weight)).sum(inner).movedim(-1, 1).reshape(-1)
             if not ctx.needs_input_grad[3 + index]:
                 of_weights.append(None)
                 continue

@@ -137,7 +137,8 @@ class RepBlock(Branch):
         branches = [self._branch(name) for name in names]
         norms = [branch.norm for branch in branches]
         given = [branch.before(statistics, dtype) for branch in branches]
-        scale, shift = norms_affine(norms, statistics(norms, given), dtype)
+        moments = statistics(norms, given)
+        scale, shift = norms_affine(norms, moments, dtype)
         searched = [name for name in names if name in self.branch_set.searchable]
         if searched:
             ones = scale.new_ones(len(names) - len(searched))
@@ -145,7 +146,7 @@ class RepBlock(Branch):
                 [ones, torch.stack([self.alpha[n] for n in searched]).to(dtype).sigmoid() * self._beta(dtype)]
             )
             scale, shift = scale * gates[:, None], shift * gates[:, None]
-        kernels = [before.whole() if before.pooled else before.kernel for before in given]
+        kernels = [before.whole() if before.pooled else before.kernel for before in moments.given]
         rates = [before.rate for before in given]
         return combine(kernels, scale, rates=rates, within=self.geometry).shift(shift.sum(0))
 

@@ -183,7 +183,7 @@ class _Pointwise(nn.Module):
         if self.bn.training or self.bn.running_mean is None or self.bn.running_var is None:
             wide = y.to(dtype)
             variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-            update_running_statistics([self.bn], (mean[None], variance[None]), y.numel() // y.shape[1])
+            update_running_statistics([self.bn], mean[None], variance[None], y.numel() // y.shape[1])
             scale, shift = norm_affine(self.bn, mean, variance, dtype)
             padded = functional.pad(wide - bias[:, None, None], (1, 1, 1, 1))
             return (padded * scale[:, None, None] + (bias * scale + shift)[:, None, None]).to(y.dtype)

@@ -15,7 +15,7 @@ from ..proof.report import FusedLayer, FusionReport, Refusal, Size
 from .block import RepBlock
 from .branches import Branch, conv_kernel
 from .copies import copied
-from .statistics.normalisation import Before, Moments
+from .statistics.normalisation import Before, NormMoments
 
 
 def fuse_blocks(
@@ -162,10 +162,10 @@ def with_kernels(model: nn.Module, kernels: Mapping[str, Kernel]) -> nn.Module:
     return copied(model, {model.get_submodule(name): to_conv2d(kernel) for name, kernel in kernels.items()})
 
 
-def no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
+def no_statistics(_: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> NormMoments:
     """Mean 0 and variance 1, where shapes alone matter."""
     mean = torch.zeros_like(torch.stack([before.kernel.bias for before in given]))
-    return mean, torch.ones_like(mean)
+    return NormMoments(mean, torch.ones_like(mean), given)
 
 
 def size(model: nn.Module) -> Size:

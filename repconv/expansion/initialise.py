@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..algebra.kernels import Kernel, combine
 from ..blocks.block import RepBlock
 from ..blocks.branches import ConvBranch, NormedBranch, conv_kernel
-from ..blocks.statistics.normalisation import Before, Statistics, norm_affine
+from ..blocks.statistics.normalisation import Before, NormMoments, Statistics, norm_affine
 from ..errors import GeometryError
 
 NEW_BRANCH_SCALE = 0.1
@@ -122,10 +122,10 @@ def _tame(branch: NormedBranch, kernel: Kernel, target: Kernel) -> bool:
 def _recorded(moments: Moments) -> Statistics:
     """Running statistics as `moments` has them, written to each batch normalisation as it is asked for."""
 
-    def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> tuple[Tensor, Tensor]:
+    def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> NormMoments:
         found = [_record(norm, *moments(before.whole())) for norm, before in zip(norms, given, strict=True)]
         mean, variance = (torch.stack(each) for each in zip(*found, strict=True))
-        return mean, variance
+        return NormMoments(mean, variance, given)
 
     return statistics
 

@@ -61,7 +61,7 @@ def by_name(source: str, state_key: str | None) -> tuple[Path | None, Read]:
     name, _, weights = source.partition("@")
     file = Path(weights) if weights and Path(weights).exists() else None
     own = weights if weights and file is None else None
-    if own is not None and is_own_code(name):
+    if own is not None and (is_own_code(name) or Path(own).suffix in SUFFIXES or len(Path(own).parts) > 1):
         raise SourceError(f"{source}: no weight file {weights}")
     network = create_named(name, own)
     if file is None:

@@ -112,7 +112,7 @@ def test_graphs_halves_and_several_sources(checkpoint, tmp_path) -> None:
     assert code == 0, out + err
     assert "no plain form of timm:test_resnet.r160_in1k is known" in err
     assert "int8 is calibrated on noise" in err
-    code, out, err = run(fused, "--against", checkpoint, *SHORT)
+    code, out, err = run(fused, "--against", checkpoint, "--backend", "onnxruntime", *SHORT)
     assert code == 0, err
     assert "fused / small.pt" in out
     code, out, err = run(fused, "--backend", "torch", *SHORT)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import repconv
 from repconv.errors import GeometryError
-from repconv.graph import fuse_onnx
+from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.core.dims import told
 from repconv.graph.core.expression import Term
 from repconv.graph.maps import carried
@@ -490,3 +490,22 @@ def test_a_spelling_becomes_as_few_operations_as_its_plain_form(name: str, batch
     assert not left, names
     assert sum(name == "add" for name in names) <= 1, names
     torch.testing.assert_close(fused.module()(x), model(x).detach(), rtol=0, atol=3e-5)
+
+
+class ViewOfTokens(nn.Module):
+    """Tokens that are viewed as rows, which their linear layer leaves side by side in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.linear(self.conv(x).flatten(2).transpose(1, 2)).relu()
+        return tokens.view(len(tokens), -1)
+
+
+def test_a_view_of_what_lies_elsewhere_in_memory_now_is_a_copy() -> None:
+    fused, report = fuse_program(torch.export.export(ViewOfTokens().eval(), (torch.randn(2, 3, 6, 6),)))
+    assert report.agreement is not None
+    assert report.agreement.passed
+    assert "aten.linear.default" not in {str(node.target) for node in fused.graph.nodes}

@@ -121,6 +121,8 @@ def test_a_factory_is_found_from_the_working_directory(project, model):
         ("usercode.nets:failing", r"failed: RuntimeError: no licence \(nets.py, line 13\)"),
         ("usercode.nets:nothing", r"is a int, expected a function"),
         ("usercode.nets:make@none.pth", r"no weight file none.pth"),
+        ("timm:test_resnet@none.pth.tar", r"no weight file none.pth.tar"),
+        ("torchvision:resnet18@folder/none", r"no weight file folder/none"),
     ],
 )
 @pytest.mark.usefixtures("project")

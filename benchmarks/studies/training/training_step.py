@@ -4,9 +4,11 @@
         [--output FILE]
 
 Seconds are those of one thread at work (`time.process_time`), so that other load on the machine counts little.
-For each base, width, batch and dtype, in turns: the plain network, and for each set of branches the network branch by
-branch ("full") and as by default with sampled statistics. float32, or bfloat16 by autocast. Memory is what a process
-that trains grows by at its highest, in a process of its own for each. Results are written after each case.
+For each base, width, batch and dtype, and each set of branches, branch by branch ("full") and as by default with
+sampled statistics: its network and the plain one in turns, by themselves in a process, since what else is held changes
+a step's time. float32, or bfloat16 by autocast. Multiply-adds are those of convolutions and matrix products in a whole
+step: what would be left were all else free. Memory is what a process that trains grows by at its highest, in a process
+of its own for each. Results are written after each case.
 
 glibc gives large blocks back to the system each time, and taking them again costs more than computing with them;
 MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ are set for every process here, as a training script would.
@@ -15,6 +17,7 @@ MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ are set for every process here, as a 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -24,13 +27,14 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from repconv import create_model, set_statistics
 from repconv.benchmarks.environment import environment
 from repconv.benchmarks.harness.turns.timing import ratio, time_in_turns
 from repconv.benchmarks.studies.common import asking, head, kept_rows, positive, resident, write_result
 
-SCHEMA = "repconv.training_step/1"
+SCHEMA = "repconv.training_step/2"
 MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432",
 }  # fmt: skip
@@ -64,29 +68,33 @@ def step_of(name: str, width: int, batch: int, dtype: str, statistics: str, devi
 
 
 def subjects(case: str) -> dict[str, tuple[str, str]]:
-    """Network and statistics of everything measured in one case: the other sets only at float32, batch 64."""
+    """Network and statistics of everything measured beside the plain one: other sets only at float32, batch 64."""
     base, _, batch, dtype = case.split(":")
-    found = {"plain": (base, "")}
+    found = {}
     for prefix in SETS if (batch, dtype) == ("64", "float32") else SETS[:1]:
         for statistics in ("full", "sampled"):
             found[f"{prefix} {statistics}"] = (f"{prefix}_{base}", statistics)
     return found
 
 
-def peak_mib(case: str, name: str, statistics: str) -> float:
-    """How much a process grows by in three steps at most, its start and the network's own memory left out."""
-    done = subprocess.run(  # noqa: S603  # itself
-        [sys.executable, __file__, "--peak", f"{case}:{name}:{statistics}"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | MALLOC,
-    )
-    return float(done.stdout)
+def multiply_adds(step: Callable[[], None]) -> int:
+    """Of the convolutions and matrix products of a step, backward ones and those of statistics among them."""
+    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2]}
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with counter:
+        step()
+    return counter.get_total_flops() // 2
+
+
+def asked(what: str, described: str) -> str:
+    """What this script prints in a process of its own, with allocation as above."""
+    command = [sys.executable, __file__, what, described]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC)  # noqa: S603
+    return done.stdout
 
 
 def print_peak(described: str) -> None:
-    """In a process of its own, on Linux: by how much its largest resident size exceeds that at the start, in MiB."""
+    """By how much the process's largest resident size exceeds that at the start, in MiB; on Linux."""
     _, width, batch, dtype, name, statistics = described.split(":")
     step_of("resnet18", 16, 1, dtype, "")()  # what PyTorch itself allocates in a first step
     Path("/proc/self/clear_refs").write_text("5")  # the largest so far is forgotten
@@ -97,24 +105,36 @@ def print_peak(described: str) -> None:
     print((resident("VmHWM") - before) / 2**20)
 
 
+def print_pair(described: str) -> None:
+    """A network's steps and the plain one's, in turns: seconds, their ratio, multiply-adds, as JSON."""
+    base, width, batch, dtype, name, statistics, rounds = described.split(":")
+    of = {"plain": (base, ""), "other": (name, statistics)}
+    steps = {key: step_of(of_name, int(width), int(batch), dtype, how) for key, (of_name, how) in of.items()}
+    timed = time_in_turns(steps, rounds=int(rounds), warmup=1, clock=time.process_time)
+    plain, other = timed["plain"], timed["other"]
+    found, products = ratio(other, plain), {key: multiply_adds(step) for key, step in steps.items()}
+    told = {
+        "step_ms": other.median_ms, "plain_ms": plain.median_ms,
+        "to_plain": found.value, "interval_95": [found.low, found.high],
+        "multiply_adds": products["other"], "multiply_adds_to_plain": products["other"] / products["plain"],
+        "samples_s": list(other.samples_s), "plain_samples_s": list(plain.samples_s),
+    }  # fmt: skip
+    print(json.dumps(told))
+
+
 def measured(case: str, rounds: int) -> dict[str, object]:
-    """Seconds a step and memory of all subjects of a case, and their ratios to the plain network's."""
-    _, width, batch, dtype = case.split(":")
-    named = subjects(case)
-    steps = {key: step_of(name, int(width), int(batch), dtype, how) for key, (name, how) in named.items()}
-    timed = time_in_turns(steps, rounds=rounds, warmup=1, clock=time.process_time)
-    del steps
-    row: dict[str, object] = {"case": case}
-    plain = 0.0
-    for key, (name, how) in named.items():
-        found = ratio(timed[key], timed["plain"])
-        memory = peak_mib(case, name, how)
-        plain = plain or memory
-        row[key] = {
-            "step_ms": timed[key].median_ms, "to_plain": found.value, "interval_95": [found.low, found.high],
-            "peak_mib": memory, "memory_to_plain": memory / plain, "samples_s": list(timed[key].samples_s),
-        }  # fmt: skip
-        print(f"{case:26} {key:16} {timed[key].median_ms:9.1f} ms  x {found.value:5.2f}  memory x {memory / plain:.2f}")
+    """Seconds a step, multiply-adds and memory of all subjects of a case, and their ratios to the plain network's."""
+    plain = float(asked("--peak", f"{case}:{case.partition(':')[0]}:"))
+    row: dict[str, object] = {"case": case, "plain": {"peak_mib": plain}}
+    for key, (name, how) in subjects(case).items():
+        told = json.loads(asked("--pair", f"{case}:{name}:{how}:{rounds}"))
+        memory = float(asked("--peak", f"{case}:{name}:{how}"))
+        row[key] = told | {"peak_mib": memory, "memory_to_plain": memory / plain}
+        print(
+            f"{case:26} {key:16} {told['step_ms']:9.1f} ms  x {told['to_plain']:5.2f}  "
+            f"multiply-adds x {told['multiply_adds_to_plain']:.2f}  memory x {memory / plain:.2f}",
+            flush=True,
+        )
     return row | {"environment": environment()}
 
 
@@ -124,20 +144,21 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="base:width:batch:dtype, separated by commas")
     parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--pair", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.peak:
         print_peak(arguments.peak)
         return
-    if any(os.environ.get(key) != value for key, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # noqa: S606  # itself again
+    if arguments.pair:
+        print_pair(arguments.pair)
+        return
     for case in arguments.cases.split(","):
         rows = kept_rows(arguments.output, SCHEMA, "case")
         rows.pop(case, None)
         rows[case] = measured(case, arguments.rounds)
         settings = {"rounds": arguments.rounds, "threads": 1, "clock": "process_time", "malloc": MALLOC}
         write_result(arguments.output, {**head(__file__, SCHEMA), "settings": settings, "rows": list(rows.values())})
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .normalisation import Before, Moments
+from .normalisation import Before, NormMoments
 
 
-def moments(windows: Tensor, given: Sequence[Before]) -> Moments:
+def moments(windows: Tensor, given: Sequence[Before]) -> NormMoments:
     """Mean and biased variance of what each of `given` makes of a block's input.
+
+    What is returned as `given` has the same weights, but theirs is a gradient that comes back through here, to be added
+    to in place: one as large as they are, instead of two and their sum. So nothing else may hold that gradient, as is
+    so behind a scale or `combine` with factors.
 
     Args:
         windows: [1 + s, k, k, i], as `windows.windows` gives them: their mean over all positions, and sampled ones
@@ -25,8 +29,9 @@ def moments(windows: Tensor, given: Sequence[Before]) -> Moments:
     """
     reads = tuple(_Taps.of(before, windows.shape[1]) for before in given)
     weights = [before.kernel.weight for before in given]
-    mean, variance = _Moments.apply(reads, given[0].kernel.groups, windows, *weights)
-    return mean + torch.stack([before.kernel.bias for before in given]), variance
+    mean, variance, *weights = _Moments.apply(reads, given[0].kernel.groups, windows, *weights)
+    biases = torch.stack([before.kernel.bias for before in given])
+    return NormMoments(mean + biases, variance, [old.through(new) for old, new in zip(given, weights, strict=True)])
 
 
 class _Taps(NamedTuple):
@@ -65,9 +70,10 @@ class _Taps(NamedTuple):
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and variance [b, o] of b convolutions, weights [o, i/g, kh, kw], of windows [1 + s, k, k, i].
+    """Mean and variance [b, o] of b convolutions, weights [o, i/g, kh, kw], of windows [1 + s, k, k, i]; the weights.
 
     With y = w x over the sampled windows less their mean, the variance is the mean of y y, and its gradient 2 y / s.
+    That of the weights is written over the one that comes in.
     """
 
     @staticmethod
@@ -77,18 +83,23 @@ class _Moments(torch.autograd.Function):
         groups: int,
         windows: Tensor,
         *weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         taken = {read: read.take(windows, groups) for read in dict.fromkeys(reads)}
         outputs = [taken[read] @ _by_group(weight, groups).mT for read, weight in zip(reads, weights, strict=True)]
         ctx.reads, ctx.groups = reads, groups
         ctx.save_for_backward(windows, *weights, *outputs)
         mean = torch.stack([y[:, 0].flatten() for y in outputs])
         deviation = torch.stack([torch.linalg.vector_norm(y[:, 1:], dim=1).flatten() for y in outputs])
-        return mean, deviation.square_().div_(len(windows) - 1)
+        return mean, deviation.square_().div_(len(windows) - 1), *weights
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        of_mean: Tensor,
+        of_variance: Tensor,
+        *of_same: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         reads, groups, windows = ctx.reads, ctx.groups, ctx.saved_tensors[0]
         weights, outputs = ctx.saved_tensors[1 : 1 + len(reads)], ctx.saved_tensors[1 + len(reads) :]
         factors = of_variance * (2 / (len(windows) - 1))
@@ -103,7 +114,7 @@ class _Moments(torch.autograd.Function):
                 of_y = y * factors[j].view(groups, 1, -1)
                 of_y[:, 0] = of_mean[j].view(groups, -1)
                 if ctx.needs_input_grad[3 + j]:
-                    by_group = of_y.mT @ taken
+                    by_group = _by_group(of_same[j], groups).baddbmm_(of_y.mT, taken)
                     of_weights[j] = by_group.view(weight.shape[0], *weight.shape[2:], -1).movedim(-1, 1)
                 if ctx.needs_input_grad[2]:
                     part = of_y @ _by_group(weight, groups)

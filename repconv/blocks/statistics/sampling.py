@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...algebra.geometry import Pair, pair
 from ...errors import GeometryError
 from .moments import moments
-from .normalisation import Before, Moments, Statistics, running_statistics, update_running_statistics
+from .normalisation import Before, NormMoments, Statistics, running_statistics, update_running_statistics
 from .windows import positions, windows
 
 
@@ -65,20 +65,24 @@ class Sampling:
                 samples[step] = windows(x, stride=step, reach=int(step == stride), count=count, dtype=dtype)
             return samples[step]
 
-        def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> Moments:
+        def statistics(norms: Sequence[nn.BatchNorm2d], given: Sequence[Before]) -> NormMoments:
             kept = [j for j, norm in enumerate(norms) if not norm.training and norm.running_mean is not None]
             asked = [j for j in range(len(norms)) if j not in kept]
             if not asked:
                 return running_statistics(norms, given)
             step, dtype = pair(given[0].kernel.stride), given[0].kernel.weight.dtype
             measured = moments(sample(step, dtype), [given[j] for j in asked])
-            update_running_statistics([norms[j] for j in asked], measured, positions(x, step))
+            update_running_statistics([norms[j] for j in asked], measured.mean, measured.variance, positions(x, step))
             if not kept:
                 return measured
             running = running_statistics([norms[j] for j in kept], [given[j] for j in kept])
             order = [*asked, *kept]
             back = sorted(range(len(order)), key=order.__getitem__)
-            mean, variance = (torch.cat([m, r.to(dtype)])[back] for m, r in zip(measured, running, strict=True))
-            return mean, variance
+            both = [*measured.given, *running.given]
+            return NormMoments(
+                torch.cat([measured.mean, running.mean.to(dtype)])[back],
+                torch.cat([measured.variance, running.variance.to(dtype)])[back],
+                [both[j] for j in back],
+            )
 
         return statistics

@@ -27,7 +27,7 @@ from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
 from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
-from .commuting import commuted
+from .commuting import commuted, distributed
 from .facts import Facts
 from .nodes import attributes, captured, label
 from .operands import factors, held
@@ -135,11 +135,12 @@ def _planned(source: onnx.ModelProto) -> _Planned:
     """The choice of what is written, before anything is."""
     _check(source)
     found = _planned_as_it_is(source)
-    given = commuted(found.facts, found.steps, Names(taken(source)))
-    if given is not None:
-        other = _planned_as_it_is(given)
-        if other.chosen.is_cheaper(found.chosen):
-            return replace(other, before=found.before)
+    for in_other_words in (commuted, distributed):
+        given = in_other_words(found.facts, found.steps, Names(taken(found.facts.model)))
+        if given is not None:
+            other = _planned_as_it_is(given)
+            if other.chosen.is_cheaper(found.chosen):
+                found = replace(other, before=found.before)
     return found
 
 

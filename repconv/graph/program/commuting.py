@@ -1,16 +1,18 @@
-"""Activations between changes of layout, as the same program has them on the other side; see `onnx/commuting`."""
+"""The same program in other words, whose plan may be cheaper; see `onnx/commuting`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, fx
 
 from ..core.step import Step
 from ..maps.arrangement import to_image
-from .facts import ProgramFacts, is_pointwise
+from .facts import NORMS, ProgramFacts, gives_several, is_pointwise
 
 _aten = torch.ops.aten
 
@@ -75,3 +77,103 @@ def _order(facts: ProgramFacts, node: fx.Node, kinds: dict[str, str]) -> tuple[i
     if order is None or any(facts.size(n) != facts.size(node) for n in computed):
         return None
     return order
+
+
+_BY_CHANNEL = frozenset((
+    *NORMS, "aten.mul.Tensor", "aten.div.Tensor", "aten.add.Tensor", "aten.sub.Tensor", "aten.rsub.Tensor",
+))  # fmt: skip
+"""Operations that, with constants, do the same to each number of a channel, whatever is in the others."""
+
+
+def distributed(facts: ProgramFacts, steps: Sequence[Step]) -> fx.GraphModule | None:
+    """The program in which what scales or shifts joined channels does so before they are joined; None if there is none.
+
+    Only where nothing else reads what is joined, and each part is computed, not moved.
+    """
+    affine = {step.output: step for step in steps}
+    chains = {
+        node.name: chain
+        for node in facts.module.graph.nodes
+        if _joins(facts, node, affine) and (chain := _mapping(facts, node, affine))
+    }
+    if not chains:
+        return None
+    module = facts.module
+    result = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+    for join in list(result.graph.nodes):
+        if join.name not in chains:
+            continue
+        axis, parts, last = _axis(join), join.all_input_nodes, join
+        ends = list(accumulate((part.meta["val"].shape[axis] for part in parts), initial=0))
+        for _ in chains[join.name]:
+            (node,) = last.users
+            with result.graph.inserting_before(node):
+                spans = zip(parts, pairwise(ends), strict=True)
+                parts = [_on_part(node, last, part, axis, *span) for part, span in spans]
+            last = node
+        with result.graph.inserting_before(last):
+            joined = result.graph.call_function(join.target, (parts, axis))
+        joined.meta = {**join.meta, "val": last.meta["val"]}
+        last.replace_all_uses_with(joined)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result
+
+
+def _axis(join: fx.Node) -> int:
+    """The axis of a concatenation."""
+    given = join.args[1] if len(join.args) > 1 else join.kwargs.get("dim", 0)
+    value: Tensor = join.meta["val"]
+    return int(str(given)) % value.dim()
+
+
+def _joins(facts: ProgramFacts, node: fx.Node, affine: Mapping[str, Step]) -> bool:
+    """Whether a node joins channels of tensors that are computed for it alone."""
+    if str(node.target) != "aten.cat.default" or node.name not in affine or not _axis(node):
+        return False
+    parts, given = node.all_input_nodes, node.args[0]
+    alone = all(p.name in affine and not affine[p.name].only_moves and len(p.users) == 1 for p in parts)
+    known = all(isinstance(facts.size(part)[_axis(node)], int) for part in parts)
+    return alone and known and isinstance(given, Sequence) and 1 < len(parts) == len(given)
+
+
+def _mapping(facts: ProgramFacts, join: fx.Node, affine: Mapping[str, Step]) -> list[fx.Node]:
+    """What scales or shifts a joined tensor by constants which can be cut, one after the other."""
+    chain = [join]
+    while len(chain[-1].users) == 1:
+        (node,) = chain[-1].users
+        if not _maps(facts, node, chain[-1], _axis(join)) or (node.name not in affine and not gives_several(node)):
+            break
+        chain.append(node)
+    return chain[1:-1] if gives_several(chain[-1]) else chain[1:]
+
+
+def _maps(facts: ProgramFacts, node: fx.Node, source: fx.Node, axis: int) -> bool:
+    """Whether a node scales or shifts the channels of one other, and the others are constants."""
+    if gives_several(source):
+        return node.target is operator.getitem and bool(node.args[1] == 0)
+    if str(node.target) not in _BY_CHANNEL or node.args.count(source) != 1:
+        return False
+    fits = axis == 1 if str(node.target) in NORMS else facts.size(node) == facts.size(source)
+    return fits and all(facts.is_constant(n) for n in node.all_input_nodes if n is not source)
+
+
+def _on_part(node: fx.Node, source: fx.Node, part: fx.Node, axis: int, start: int, end: int) -> fx.Node:
+    """The operation that `node` is of `source`, of a part of that."""
+
+    def cut(operand: fx.Node) -> fx.Node:
+        if operand is source:
+            return part
+        value: Tensor = operand.meta["val"]
+        place = 0 if str(node.target) in NORMS else axis - node.meta["val"].dim() + value.dim()
+        if place < 0 or value.shape[place] == 1:
+            return operand
+        made = node.graph.call_function(_aten.slice.Tensor, (operand, place, start, end))
+        made.meta["val"] = value.narrow(place, start, end - start)
+        return made
+
+    args, kwargs = (fx.node.map_arg(given, cut) for given in (node.args, node.kwargs))
+    made = node.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]  # a function, as fx has it
+    value = node.meta["val"]
+    made.meta = {**node.meta, "val": value.narrow(axis, start, end - start) if isinstance(value, Tensor) else value}
+    return made

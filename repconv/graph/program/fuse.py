@@ -28,7 +28,7 @@ from ..planning.liveness import Node, live
 from ..planning.neighbours import touching
 from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
-from .commuting import commuted
+from .commuting import commuted, distributed
 from .constants import operands
 from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
@@ -147,12 +147,13 @@ _Planned = tuple[ProgramFacts, list[Step], Plan, list[GraphRefusal]]
 def _planned(module: fx.GraphModule, exact: Mapping[str, Tensor] | None = None) -> _Planned:
     """The choice of what is written, before anything is; `facts.module` is the graph it is written in."""
     found = _planned_as_it_is(module, exact)
-    facts, steps, chosen, _ = found
-    given = commuted(facts, steps)
-    if given is not None:
-        other = _planned_as_it_is(given, exact)
-        if other[2].is_cheaper(chosen):
-            return other
+    for in_other_words in (commuted, distributed):
+        facts, steps, chosen, _ = found
+        given = in_other_words(facts, steps)
+        if given is not None:
+            other = _planned_as_it_is(given, exact)
+            if other[2].is_cheaper(chosen):
+                found = other
     return found
 
 
@@ -258,10 +259,27 @@ def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProg
     is_open = any(not isinstance(d, int) for v in leaves if isinstance(v, Tensor) for d in v.shape)
     dynamic = dynamic_shapes_of(module, arguments, options) if is_open else None
     try:
-        fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+        try:
+            fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+        except (RuntimeError, ValueError):
+            if not _reshaped(module):
+                raise
+            fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
         return decomposed_as(fused, program)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise FusionError(f"the fused program cannot be exported again: {str(error).splitlines()[0]}") from error
+
+
+def _reshaped(module: fx.GraphModule) -> bool:
+    """Let views copy where they must, in place: what they are of may have its numbers in another order of memory now.
+
+    Returns whether there were any.
+    """
+    views = [node for node in module.graph.nodes if node.target in (_aten.view.default, _aten._unsafe_view.default)]  # noqa: SLF001
+    for node in views:
+        node.target = _aten.reshape.default
+    module.recompile()
+    return bool(views)
 
 
 def dynamic_shapes_of(module: fx.GraphModule, arguments: tuple[object, ...], options: dict[str, object]) -> object:

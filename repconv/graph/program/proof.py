@@ -98,6 +98,15 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     return tuple(found)
 
 
+_VIEWS = frozenset(("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"))
+"""Operations that differ in where their result lies in memory alone."""
+
+
+def _operation(node: fx.Node) -> object:
+    """What a node does."""
+    return "view" if str(node.target) in _VIEWS else node.target
+
+
 def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> Iterator[Comparison]:
     """Nodes outside the regions that are not the same operation of the same tensors and numbers as before.
 
@@ -111,9 +120,9 @@ def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str,
     modules = rewritten.before, rewritten.after
     for name in old.keys() & new.keys() - set(now):
         before, after = old[name], new[name]
-        same = before.target == after.target and str(fx.node.map_arg((before.args, before.kwargs), renamed)) == str(
-            fx.node.map_arg((after.args, after.kwargs), operator.attrgetter("name"))
-        )
+        same = _operation(before) == _operation(after) and str(
+            fx.node.map_arg((before.args, before.kwargs), renamed)
+        ) == str(fx.node.map_arg((after.args, after.kwargs), operator.attrgetter("name")))
         if same and before.op == "get_attr":
             same = same_numbers(
                 *(operator.attrgetter(str(n.target))(m) for n, m in zip((before, after), modules, strict=True))

@@ -257,7 +257,7 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
             continue
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"):
             inputs = [node.input[0], squared(node.input[1])]
-        elif node.op_type in ("Add", "Identity"):
+        elif node.op_type in ("Add", "Concat", "Identity"):
             inputs = [added(name) for name in node.input]
         else:
             raise FusionError(f"it is written with a {node.op_type}, of which no rounding is known")
