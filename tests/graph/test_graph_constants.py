@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import repconv
 from repconv.benchmarks.studies.graph.networks import to_onnx
+from repconv.benchmarks.studies.graph.reasons import of_onnx, unexplained
 from repconv.errors import FusionError
 from repconv.graph import fuse_onnx
 from repconv.graph.onnx.facts import Facts
@@ -103,6 +104,32 @@ def test_weights_normalised_by_their_own_statistics_are_constants(gain: bool, sh
     assert [n.op_type for n in graph.graph.node] == ["Conv", "Relu"]
     got = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
     np.testing.assert_allclose(got, wanted.numpy(), rtol=2e-6, atol=1e-5)
+
+
+class Attending(nn.Module):
+    """Attention; its exporter computes where the thirds of the channels end, and of their size what to divide by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Conv2d(C, 3 * C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.whole(x).reshape(1, 1, 3 * C, 35).transpose(-1, -2).chunk(3, -1)
+        return functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_a_size_that_is_known_only_once_the_graph_is_read_makes_a_constant() -> None:
+    torch.manual_seed(0)
+    model, x = Attending().eval(), torch.randn(1, C, 5, 7)
+    before = to_onnx(model, x)
+    after, report = fuse_onnx(before)
+    assert report.agreement.passed
+    assert not [each for each in report.refusals if each.kind == "product" and "/Mul" in each.where]
+    assert not unexplained(of_onnx(before, after, report), report.refusals)
+    kinds = [node.op_type for node in after.graph.node]
+    assert {"Shape", "Sqrt", "Div"}.isdisjoint(kinds), kinds
+    got = onnxruntime.InferenceSession(after.SerializeToString()).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=0, atol=1e-5)
 
 
 def factor(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:

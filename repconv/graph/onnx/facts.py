@@ -71,6 +71,7 @@ class Facts:
         self._ask_readers()
         self._channel_axes = channel_axes(graph.node, self.sides)
         self._readers = _readers(graph.node, self.is_constant)
+        self._constants.look_again()
 
     def _infer(self, model: onnx.ModelProto) -> None:
         light = without_weights(model)

@@ -75,6 +75,10 @@ class Constants:
                 self._known[each] = self._find(each)
         return self._known[name]
 
+    def look_again(self) -> None:
+        """Forget which tensors are no constants: more sizes may be known by the time that somebody asks again."""
+        self._known = {name: True for name, known in self._known.items() if known}
+
     def _inputs_of(self, name: str) -> list[str]:
         node = self._makers.get(name)
         return [n for n in node.input if n] if node is not None and name not in self.stored else []
