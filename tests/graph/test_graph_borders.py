@@ -18,7 +18,7 @@ import repconv
 from repconv.algebra.kernels import innermost_first
 from repconv.benchmarks.studies.graph.networks import to_onnx
 from repconv.errors import GeometryError
-from repconv.graph import fuse_onnx
+from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.core.dims import symbol, told
 from repconv.graph.maps import canvas
 from repconv.graph.maps.canvas import Canvas
@@ -205,3 +205,21 @@ def test_what_is_painted_in_stays_where_something_else_reads_it() -> None:
     fused, report = repconv.fuse(model, (x,))
     torch.testing.assert_close(fused.module()(x), model(x).detach(), rtol=0, atol=2e-5)
     assert report.after.convolutions <= 3
+
+
+class Confused(nn.Module):
+    """Joins tensors of which one is read as rows of numbers, too, so that its last axis is taken for the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.linear = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 5, 3), nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        one, other = (functional.max_pool2d(conv(x), 2) for conv in (self.one, self.other))
+        return torch.cat([one, other], 1), self.linear(one)
+
+
+def test_tensors_with_channels_on_different_axes_are_not_put_together() -> None:
+    program = torch.export.export(Confused().eval(), (torch.randn(2, 3, 8, 8),))
+    fused, _ = fuse_program(program)
+    assert [node.target for node in fused.graph.nodes] == [node.target for node in program.graph.nodes]

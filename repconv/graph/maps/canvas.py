@@ -57,10 +57,6 @@ class Canvas:
         """How many pixel axes there are, two at least."""
         return len(self.runs)
 
-    def others(self, axis: int) -> list[int]:
-        """The other axes."""
-        return [other for other in range(self.axes) if other != axis]
-
 
 def of_tensor(tensor: Carried) -> Canvas:
     """A tensor, all of it shown."""
@@ -189,13 +185,15 @@ def _alike(first: Canvas, second: Canvas, axis: int) -> tuple[Canvas, Canvas]:
     return first, second
 
 
-def _together(first: Canvas, second: Canvas) -> tuple[Canvas, Canvas]:
+def _together(first: Canvas, second: Canvas, but: int | None = None) -> tuple[Canvas, Canvas]:
+    """Two canvases of one layout with the same runs along every pixel axis, `but` for one."""
     if first.carried.frame != second.carried.frame and first.layout != second.layout:
         raise GeometryError("it puts together tensors whose channels are on different axes")
-    if first.axes != second.axes:
-        raise GeometryError("it puts together tensors of different numbers of axes")
+    if first.axes != second.axes or first.layout.channels != second.layout.channels:
+        raise GeometryError("it puts together tensors of different numbers of axes or channels")
     for axis in range(first.axes):
-        first, second = _alike(first, second, axis)
+        if axis != but:
+            first, second = _alike(first, second, axis)
     return first, second
 
 
@@ -264,8 +262,7 @@ def paint(base: Canvas, patch: Canvas, axis: int, start: int | None, end: int | 
     last = 0 if end is None or end >= 2**31 - 1 else end
     base = _cut(base, axis, abs(first), from_end=first_from_end)
     base = _cut(base, axis, abs(last), from_end=last_from_end)
-    for other in base.others(axis):
-        base, patch = _alike(base, patch, other)
+    base, patch = _together(base, patch, axis)
     low, high = (
         _index(base, axis, abs(place), from_end=backwards)
         for place, backwards in ((first, first_from_end), (last, last_from_end))
@@ -335,9 +332,7 @@ def join(parts: Sequence[Canvas], axis: int) -> Canvas:
     """Canvases one after another along a pixel axis."""
     total = parts[0]
     for part in parts[1:]:
-        first, second = total, part
-        for other in total.others(axis):
-            first, second = _alike(first, second, other)
+        first, second = _together(total, part, axis)
         runs = (*first.runs[axis], *second.runs[axis])
         if runs.count(None) > 1:
             raise GeometryError("it joins two open numbers of rows or columns")
