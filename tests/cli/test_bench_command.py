@@ -82,6 +82,7 @@ def test_everything_in_one_run(checkpoint, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_graphs_halves_and_several_sources(checkpoint, tmp_path) -> None:
     """A foreign network, a graph of it, and a batch: what PyTorch cannot run is said, the rest is measured."""
     pytest.importorskip("timm", reason="timm is not installed: pip install timm")

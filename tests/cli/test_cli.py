@@ -177,6 +177,7 @@ def test_help_starts_without_torch():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # `make demo` runs it before
 def test_the_demo_runs_and_proves_what_it_says(run, tmp_path):
     code, out, err = run("demo", "--json", "demo.json")
     assert code == 0, err

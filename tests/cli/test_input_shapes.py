@@ -59,7 +59,9 @@ def test_every_command_takes_it(kind: str, command_line: Command, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rows", "sequences", "clips"])
+@pytest.mark.parametrize(
+    "kind", ["sequences", *(pytest.param(k, marks=pytest.mark.exhaustive) for k in ("rows", "clips"))]
+)
 def test_it_is_timed_and_built_for_another_runtime(kind: str, command_line: Command, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     (tmp_path / "nets_of_test.py").write_text(NETS)

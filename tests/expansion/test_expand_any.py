@@ -112,6 +112,7 @@ def test_torchvision_resnet18():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_torchvision_resnet18_with_all_branches_and_example_inputs():
     models = pytest.importorskip("torchvision.models", reason="torchvision is optional")
     x = image(3, 64)
