@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import onnx
 import pytest
@@ -38,15 +39,17 @@ class Joined(nn.Module):
         return (y.relu(), *(other.sigmoid() for other in beside)) if beside else y.relu()
 
 
+Build = Callable[[], Joined]
+
 CASES = [
-    pytest.param(Joined("norm"), id="norm"),
-    pytest.param(Joined("norm scale number shift"), id="a chain"),
-    pytest.param(Joined("scale norm", widths=(3, 5, 8)), id="three parts"),
-    pytest.param(Joined("shift norm", pixels=1), id="signals"),
+    pytest.param(partial(Joined, "norm"), id="norm"),
+    pytest.param(partial(Joined, "norm scale number shift"), id="a chain"),
+    pytest.param(partial(Joined, "scale norm", widths=(3, 5, 8)), id="three parts"),
+    pytest.param(partial(Joined, "shift norm", pixels=1), id="signals"),
 ]
 STAY = [
-    pytest.param(Joined("norm", reads="part"), id="a part is read elsewhere"),
-    pytest.param(Joined("norm", reads="joined"), id="what is joined is read elsewhere"),
+    pytest.param(partial(Joined, "norm", reads="part"), id="a part is read elsewhere"),
+    pytest.param(partial(Joined, "norm", reads="joined"), id="what is joined is read elsewhere"),
 ]
 
 
@@ -63,9 +66,10 @@ def kinds(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-@pytest.mark.parametrize("network", CASES)
-def test_it_is_a_part_of_every_convolution_of_an_onnx_model(network: Joined, randomise: Randomise) -> None:
-    model, report = fuse_onnx(exported(randomise(network).eval()))
+@pytest.mark.parametrize("build", CASES)
+def test_it_is_a_part_of_every_convolution_of_an_onnx_model(build: Build, randomise: Randomise) -> None:
+    network = randomise(build()).eval()
+    model, report = fuse_onnx(exported(network))
     assert report.agreement is not None
     assert report.agreement.passed
     left = [kind for kind in kinds(model) if kind not in ("Split", "Constant")]
@@ -73,11 +77,10 @@ def test_it_is_a_part_of_every_convolution_of_an_onnx_model(network: Joined, ran
 
 
 @pytest.mark.parametrize("decomposed", [False, True])
-@pytest.mark.parametrize("network", CASES)
-def test_it_is_a_part_of_every_convolution_of_a_program(
-    network: Joined, decomposed: bool, randomise: Randomise
-) -> None:
-    program = torch.export.export(randomise(network).eval(), (example(network),))
+@pytest.mark.parametrize("build", CASES)
+def test_it_is_a_part_of_every_convolution_of_a_program(build: Build, decomposed: bool, randomise: Randomise) -> None:
+    network = randomise(build()).eval()
+    program = torch.export.export(network, (example(network),))
     program = program.run_decompositions() if decomposed else program
     fused, report = fuse_program(program)
     assert report.agreement is not None
@@ -86,9 +89,9 @@ def test_it_is_a_part_of_every_convolution_of_a_program(
     assert left <= {"relu", "split", "split_with_sizes", "chunk", "conv1d", "conv2d", "convolution", "cat"}
 
 
-@pytest.mark.parametrize("network", STAY)
-def test_it_stays_where_somebody_else_reads_on_the_way(network: Joined, randomise: Randomise) -> None:
-    network = randomise(network).eval()
+@pytest.mark.parametrize("build", STAY)
+def test_it_stays_where_somebody_else_reads_on_the_way(build: Build, randomise: Randomise) -> None:
+    network = randomise(build()).eval()
     model, _ = fuse_onnx(exported(network))
     assert kinds(model).count("BatchNormalization") == 1
     fused, _ = fuse_program(torch.export.export(network, (example(network),)))

@@ -89,7 +89,7 @@ def multiply_adds(step: Callable[[], None]) -> int:
 def asked(what: str, described: str) -> str:
     """What this script prints in a process of its own, with allocation as above."""
     command = [sys.executable, __file__, what, described]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC)  # noqa: S603
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | MALLOC)  # noqa: S603
     return done.stdout
 
 

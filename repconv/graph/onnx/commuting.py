@@ -139,39 +139,50 @@ def distributed(facts: Facts, steps: Sequence[Step], names: Names) -> onnx.Model
     parts: dict[str, list[str]] = {}
     for node in graph.node:
         made = node.output[0] if node.output else ""
-        if made in behind and made not in moved:
-            parts[made] = [*node.input]
-        elif made not in moved:
-            result.graph.node.append(node)
-        else:
-            (name,) = (name for name in node.input if name in parts)
-            join = joins[made]
-            axis = _axis(facts, join)
-            widths = (int(str(facts.sides[part][axis])) for part in join.input)
-            ends = list(accumulate(widths, initial=0))
-            parts[made] = []
-            for part, (start, end) in zip(parts[name], pairwise(ends), strict=True):
-                parts[made].append(names.new(f"{made}/part"))
-                cut = {name: part}
-                for operand in {*node.input} - {name, ""}:
-                    value = _part(facts, node, operand, axis, start, end)
-                    if value is not None:
-                        cut[operand] = names.new(f"{operand}/part")
-                        result.graph.initializer.append(numpy_helper.from_array(value, cut[operand]))
-                copy = result.graph.node.add()
-                copy.CopyFrom(node)
-                copy.name = names.new(label(node))
-                copy.input[:] = [cut.get(n, n) for n in node.input]
-                copy.output[:] = parts[made][-1:]
+        if made in moved:
+            parts[made] = _on_parts(facts, node, joins[made], parts, names, result.graph)
             if made not in behind:
-                result.graph.node.append(
-                    helper.make_node("Concat", parts[made], [made], names.new(label(join)), axis=axis)
-                )
-    gone = behind - {None}
-    kept = [value for value in result.graph.value_info if value.name not in gone]
+                named = names.new(label(joins[made]))
+                axis = _axis(facts, joins[made])
+                result.graph.node.append(helper.make_node("Concat", parts[made], [made], named, axis=axis))
+        elif made in behind:
+            parts[made] = [*node.input]
+        else:
+            result.graph.node.append(node)
+    kept = [value for value in result.graph.value_info if value.name not in behind]
     del result.graph.value_info[:]
     result.graph.value_info.extend(kept)
     return result
+
+
+def _on_parts(
+    facts: Facts,
+    node: onnx.NodeProto,
+    join: onnx.NodeProto,
+    parts: Mapping[str, Sequence[str]],
+    names: Names,
+    graph: onnx.GraphProto,
+) -> list[str]:
+    """Write to `graph` what a node does to each of the parts of what it reads; returns what that makes."""
+    (source,) = (name for name in node.input if name in parts)
+    operands = [name for name in dict.fromkeys(node.input) if name not in (source, "")]
+    axis = _axis(facts, join)
+    widths = (int(str(facts.sides[part][axis])) for part in join.input)
+    found: list[str] = []
+    for part, (start, end) in zip(parts[source], pairwise(accumulate(widths, initial=0)), strict=True):
+        now = {source: part}
+        for operand in operands:
+            value = _part(facts, node, operand, axis, start, end)
+            if value is not None:
+                now[operand] = names.new(f"{operand}/part")
+                graph.initializer.append(numpy_helper.from_array(value, now[operand]))
+        found.append(names.new(f"{node.output[0]}/part"))
+        copy = graph.node.add()
+        copy.CopyFrom(node)
+        copy.name = names.new(label(node))
+        copy.input[:] = [now.get(name, name) for name in node.input]
+        copy.output[:] = found[-1:]
+    return found
 
 
 def _axis(facts: Facts, join: onnx.NodeProto) -> int:

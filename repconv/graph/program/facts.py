@@ -41,6 +41,9 @@ BY_BATCH_NORMS = (
 )  # fmt: skip
 """Batch normalisation by the statistics of each batch."""
 
+VIEWS = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
+"""Operations that differ in where in memory their result lies alone."""
+
 SPLITS = (
     "aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.sizes", "aten.chunk.default", "aten.unbind.int",
 )  # fmt: skip
@@ -157,7 +160,7 @@ def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
             found[first] = {axes[0]: axes[1], axes[1]: axes[0]}.get(known, known)
         elif is_pointwise(node):
             found.update({n: known for n in sources if n.meta["val"].dim() == value.dim()})
-        elif kind in ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"):
+        elif kind in VIEWS:
             last = known == value.dim() - 1 and value.shape[-1] == first.meta["val"].shape[-1]
             found[first] = rank - 1 if last else 1
     return found

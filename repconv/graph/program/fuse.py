@@ -30,7 +30,7 @@ from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
 from .commuting import commuted, distributed
 from .constants import operands
-from .facts import CONVOLVE, NORMS, SPREAD, ProgramFacts, gives_several
+from .facts import CONVOLVE, NORMS, SPREAD, VIEWS, ProgramFacts, gives_several
 from .proof import Rewritten, prove_program
 from .reader import read_program
 from .writer import DIALECT, emit, store_once
@@ -246,7 +246,7 @@ def _filling(node: fx.Node) -> float | None:
 def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProgram:
     """The rewritten graph as an exported program with the inputs and open sizes of `program`.
 
-    What was decomposed to core ATen is so again.
+    What was decomposed to core ATen is so again. Views that stand in the way become reshapes, in `rewritten`, too.
 
     Raises:
         FusionError: torch.export cannot.
@@ -258,13 +258,17 @@ def export_again(program: ExportedProgram, rewritten: Rewritten) -> ExportedProg
     leaves = [v.meta.get("val") for v in module.graph.nodes if v.op == "placeholder"]
     is_open = any(not isinstance(d, int) for v in leaves if isinstance(v, Tensor) for d in v.shape)
     dynamic = dynamic_shapes_of(module, arguments, options) if is_open else None
+
+    def exported() -> ExportedProgram:
+        return torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+
     try:
         try:
-            fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+            fused = exported()
         except (RuntimeError, ValueError):
             if not _reshaped(module):
                 raise
-            fused = torch.export.export(module, arguments, options, dynamic_shapes=dynamic, strict=False)
+            fused = exported()
         return decomposed_as(fused, program)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise FusionError(f"the fused program cannot be exported again: {str(error).splitlines()[0]}") from error
@@ -275,9 +279,10 @@ def _reshaped(module: fx.GraphModule) -> bool:
 
     Returns whether there were any.
     """
-    views = [node for node in module.graph.nodes if node.target in (_aten.view.default, _aten._unsafe_view.default)]  # noqa: SLF001
+    reshape = _aten.reshape.default
+    views = [node for node in module.graph.nodes if str(node.target) in VIEWS and node.target != reshape]
     for node in views:
-        node.target = _aten.reshape.default
+        node.target = reshape
     module.recompile()
     return bool(views)
 

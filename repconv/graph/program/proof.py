@@ -17,6 +17,7 @@ from ...proof.agreement import Agreement, Comparison
 from ...proof.end_to_end import prove_whole
 from ...proof.leaves import OfTensors, of_tensors
 from ...proof.report import FusionReport, Proof
+from .facts import VIEWS
 from .regions import Constants, prove_region
 
 
@@ -98,13 +99,9 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
     return tuple(found)
 
 
-_VIEWS = frozenset(("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"))
-"""Operations that differ in where their result lies in memory alone."""
-
-
 def _operation(node: fx.Node) -> object:
     """What a node does."""
-    return "view" if str(node.target) in _VIEWS else node.target
+    return "view" if str(node.target) in VIEWS else node.target
 
 
 def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> Iterator[Comparison]:

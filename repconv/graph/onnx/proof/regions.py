@@ -189,7 +189,13 @@ def _reference(model: onnx.ModelProto, output: str) -> Callable[[Sources], Evalu
         for name in (node.output[:1] if node.op_type == "BatchNormalization" else node.output)
         if name
     )
-    norms = [n for n in model.graph.node if n.op_type == "BatchNormalization" and weights.keys() >= set(n.input[1:])]
+    norms = [
+        n
+        for n in model.graph.node
+        if n.op_type == "BatchNormalization"
+        and weights.keys() >= set(n.input[1:])
+        and not attributes(n).get("training_mode", 0)
+    ]
     parts = [float(_norm_parts(node, weights).abs().max()) for node in norms]
     evaluated = Repeated(model, [output, *(name for name in passed if name != output)])
 
