@@ -35,7 +35,7 @@ SIGMAS = 7.0
 TAIL = 30.0
 """The x of the mean square's bound: 1e-13 a channel."""
 
-WINDOWS = 256
+WINDOWS = 128
 """Outputs a channel and source that are looked at, at least; small maps are drawn more often."""
 
 FEWEST_DRAWS = 2

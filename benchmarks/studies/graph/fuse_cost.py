@@ -4,7 +4,9 @@
 
 `module` is `repconv.fuse(irep_resnet18, x)` in a process that has imported everything; `file` is the whole process of
 `repconv fuse` on an ONNX file of 30 million parameters (RepVGG's branches, as another author would export them), with
-its proof; `program` is `fuse_program`, without proof, of GhostNetV3 of torch.export (326 batch norms).
+its proof; `program` is `fuse_program`, without proof, of GhostNetV3 of torch.export (326 batch norms); `proof` is the
+proof alone of five ONNX files of the zoo, beside what it takes to run its probes: two random inputs through both files
+in onnxruntime and through the original in float64, compared.
 CPU seconds are the process's own, user and system, and hold where other processes run besides; wall seconds stand
 beside them. Memory is the most the process held, of `module` and `program` beyond what it held before.
 """
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -30,6 +33,7 @@ from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
 from repconv.files.whole import write_whole
 
 SCHEMA = "repconv.fuse_cost/1"
+PROBES = "probes_cpu_seconds"
 BEFORE = "04a8af6"
 """The last commit that knew affine operations by their spelling."""
 
@@ -65,6 +69,30 @@ seconds, used = time.perf_counter() - start, time.process_time() - used
 print(json.dumps({"seconds": seconds, "cpu_seconds": used, "bytes": held("VmHWM") - before}))
 """
 
+_PROOF = """
+import torch
+from repconv.benchmarks.studies.zoo.measuring import as_onnx
+from repconv.benchmarks.studies.zoo.subjects import subject
+from repconv.graph import fuse_onnx
+from repconv.graph.onnx.fuse import proof_of
+from repconv.graph.onnx.proof.prove import ModelPair, random_feeds
+torch.set_num_threads(1)
+model, _ = as_onnx(subject(sys.argv[2]))
+fused, report = fuse_onnx(model, prove=False)
+used = time.process_time()
+pair = ModelPair(model, fused)
+for given in random_feeds(model)[0]:
+    pair.compare(given)
+probes = time.process_time() - used
+del pair
+Path("/proc/self/clear_refs").write_text("5")
+before, start, used = held("VmRSS"), time.perf_counter(), time.process_time()
+assert proof_of(model, fused, report, None).agreement.passed
+seconds, used = time.perf_counter() - start, time.process_time() - used
+took = {"seconds": seconds, "cpu_seconds": used, "probes_cpu_seconds": probes}
+print(json.dumps({**took, "bytes": held("VmHWM") - before}))
+"""
+
 _FILE = """
 from repconv.cli import main
 start = time.perf_counter()
@@ -78,8 +106,19 @@ seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "cpu_seconds": time.process_time(), "bytes": held("VmHWM"), "code": code or 0}))
 """
 
-CASES = {"module": _MODULE, "file": _FILE, "program": _PROGRAM}
-"""What is measured, by name."""
+PROVED = ("repghostnet_050", "mobileone_s0", "resnet18", "darknet17", "levit_128s")
+"""Networks of timm whose files are proved."""
+
+FILE = "FILE"
+"""Stands for the ONNX file of branches."""
+
+CASES: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "module": {"module": (_MODULE, FILE)},
+    "file": {"file": (_FILE, FILE)},
+    "program": {"program": (_PROGRAM, FILE)},
+    "proof": {f"proof of {name}": (_PROOF, f"timm:{name}") for name in PROVED},
+}
+"""What is measured, by name: rows, each some code and what it is given."""
 
 
 class Branches(nn.Module):
@@ -146,13 +185,17 @@ def main() -> None:
             "now": laid_out(ROOT, folder / "now"),
         }
         wanted = [asked.only] if asked.only else ["module", "file"]
-        cases = {name: (CASES[name], str(path)) for name in wanted}
+        cases = {
+            row: (code, str(path) if given == FILE else given)
+            for name in wanted
+            for row, (code, given) in CASES[name].items()
+        }
         samples: dict[str, dict[str, list[dict[str, float]]]] = {name: {side: [] for side in trees} for name in cases}
         for index in range(asked.rounds):
             sides = list(trees.items())[:: 1 if index % 2 else -1]
-            for name, (code, *more) in cases.items():
+            for name, (code, given) in cases.items():
                 for side, tree in sides:
-                    samples[name][side].append(measured(code, tree, *more))
+                    samples[name][side].append(measured(code, tree, given))
                     print(name, side, samples[name][side][-1], flush=True)
         result = {
             **head(__file__, SCHEMA, _asked(asked)),
@@ -178,17 +221,20 @@ def _medians(samples: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _table(result: dict[str, object]) -> str:
-    """Medians, before and now, and their ratio."""
-    rows = []
+    """Medians, before and now, and their ratio; of proofs, how many times their probes they take, too."""
+    rows, probed = [], False
     for name, sides in result["median"].items():  # type: ignore[attr-defined]  # plain containers
         was, now = sides["before"], sides["now"]
         columns = [
             (was[key] / unit, now[key] / unit, now[key] / was[key])
             for key, unit in (("cpu_seconds", 1), ("seconds", 1), ("bytes", 1e6))
         ]
+        if probed := PROBES in now:
+            columns.append(tuple(side["cpu_seconds"] / side[PROBES] for side in (was, now)))
         rows.append([name, *(f"{value:.2f}" for column in columns for value in column)])
     heading = [f"{what} {when}".strip() for what in ("CPU s", "wall s", "MB") for when in ("before", "now", "ratio")]
-    return markdown_table(["", *heading], rows) + "\n"
+    over = ["CPU over its probes before", "now"] if probed else []
+    return markdown_table(["", *heading, *over], rows) + "\n"
 
 
 if __name__ == "__main__":

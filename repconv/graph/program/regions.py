@@ -13,9 +13,11 @@ from torch import Tensor, fx
 from ...errors import FusionError
 from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, reach_of, square, whole
 from ...proof.agreement import Comparison
+from ...proof.extent import fewer_pixels
 from ...proof.float64 import FastGroupedDouble
 from .constants import fills
 from .facts import CONVOLVE, PADDED, SPREAD
+from .repeating import repeats
 
 _aten = torch.ops.aten
 Constants = Callable[[str], Tensor]
@@ -91,8 +93,11 @@ def prove_region(
     taps = max([1, *(math.prod(t.shape[2:]) for t in stored if t.dim() > 2)])
     windows = [_sides(n.args[1]) for n in (*before, *after) if "aten.conv" in str(n.target)]
     right, written = largest_on_the_way(reference), Written(value, power, taps, reach=reach_of(windows))
-    sized = {name: shapes[name] for name in read}
+    sized: Mapping[str, tuple[int, ...]] = {name: shapes[name] for name in read}
     if _keep_axes(before, names[0]) and _keep_axes(after, names[1]):
+        rank = min((len(shape) for shape in sized.values()), default=0)
+        maps = [repeats(nodes, ends, rank) for nodes, ends in ((before, names[0]), (after, names[1]))]
+        sized = fewer_pixels(sized, maps)
         with FastGroupedDouble():
             return affine_agreement(right, written, sized, dtype, where)
     sized = {name: (1, *shape) for name, shape in sized.items()}

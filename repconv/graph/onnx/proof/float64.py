@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,20 +64,29 @@ class Repeated:
             return _run(self._model, feeds, self._names, self._ready[given], self._longest_s)
 
 
-_Ready = tuple[Stretch, Evaluator]
+@dataclass(frozen=True)
+class _Ready:
+    """A stretch that can be run, and its weights."""
+
+    stretch: Stretch
+    evaluator: Evaluator
+    weights: Mapping[str, Array]
 
 
 def _ready(stretch: Stretch) -> _Ready:
     _widen_model(stretch.model)
-    return stretch, Evaluator(stretch.model)
+    weights = {tensor.name: _double(numpy_helper.to_array(tensor)) for tensor in stretch.weights}
+    return _Ready(stretch, Evaluator(stretch.model), weights)
 
 
-def _released(ready: Iterable[_Ready]) -> Iterator[_Ready]:
+def _released(parts: Iterable[_Ready]) -> Iterator[_Ready]:
     """Each of them, and its memory given back before the next."""
-    for stretch, evaluator in ready:
-        yield stretch, evaluator
-        evaluator.release()
-        if stretch.model.ByteSize() > LARGE:
+    for part in parts:
+        yield part
+        large = sum(value.nbytes for value in part.weights.values()) > LARGE
+        part.evaluator.release()
+        del part
+        if large:
             return_freed()
 
 
@@ -84,15 +94,18 @@ def _run(
     model: onnx.ModelProto,
     feeds: Mapping[str, Array],
     names: Sequence[str],
-    ready: Iterable[_Ready],
+    parts: Iterable[_Ready],
     seconds: float,
 ) -> list[Array]:
     known: dict[str, Any] = {name: _double(value) for name, value in feeds.items()}
     with at_most(seconds):
-        for stretch, evaluator in ready:
-            found = evaluator.run(list(stretch.made), {name: known[name] for name in stretch.read})
+        for part in parts:
+            stretch = part.stretch
+            read = {name: known[name] for name in stretch.read}
+            found = part.evaluator.run(list(stretch.made), {**read, **part.weights})
             known |= zip(stretch.made, found, strict=True)
             known = {name: value for name, value in known.items() if name in stretch.later}
+            del part
     held = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in names}
     return [np.asarray(known[name] if name in known else _double(numpy_helper.to_array(held[name]))) for name in names]
 
@@ -155,7 +168,7 @@ def _widen_tensor(tensor: onnx.TensorProto) -> None:
 
 def _double(value: Array) -> Array:
     kind = value.dtype
-    return value.astype(np.float64) if kind.kind == "f" or kind.name == "bfloat16" else value
+    return value.astype(np.float64, copy=False) if kind.kind == "f" or kind.name == "bfloat16" else value
 
 
 class Parts:

@@ -28,9 +28,11 @@ from ....proof.affine import (
     whole,
 )
 from ....proof.agreement import Comparison
+from ....proof.extent import fewer_pixels
 from ....proof.report import Refusal
 from ..nodes import attributes, nested
 from .float64 import Array, Parts, Repeated
+from .repeating import repeats
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
@@ -81,10 +83,12 @@ def prove_regions(
         try:
             dtype = _dtype_of(new)
             written = Written(_value(new, name), _power(new, name, dtype), _taps(new), reach=_reach(old, new))
-            sized: dict[str, tuple[int, ...]] = {n: sizes[n] for n in dict.fromkeys((*read, *read_after))}
+            sized: Mapping[str, tuple[int, ...]] = {n: sizes[n] for n in dict.fromkeys((*read, *read_after))}
             right = _reference(old, name)
             rank = min((len(shape) for shape in sized.values()), default=0)
-            if not (_keeps_axes(old, rank) and _keeps_axes(new, rank)):
+            if _keeps_axes(old, rank) and _keeps_axes(new, rank):
+                sized = fewer_pixels(sized, [repeats(part, rank) for part in (old, new)])
+            else:
                 right, written = of_whole(right), whole(written)
                 sized = {n: (1, *shape) for n, shape in sized.items()}
             found.append(affine_agreement(right, written, sized, dtype, label(name)))
@@ -228,18 +232,17 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
     result = copy_of(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.input[:]
     held: dict[str, onnx.TensorProto] = {}
+    numbers: dict[str, Array] = {}
 
     def squared(name: str) -> str:
         if name not in weights:
             raise FusionError("it multiplies by what is no constant")
-        numbers = square(_tensor(numpy_helper.to_array(weights[name])), dtype).numpy()
-        held[f"{name}.squared"] = numpy_helper.from_array(numbers, f"{name}.squared")
+        numbers[f"{name}.squared"] = square(_tensor(numpy_helper.to_array(weights[name])), dtype).numpy()
         return f"{name}.squared"
 
     def added(name: str) -> str:
         if name in weights:
-            nothing = np.zeros(tuple(weights[name].dims))
-            held[f"{name}.nothing"] = numpy_helper.from_array(nothing, f"{name}.nothing")
+            numbers[f"{name}.nothing"] = np.zeros(tuple(weights[name].dims))
             return f"{name}.nothing"
         return f"{name}{_UNWEIGHTED}" if name in sources else name
 
@@ -275,14 +278,15 @@ def _power(model: onnx.ModelProto, output: str, dtype: torch.dtype) -> Callable[
     result.graph.initializer.extend(held.values())
     fed = [name for value in model.graph.input for name in (value.name, f"{value.name}{_UNWEIGHTED}") if name in read]
     wanted = f"{output}{_UNWEIGHTED}" if output in sources else output
-    result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in (*fed, *shares))
+    result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in (*fed, *shares, *numbers))
     evaluated = Repeated(result, [wanted])
 
     def run(given: Sources) -> Tensor:
         unweighted = {f"{name}{_UNWEIGHTED}": torch.zeros_like(value) for name, value in given.items()}
         counts = {name: _averaged(node, given[node.input[0]].shape, weights) for name, node in shares.items()}
         share = {name: torch.tensor(1 / count, dtype=torch.float64) for name, count in counts.items()}
-        return _tensor(evaluated(_arrays(result, {**given, **unweighted, **share}))[0])
+        arrays = {name: value.numpy() for name, value in {**given, **unweighted, **share}.items()} | numbers
+        return _tensor(evaluated({value.name: arrays[value.name] for value in result.graph.input})[0])
 
     return run
 

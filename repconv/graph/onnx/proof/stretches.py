@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
@@ -9,43 +10,42 @@ import onnx
 
 from ..nodes import captured_by
 
-BYTES = 1 << 23
-"""Weights of a stretch, as they are stored; those that a single node reads may be more."""
+NUMBERS = 1 << 21
+"""Of the weights of a stretch; those that a single node reads may be more."""
 
 NODES = 32
 """Nodes of a stretch: whoever computes it may hold all that they make at once."""
 
-_Weight = onnx.TensorProto | onnx.SparseTensorProto
-
 
 @dataclass(frozen=True)
 class Stretch:
-    """Nodes that follow one another, as a model of its own.
+    """Nodes that follow one another, as a model of its own, but for its weights.
 
-    read: tensors it takes. made: those it makes that are read later or wanted. later: all that are.
+    weights: those it takes, which are the whole model's own; sparse ones it holds itself. read: tensors it takes.
+    made: those it makes that are read later or wanted. later: all that are.
     """
 
     model: onnx.ModelProto
+    weights: tuple[onnx.TensorProto, ...]
     read: tuple[str, ...]
     made: tuple[str, ...]
     later: Set[str]
 
 
-def stretches(model: onnx.ModelProto, given: Set[str], names: Sequence[str], most: int = BYTES) -> Iterator[Stretch]:
+def stretches(model: onnx.ModelProto, given: Set[str], names: Sequence[str]) -> Iterator[Stretch]:
     """What has to run for `names`, in order; each is put together when it is its turn.
 
     Args:
         model: its nodes stand in an order in which they can run.
         given: tensors that are handed in; a weight of that name is not taken, and what makes one does not run.
         names: tensors that are wanted.
-        most: bytes of weights that a stretch ends with.
     """
     nodes = list(_needed(model, given, names))
     reads = [{*node.input, *captured_by(node)} - {""} for node in nodes]
-    weights = {name: weight for name, weight in _weights(model).items() if name not in given}
-    sizes = [sum(weights[name].ByteSize() for name in read if name in weights) for read in reads]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in given}
+    numbers = {name: math.prod(weight.dims) for name, weight in weights.items()}
     known, later = set(given), [set(names)]
-    parts = list(_cut(sizes, most))
+    parts = list(_cut([sum(numbers.get(name, 0) for name in read) for read in reads]))
     for part in reversed(parts[1:]):
         later.insert(0, later[0].union(*reads[part]))
     for part, wanted in zip(parts, later, strict=True):
@@ -53,9 +53,8 @@ def stretches(model: onnx.ModelProto, given: Set[str], names: Sequence[str], mos
         made = [name for node in nodes[part] for name in node.output if name and name not in given]
         read = tuple(name for name in used if name in known)
         kept = tuple(name for name in made if name in wanted)
-        yield Stretch(
-            _model(model, nodes[part], read, kept, [weights[n] for n in used if n in weights]), read, kept, wanted
-        )
+        held = tuple(weights[name] for name in used if name in weights)
+        yield Stretch(_model(model, nodes[part], read, kept, used), held, read, kept, wanted)
         known.update(made)
 
 
@@ -69,11 +68,11 @@ def _needed(model: onnx.ModelProto, given: Set[str], names: Sequence[str]) -> li
     return found[::-1]
 
 
-def _cut(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Runs of at most `NODES` whole nodes whose sizes together are at most `most`, or a single node's."""
+def _cut(sizes: Sequence[int]) -> Iterator[slice]:
+    """Runs of at most `NODES` whole nodes whose sizes together are at most `NUMBERS`, or a single node's."""
     start = held = 0
     for index, size in enumerate(sizes):
-        if index > start and (held + size > most or index == start + NODES):
+        if index > start and (held + size > NUMBERS or index == start + NODES):
             yield slice(start, index)
             start = index
             held = 0
@@ -82,25 +81,16 @@ def _cut(sizes: Sequence[int], most: int) -> Iterator[slice]:
         yield slice(start, len(sizes))
 
 
-def _weights(model: onnx.ModelProto) -> dict[str, _Weight]:
-    dense: dict[str, _Weight] = {tensor.name: tensor for tensor in model.graph.initializer}
-    return dense | {tensor.values.name: tensor for tensor in model.graph.sparse_initializer}
-
-
 def _model(
     model: onnx.ModelProto,
     nodes: Sequence[onnx.NodeProto],
     read: Sequence[str],
     made: Sequence[str],
-    weights: Sequence[_Weight],
+    used: Sequence[str],
 ) -> onnx.ModelProto:
     result = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     result.graph.node.extend(nodes)
     result.graph.input.extend(onnx.ValueInfoProto(name=name) for name in read)
     result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-    for weight in weights:
-        if isinstance(weight, onnx.TensorProto):
-            result.graph.initializer.append(weight)
-        else:
-            result.graph.sparse_initializer.append(weight)
+    result.graph.sparse_initializer.extend(t for t in model.graph.sparse_initializer if t.values.name in used)
     return result
