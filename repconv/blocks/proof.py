@@ -42,7 +42,7 @@ def prove_blocks(
     exact = fuse_blocks(wide)[0] if kernels is None else with_kernels(wide, kernels)
     del wide
     blocks = Proof(Agreement(tuple(block_by_block(model, fused))))
-    return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact)
+    return blocks + prove_whole(model, fused, [arguments(x) for x in inputs], exact, proven=blocks.agreement.passed)
 
 
 def block_by_block(model: nn.Module, fused: nn.Module) -> Iterator[Comparison]:

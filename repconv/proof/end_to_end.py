@@ -18,7 +18,12 @@ from .report import Proof, Refusal
 
 
 def prove_whole(
-    original: nn.Module, candidate: Function, inputs: Sequence[tuple[Any, ...]], exact: Function | None = None
+    original: nn.Module,
+    candidate: Function,
+    inputs: Sequence[tuple[Any, ...]],
+    exact: Function | None = None,
+    *,
+    proven: bool = False,
 ) -> Proof:
     """How far `candidate` is from `original` in float64, every output of it; the original's own error stands beside.
 
@@ -30,6 +35,7 @@ def prove_whole(
         candidate: what was made of it.
         inputs: positional arguments, one call's each.
         exact: the candidate in float64, which is compared by itself: the algebra without its rounding.
+        proven: as of `compare_calls`.
     """
     reference = float64_reference(original)
     exactly = None if exact is None else float64_reference(exact)
@@ -58,7 +64,7 @@ def prove_whole(
         )
         return found
 
-    found = compare_calls(compare, inputs)
+    found = compare_calls(compare, inputs, proven=proven)
     if reference.rounded:
         said = f"PyTorch has no float64 for {', '.join(sorted(reference.rounded))}; the reference rounds there, too"
         unmeasured.append(Refusal("end to end", said))

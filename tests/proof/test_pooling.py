@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,45 @@ def test_calls_are_added_only_while_the_matter_is_open() -> None:
     found = compare_calls(off, [torch.zeros(1)] * 2)
     assert len(asked) == MOST_CALLS
     assert Agreement(end_to_end=found).passed  # 3 times the own error, of 6.8 that chance allows
+
+
+def turned(call: int, ours: set[int], theirs: set[int]) -> Comparison:
+    """A network of near ties: now and then rounding turns one over, in either run."""
+    found = compared(*(0.8 if call in calls else 1e-6 for calls in (ours, theirs)))
+    return replace(found, undecided="an ill-conditioned network") if call in theirs else found
+
+
+def judged_after(ours: set[int], theirs: set[int], *, proven: bool) -> tuple[Agreement, int]:
+    asked: list[int] = []
+
+    def compare(_: torch.Tensor) -> list[Comparison]:
+        asked.append(len(asked))
+        return [turned(asked[-1], ours, theirs)]
+
+    block = replace(compared(1e-8, 1e-8), where="block")
+    found = compare_calls(compare, [torch.zeros(1)] * 2, proven=proven)
+    return Agreement((block,), found), len(asked)
+
+
+def test_a_tie_that_rounding_turns_over_is_no_difference_where_the_original_turns_one_over_too() -> None:
+    agreement, calls = judged_after({1}, {5}, proven=True)
+    assert agreement.passed
+    assert calls == 6
+    assert agreement.undecided is not None
+    assert "in another call, an ill-conditioned network" in {c.undecided for c in agreement.end_to_end}
+    assert not Agreement(end_to_end=agreement.end_to_end).passed, "there are no blocks to carry the verdict"
+
+
+def test_a_candidate_that_alone_is_off_is_refused_after_all_calls() -> None:
+    agreement, calls = judged_after({1}, set(), proven=True)
+    assert not agreement.passed
+    assert calls == MOST_CALLS
+
+
+def test_what_is_not_proven_by_itself_is_refused_at_once() -> None:
+    agreement, calls = judged_after({1}, {5}, proven=False)
+    assert not agreement.passed
+    assert calls == 2
 
 
 def test_calls_that_take_long_are_not_repeated_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
