@@ -140,8 +140,10 @@ def _torchvision(entry: str, weights: str | None, arguments: Mapping[str, object
     if entry not in models.list_models():
         near = [n for n in models.list_models() if entry in n][:3]
         raise SourceError(f"torchvision has no model {entry!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+    # Left alone, those with a backbone fetch weights for it, whatever is loaded into them afterwards.
+    backbone = {"weights_backbone"} & inspect.signature(models.get_model_builder(entry)).parameters.keys()
     with _foreign(f"torchvision:{entry}"):
-        network: nn.Module = models.get_model(entry, weights=weights, **arguments)
+        network: nn.Module = models.get_model(entry, **{**dict.fromkeys(backbone), **arguments, "weights": weights})
     return network
 
 

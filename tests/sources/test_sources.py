@@ -11,6 +11,7 @@ from torch import nn
 from repconv import BackendError, CheckpointError, SourceError, create_model, fuse, save
 from repconv.cli.fuse import command as fuse_by_command
 from repconv.export.from_source import fuse_source
+from repconv.models.libraries import create_named
 from repconv.sources.checkpoint import Checkpoint
 from repconv.sources.source import READERS, Format, open_source
 
@@ -138,6 +139,19 @@ def test_library_models_by_name():
     assert not net.training
     with pytest.raises(SourceError, match=r"torchvision has no model 'resnet1'; near it: .*resnet1"):
         open_source("torchvision:resnet1")
+
+
+def test_a_library_backbone_fetches_no_weights_that_nobody_asked_for(monkeypatch):
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+    def fetched(*_, **__):
+        raise AssertionError("it looks for weights")
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", fetched)
+    net = create_named("torchvision:lraspp_mobilenet_v3_large(num_classes=3)")
+    assert net.spec.arguments == {"num_classes": 3}
+    with pytest.raises(SourceError, match="it looks for weights"):
+        create_named("torchvision:lraspp_mobilenet_v3_large(weights_backbone='DEFAULT')")
 
 
 def test_timm_models_by_name():
