@@ -324,7 +324,16 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 def _weighs(model: onnx.ModelProto) -> int:
     """Bytes of its weights."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return sum(map(stored_bytes, model.graph.initializer))
+
+
+def stored_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's numbers, at most; unlike `ByteSize` without writing them."""
+    try:
+        width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except KeyError:  # a type that this onnx does not know
+        width = 8
+    return int(prod(tensor.dims)) * width
 
 
 def save_large(model: onnx.ModelProto, path: Path) -> None:

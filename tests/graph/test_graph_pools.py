@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repconv.graph import fuse_onnx, fuse_program
+from repconv.graph.core.terms import average_term
 
 
 class Module(nn.Module):
@@ -114,3 +115,21 @@ def test_what_sees_its_neighbours_is_not_averaged_before() -> None:
     assert report.after.batch_norms == 0
     assert any("what is averaged is no matrix at every pixel" in refusal.why for refusal in report.refusals)
     torch.testing.assert_close(fused.module()(x), model(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_a_pool_whose_windows_are_single_pixels_is_none() -> None:
+    """VGG's adaptive pool at the size it was trained with: the linear layer behind it keeps its numbers."""
+    assert average_term("x", 6, (1, 1), stride=(1, 1), padding=(0, 0, 0, 0)).form.is_identity, "nothing to multiply by"
+    model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d((7, 5)), nn.Flatten(), nn.Linear(6 * 7 * 5, 4)).eval()
+    x = torch.randn(2, 6, 7, 5)
+    with torch.no_grad():
+        wanted = model(x)
+    fused, _ = fuse_program(torch.export.export(model, (x,), strict=False))
+    assert "pool" not in str(fused.graph)
+    torch.testing.assert_close(fused.module()(x), wanted)
+    after, _ = fuse_onnx(exported(model, x))
+    assert "AveragePool" not in {node.op_type for node in after.graph.node}
+    (weight,) = (t for t in after.graph.initializer if len(t.dims) == 2)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), model[3].weight.detach().numpy())
+    got = onnxruntime.InferenceSession(after.SerializeToString()).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=1e-5)

@@ -89,7 +89,9 @@ def turned_around(weight: Tensor, groups: int) -> Tensor:
 def average_term(
     source: str, channels: int, taps: Axes, *, stride: Axes, padding: Sides, dilation: Axes = (1, 1)
 ) -> Term:
-    """Average pooling that counts padded pixels; a pool, too, where it pads none."""
+    """Average pooling that counts padded pixels; a pool, too, where it pads none; a grid of single pixels is none."""
+    if prod(taps) == 1:
+        return grid_term(source, channels, stride=stride, padding=padding)
     shape = (channels, 1, *taps)
     term = convolution_term(
         source,

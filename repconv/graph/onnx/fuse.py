@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from ...errors import FusionError, SourceError
 from ...files.edited import copy_of
-from ...files.onnx import LARGE, complaint, parameters, parsed, return_freed, statistics_of
+from ...files.onnx import LARGE, complaint, parameters, parsed, return_freed, statistics_of, stored_bytes
 from ...proof.agreement import Agreement
 from ...proof.report import Diverged, FusedLayer, FusionReport, GraphRefusal, Proof, Refusal, Size
 from ..core.dims import nominal_side
@@ -242,7 +242,7 @@ def _write(facts: Facts, steps: list[Step], chosen: Plan, outer: set[str]) -> _W
             beside = (node for origins in chosen.origins.values() for node in origins)
             return _Written(copy_of(source), refusals=(Kind.NARROW(said=str(error)).at(where[name], beside),))
         found.forget()
-        if sum(tensor.ByteSize() for tensor in written[name].weights) > LARGE:
+        if sum(map(stored_bytes, written[name].weights)) > LARGE:
             return_freed()
     layers = [layer for name in written for layer in _layers(name, chosen, written[name], facts)]
     if not written and not chosen.virtual:

@@ -252,14 +252,16 @@ def _stored_once(
     inputs: names of the graph's inputs; what is stored for one of them may be overridden.
     """
     held: dict[_Identity, str] = {}
-    alike = {(t.data_type, tuple(t.dims)) for t in written}
-    for tensor in stay:
-        if (tensor.data_type, tuple(tensor.dims)) in alike and tensor.name not in inputs:
+    fixed = [tensor for tensor in stay if tensor.name not in inputs]
+    alike, ours = (Counter(map(_kind, tensors)) for tensors in ((*fixed, *written), written))
+    for tensor in fixed:
+        if ours[_kind(tensor)]:
             held.setdefault(_identity(tensor), tensor.name)
     new: list[onnx.TensorProto] = []
     instead: dict[str, str] = {}
     for tensor in written:
-        name = held.setdefault(_identity(tensor), tensor.name)
+        alone = alike[_kind(tensor)] == 1
+        name = tensor.name if alone else held.setdefault(_identity(tensor), tensor.name)
         if name == tensor.name:
             new.append(tensor)
         else:
@@ -267,10 +269,15 @@ def _stored_once(
     return new, instead
 
 
-_Identity = tuple[int, tuple[int, ...], bytes]
+_Kind = tuple[int, tuple[int, ...]]
+_Identity = tuple[_Kind, bytes]
+
+
+def _kind(tensor: onnx.TensorProto) -> _Kind:
+    """Type and shape."""
+    return tensor.data_type, tuple(tensor.dims)
 
 
 def _identity(tensor: onnx.TensorProto) -> _Identity:
     """Alike for tensors of the same type, shape and bytes."""
-    content = numpy_helper.to_array(tensor).tobytes()
-    return tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest()
+    return _kind(tensor), hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).digest()

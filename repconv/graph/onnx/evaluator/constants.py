@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ....errors import FusionError, first_line
+from ....files.onnx import stored_bytes
 from ....limits import LARGEST_CONSTANT
 from ...core.dims import Dim
 from ...core.ordering import dependencies_first
@@ -244,7 +245,7 @@ class Constants:
         made: dict[str, Array] = {}
         for each in dependencies_first(name, lambda n: [i for i in self._computed_of(n) if i not in self._values]):
             made = self._evaluate(each)
-            if each not in self.stored or self.stored[each].ByteSize() <= _SMALL:
+            if each not in self.stored or stored_bytes(self.stored[each]) <= _SMALL:
                 self._values.update(made)  # a stored weight is read where it is needed: held, it would be there twice
         return made.get(name)
 
