@@ -122,6 +122,17 @@ def test_a_sum_distributes_over_what_it_reads(a: Term, b: Term, c: Term) -> None
 
 
 @laws
+@given(terms("x"), terms("y", (-1, 0)), st.booleans())
+def test_taps_are_the_kernel_without_what_a_dilation_leaves_out(first: Term, second: Term, scaled: bool) -> None:
+    factors = scale_term("x", torch.arange(1.0, CHANNELS + 1, dtype=torch.float64))
+    both = series(second, factors if scaled else first)
+    for term in (first, second, both, *([] if both is None else [series(factors, both)])):
+        if term is not None:
+            wanted = term.uncropped().weight[every(term.form.without_cropping().dilation)]
+            torch.testing.assert_close(term.taps(), wanted, rtol=1e-14, atol=0)
+
+
+@laws
 @given(terms("x"), terms("y", (-1, 0)), each(st.integers(7, 9), 3))
 def test_a_form_foretells_its_kernel(inner: Term, outer: Term, sides: tuple[int, ...]) -> None:
     """What forms say without numbers is what the composed kernel is, and as large as torch makes one after the other.

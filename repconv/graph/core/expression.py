@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...algebra.geometry import Geometry, halves
-from ...algebra.kernels import Kernel, combine, compose, identity
+from ...algebra.kernels import Kernel, combine, compose, every, identity
 from ...errors import GeometryError
 from .constant import Constant
 from .dims import Dim, Dims, through
@@ -40,6 +40,8 @@ class Addend:
     needs: terms whose numbers the weight and scales are made of.
     key: alike for weights that are known to be alike without a number of them: the name by which one is stored, or a
         hash of what else it is made of; a tuple would double at every step of a tensor that is added to itself.
+    taps: the weight without the zeros its dilation stands for, where it is known without them: those of three taps 36
+        pixels apart are 600 times as many.
     """
 
     form: Form
@@ -47,11 +49,12 @@ class Addend:
     scales: tuple[Weight, ...] = ()
     needs: tuple[Term, ...] = ()
     key: Hashable = field(default_factory=object)
+    taps: Weight | None = None
 
     def scaled(self, scale: Term) -> Addend:
         """The same with one more scale, a diagonal term."""
         scales = (*self.scales, lambda: scale.kernel.weight.reshape(-1))
-        return Addend(replace(self.form, ones=False), self.weight, scales, (*self.needs, scale), self.key)
+        return replace(self, form=replace(self.form, ones=False), scales=scales, needs=(*self.needs, scale))
 
     def of_axes(self, count: int) -> Addend:
         """The same of so many pixel axes."""
@@ -96,9 +99,9 @@ class Term:
         self.known: Kernel | None = None
 
     @classmethod
-    def leaf(cls, source: str, form: Form, weight: Weight | None = None) -> Term:
-        """A term as the graph has it; `weight` None for an identity's numbers."""
-        return cls(source, form, [Addend(form, weight or _ones(form.geometry))])
+    def leaf(cls, source: str, form: Form, weight: Weight | None = None, taps: Weight | None = None) -> Term:
+        """A term as the graph has it; `weight` None for an identity's numbers, `taps` as in an addend."""
+        return cls(source, form, [Addend(form, weight or _ones(form.geometry), taps=taps)])
 
     @classmethod
     def itself(cls, source: str, channels: int) -> Term:
@@ -209,6 +212,17 @@ class Term:
         kernel = replace(self.kernel, padding=settled.padding)
         return kernel if settled == target else kernel.enlarge(target.size, target.padding)
 
+    def taps(self) -> Tensor:
+        """The weight of `uncropped` without the zeros that its dilation stands for: [o, i/g, k...]."""
+        form, target = self.form.symmetric(), self.form.without_cropping()
+        addend, *others = self.addends
+        as_far = addend.form.of_axes(form.geometry.axes).dilation == form.dilation
+        if addend.taps is None or others or form != target or not as_far:
+            return self.uncropped().weight[every(target.dilation)]
+        weight, factor = addend.taps(), addend.factor()
+        weight = weight if factor is None else weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+        return weight.reshape(*weight.shape[:2], *form.taps)
+
     def few(self) -> tuple[Addend, ...]:
         """What to add, the sum if that is many."""
         if len(self.addends) <= MOST_ADDENDS:
@@ -248,7 +262,13 @@ class Term:
         form = self.form.series(inner.form)
         if self.form.is_diagonal:
             return Term(inner.source, form, [addend.scaled(self) for addend in inner.few()])
-        series = Addend(form, lambda: _series(self, inner, form).weight, (), (self, inner), _key_of_series(self, inner))
+        series = Addend(
+            form,
+            lambda: _series(self, inner, form).weight,
+            needs=(self, inner),
+            key=_key_of_series(self, inner),
+            taps=(lambda: _scaled_inside(self.taps(), self, inner)) if inner.form.is_diagonal else None,
+        )
         return Term(inner.source, form, [series])
 
 
@@ -269,12 +289,17 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
     if outer.form.ones:
         return _kernel(target, inner.kernel.weight)
     if inner.form.ones or inner.form.is_diagonal:
-        taps, g = outer.kernel.weight, outer.kernel.groups
-        o, m = taps.shape[:2]
-        scaled = taps.reshape(g, o // g, m, -1) * inner.kernel.weight.reshape(g, 1, m, 1)
-        kernel = replace(outer.kernel, weight=scaled.reshape(taps.shape)).of_axes(target.axes)
+        scaled = _scaled_inside(outer.kernel.weight, outer, inner)
+        kernel = replace(outer.kernel, weight=scaled).of_axes(target.axes)
         return _kernel(target, kernel.dilate(inner.form.of_axes(target.axes).geometry.stride).weight)
     return compose(outer.kernel, inner.kernel, closed=inner.form.closed)
+
+
+def _scaled_inside(weight: Tensor, outer: Term, inner: Term) -> Tensor:
+    """The weight of `outer`, with or without zeros, after what gives each channel one factor."""
+    o, m = weight.shape[:2]
+    g = outer.form.geometry.groups
+    return (weight.reshape(g, o // g, m, -1) * inner.kernel.weight.reshape(g, 1, m, 1)).reshape(weight.shape)
 
 
 def _key_of_series(outer: Term, inner: Term) -> Hashable:

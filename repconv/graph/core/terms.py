@@ -41,7 +41,7 @@ def convolution_term(
         full = weight()
         return Kernel(full, full.new_zeros(o)).dilate(dilation).weight
 
-    return Term.leaf(source, form, numbers)
+    return Term.leaf(source, form, numbers, weight)
 
 
 def transposed_term(

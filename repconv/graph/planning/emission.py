@@ -15,7 +15,6 @@ from math import prod
 from torch import Tensor
 
 from ...algebra.geometry import halves, with_flat
-from ...algebra.kernels import every
 from ...errors import GeometryError
 from ..core.cost import Cost, Size, averaging, convolution, elements, elementwise
 from ..core.dims import nominal
@@ -147,7 +146,8 @@ class Convolution(Layer):
     @property
     def weight(self) -> Tensor:
         """[o, i/g, k...], of a transposed one [i, o/g, k...]: in float64, without the zeros a dilation stands for."""
-        taps = self.term.uncropped().of_axes(self.pixels).weight[every(self.dilation)]
+        taps = self.term.taps()
+        taps = taps.reshape(*taps.shape[:2], *with_flat(taps.shape[2:], self.pixels, 1))
         return turned_around(taps, self.form.geometry.groups) if self.is_transposed else taps
 
     @property
