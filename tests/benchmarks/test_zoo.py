@@ -17,6 +17,7 @@ from torch import nn
 
 from repconv import fuse
 from repconv.benchmarks.studies.common import read_result
+from repconv.benchmarks.studies.graph.reasons import of_onnx, why_norms_stay
 from repconv.benchmarks.studies.zoo.families import (
     FAMILIES,
     MULTI_BRANCH,
@@ -29,7 +30,7 @@ from repconv.benchmarks.studies.zoo.families import (
 from repconv.benchmarks.studies.zoo.findings import KINDS, by_kind, findings, is_done, reasons, speed_up
 from repconv.benchmarks.studies.zoo.measuring import COUNTED, FORMS, as_onnx, measured
 from repconv.benchmarks.studies.zoo.page import PAGE, PICTURE, files, page, picture
-from repconv.benchmarks.studies.zoo.subjects import Convolutional, subject, unsettle
+from repconv.benchmarks.studies.zoo.subjects import Convolutional, Subject, subject, unsettle
 from repconv.benchmarks.studies.zoo.zoo import CPU_LIMIT_S, SCHEMA, in_a_process, left, row, timing
 from repconv.graph import fuse_onnx
 from repconv.graph.core.reasons import Kind
@@ -188,6 +189,25 @@ def test_what_is_not_right_is_told(found: dict[str, Any], kind: str) -> None:
 def test_what_is_right_is_not() -> None:
     assert findings(_row(latency=_timed(1.025))) == []
     assert set(by_kind([_row()])) == set(KINDS)
+
+
+def test_a_linear_layer_written_as_a_convolution_is_none_more() -> None:
+    turned = dict.fromkeys(COUNTED, 0) | {"convolutions": 7, "linears": 1}
+    found = _with("onnx", before=turned, after=turned | {"convolutions": 8, "linears": 0})
+    assert findings(found) == []
+    assert findings(_with("onnx", before=turned, after=turned | {"convolutions": 8})) == [
+        ("more", "onnx: products 8 to 9")
+    ]
+
+
+def test_norms_that_stay_are_told_with_what_for() -> None:
+    network = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1))
+    model, _ = as_onnx(Subject(network.eval(), torch.randn(1, 4, 8, 8)))
+    fused, report = fuse_onnx(model, prove=False)
+    stays = why_norms_stay(of_onnx(model, fused, report), report.refusals)
+    assert stays == {"no reason": 1}, "nothing beside it is affine"
+    found = _with("onnx", after=dict.fromkeys(COUNTED, 1), norms_stay={"read elsewhere": 2, "pixels": 1})
+    assert findings(found)[0][1].endswith(": 2 (read elsewhere), 1 (pixels)")
 
 
 def test_reasons_and_speed_are_of_all_rows() -> None:

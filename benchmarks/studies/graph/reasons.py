@@ -23,7 +23,7 @@ from repconv.benchmarks.studies.graph.networks import specimen, to_onnx
 from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.fuse import fuse_onnx
 from repconv.graph.onnx.nodes import attributes, label
-from repconv.graph.program.facts import BY_BATCH_NORMS, FUNCTIONAL_NORM, ProgramFacts
+from repconv.graph.program.facts import BY_BATCH_NORMS, NORMS, ProgramFacts
 from repconv.graph.program.fuse import rewrite
 from repconv.graph.program.proof import Rewritten
 from repconv.proof.report import FusionReport, GraphRefusal, Refusal
@@ -38,7 +38,7 @@ class Operation:
 
     names: of all nodes that it stands for. is_watched: it multiplies, adds or normalises. is_affine: with constants for
     all but one factor. is_sum: of two computed tensors. is_average: of all pixels; what reads it is cheapest after it.
-    is_new: fusing wrote it.
+    is_batch_norm: with fixed statistics. is_new: fusing wrote it.
     """
 
     label: str
@@ -49,6 +49,7 @@ class Operation:
     is_affine: bool
     is_sum: bool
     is_average: bool
+    is_batch_norm: bool
     is_new: bool
 
 
@@ -68,6 +69,15 @@ def unexplained(operations: Sequence[Operation], refusals: Sequence[Refusal]) ->
             if not any(maker.names & named and reader.names & named for named in together):
                 missing[maker.label, reader.label] = None
     return list(missing)
+
+
+def why_norms_stay(operations: Sequence[Operation], refusals: Sequence[Refusal]) -> Counter[str]:
+    """Batch normalisations that stay, by the kinds of reasons that name them."""
+    told = [(each.kind, {each.where, *each.beside}) for each in refusals if isinstance(each, GraphRefusal)]
+    norms = [operation for operation in operations if operation.is_batch_norm]
+    return Counter(
+        " and ".join(sorted({kind for kind, named in told if named & norm.names})) or "no reason" for norm in norms
+    )
 
 
 def _might_join(maker: Operation, reader: Operation) -> bool:
@@ -115,6 +125,7 @@ def _of_onnx(facts: Facts, node: onnx.NodeProto, given: Mapping[str, frozenset[s
         is_affine=(affine or pool) and floats,
         is_sum=kind in _ONNX_SUMS and len(computed) > 1,
         is_average=kind == "GlobalAveragePool",
+        is_batch_norm=kind == "BatchNormalization",
         is_new=is_new,
     )
 
@@ -151,7 +162,7 @@ def _of_program(
     computed = [n for n in node.all_input_nodes if not facts.is_constant(n)]
     sides = [n for n in node.args[:2] if isinstance(n, fx.Node) and not facts.is_constant(n)]
     floats = isinstance(value, Tensor) and value.is_floating_point()
-    convolves = kind.startswith(("aten.conv", "aten.linear")) or kind in ("aten.batch_norm.default", FUNCTIONAL_NORM)
+    convolves = kind.startswith(("aten.conv", "aten.linear")) or kind in NORMS
     affine = kind in _SUMS or (convolves and computed == sides[:1]) or (kind in _PRODUCTS and len(computed) == 1)
     affine = affine and not ("div" in kind and node.args[0] not in computed) and "rounding_mode" not in node.kwargs
     is_new = node in ends or node.name not in labels
@@ -165,6 +176,7 @@ def _of_program(
         is_affine=floats and (affine or (kind in _POOLS and not is_new)),
         is_sum=kind in _SUMS and len(sides) > 1,
         is_average=kind == "aten.adaptive_avg_pool2d.default",
+        is_batch_norm=kind in NORMS,
         is_new=is_new,
     )
 

@@ -36,6 +36,8 @@ KINDS = {
 """In the order in which they matter."""
 OURS = tuple(kind for kind in KINDS if kind not in ("not exported", "own error"))
 """Those that fusing, not an exporter or the network, is to blame for."""
+_PRODUCTS = ("convolutions", "linears")
+"""Counted together: a product by a constant matrix is one, be it written as a 1x1 convolution or as a linear layer."""
 _OURS = {
     name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.RepconvError)
 }
@@ -67,15 +69,23 @@ def _of_form(part: Row, own: float | None) -> Iterator[tuple[str, str]]:
         yield "false alarm", part["prove"]["verdict"]
     if "after" in part:
         before, after = part["before"], part["after"]
-        rose = [f"{key} {before[key]} to {after[key]}" for key in COUNTED if (after[key] or 0) > (before[key] or 0)]
+        rose = [f"{what} {was} to {now}" for what, was, now in _counts(before, after) if now > was]
         if rose:
             yield "more", ", ".join(rose)
         if after["batch_norms"]:
-            yield "norm left", f"{after['batch_norms']} of {before['batch_norms']}"
+            why = ", ".join(f"{count} ({kinds})" for kinds, count in part.get("norms_stay", {}).items())
+            yield "norm left", f"{after['batch_norms']} of {before['batch_norms']}{why and ': '}{why}"
         if part["unexplained"]:
             yield "no reason", f"{part['unexplained']} pairs"
         if part["fuse"]["cpu_s"] > SLOW_S:
             yield "slow", f"{part['fuse']['cpu_s']:.0f} s"
+
+
+def _counts(before: Row, after: Row) -> Iterator[tuple[str, int, int]]:
+    """What is counted, before and after."""
+    for what, keys in (("products", _PRODUCTS), *((key, (key,)) for key in COUNTED if key not in _PRODUCTS)):
+        was, now = (sum(part[key] or 0 for key in keys) for part in (before, after))
+        yield what, was, now
 
 
 def _ended(failure: Row) -> str:

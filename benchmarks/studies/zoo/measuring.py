@@ -29,7 +29,7 @@ from ...environment import environment
 from ..common import resident
 from ..graph.graph_counts import count, latency, program_calls, relative, session
 from ..graph.networks import to_onnx, to_onnx_dynamo
-from ..graph.reasons import Operation, of_onnx, of_program, unexplained
+from ..graph.reasons import Operation, of_onnx, of_program, unexplained, why_norms_stay
 from .subjects import Subject, subject, tensors
 
 FORMS = ("program", "onnx")
@@ -198,9 +198,13 @@ def _of_file(model: onnx.ModelProto) -> Mapping[str, int | None]:
 
 
 def _reasons(report: FusionReport, left: Sequence[Operation]) -> Part:
-    """How often each kind of reason is given, and how many pairs of neighbours have none."""
+    """How often each kind of reason is given, what kinds norms stay for, and how many pairs of neighbours have none."""
     kinds = Counter(each.kind for each in report.refusals if isinstance(each, GraphRefusal))
-    return {"reasons": dict(kinds.most_common()), "unexplained": len(unexplained(left, report.refusals))}
+    return {
+        "reasons": dict(kinds.most_common()),
+        "norms_stay": dict(why_norms_stay(left, report.refusals).most_common()),
+        "unexplained": len(unexplained(left, report.refusals)),
+    }
 
 
 def _proof(proof: Proof, took: Spent) -> Part:
