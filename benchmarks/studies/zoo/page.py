@@ -103,7 +103,7 @@ def _findings(rows: Sequence[Row]) -> str:
         [(kind, KINDS[kind], len(dict(found[kind]))) for kind in KINDS if kind != "slower" or _are_timed(rows)],
     )
     listed = [
-        (network, kind, said.replace("|", "\\|")[:260])
+        (network, kind, ": ".join((said.replace("|", "\\|")[:260], *_why(network, kind))))
         for kind in KINDS
         for network, said in found[kind]
     ]  # fmt: skip
@@ -121,6 +121,24 @@ Of {len(rows)} networks; {ours} findings are of fusing, the others of exporters 
 {table}
 
 {tail}"""
+
+
+_BEHIND_A_POOL = (
+    "a factor for each channel moves behind the pool over all pixels, where it is one number, not one a pixel"
+)
+WHY_MORE = {
+    "timm:csatv2": "attention over one channel: a linear layer from 1 to 3 and a split become three factors",
+    "timm:levit_128s": "a norm behind a product of three axes becomes the addition of that product's bias",
+    "timm:rdnet_tiny": "a 1x1 convolution of what has channels last is a product before the Transpose, its bias an addition",
+    "timm:repvit_m0_9": _BEHIND_A_POOL,
+    "timm:starnet_s050": _BEHIND_A_POOL,
+    "timm:visformer_tiny": _BEHIND_A_POOL,
+}
+"""Where a count rises for good reason, looked at in the fused graph."""
+
+
+def _why(network: str, kind: str) -> list[str]:
+    return [WHY_MORE[network]] if kind == "more" and network in WHY_MORE else []
 
 
 def _are_timed(rows: Sequence[Row]) -> bool:
