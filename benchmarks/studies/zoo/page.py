@@ -129,7 +129,7 @@ _BEHIND_A_POOL = (
 WHY_MORE = {
     "timm:csatv2": "attention over one channel: a linear layer from 1 to 3 and a split become three factors",
     "timm:levit_128s": "a norm behind a product of three axes becomes the addition of that product's bias",
-    "timm:rdnet_tiny": "a 1x1 convolution of what has channels last is a product before the Transpose, its bias an addition",
+    "timm:rdnet_tiny": "a 1x1 convolution behind a Transpose of channels is a product before it, its bias an addition",
     "timm:repvit_m0_9": _BEHIND_A_POOL,
     "timm:starnet_s050": _BEHIND_A_POOL,
     "timm:visformer_tiny": _BEHIND_A_POOL,
