@@ -19,7 +19,7 @@ from .blocks.probing import count_flops, dtype_of, probes, require_called
 from .blocks.proof import block_by_block, prove_blocks
 from .errors import FusionError, first_line
 from .graph.program.fuse import export_again, rewrite
-from .graph.program.proof import prove_program
+from .graph.program.proof.prove import prove_program
 from .models.libraries import image_shape
 from .models.spec import is_foreign
 from .proof.agreement import Agreement

@@ -15,7 +15,7 @@ import repconv
 from repconv.benchmarks.studies.graph.networks import randomise
 from repconv.graph import fuse_program
 from repconv.graph.program.fuse import rewrite
-from repconv.graph.program.proof import program_regions
+from repconv.graph.program.proof.prove import program_regions
 from repconv.graph.program.writer import _identity
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from repconv.benchmarks.studies.graph.networks import to_onnx
 from repconv.graph import fuse_onnx, fuse_program
+from repconv.graph.maps.extent import Repeats, fewer_pixels
 from repconv.graph.onnx.fuse import proof_of
 from repconv.graph.onnx.proof.repeating import repeats as onnx_repeats
-from repconv.graph.program.repeating import repeats as program_repeats
-from repconv.proof.extent import Repeats, fewer_pixels
+from repconv.graph.program.proof.repeating import repeats as program_repeats
 
 CHANNELS = 3
 

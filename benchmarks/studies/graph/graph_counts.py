@@ -40,7 +40,7 @@ from repconv.graph import fuse_onnx
 from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.fuse import measure as size_of
 from repconv.graph.program.fuse import export_again, rewrite
-from repconv.graph.program.proof import Rewritten, program_regions
+from repconv.graph.program.proof.prove import Rewritten, program_regions
 from repconv.proof.float64 import FastGroupedDouble
 
 SCHEMA = "repconv.graph_counts/3"

@@ -25,7 +25,7 @@ from repconv.graph.onnx.fuse import fuse_onnx
 from repconv.graph.onnx.nodes import attributes, label
 from repconv.graph.program.facts import BY_BATCH_NORMS, NORMS, ProgramFacts
 from repconv.graph.program.fuse import rewrite
-from repconv.graph.program.proof import Rewritten
+from repconv.graph.program.proof.prove import Rewritten
 from repconv.proof.report import FusionReport, GraphRefusal, Refusal
 
 _SUFFIX = re.compile(r"(/(scale|add|pool|transpose|reshape|bias))?(_\d+)?$")

@@ -40,7 +40,7 @@ from repconv.graph import fuse_onnx
 from repconv.graph.onnx.fuse import proof_of
 from repconv.graph.onnx.proof.prove import region_comparisons
 from repconv.graph.program.fuse import export_again, rewrite
-from repconv.graph.program.proof import program_regions, prove_program
+from repconv.graph.program.proof.prove import program_regions, prove_program
 from repconv.proof.report import Proof
 
 SCHEMA = "repconv.proof_power/1"

@@ -21,7 +21,7 @@ from repconv.graph.onnx.facts import Facts
 from repconv.graph.onnx.fuse import proof_of
 from repconv.graph.program.facts import ProgramFacts
 from repconv.graph.program.fuse import export_again, rewrite
-from repconv.graph.program.proof import prove_program
+from repconv.graph.program.proof.prove import prove_program
 from repconv.proof.float64 import float64_reference
 from repconv.proof.report import FusionReport, GraphRefusal, Proof
 

@@ -31,7 +31,7 @@ from ..planning.plan import Plan, plan
 from .commuting import commuted, distributed
 from .constants import operands
 from .facts import CONVOLVE, NORMS, SPREAD, VIEWS, ProgramFacts, gives_several
-from .proof import Rewritten, prove_program
+from .proof.prove import Rewritten, prove_program
 from .reader import read_program
 from .writer import DIALECT, emit, store_once
 

@@ -28,8 +28,8 @@ from ....proof.affine import (
     whole,
 )
 from ....proof.agreement import Comparison
-from ....proof.extent import fewer_pixels
 from ....proof.report import Refusal
+from ...maps.extent import fewer_pixels
 from ..nodes import attributes, nested
 from .float64 import Array, Parts, Repeated
 from .repeating import repeats

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import numpy_helper
 
-from ....proof.extent import Repeats
+from ...maps.extent import Repeats
 from ..nodes import attributes
 
 _CHANNEL_BY_CHANNEL = frozenset(("BatchNormalization", "Dropout", "Identity", "Neg"))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from ...progress import counted
-from ...proof.affine import different, same_numbers
-from ...proof.agreement import Agreement, Comparison
-from ...proof.end_to_end import prove_whole
-from ...proof.leaves import OfTensors, of_tensors
-from ...proof.report import FusionReport, Proof
-from .facts import VIEWS
+from ....progress import counted
+from ....proof.affine import different, same_numbers
+from ....proof.agreement import Agreement, Comparison
+from ....proof.end_to_end import prove_whole
+from ....proof.leaves import OfTensors, of_tensors
+from ....proof.report import FusionReport, Proof
+from ..facts import VIEWS
 from .regions import Constants, prove_region
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...errors import FusionError
-from ...proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, reach_of, square, whole
-from ...proof.agreement import Comparison
-from ...proof.extent import fewer_pixels
-from ...proof.float64 import FastGroupedDouble
-from .constants import fills
-from .facts import CONVOLVE, PADDED, SPREAD
+from ....errors import FusionError
+from ....proof.affine import Sources, Written, affine_agreement, largest_on_the_way, of_whole, reach_of, square, whole
+from ....proof.agreement import Comparison
+from ....proof.float64 import FastGroupedDouble
+from ...maps.extent import fewer_pixels
+from ..constants import fills
+from ..facts import CONVOLVE, PADDED, SPREAD
 from .repeating import repeats
 
 _aten = torch.ops.aten

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ...proof.extent import Repeats
-from .facts import CONVOLVE, NORMS, PADDED, SPREAD
+from ...maps.extent import Repeats
+from ..facts import CONVOLVE, NORMS, PADDED, SPREAD
 
 _CHANNEL_BY_CHANNEL = frozenset(("aten.clone.default", "aten.neg.default", str(operator.getitem), *NORMS))
 _BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))

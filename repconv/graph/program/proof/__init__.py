@@ -1,0 +1,1 @@
+"""Proof that a fused program is the one it was made of."""
