@@ -26,7 +26,7 @@ KINDS = {
     "refused": "fusing or proving ended with a reason",
     "stopped": "more time or memory than a network is given",
     "more": "something that is counted rose",
-    "norm left": "batch normalisations stay, with a reason",
+    "norm left": "batch normalisations stay, with a reason, or none where nothing beside them is affine",
     "no reason": "neighbours stay and no reason names them",
     "slow": f"fusing took over {SLOW_S:.0f} s of a processor",
     "slower": f"one image takes longer than {SLOWER} times, the whole interval",

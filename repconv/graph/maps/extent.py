@@ -26,6 +26,11 @@ class Repeats:
         return Repeats(self.step * stride, self.margin + self.step * reach)
 
 
+def of_channels(sides: Sequence[int], rank: int) -> bool:
+    """Whether a constant of these sides is the same at every pixel of what has so many axes."""
+    return len(sides) <= rank and set(sides[-(rank - 2) :]) <= {1}
+
+
 def fewer_pixels(
     shapes: Mapping[str, tuple[int, ...]], maps: Sequence[Repeats | None]
 ) -> Mapping[str, tuple[int, ...]]:

@@ -198,3 +198,8 @@ def _labels(graph: fx.Graph) -> dict[str, str]:
         taken.add(name)
         labels[node.name] = name
     return labels
+
+
+def argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    """What a call is given at a position or by a name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)

@@ -30,7 +30,7 @@ from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
 from .commuting import commuted, distributed
 from .constants import operands
-from .facts import CONVOLVE, NORMS, SPREAD, VIEWS, ProgramFacts, gives_several
+from .facts import CONVOLVE, NORMS, SPREAD, VIEWS, ProgramFacts, argument, gives_several
 from .proof.prove import Rewritten, prove_program
 from .reader import read_program
 from .writer import DIALECT, emit, store_once
@@ -357,7 +357,7 @@ def _measure(module: fx.GraphModule, facts: ProgramFacts) -> Size:
 
 def _strides(node: fx.Node) -> list[int]:
     """Of a convolution."""
-    given = node.args[3] if len(node.args) > 3 else node.kwargs.get("stride", 1)
+    given = argument(node, 3, "stride", 1)
     return [int(str(stride)) for stride in given] if isinstance(given, (list, tuple)) else [int(str(given))]
 
 

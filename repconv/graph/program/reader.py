@@ -25,7 +25,17 @@ from ..core.terms import average_term, convolution_term, extent, grid_term, scal
 from ..maps.canvas import recognised
 from ..maps.carried import Carried, Made, last_axis, spread
 from ..maps.layout import MOST_PIXEL_AXES, plain
-from .facts import BY_BATCH_NORMS, CONVOLVE, FUNCTIONAL_NORM, PADDED, SPREAD, ProgramFacts, is_pointwise, kind_of
+from .facts import (
+    BY_BATCH_NORMS,
+    CONVOLVE,
+    FUNCTIONAL_NORM,
+    PADDED,
+    SPREAD,
+    ProgramFacts,
+    argument,
+    is_pointwise,
+    kind_of,
+)
 from .moves import MOVES
 from .painting import PAINTERS
 
@@ -140,10 +150,6 @@ def _key(facts: ProgramFacts, node: fx.Node, kind: str, term: Term, index: int) 
     return hash((kind, index, settings, source.layout))
 
 
-def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _by_axis(value: object, pixels: int) -> Axes:
     """A number for each pixel axis; one stands for all."""
     numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -192,24 +198,24 @@ def _conv(facts: ProgramFacts, node: fx.Node) -> Made:
     pixels = weight.dim() - 2
     if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.dim():
         raise StaysError(Kind.MISFIT(said=f"a weight of {weight.dim()} axes, an input of {len(source.layout.axes)}"))
-    dilation = _by_axis(_argument(node, 5, "dilation", 1), pixels)
-    given = _argument(node, 4, "padding", 0)
+    dilation = _by_axis(argument(node, 5, "dilation", 1), pixels)
+    given = argument(node, 4, "padding", 0)
     if isinstance(given, str):
         reach = [k - 1 if given == "same" else 0 for k in extent(weight.shape[2:], dilation)]
         padding = (*(pixels // 2 for pixels in reach), *(pixels - pixels // 2 for pixels in reach))
     else:
         padding = _by_axis(given, pixels) * 2
-    groups = _argument(node, 6, "groups", 1)
+    groups = argument(node, 6, "groups", 1)
     term = convolution_term(
         source.name,
         partial(_double, weight),
         tuple(weight.shape),
-        stride=_by_axis(_argument(node, 3, "stride", 1), pixels),
+        stride=_by_axis(argument(node, 3, "stride", 1), pixels),
         padding=padding,
         dilation=dilation,
         groups=groups if isinstance(groups, int) else 1,
     )
-    bias = _argument(node, 2, "bias")
+    bias = argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return Made(plain(weight.shape[0], pixels), (term,), offset)
 
@@ -219,19 +225,19 @@ def _transposed(facts: ProgramFacts, node: fx.Node) -> Made:
     pixels = weight.dim() - 2
     if not 1 <= pixels <= MOST_PIXEL_AXES or len(source.layout.axes) != weight.dim():
         raise StaysError(Kind.MISFIT(said=f"a weight of {weight.dim()} axes, an input of {len(source.layout.axes)}"))
-    cut = _by_axis(_argument(node, 4, "padding", 0), pixels)
-    more = _by_axis(_argument(node, 5, "output_padding", 0), pixels)
-    groups = int(str(_argument(node, 6, "groups", 1)))
+    cut = _by_axis(argument(node, 4, "padding", 0), pixels)
+    more = _by_axis(argument(node, 5, "output_padding", 0), pixels)
+    groups = int(str(argument(node, 6, "groups", 1)))
     term = transposed_term(
         source.name,
         partial(_double, weight),
         tuple(weight.shape),
-        stride=_by_axis(_argument(node, 3, "stride", 1), pixels),
+        stride=_by_axis(argument(node, 3, "stride", 1), pixels),
         crop=(*cut, *(both - kept for both, kept in zip(cut, more, strict=True))),
-        dilation=_by_axis(_argument(node, 7, "dilation", 1), pixels),
+        dilation=_by_axis(argument(node, 7, "dilation", 1), pixels),
         groups=groups,
     )
-    bias = _argument(node, 2, "bias")
+    bias = argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return Made(plain(weight.shape[1] * groups, pixels), (term,), offset)
 
@@ -335,11 +341,11 @@ def _average(facts: ProgramFacts, node: fx.Node) -> Made:
     source = _image(facts, node.args[0])
     pixels = len(source.layout.axes) - 2
     taps = _by_axis(node.args[1], pixels)
-    stride = _by_axis(_argument(node, 2, "stride") or taps, pixels)
-    padding = _by_axis(_argument(node, 3, "padding", 0), pixels)
-    if _argument(node, 6, "divisor_override") is not None or _argument(node, 4, "ceil_mode", False):
-        raise StaysError(Kind.UNEQUAL_WINDOWS(how=HANGING if _argument(node, 4, "ceil_mode", False) else OWN_DIVISOR))
-    if any(padding) and not _argument(node, 5, "count_include_pad", True):
+    stride = _by_axis(argument(node, 2, "stride") or taps, pixels)
+    padding = _by_axis(argument(node, 3, "padding", 0), pixels)
+    if argument(node, 6, "divisor_override") is not None or argument(node, 4, "ceil_mode", False):
+        raise StaysError(Kind.UNEQUAL_WINDOWS(how=HANGING if argument(node, 4, "ceil_mode", False) else OWN_DIVISOR))
+    if any(padding) and not argument(node, 5, "count_include_pad", True):
         raise StaysError(Kind.UNEQUAL_WINDOWS(how=UNCOUNTED))
     term = average_term(source.name, source.layout.channels, taps, stride=stride, padding=padding * 2)
     return Made(source.layout, (term,))
@@ -369,8 +375,8 @@ def _adaptive(facts: ProgramFacts, node: fx.Node) -> Made:
 
 def _pad(facts: ProgramFacts, node: fx.Node) -> Made:
     source, amounts = _image(facts, node.args[0]), node.args[1]
-    mode = _argument(node, 2, "mode", "constant") if "constant" not in str(node.target) else "constant"
-    value = _argument(node, 2 if "constant" in str(node.target) else 3, "value", None)
+    mode = argument(node, 2, "mode", "constant") if "constant" not in str(node.target) else "constant"
+    value = argument(node, 2 if "constant" in str(node.target) else 3, "value", None)
     if mode != "constant" or value not in (None, 0, 0.0):
         how = f"in mode {mode}" if mode != "constant" else "with a constant that is not zero"
         raise StaysError(Kind.PADDED_WITH(how=how))
@@ -387,7 +393,7 @@ def _linear(facts: ProgramFacts, node: fx.Node) -> Made:
     source = facts.tensor(node.args[0])
     weight = _constant(facts, node.args[1], "weight")
     o, i = weight.shape
-    bias = _argument(node, 2, "bias")
+    bias = argument(node, 2, "bias")
     offset = None if bias is None else partial(Constant.stored, _tensor(facts, bias, "bias"))
     return replace(last_axis(source, partial(_double, weight), (o, i)), offset=offset)
 

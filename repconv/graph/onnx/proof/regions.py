@@ -32,7 +32,7 @@ from ....proof.report import Refusal
 from ...maps.extent import fewer_pixels
 from ..nodes import attributes, nested
 from .float64 import Array, Parts, Repeated
-from .repeating import repeats
+from .repeating import BROADCASTING, repeats
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
@@ -109,7 +109,7 @@ def _keeps_axes(model: onnx.ModelProto, rank: int) -> bool:
         fixed = [name for name in node.input if name and name not in computed]
         if node.op_type not in _OF_IMAGES or (node.op_type == "Concat" and fixed):
             return False
-        if node.op_type in ("Add", "Sub", "Mul", "Div", "Sum") and any(name not in rows for name in fixed):
+        if node.op_type in BROADCASTING and any(name not in rows for name in fixed):
             return False
         computed.update(node.output)
     return True

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import onnx
 from onnx import numpy_helper
 
-from ...maps.extent import Repeats
+from ...maps.extent import Repeats, of_channels
 from ..nodes import attributes
 
 _CHANNEL_BY_CHANNEL = frozenset(("BatchNormalization", "Dropout", "Identity", "Neg"))
-_BROADCASTING = frozenset(("Add", "Div", "Mul", "Sub", "Sum"))
+BROADCASTING = frozenset(("Add", "Div", "Mul", "Sub", "Sum"))
+"""Operations on numbers at one place of tensors and constants."""
 _WINDOWED = frozenset(("AveragePool", "Conv", "ConvTranspose"))
 
 
@@ -44,11 +45,8 @@ def _then(
     kind, told = node.op_type, attributes(node)
     if kind in _CHANNEL_BY_CHANNEL:
         return before
-    if kind in _BROADCASTING:
-        of_channels = (
-            t is not None and len(t.dims) <= rank and set(t.dims[-(rank - 2) :]) <= {1} for t in fixed.values()
-        )
-        return before if all(of_channels) else None
+    if kind in BROADCASTING:
+        return before if all(t is not None and of_channels(t.dims, rank) for t in fixed.values()) else None
     if kind in ("Concat", "Split"):
         by_channel = told.get("axis", 0) in (1, 1 - rank)
         return before if by_channel and not (kind == "Concat" and fixed) else None

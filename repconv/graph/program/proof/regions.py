@@ -17,7 +17,7 @@ from ....proof.float64 import FastGroupedDouble
 from ...maps.extent import fewer_pixels
 from ..constants import fills
 from ..facts import CONVOLVE, PADDED, SPREAD
-from .repeating import repeats
+from .repeating import BROADCASTING, repeats, shape_of
 
 _aten = torch.ops.aten
 Constants = Callable[[str], Tensor]
@@ -33,8 +33,6 @@ _AVERAGES = frozenset((
 """Operations that fusing writes for a pool."""
 
 _REARRANGED = frozenset(("aten.permute.default", "aten.reshape.default"))
-
-_BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))
 
 _OF_IMAGES = frozenset((
     "aten.add.Tensor", "aten.avg_pool2d.default", "aten.avg_pool3d.default", "aten.batch_norm.default",
@@ -91,7 +89,7 @@ def prove_region(
         return _power(after, new, names[1], constants[1], sources, dtype)
 
     taps = max([1, *(math.prod(t.shape[2:]) for t in stored if t.dim() > 2)])
-    windows = [_sides(n.args[1]) for n in (*before, *after) if "aten.conv" in str(n.target)]
+    windows = [(shape_of(n.args[1]) or ())[2:] for n in (*before, *after) if "aten.conv" in str(n.target)]
     right, written = largest_on_the_way(reference), Written(value, power, taps, reach=reach_of(windows))
     sized: Mapping[str, tuple[int, ...]] = {name: shapes[name] for name in read}
     if _keep_axes(before, names[0]) and _keep_axes(after, names[1]):
@@ -105,12 +103,6 @@ def prove_region(
         return affine_agreement(of_whole(right), whole(written), sized, dtype, where)
 
 
-def _sides(weight: object) -> tuple[int, ...]:
-    """Of its windows, as far as they are known."""
-    value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-    return tuple(value.shape[2:]) if isinstance(value, Tensor) else ()
-
-
 def _keep_axes(nodes: list[fx.Node], ends: Mapping[fx.Node, str]) -> bool:
     """True for operations of [n, c, ...], for any n, and of constants that broadcast against that."""
     computed = set(ends)
@@ -122,7 +114,7 @@ def _keep_axes(nodes: list[fx.Node], ends: Mapping[fx.Node, str]) -> bool:
         flat = not isinstance(value, Tensor) or value.dim() == 2
         if kind not in _OF_IMAGES and not (kind == "aten.linear.default" and flat):
             return False
-        if kind in _BROADCASTING and not all(n in computed or _is_row(n, value) for n in node.all_input_nodes):
+        if kind in BROADCASTING and not all(n in computed or _is_row(n, value) for n in node.all_input_nodes):
             return False
         if kind == "aten.cat.default" and not computed.issuperset(node.all_input_nodes):
             return False

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ...maps.extent import Repeats
-from ..facts import CONVOLVE, NORMS, PADDED, SPREAD
+from ...maps.extent import Repeats, of_channels
+from ..facts import CONVOLVE, NORMS, PADDED, SPREAD, argument
 
 _CHANNEL_BY_CHANNEL = frozenset(("aten.clone.default", "aten.neg.default", str(operator.getitem), *NORMS))
-_BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))
+BROADCASTING = frozenset(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"))
 _PADS = frozenset(("aten.constant_pad_nd.default", "aten.pad.default"))
 _POOLS = frozenset(("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default"))
 _CONVOLVE = frozenset((*map(str, CONVOLVE.values()), *PADDED))
@@ -38,36 +38,30 @@ def _then(before: Repeats, node: fx.Node, fixed: Sequence[fx.Node], rank: int) -
     kind = str(node.target)
     if kind in _CHANNEL_BY_CHANNEL:
         return before
-    if kind in _BROADCASTING:
-        shapes = [_shape(n) for n in fixed]
-        return (
-            before if all(s is not None and len(s) <= rank and set(s[-(rank - 2) :]) <= {1} for s in shapes) else None
-        )
+    if kind in BROADCASTING:
+        shapes = [shape_of(n) for n in fixed]
+        return before if all(shape is not None and of_channels(shape, rank) for shape in shapes) else None
     if kind == "aten.cat.default":
-        return before if _argument(node, 1, "dim", 0) in (1, 1 - rank) and not fixed else None
+        return before if argument(node, 1, "dim", 0) in (1, 1 - rank) and not fixed else None
     if kind == "aten.slice.Tensor":
-        return before if _argument(node, 1, "dim", 0) in (1, 1 - rank) else None
+        return before if argument(node, 1, "dim", 0) in (1, 1 - rank) else None
     if kind in _PADS:
         return before.then(reach=_most(node.args[1]))
     if kind in _POOLS:
         window = node.args[1]
-        stride = _argument(node, 2, "stride", None) or window
-        return before.then(_most(stride), _most(window) + _most(_argument(node, 3, "padding", 0)))
-    if kind not in _CONVOLVE | _SPREAD or not (shape := _shape(node.args[1])):
+        stride = argument(node, 2, "stride", None) or window
+        return before.then(_most(stride), _most(window) + _most(argument(node, 3, "padding", 0)))
+    if kind not in _CONVOLVE | _SPREAD or not (shape := shape_of(node.args[1])):
         return None
-    dilation = _argument(node, 7 if kind in _SPREAD else 5, "dilation", 1)
-    padding = _argument(node, 4, "padding", 0)
+    dilation = argument(node, 7 if kind in _SPREAD else 5, "dilation", 1)
+    padding = argument(node, 4, "padding", 0)
     window = _most(shape[2:]) * _most(dilation)
     reach = window + (window if isinstance(padding, str) else _most(padding))
-    return before.then(1 if kind in _SPREAD else _most(_argument(node, 3, "stride", 1)), reach)
+    return before.then(1 if kind in _SPREAD else _most(argument(node, 3, "stride", 1)), reach)
 
 
-def _argument(node: fx.Node, place: int, name: str, usual: object) -> Any:  # noqa: ANN401  # of fx
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, usual)
-
-
-def _shape(node: object) -> Sequence[int] | None:
-    """Of a constant, as far as it is known."""
+def shape_of(node: object) -> tuple[int, ...] | None:
+    """The sides of a constant, as far as they are known."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
