@@ -132,6 +132,45 @@ def test_a_size_that_is_known_only_once_the_graph_is_read_makes_a_constant() -> 
     np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=0, atol=1e-5)
 
 
+def in_groups(batch: int | str) -> onnx.ModelProto:
+    """Channels in two groups that change places, their number halved from a size; then a factor of a size's root."""
+    weights = {
+        "w": torch.randn(C, C, 3, 3).numpy(), "v": torch.randn(C, C, 1, 1).numpy(),
+        "one": np.array([1]), "two": np.array([2]), "five": np.array([5]), "seven": np.array([7]),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], pads=[1] * 4), node("Shape", ["a"], ["s"]), node("Gather", ["s", "one"], ["c"]),
+        node("Div", ["c", "two"], ["half"]), node("Shape", ["a"], ["n"], start=0, end=1),
+        node("Concat", ["n", "two", "half", "five", "seven"], ["to"], axis=0), node("Reshape", ["a", "to"], ["g"]),
+        node("Transpose", ["g"], ["t"], perm=[0, 2, 1, 3, 4]),
+        node("Concat", ["n", "c", "five", "seven"], ["as"], axis=0), node("Reshape", ["t", "as"], ["b"]),
+        node("Conv", ["b", "v"], ["d"]), node("Shape", ["g"], ["of"], start=2, end=3),
+        node("Cast", ["of"], ["real"], to=TensorProto.FLOAT), node("Sqrt", ["real"], ["root"]),
+        node("Mul", ["d", "root"], ["y"]),
+    ]  # fmt: skip
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, C, 5, 7]) for n in ("x", "y")]
+    held = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_sizes_that_are_computed_of_sizes_tell_how_tensors_are_laid_out(batch: int | str) -> None:
+    torch.manual_seed(0)
+    before, x = in_groups(batch), np.random.default_rng(0).standard_normal((1, C, 5, 7), np.float32)
+    facts = Facts(before)
+    assert facts.sides["g"][1:] == (2, C // 2, 5, 7)
+    assert facts.constant("root") == pytest.approx(np.sqrt(C / 2))
+    after, report = fuse_onnx(before)
+    assert report.agreement.passed
+    assert [node.op_type for node in after.graph.node] == ["Conv"]
+    want, got = (
+        onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0] for model in (before, after)
+    )
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
 def factor(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """x -> Conv -> Mul by the tensor "factor", which `nodes` make -> y."""
     weights = {"w": np.ones((C, C, 1, 1), np.float32), **weights}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -18,12 +19,13 @@ from torch.nn import functional
 import repconv
 from repconv.errors import GeometryError
 from repconv.graph import fuse_onnx, fuse_program
-from repconv.graph.core.dims import told
+from repconv.graph.core.dims import symbol, told
 from repconv.graph.core.expression import Term
+from repconv.graph.core.reasons import StaysError
 from repconv.graph.maps import carried
 from repconv.graph.maps.arrangement import changes
 from repconv.graph.maps.carried import Carried, Made
-from repconv.graph.maps.layout import Layout, plain, with_channels_at
+from repconv.graph.maps.layout import BATCH, Layout, permuted, plain, with_channels_at
 from repconv.graph.onnx.proof.prove import region_comparisons
 
 SIZES = {"batch": (3, 1), "rows": (5, 1), "columns": (4, 7)}
@@ -153,6 +155,26 @@ def test_a_chain_of_movements_is_what_torch_makes_of_an_index_tensor(data: st.Da
         tensor = named("x", carrier, made.layout)
         torch.testing.assert_close(laid_out(carrier, made.layout), value, rtol=0, atol=1e-9)
         assert tensor.size == tuple(value.shape)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.permutations(range(4)), st.lists(st.integers(0, 2), min_size=1, max_size=3))
+def test_a_reshape_of_an_open_batch_is_what_it_is_of_a_known_one(order: list[int], merged: list[int]) -> None:
+    """However many images: a side that holds them together with something else is whatever the others leave."""
+    known = named("x", torch.zeros(3, 12, 5, 4), permuted(plain(12, 2), order)[0])
+    opened = replace(known, dims=(symbol("n"), *known.dims[1:]))
+    shape = list(known.size)
+    for axis in merged:
+        shape[axis : axis + 2] = [prod(shape[axis : axis + 2])]
+    layout = carried.reshape(known, shape).layout
+    open_shape = [
+        side if BATCH not in axis else symbol("n" if axis == (BATCH,) else "n times something")
+        for axis, side in zip(layout.axes, shape, strict=True)
+    ]
+    assert carried.reshape(opened, open_shape).layout == layout
+    assert carried.reshape(replace(opened, layout=layout), opened.size).layout == opened.layout
+    with pytest.raises(StaysError, match="more than one side"):
+        carried.reshape(opened, [symbol("a"), symbol("b"), *open_shape])
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)

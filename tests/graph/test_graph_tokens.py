@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repconv.benchmarks.studies.graph.networks import randomise, to_onnx
+from repconv.benchmarks.studies.graph.networks import randomise, specimen, to_onnx
 from repconv.graph import fuse_onnx, fuse_program
 from repconv.graph.core.dims import told
 from repconv.graph.maps.arrangement import changes
@@ -91,7 +92,7 @@ WORDS = {
     "Conv": "conv", "conv2d": "conv", "MatMul": "linear", "Gemm": "linear", "linear": "linear",
     "BatchNormalization": "norm", "_native_batch_norm_legit_no_training": "norm", "batch_norm": "norm", "Mul": "mul",
     "mul": "mul", "Transpose": "move", "transpose": "move", "permute": "move", "Reshape": "reshape",
-    "view": "reshape", "reshape": "reshape",
+    "view": "reshape", "reshape": "reshape", "flatten": "reshape",
 }  # fmt: skip
 
 
@@ -101,26 +102,48 @@ def counted(kinds: list[str], wanted: dict[str, int]) -> dict[str, int]:
     return {word: n for word, n in found.items() if word != "reshape" or word in wanted}
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("batch", "is_open"), [(1, False), (3, False), (3, True)], ids=["1", "3", "open"])
 @pytest.mark.parametrize("name", CASES)
-def test_matrices_stay_matrices_and_take_what_is_behind_them(name: str, batch: int) -> None:
+def test_matrices_stay_matrices_and_take_what_is_behind_them(name: str, batch: int, is_open: bool) -> None:
     torch.manual_seed(0)
     make, shape, wanted = CASES[name]
     model, x = randomise(make()).eval(), torch.randn(batch, *shape)
+    axes, sizes = ({"x": {0: "n"}}, ({0: torch.export.Dim("n", max=64)},)) if is_open else (None, None)
 
-    fused, report = fuse_onnx(to_onnx(model, x))
+    fused, report = fuse_onnx(to_onnx(model, x, dynamic_axes=axes))
+    assert report.agreement.passed
     computed = {"linear": 2} if name == "heads" else {}  # products of two tensors are MatMuls as well
     kinds = [node.op_type for node in fused.graph.node]
     assert counted(kinds, wanted) == dict(Counter(wanted) + Counter(computed)), report.refusals
 
-    program, report = fuse_program(torch.export.export(model, (x,)))
+    program, report = fuse_program(torch.export.export(model, (x,), dynamic_shapes=sizes))
+    assert report.agreement.passed
     kinds = [
         str(node.target).removeprefix("aten.").split(".")[0]
         for node in program.graph.nodes
         if node.op == "call_function"
     ]
     assert counted(kinds, wanted) == wanted, report.refusals
-    torch.testing.assert_close(program.module()(x), model(x).detach(), rtol=0, atol=3e-5)
+    for given in (x, torch.randn(2, *shape)) if axes else (x,):
+        torch.testing.assert_close(program.module()(given), model(given).detach(), rtol=0, atol=3e-5)
+        (made,) = onnxruntime.InferenceSession(fused.SerializeToString()).run(None, {"x": given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(made), model(given).detach(), rtol=0, atol=3e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.parametrize("name", ["levit_128s", "iformer_t"])
+def test_a_network_of_an_open_batch_folds_as_one_of_a_fixed_batch(name: str) -> None:
+    found = specimen(name)
+    model, x = found.model, torch.cat([found.x, found.x])
+    sizes = ({0: torch.export.Dim("n", max=64)},)
+    programs = [
+        fuse_program(torch.export.export(model, (x,), dynamic_shapes=each), prove=False) for each in (None, sizes)
+    ]
+    files = [fuse_onnx(to_onnx(model, x, dynamic_axes=each), prove=False) for each in (None, {"x": {0: "n"}})]
+    for (_, fixed), (_, opened) in (programs, files):
+        assert opened.before.batch_norms
+        assert (opened.after.batch_norms, opened.after.convolutions) == (0, fixed.after.convolutions)
 
 
 def test_flops_are_known_of_convolutions_between_changes_of_layout() -> None:

@@ -146,7 +146,9 @@ def of_program(rewritten: Rewritten) -> list[Operation]:
     """The operations of a fused program."""
     facts = ProgramFacts(rewritten.after)
     nodes = [node for node in rewritten.after.graph.nodes if node.op == "call_function"]
-    ends = {node: rewritten.labels[name] for name, node in rewritten.pairs.items()}
+    # Where a region comes to nothing, an operation of the author's makes what it made.
+    written = {name: node for name, node in rewritten.pairs.items() if node.name not in rewritten.labels}
+    ends = {node: rewritten.labels[name] for name, node in written.items()}
     names = {layer.name: frozenset(layer.branches) for layer in rewritten.report.layers}
     return [_of_program(facts, node, ends, rewritten.labels, names) for node in nodes if not facts.is_constant(node)]
 
@@ -165,7 +167,7 @@ def _of_program(
     convolves = kind.startswith(("aten.conv", "aten.linear")) or kind in NORMS
     affine = kind in _SUMS or (convolves and computed == sides[:1]) or (kind in _PRODUCTS and len(computed) == 1)
     affine = affine and not ("div" in kind and node.args[0] not in computed) and "rounding_mode" not in node.kwargs
-    is_new = node in ends or node.name not in labels
+    is_new = node.name not in labels
     name = _end(node, ends) if is_new else labels[node.name]
     return Operation(
         name,

@@ -6,7 +6,9 @@ Every pass of a convolution maps a side n to floor((n + e) / s) + 1, and such ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import TypeVar
 
 from ...algebra.geometry import Geometry, halves, with_flat
 
@@ -16,6 +18,34 @@ Dims = tuple[Dim, ...]
 
 NOMINAL = 64
 """What an open side counts as when something is priced."""
+
+
+Side = TypeVar("Side")
+"""A side as somebody writes it; what is no number is open, and equal to another or not."""
+
+Amount = tuple[int, tuple[Side, ...]]
+"""How many elements several sides hold together: the product of those that are numbers, and the open ones."""
+
+ONE: Amount[object] = (1, ())
+
+
+def amount(sides: Iterable[Side]) -> Amount[Side]:
+    """How many elements sides hold together."""
+    known = list(sides)
+    return (
+        prod(side for side in known if isinstance(side, int)),
+        tuple(side for side in known if not isinstance(side, int)),
+    )
+
+
+def over(whole: Amount[Side], part: Amount[Side]) -> Amount[Side] | None:
+    """How often a part is in a whole; None if that is no whole number, whatever the open sides are."""
+    left = list(whole[1])
+    for side in part[1]:
+        if side not in left:
+            return None
+        left.remove(side)
+    return (whole[0] // part[0], tuple(left)) if part[0] and not whole[0] % part[0] else None
 
 
 def symbol(name: str) -> Dim:

@@ -142,8 +142,15 @@ def permute(tensor: Carried, order: Sequence[int]) -> Made:
 
 
 def reshape(tensor: Carried, shape: Sequence[object]) -> Made:
-    """The same numbers in the same order in another shape."""
-    return Made(reshaped(tensor.layout, tensor.size_of, shape), (tensor.itself,), moves=0)
+    """The same numbers in the same order in another shape.
+
+    Of open sides, those that are the tensor's own are known; another, if it is the only one, is what is left.
+    """
+    own = {size_of(atom, tensor.size_of) for axis in tensor.layout.axes for atom in axis}
+    known = [side if isinstance(side, int) or side in own else None for side in shape]
+    if known.count(None) > 1:
+        raise StaysError(Kind.OPEN_SIZE(what="more than one side of the shape it makes"))
+    return Made(reshaped(tensor.layout, tensor.size_of, known), (tensor.itself,), moves=0)
 
 
 def insert_axes(tensor: Carried, positions: Sequence[int]) -> Made:

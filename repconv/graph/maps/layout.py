@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import GeometryError
+from ..core.dims import ONE, amount, over
 from ..core.reasons import Kind, StaysError
 
 MOST_PIXEL_AXES = 3
@@ -123,33 +124,35 @@ def reshaped(layout: Layout, sizes: Callable[[Atom], object], shape: Sequence[ob
     """The layout after a reshape to `shape`, which keeps the order of all numbers.
 
     sizes: of the batch and the pixel axes; sides that are open are anything but a number, and are equal or not.
+    shape: what is None, at most one side, is as large as the others leave.
 
     Raises:
-        GeometryError: pixels or images would be divided among axes.
+        StaysError: pixels or images would be divided among axes.
     """
+    divides = Kind.PIXELS(does=f"its reshape to {list(shape)} divides pixels or images among axes")
     waiting = [atom for axis in layout.axes for atom in axis if size_of(atom, sizes) != 1][::-1]
+    whole = amount(size_of(atom, sizes) for atom in waiting)
+    rest = over(whole, amount(side for side in shape if side is not None))
+    if rest is None or (None not in shape and rest != ONE):
+        raise StaysError(divides)
     axes: list[tuple[Atom, ...]] = []
     for side in shape:
         axis: list[Atom] = []
-        left = side
-        while left != 1 and waiting:
+        left = rest if side is None else amount([side])
+        while left != ONE and waiting:
             atom = waiting.pop()
-            size = size_of(atom, sizes)
-            if size == left:
-                left = 1
-            elif isinstance(size, int) and isinstance(left, int) and left % size == 0:
-                left //= size
-            elif atom.kind == "channels" and isinstance(left, int) and atom.number % left == 0:
-                waiting.append(Atom("channels", atom.number // left))
-                atom, left = Atom("channels", left), 1
+            found = over(left, amount([size_of(atom, sizes)]))
+            if found is not None:
+                left = found
+            elif atom.kind == "channels" and not left[1] and atom.number % left[0] == 0:
+                waiting.append(Atom("channels", atom.number // left[0]))
+                atom, left = Atom("channels", left[0]), ONE
             else:
                 break
             axis.append(atom)
-        if left != 1:
-            raise StaysError(Kind.PIXELS(does=f"its reshape to {list(shape)} divides pixels or images among axes"))
+        if left != ONE:
+            raise StaysError(divides)
         axes.append(_merged(axis))
-    if waiting:
-        raise StaysError(Kind.PIXELS(does=f"its reshape to {list(shape)} divides pixels or images among axes"))
     return Layout(tuple(axes))
 
 

@@ -19,6 +19,7 @@ from ..maps.canvas import Canvas
 from ..maps.carried import Carried, Reader
 from ..maps.layout import MOST_PIXEL_AXES, Layout, with_channels_at
 from .evaluator.constants import Array, Constants, stored_number
+from .evaluator.sizes import complete
 from .nodes import attributes, label
 
 KEEPS_SIZE = frozenset((
@@ -68,6 +69,7 @@ class Facts:
         self._channel_axes: dict[str, int] = {}
         self._constants = Constants(model, self.makers, self.sides, self.types)
         self._infer(model)
+        complete(model, self.sides, self.types, self._constants)
         self._ask_readers()
         self._channel_axes = channel_axes(graph.node, self.sides)
         self._readers = _readers(graph.node, self.is_constant)

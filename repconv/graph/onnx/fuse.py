@@ -149,12 +149,14 @@ def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:
     for node in source.graph.node:
         _check_groups(facts, node)
     found, refusals = read_steps(facts)
+    sizes = _of_sizes(facts)
     nodes = [
         Node(
             label(node),
             tuple(node.output),
             tuple(node.input),
             follows=any(name in facts.canvases for name in node.output),
+            of_sizes=not sizes.isdisjoint(node.output),
         )
         for node in source.graph.node
         if not (node.output and facts.is_constant(node.output[0]))
@@ -294,6 +296,18 @@ def _width(facts: Facts, name: str) -> int:
 
 def _is_size(facts: Facts, node: onnx.NodeProto) -> bool:
     return len(node.output) == 1 and facts.reads_sizes(node.output[0])
+
+
+def _of_sizes(facts: Facts) -> set[str]:
+    """The tensors that are computed of the sizes of others alone."""
+    found: set[str] = set()
+    for node in facts.model.graph.node:
+        computed = [name for name in node.input if name and not facts.is_constant(name)]
+        if node.domain in ("", "ai.onnx") and (
+            node.op_type in ("Shape", "Size") or (computed and found.issuperset(computed))
+        ):
+            found.update(node.output)
+    return found
 
 
 def _set(message: object, name: str, value: object) -> None:

@@ -109,26 +109,15 @@ def transpose(facts: Facts, node: onnx.NodeProto) -> list[Part]:
 def reshape(facts: Facts, node: onnx.NodeProto) -> list[Part]:
     """Reshape, Flatten, Squeeze and Unsqueeze."""
     source = facts.tensor(node.input[0])
-    known = attributes(node)
-    axes = integers_of(facts, node, 1) or integers(known.get("axes"), [])
-    if node.op_type == "Unsqueeze":
-        return [Part(node.output[0], carried.insert_axes(source, axes))]
-    if node.op_type == "Squeeze":
+    if node.op_type in ("Squeeze", "Unsqueeze"):
+        axes = integers_of(facts, node, 1) or integers(attributes(node).get("axes"), [])
+        if node.op_type == "Unsqueeze":
+            return [Part(node.output[0], carried.insert_axes(source, axes))]
         return [Part(node.output[0], carried.drop_axes(source, axes or None))]
     sides = facts.sides.get(node.output[0])
     if sides is None:
         raise StaysError(Kind.OPEN_SIZE(what="the shape it makes, which the graph computes,"))
-    open_sides = [
-        d
-        for axis in source.layout.axes
-        for a in axis
-        if a.kind != "channels" and not isinstance(d := source.size_of(a), int)
-    ]
-    places = [axis for axis, side in enumerate(sides) if not isinstance(side, int)]
-    wanted: list[object] = list(sides)
-    if len(open_sides) == len(places) == 1:  # as many numbers as before: the one side that is open is the same
-        wanted[places[0]] = open_sides[0]
-    return [Part(node.output[0], carried.reshape(source, wanted))]
+    return [Part(node.output[0], carried.reshape(source, sides))]
 
 
 def gather(facts: Facts, node: onnx.NodeProto) -> list[Part]:

@@ -14,12 +14,14 @@ class Node:
 
     follows: True if, where it is no step, only steps read on from it, past what it makes: a piece of a border, or a
         tuple that is taken apart. It needs what it reads only if something else reads it.
+    of_sizes: True if it makes numbers of tensors' sizes alone, which steps that are written anew do without; the same.
     """
 
     where: str
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     follows: bool = False
+    of_sizes: bool = False
 
 
 def live(
@@ -45,7 +47,7 @@ def live(
             if step.output in wanted:
                 kept[step.output] = step
                 wanted.update(step.inputs)
-        if made or (node.follows and wanted.isdisjoint(node.outputs)):
+        if made or ((node.follows or node.of_sizes) and wanted.isdisjoint(node.outputs)):
             continue
         wanted.update(node.inputs)
         needed.update({name: f"read by {node.where}, too" for name in node.inputs if name not in needed})

@@ -174,7 +174,8 @@ MOVES: dict[str, _Reader] = {
     **dict.fromkeys(("aten.permute.default", "aten.transpose.int", "aten.t.default"), _permute),
     **dict.fromkeys((
         "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.unsqueeze.default",
-        "aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default",
+        "aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.flatten.using_ints",
+        "aten.unflatten.int", "aten.reshape_as.default", "aten.view_as.default",
     ), _reshape),
     "aten.expand.default": _expand, "aten.cat.default": _cat, "aten.stack.default": _cat,
     "aten.slice.Tensor": _slice, "aten.select.int": _select, "aten.index.Tensor": _index,

@@ -169,14 +169,10 @@ class Constants:
                 return None
         else:
             shape = node
-        dims = self._sides.get(shape.input[0])
+        dims = looked_up(shape, self._sides)
         if dims is None:
             return None
-        known = attributes(shape)
-        start, end = known.get("start", 0), known.get("end", len(dims))
-        if not isinstance(start, int) or not isinstance(end, int):
-            return None
-        sides = np.array([d if isinstance(d, int) else -1 for d in dims[start:end]], dtype=np.int64)
+        sides = np.array([d if isinstance(d, int) else -1 for d in dims], dtype=np.int64)
         numbers = [value.astype(np.int64) for value in taken if value is not None]
         if node.op_type == "Gather":
             sides = sides[numbers[0]]
@@ -367,6 +363,16 @@ def _untyped(name: str, value: Array) -> onnx.ValueInfoProto:
         name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
     )
     return info
+
+
+def looked_up(node: onnx.NodeProto, sides: Mapping[str, tuple[Dim, ...]]) -> tuple[Dim, ...] | None:
+    """The sides that a Shape gives, open ones too; None if nothing is known of the tensor."""
+    dims = sides.get(node.input[0])
+    if dims is None:
+        return None
+    known = attributes(node)
+    start, end = known.get("start", 0), known.get("end", len(dims))
+    return dims[start:end] if isinstance(start, int) and isinstance(end, int) else None
 
 
 def stored_number(node: onnx.NodeProto) -> Array | None:
