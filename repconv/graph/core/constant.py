@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...algebra.kernels import Kernel
-
 WRITTEN = 2.0
 """Roundings by which a number that stands in the graph may be off: that of its own cast, and as much again for an
 exporter that computed it in the graph's type, or folded a batch normalisation away in it."""
@@ -51,17 +49,16 @@ class Constant:
         """The sum of two."""
         return Constant(self.value + other.value, self.parts + other.parts, self.written + other.written)
 
-    def after(self, kernel: Kernel) -> Constant:
-        """What a convolution, whose own bias is 0, makes of it where no padding shows."""
-        taps, g = kernel.weight, kernel.groups
-        o, m = taps.shape[:2]
+    def after(self, weight: Tensor, groups: int) -> Constant:
+        """What a convolution without bias makes of it where no padding shows; weight: [o, i/g, k...] in float64."""
+        g, (o, m) = groups, weight.shape[:2]
 
         def apply(response: Tensor, constant: Tensor) -> Tensor:
             return (response.reshape(g, o // g, m) @ constant.reshape(g, m, 1)).reshape(o)
 
-        axes = tuple(range(2, taps.dim()))
-        size = torch.linalg.vector_norm(taps, 1, axes)
-        return Constant(apply(taps.sum(axes), self.value), apply(size, self.parts), apply(size, self.written))
+        axes = tuple(range(2, weight.dim()))
+        size = torch.linalg.vector_norm(weight, 1, axes)
+        return Constant(apply(weight.sum(axes), self.value), apply(size, self.parts), apply(size, self.written))
 
     def cancels(self, rounding: float) -> bool:
         """True if nothing but rounding tells it from zero: then padding with zeros continues it.

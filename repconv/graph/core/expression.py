@@ -267,7 +267,7 @@ class Term:
             lambda: _series(self, inner, form).weight,
             needs=(self, inner),
             key=_key_of_series(self, inner),
-            taps=(lambda: _scaled_inside(self.taps(), self, inner)) if inner.form.is_diagonal else None,
+            taps=_taps_of_series(self, inner, form),
         )
         return Term(inner.source, form, [series])
 
@@ -293,6 +293,21 @@ def _series(outer: Term, inner: Term, form: Form) -> Kernel:
         kernel = replace(outer.kernel, weight=scaled).of_axes(target.axes)
         return _kernel(target, kernel.dilate(inner.form.of_axes(target.axes).geometry.stride).weight)
     return compose(outer.kernel, inner.kernel, closed=inner.form.closed)
+
+
+def _taps_of_series(outer: Term, inner: Term, form: Form) -> Weight | None:
+    """`Addend.taps` of a series, where one of the two leaves pixels where they are."""
+    if inner.form.is_diagonal:
+        return lambda: _scaled_inside(outer.taps(), outer, inner)
+    if max(form.dilation) > 1 and (outer.form.is_pointwise or inner.form.is_pointwise):
+        return lambda: compose(_close_together(outer), _close_together(inner)).weight
+    return None
+
+
+def _close_together(term: Term) -> Kernel:
+    """A convolution of the same taps, next to each other."""
+    weight = term.taps()
+    return Kernel(weight, weight.new_zeros(weight.shape[0]), groups=term.form.geometry.groups)
 
 
 def _scaled_inside(weight: Tensor, outer: Term, inner: Term) -> Tensor:
@@ -410,4 +425,7 @@ def substitute(term: Term, inner: Expression, what: str) -> tuple[Term, ...]:
 
 def respond(term: Term, bias: Bias) -> Constant:
     """What `term` makes of a constant image `bias`."""
-    return bias.constant if term.form.is_identity else bias.constant.after(term.kernel)
+    if term.form.is_identity:
+        return bias.constant
+    weight = term.taps() if max(term.form.dilation) > 1 else term.kernel.weight
+    return bias.constant.after(weight, term.form.geometry.groups)
