@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
-from .dispatch import EveryCall
+from .dispatch import EveryCall, each, parts
 
 _STEPS = frozenset(("round", "floor", "ceil", "trunc", "frac", "fix", "floor_divide"))
 """Floats a step of 1 apart."""
@@ -69,14 +68,16 @@ def _step(name: str, args: Any, kwargs: Any) -> Tensor | None:  # noqa: ANN401  
 
 def _decision(func: Any, args: Any, kwargs: Any, gave: Any) -> DecidedCall | None:  # noqa: ANN401  # whatever is called
     """The call as a decision, None if it is none: it read floats, and gave whole numbers or floats in steps."""
-    given = tuple(t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point())
-    tensors = tuple(t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
-    if not given or not tensors:
+    tensors, name = tuple(t for t in parts(gave) if isinstance(t, Tensor)), _name(func)
+    step, jumps = _step(name, args, kwargs), name in _JUMPS
+    if not tensors or (step is None and not jumps and all(t.is_floating_point() for t in tensors)):
         return None
-    name = _name(func)
-    settings = str([a for a in _pytree.tree_leaves((args, kwargs)) if not isinstance(a, Tensor | torch.dtype)])
-    step = _step(name, args, kwargs)
-    if step is not None or name in _JUMPS:
+    read = parts((args, kwargs))
+    given = tuple(t for t in read if isinstance(t, Tensor) and t.is_floating_point())
+    if not given:
+        return None
+    settings = str([a for a in read if not isinstance(a, Tensor | torch.dtype)])
+    if step is not None or jumps:
         return DecidedCall(
             name=name, given=given[:1] if "quantize" in name else given, settings=settings, step=step, made=tensors
         )
@@ -107,13 +108,13 @@ class Recorded(EveryCall):
         if found is not None:
             self.noted.append(found)
             self._makers.update((id(t), found) for t in found.made)
-        made = (t for t in _pytree.tree_leaves(gave) if isinstance(t, Tensor))
+        made = (t for t in parts(gave) if isinstance(t, Tensor))
         self.types |= {t.dtype for t in made if t.is_floating_point()}
         return gave
 
     def read(self, values: object) -> None:
         """Take note that these are used."""
-        for value in _pytree.tree_leaves(values):
+        for value in parts(values):
             if id(value) in self._makers:
                 self._makers[id(value)].used = True
 
@@ -127,7 +128,7 @@ def _kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any
     """The arguments as they are before the call, which may write into some of them."""
     if not func._schema.is_mutable:  # noqa: SLF001  # which torch offers under no other name
         return args, kwargs
-    kept: tuple[Any, Any] = _pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, kwargs))
+    kept: tuple[Any, Any] = each(lambda part: part.clone() if isinstance(part, Tensor) else part, (args, kwargs))
     return kept
 
 
@@ -187,7 +188,7 @@ class Replayed(EveryCall):
                 written.copy_(right)
             return gave
         by_id = {id(t): right for t, (right, _) in zip(mine.made, taken, strict=True)}
-        return _pytree.tree_map_only(Tensor, lambda t: by_id.get(id(t), t), gave)
+        return each(lambda part: by_id.get(id(part), part), gave)
 
 
 def _with_their_steps(mine: Tensor, theirs: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
-from .dispatch import EveryCall
+from .dispatch import EveryCall, each, parts
 from .leaves import cast
 
 _WIDE = {
@@ -58,24 +57,22 @@ class InFloat64(EveryCall):
         """Run `func` in float64."""
         kept = next((t.dtype for t in _written(func, args, kwargs) if t.dtype in _WIDE), None)
         if kept is not None:
-            return _run(func, *_pytree.tree_map_only(Tensor, lambda t: _as(t, kept), (args, kwargs)))
-        given, named = _pytree.tree_map(self._widened, (args, kwargs))
+            return _run(func, *each(lambda part: _as(part, kept), (args, kwargs)))
+        given, named = each(self._widened, (args, kwargs))
         try:
             made = _run(func, given, named)
         except (RuntimeError, NotImplementedError):
-            if not any(isinstance(t, Tensor) and t.is_floating_point() for t in _pytree.tree_leaves((args, kwargs))):
+            if not any(isinstance(t, Tensor) and t.is_floating_point() for t in parts((args, kwargs))):
                 raise
-            made = _run(func, *_pytree.tree_map_only(Tensor, lambda t: _as(t, torch.float32), (args, kwargs)))
+            made = _run(func, *each(lambda part: _as(part, torch.float32), (args, kwargs)))
             self.rounded.add(str(func))
-        return _pytree.tree_map_only(Tensor, self._widened, made)
+        return each(lambda part: self._widened(part) if isinstance(part, Tensor) else part, made)
 
     def _widened(self, value: Any) -> Any:  # noqa: ANN401  # an argument
-        if isinstance(value, Tensor):
-            return value.to(_WIDE[value.dtype]) if value.dtype in _WIDE else value
         if isinstance(value, torch.dtype) and value in _WIDE:
             self.asked.add(value)
             return _WIDE[value]
-        return value
+        return _promoted(value)
 
 
 class _Promoted(TorchFunctionMode):
@@ -92,8 +89,12 @@ class _Promoted(TorchFunctionMode):
         del types
         given = (args, kwargs or {})
         if not getattr(func, "__name__", "_").endswith("_") and "out" not in given[1]:
-            given = _pytree.tree_map_only(Tensor, lambda t: t.to(_WIDE[t.dtype]) if t.dtype in _WIDE else t, given)
+            given = each(_promoted, given)
         return func(*given[0], **given[1])
+
+
+def _promoted(value: Any) -> Any:  # noqa: ANN401  # an argument
+    return value.to(_WIDE[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDE else value
 
 
 class Reference:
@@ -158,14 +159,16 @@ def full_precision() -> Iterator[None]:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:  # noqa: ANN401
     """The tensors that `func` writes into."""
-    for index, argument in enumerate(func._schema.arguments):  # noqa: SLF001  # which torch offers under no other name
+    if not func._schema.is_mutable:  # noqa: SLF001  # which torch offers under no other name
+        return
+    for index, argument in enumerate(func._schema.arguments):  # noqa: SLF001  # as above
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
-            yield from (t for t in _pytree.tree_leaves(value) if isinstance(t, Tensor))
+            yield from (t for t in parts(value) if isinstance(t, Tensor))
 
 
-def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
+def _as(value: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401  # an argument
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401

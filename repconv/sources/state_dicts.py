@@ -246,7 +246,8 @@ def put_state(
             negative running variance, another kind of tensor.
     """
     wanted = model.state_dict()
-    counters = {n: torch.zeros((), dtype=torch.long) for n in wanted if n not in set(_without_counters(wanted))}
+    numbers = {*_without_counters(wanted)}
+    counters = {name: torch.zeros((), dtype=torch.long) for name in wanted if name not in numbers}
     state = {**counters, **state}
     complaint = misfit(wanted, state, spare or {})
     if complaint:
