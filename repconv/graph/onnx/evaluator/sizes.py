@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import onnx
 from onnx import helper, numpy_helper
@@ -65,7 +66,11 @@ class _Look:
     makers: Mapping[str, onnx.NodeProto]
 
     def constant(self, name: str) -> Array | None:
-        """An operand of a few numbers that are the same in every run."""
+        """An operand of a few numbers that are the same in every run; a weight is not even read."""
+        held = self.constants.stored.get(name)
+        sides = self.sides.get(name, ()) if held is None else held.dims
+        if prod(side for side in sides if isinstance(side, int)) > _MOST:
+            return None
         value = self.constants.as_run(name)
         return value if value is not None and value.size <= _MOST else None
 
