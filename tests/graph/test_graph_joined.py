@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv.graph import fuse_onnx, fuse_program
+from repconv.graph.onnx.nodes import label
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -69,11 +70,15 @@ def kinds(model: onnx.ModelProto) -> list[str]:
 @pytest.mark.parametrize("build", CASES)
 def test_it_is_a_part_of_every_convolution_of_an_onnx_model(build: Build, randomise: Randomise) -> None:
     network = randomise(build()).eval()
-    model, report = fuse_onnx(exported(network))
+    given = exported(network)
+    model, report = fuse_onnx(given)
     assert report.agreement is not None
     assert report.agreement.passed
     left = [kind for kind in kinds(model) if kind not in ("Split", "Constant")]
     assert left == ["Relu", *["Conv"] * len(network.parts), "Concat", "Relu"]
+    told = {name for each in report.refusals for name in (each.where, *each.beside)}
+    authored = {label(node) for node in given.graph.node}
+    assert told | {name for layer in report.layers for name in layer.branches} <= authored
 
 
 @pytest.mark.parametrize("decomposed", [False, True])

@@ -26,7 +26,7 @@ KINDS = {
     "refused": "fusing or proving ended with a reason",
     "stopped": "more time or memory than a network is given",
     "more": "something that is counted rose",
-    "norm left": "batch normalisations stay, with a reason, or none where nothing beside them is affine",
+    "norm left": "batch normalisations stay, and why",
     "no reason": "neighbours stay and no reason names them",
     "slow": f"fusing took over {SLOW_S:.0f} s of a processor",
     "slower": f"one image takes longer than {SLOWER} times, the whole interval",
@@ -36,6 +36,8 @@ KINDS = {
 """In the order in which they matter."""
 OURS = tuple(kind for kind in KINDS if kind not in ("not exported", "own error"))
 """Those that fusing, not an exporter or the network, is to blame for."""
+_ALONE = {"no reason": "nothing affine beside it"}
+"""What to say of a norm that no reason names: any pair without one is a finding of its own."""
 _PRODUCTS = ("convolutions", "linears")
 """Counted together: a product by a constant matrix is one, be it written as a 1x1 convolution or as a linear layer."""
 _OURS = {
@@ -73,7 +75,7 @@ def _of_form(part: Row, own: float | None) -> Iterator[tuple[str, str]]:
         if rose:
             yield "more", ", ".join(rose)
         if after["batch_norms"]:
-            why = ", ".join(f"{count} ({kinds})" for kinds, count in part.get("norms_stay", {}).items())
+            why = ", ".join(f"{n} ({_ALONE.get(kinds, kinds)})" for kinds, n in part.get("norms_stay", {}).items())
             yield "norm left", f"{after['batch_norms']} of {before['batch_norms']}{why and ': '}{why}"
         if part["unexplained"]:
             yield "no reason", f"{part['unexplained']} pairs"

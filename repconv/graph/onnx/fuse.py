@@ -76,8 +76,8 @@ def _fused(source: onnx.ModelProto) -> tuple[onnx.ModelProto, FusionReport]:
     _check(written.model)
     after = measure(written.model, facts, written.owners)
     refusals = (*planned.refusals, *chosen.refusals, *written.refusals)
-    report = FusionReport(written.layers, refusals, planned.before, after, diverged=written.diverged)
-    return written.model, report
+    layers = tuple(replace(each, branches=_names(each.branches, planned.called)) for each in written.layers)
+    return written.model, FusionReport(layers, refusals, planned.before, after, diverged=written.diverged)
 
 
 def proof_of(
@@ -122,13 +122,17 @@ def foresee_onnx(model: onnx.ModelProto | str | os.PathLike[str]) -> Foresight:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What is written, of the graph in `facts`; before: of the graph as it was given."""
+    """What is written, of the graph in `facts`; before: of the graph as it was given.
+
+    called: the nodes of `facts` that are a part of one that was given, and that, by their names.
+    """
 
     facts: Facts
     steps: list[Step]
     chosen: Plan
     refusals: list[GraphRefusal]
     before: Size
+    called: Mapping[str, str] = field(default_factory=dict)
 
 
 def _planned(source: onnx.ModelProto) -> _Planned:
@@ -136,12 +140,24 @@ def _planned(source: onnx.ModelProto) -> _Planned:
     _check(source)
     found = _planned_as_it_is(source)
     for in_other_words in (commuted, distributed):
-        given = in_other_words(found.facts, found.steps, Names(taken(found.facts.model)))
+        names = Names(taken(found.facts.model))
+        given = in_other_words(found.facts, found.steps, names)
         if given is not None:
             other = _planned_as_it_is(given)
             if other.chosen.is_cheaper(found.chosen):
-                found = replace(other, before=found.before)
-    return found
+                found = replace(other, before=found.before, called={**found.called, **names.instead})
+    refusals = [_by_author(each, found.called) for each in found.refusals]
+    chosen = replace(found.chosen, refusals=tuple(_by_author(each, found.called) for each in found.chosen.refusals))
+    return replace(found, refusals=refusals, chosen=chosen)
+
+
+def _by_author(refusal: GraphRefusal, called: Mapping[str, str]) -> GraphRefusal:
+    """A reason by the names of the graph as it was given."""
+    return replace(refusal, where=called.get(refusal.where, refusal.where), beside=_names(refusal.beside, called))
+
+
+def _names(names: Sequence[str], called: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(called.get(name, name) for name in names))
 
 
 def _planned_as_it_is(source: onnx.ModelProto) -> _Planned:

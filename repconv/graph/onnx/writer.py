@@ -32,10 +32,14 @@ class Nodes:
 
 
 class Names:
-    """Names that nothing in a model has."""
+    """Names that nothing in a model has.
+
+    instead: those that stand for a name which was taken, and that.
+    """
 
     def __init__(self, taken: set[str]) -> None:
         self._taken = set(taken)
+        self.instead: dict[str, str] = {}
 
     def new(self, wanted: str) -> str:
         """`wanted`, with a number behind it if that is taken."""
@@ -43,6 +47,8 @@ class Names:
         while name in self._taken:
             name, count = f"{wanted}_{count}", count + 1
         self._taken.add(name)
+        if name != wanted:
+            self.instead[name] = wanted
         return name
 
 
