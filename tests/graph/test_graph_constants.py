@@ -171,6 +171,59 @@ def test_sizes_that_are_computed_of_sizes_tell_how_tensors_are_laid_out(batch: i
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
+def between(nodes: list[onnx.NodeProto], made: str, width: int = 4, **values: object) -> onnx.ModelProto:
+    """x [n, 4, h, 8] -> Conv "a" -> `nodes` -> Conv of `made`, which is `width` wide -> y."""
+    weights = {"w": torch.randn(4, 4, 3, 3).numpy(), "v": torch.randn(4, width, 1, 1).numpy()}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4), *nodes, helper.make_node("Conv", [made, "v"], ["y"])
+    ]  # fmt: skip
+    held = {**weights, **{name: np.array(value) for name, value in values.items()}}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, "h", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)],
+        [numpy_helper.from_array(value, name) for name, value in held.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+node = helper.make_node
+SIZED = {
+    "a size that nothing reads": (between([node("Shape", ["a"], ["s"])], "a"), {"Conv", "Shape"}),
+    "a number that is called as a side of the input is": (
+        between([
+            node("Shape", ["a"], ["s"]), node("Gather", ["s", "two"], ["side"]), node("Mul", ["side", "two"], ["h"]),
+            node("Slice", ["s", "zero", "two"], ["nc"]), node("Div", ["eight", "two"], ["less"]),
+            node("Concat", ["nc", "h", "less"], ["to"], axis=0), node("Reshape", ["a", "to"], ["b"]),
+        ], "b", two=[2], zero=[0], eight=[8]),
+        None,
+    ),
+    "half of the channels": (
+        between([
+            node("Shape", ["a"], ["s"], start=1, end=2), node("Div", ["s", "two"], ["half"]),
+            node("Slice", ["a", "zero", "half", "one"], ["p"]), node("Slice", ["a", "half", "s", "one"], ["q"]),
+            node("Add", ["p", "q"], ["b"]),
+        ], "b", 2, two=[2], zero=[0], one=[1]),
+        {"Conv"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "left"), SIZED.values(), ids=SIZED)
+def test_a_graph_that_computes_sizes_is_right_at_every_size(before: onnx.ModelProto, left: set[str] | None) -> None:
+    """left: the kinds of nodes that are, where these show it."""
+    after, report = fuse_onnx(before)
+    assert report.agreement.passed or not report.layers
+    assert left in (None, {node.op_type for node in after.graph.node})
+    for shape in ((1, 4, 8, 8), (3, 4, 6, 8)):
+        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        want, got = (
+            onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0] for model in (before, after)
+        )
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
 def factor(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """x -> Conv -> Mul by the tensor "factor", which `nodes` make -> y."""
     weights = {"w": np.ones((C, C, 1, 1), np.float32), **weights}

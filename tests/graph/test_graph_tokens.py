@@ -130,6 +130,34 @@ def test_matrices_stay_matrices_and_take_what_is_behind_them(name: str, batch: i
         torch.testing.assert_close(torch.from_numpy(made), model(given).detach(), rtol=0, atol=3e-5)
 
 
+class Halves(nn.Module):
+    """Channels in two halves as images of their own, convolved and together again; then the halves change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.then, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        n, c, h, w = y.shape
+        y = self.last(self.then(y.view(n * 2, c // 2, h, w))).view_as(y)
+        for _ in range(2):
+            a, b = y.flatten(2).chunk(2, 1)
+            y = torch.cat([b, a], 1).view_as(y)
+        return y.relu()
+
+
+def test_a_view_as_another_tensor_copies_where_memory_lies_otherwise() -> None:
+    torch.manual_seed(0)
+    model, x = Halves().eval(), torch.randn(2, 3, 8, 8)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n", max=64)},))
+    fused, report = fuse_program(program)
+    assert report.layers
+    assert report.agreement.passed
+    for given in (x, torch.randn(3, 3, 8, 8)):
+        torch.testing.assert_close(fused.module()(given), model(given).detach(), rtol=0, atol=3e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
 @pytest.mark.parametrize("name", ["levit_128s", "iformer_t"])

@@ -47,7 +47,9 @@ def live(
             if step.output in wanted:
                 kept[step.output] = step
                 wanted.update(step.inputs)
-        if made or ((node.follows or node.of_sizes) and wanted.isdisjoint(node.outputs)):
+        # What nobody read in the first place is the author's, and stays.
+        left_out = (node.follows or node.of_sizes) and not read.isdisjoint(node.outputs)
+        if made or (left_out and wanted.isdisjoint(node.outputs)):
             continue
         wanted.update(node.inputs)
         needed.update({name: f"read by {node.where}, too" for name in node.inputs if name not in needed})

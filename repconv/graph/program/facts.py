@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from ...algebra.geometry import with_flat
 from ...errors import GeometryError
@@ -43,6 +44,12 @@ BY_BATCH_NORMS = (
 
 VIEWS = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
 """Operations that differ in where in memory their result lies alone."""
+
+COPYING: dict[str, OpOverload] = {
+    **dict.fromkeys(VIEWS, torch.ops.aten.reshape.default),
+    "aten.view_as.default": torch.ops.aten.reshape_as.default,
+}
+"""What does the same as a view, and copies where it must."""
 
 SPLITS = (
     "aten.split_with_sizes.default", "aten.split.Tensor", "aten.split.sizes", "aten.chunk.default", "aten.unbind.int",
@@ -134,7 +141,7 @@ def gives_several(node: fx.Node) -> bool:
 
 def is_pointwise(node: fx.Node) -> bool:
     """True for an operation on each number by itself."""
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags  # noqa: SLF001
+    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:

@@ -30,7 +30,7 @@ from ..planning.operands import with_operands
 from ..planning.plan import Plan, plan
 from .commuting import commuted, distributed
 from .constants import operands
-from .facts import CONVOLVE, NORMS, SPREAD, VIEWS, ProgramFacts, argument, gives_several
+from .facts import CONVOLVE, COPYING, NORMS, SPREAD, ProgramFacts, argument, gives_several
 from .proof.prove import Rewritten, prove_program
 from .reader import read_program
 from .writer import DIALECT, emit, store_once
@@ -279,10 +279,9 @@ def _reshaped(module: fx.GraphModule) -> bool:
 
     Returns whether there were any.
     """
-    reshape = _aten.reshape.default
-    views = [node for node in module.graph.nodes if str(node.target) in VIEWS and node.target != reshape]
+    views = [node for node in module.graph.nodes if COPYING.get(str(node.target), node.target) != node.target]
     for node in views:
-        node.target = reshape
+        node.target = COPYING[str(node.target)]
     module.recompile()
     return bool(views)
 

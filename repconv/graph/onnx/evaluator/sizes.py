@@ -40,7 +40,7 @@ def complete(
         elif grown.isdisjoint(node.input) and not any(map(look.is_computed, numbers)):
             continue
         else:
-            found = _inferred(node, opset, sides, types, numbers)
+            found = _inferred(node, opset, look, types, numbers)
         for name, made in found.items():
             known = sides.get(name)
             if not made or (known is not None and len(known) != len(made)):
@@ -67,12 +67,15 @@ class _Look:
 
     def constant(self, name: str) -> Array | None:
         """An operand of a few numbers that are the same in every run; a weight is not even read."""
-        held = self.constants.stored.get(name)
-        sides = self.sides.get(name, ()) if held is None else held.dims
-        if prod(side for side in sides if isinstance(side, int)) > _MOST:
+        if prod(side for side in self.size(name) or () if isinstance(side, int)) > _MOST:
             return None
         value = self.constants.as_run(name)
         return value if value is not None and value.size <= _MOST else None
+
+    def size(self, name: str) -> tuple[Dim, ...] | None:
+        """The sides of a tensor, or of what the graph holds; None if not even their number is known."""
+        held = self.constants.stored.get(name)
+        return self.sides.get(name) if held is None else tuple(held.dims)
 
     def is_computed(self, name: str) -> bool:
         """Whether a node makes it of something."""
@@ -100,7 +103,8 @@ class _Look:
             given = self.numbers(node.input[0], steps - 1)
             if given is not None:
                 return _taken(kind, given, [self.constant(n) for n in node.input[1:]])
-        return [symbol(name)] if self.sides.get(name) in ((), (1,)) else None
+        # A side of an input may be called as a tensor is.
+        return [symbol(f"the number {name}")] if self.sides.get(name) in ((), (1,)) else None
 
     def reshaped(self, node: onnx.NodeProto) -> list[Dim]:
         """The sides of what a Reshape makes; none if their number is not known."""
@@ -143,12 +147,12 @@ def _rest(whole: Sequence[Dim], others: Sequence[Dim]) -> Dim | None:
 def _inferred(
     node: onnx.NodeProto,
     opset: int,
-    sides: Mapping[str, tuple[Dim, ...]],
+    look: _Look,
     types: Mapping[str, int],
     numbers: Mapping[str, Array],
 ) -> dict[str, list[Dim | None]]:
     """The sides of what a node makes, as far as inference of this node alone tells them."""
-    given = {name: _type(types.get(name, 0), sides.get(name)) for name in node.input if name}
+    given = {name: _type(types.get(name, 0), look.size(name)) for name in node.input if name}
     data = {name: numpy_helper.from_array(value) for name, value in numbers.items()}
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")

@@ -17,7 +17,7 @@ from ....proof.agreement import Agreement, Comparison
 from ....proof.end_to_end import prove_whole
 from ....proof.leaves import OfTensors, of_tensors
 from ....proof.report import FusionReport, Proof
-from ..facts import VIEWS
+from ..facts import COPYING
 from .regions import Constants, prove_region
 
 
@@ -101,7 +101,7 @@ def program_regions(rewritten: Rewritten, inputs: Sequence[object]) -> tuple[Com
 
 def _operation(node: fx.Node) -> object:
     """What a node does."""
-    return "view" if str(node.target) in VIEWS else node.target
+    return COPYING.get(str(node.target), node.target)
 
 
 def _altered(rewritten: Rewritten, old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> Iterator[Comparison]:
