@@ -157,7 +157,13 @@ def _inferred(
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         found = onnx.shape_inference.infer_node_outputs(schema, node, given, data)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except (
+        onnx.defs.SchemaError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,
+        RuntimeError,
+    ):
         return {}  # what is wrong with the node is said by whoever reads it
     return {
         name: [
@@ -170,6 +176,8 @@ def _inferred(
 
 
 def _type(kind: int, sides: tuple[Dim, ...] | None) -> onnx.TypeProto:
+    if kind == onnx.TensorProto.BFLOAT16:  # which many operations take in theory only; a size has no precision
+        kind = onnx.TensorProto.FLOAT
     return helper.make_tensor_type_proto(kind, None if sides is None else [_dimension(side) for side in sides])
 
 
