@@ -160,7 +160,7 @@ def test_a_view_as_another_tensor_copies_where_memory_lies_otherwise() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
-@pytest.mark.parametrize("name", ["levit_128s", "iformer_t"])
+@pytest.mark.parametrize("name", ["levit_128s", pytest.param("iformer_t", marks=pytest.mark.exhaustive)])
 def test_a_network_of_an_open_batch_folds_as_one_of_a_fixed_batch(name: str) -> None:
     found = specimen(name)
     model, x = found.model, torch.cat([found.x, found.x])
