@@ -66,7 +66,7 @@ class InFloat64(EveryCall):
                 raise
             made = _run(func, *each(lambda part: _as(part, torch.float32), (args, kwargs)))
             self.rounded.add(str(func))
-        return each(lambda part: self._widened(part) if isinstance(part, Tensor) else part, made)
+        return each(_promoted, made)
 
     def _widened(self, value: Any) -> Any:  # noqa: ANN401  # an argument
         if isinstance(value, torch.dtype) and value in _WIDE:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from repconv.errors import GeometryError
+from repconv.graph.core.constant import Bias
 from repconv.graph.core.dims import through, told
-from repconv.graph.core.expression import Bias, Expression, Term, merge
+from repconv.graph.core.expression import Expression, Term, merge
 from repconv.graph.core.terms import convolution_term, grid_term, transposed_term
 from repconv.graph.maps.carried import Carried
 from repconv.graph.maps.layout import plain

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from repconv.errors import GeometryError
-from repconv.graph.core.constant import Constant
+from repconv.graph.core.constant import Bias, Constant
 from repconv.graph.core.cost import Cost
-from repconv.graph.core.expression import Bias, Expression, Term
+from repconv.graph.core.expression import Expression, Term
 from repconv.graph.core.pool import Pool
 from repconv.graph.core.terms import (
     average_term,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...algebra.geometry import Geometry, halves
 from ...algebra.kernels import Kernel, combine, compose, every, identity
 from ...errors import GeometryError
-from .constant import Constant
+from .constant import Bias, Constant
 from .dims import Dim, Dims, through
 from .form import Form, aligned, identity_form, padded_after
 from .ordering import dependencies_first
@@ -324,63 +324,6 @@ def _key_of_series(outer: Term, inner: Term) -> Hashable:
     if inner.form.ones and max(*inner.form.geometry.stride, *inner.form.geometry.up) == 1:
         return outer.key
     return hash(("after", outer.key, inner.key))
-
-
-class Bias:
-    """The constant part of a tensor, whose numbers come when asked for.
-
-    Its value is exact whatever `is_zero` decides.
-    """
-
-    def __init__(self, compute: Callable[[], Constant] | None, rounding: float, needs: Sequence[Bias] = ()) -> None:
-        """`compute` reads the biases it `needs`, None for no bias; `rounding` is that of the graph's type."""
-        self._compute = compute
-        self._rounding = rounding
-        self._needs = tuple(needs)
-        self.known: Constant | None = None
-
-    @property
-    def is_surely_zero(self) -> bool:
-        """True if there is none, without looking at a number."""
-        return self._compute is None
-
-    @property
-    def constant(self) -> Constant:
-        """The numbers.
-
-        Raises:
-            GeometryError: there is no bias.
-        """
-        if self.known is None:
-            for bias in dependencies_first(self, Bias.missing):
-                bias.known = bias.add()
-        return self.known or self.add()
-
-    def minus(self, border: Constant) -> Bias:
-        """What is left of it where a border of these numbers shows."""
-        negative = Constant(-border.value, border.parts, border.written)
-        compute = (lambda: negative) if self.is_surely_zero else (lambda: self.constant + negative)
-        return Bias(compute, self._rounding, () if self.is_surely_zero else (self,))
-
-    def missing(self) -> list[Bias]:
-        """Biases whose numbers come before these."""
-        return [bias for bias in self._needs if bias.known is None]
-
-    def add(self) -> Constant:
-        """The numbers, those of `missing` being known."""
-        if self._compute is None:
-            raise GeometryError("a bias that is surely zero has no numbers")
-        return self._compute()
-
-    @property
-    def value(self) -> Tensor | None:
-        """What is written, [o] in float64; None if every number is exactly 0."""
-        return None if self.is_surely_zero or not bool(self.constant.value.any()) else self.constant.value
-
-    @property
-    def is_zero(self) -> bool:
-        """True if padding with zeros continues it, see `Constant.cancels`: it decides, and changes no number."""
-        return self.is_surely_zero or self.constant.cancels(self._rounding)
 
 
 @dataclass(frozen=True)

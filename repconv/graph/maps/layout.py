@@ -129,7 +129,8 @@ def reshaped(layout: Layout, sizes: Callable[[Atom], object], shape: Sequence[ob
     Raises:
         StaysError: pixels or images would be divided among axes.
     """
-    divides = Kind.PIXELS(does=f"its reshape to {list(shape)} divides pixels or images among axes")
+    said = ", ".join(str(side) if isinstance(side, int) else "?" for side in shape)
+    divides = Kind.PIXELS(does=f"its reshape to [{said}] divides pixels or images among axes")
     waiting = [atom for axis in layout.axes for atom in axis if size_of(atom, sizes) != 1][::-1]
     whole = amount(size_of(atom, sizes) for atom in waiting)
     rest = over(whole, amount(side for side in shape if side is not None))

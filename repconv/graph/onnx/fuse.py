@@ -146,6 +146,8 @@ def _planned(source: onnx.ModelProto) -> _Planned:
             other = _planned_as_it_is(given)
             if other.chosen.is_cheaper(found.chosen):
                 found = replace(other, before=found.before, called={**found.called, **names.instead})
+    if not found.called:
+        return found
     refusals = [_by_author(each, found.called) for each in found.refusals]
     chosen = replace(found.chosen, refusals=tuple(_by_author(each, found.called) for each in found.chosen.refusals))
     return replace(found, refusals=refusals, chosen=chosen)

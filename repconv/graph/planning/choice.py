@@ -9,9 +9,9 @@ from functools import partial, reduce
 from operator import add
 
 from ...errors import GeometryError
-from ..core.constant import Constant
+from ..core.constant import Bias, Constant
 from ..core.cost import Cost
-from ..core.expression import Bias, Expression, Term, merge, respond, substitute
+from ..core.expression import Expression, Term, merge, respond, substitute
 from ..core.ordering import dependencies_first
 from ..core.reasons import Kind, Reason, reason_of
 from ..core.step import Offset, Step, Stored

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ...algebra.geometry import halves, with_flat
 from ...errors import GeometryError
+from ..core.constant import Bias
 from ..core.cost import Cost, Size, averaging, convolution, elements, elementwise
 from ..core.dims import nominal
-from ..core.expression import Bias, Expression, Term
+from ..core.expression import Expression, Term
 from ..core.form import Form
 from ..core.pool import Pool
 from ..core.step import Stored

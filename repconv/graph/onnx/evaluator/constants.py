@@ -159,28 +159,16 @@ class Constants:
 
     def _size_of(self, node: onnx.NodeProto) -> Array | None:
         """What Shape, or Gather or Slice of a Shape, gives where those sides are known; the others may be open."""
-        taken: list[Array | None] = []
-        if node.op_type != "Shape":
-            shape = self._makers.get(node.input[0])
-            if shape is None or shape.op_type != "Shape":
-                return None
-            taken = [self.as_run(name) for name in node.input[1:] if name]
-            if any(value is None for value in taken):
-                return None
-        else:
-            shape = node
-        dims = looked_up(shape, self._sides)
+        shape = node if node.op_type == "Shape" else self._makers.get(node.input[0])
+        dims = looked_up(shape, self._sides) if shape is not None and shape.op_type == "Shape" else None
         if dims is None:
             return None
         sides = np.array([d if isinstance(d, int) else -1 for d in dims], dtype=np.int64)
-        numbers = [value.astype(np.int64) for value in taken if value is not None]
-        if node.op_type == "Gather":
-            sides = sides[numbers[0]]
-        elif node.op_type == "Slice":
-            if not numbers:  # before opset 10 the ends are attributes
+        if shape is not node:
+            where = places(node.op_type, len(dims), [self.as_run(name) for name in node.input[1:]])
+            if where is None:
                 return None
-            first, last = (int(value.reshape(-1)[0]) for value in numbers[:2])
-            sides = sides[first : last : int(numbers[3].reshape(-1)[0]) if len(numbers) > 3 else 1]
+            sides = sides[where]
         return None if bool((sides < 0).any()) else sides
 
     def reads_sizes(self, name: str) -> bool:
@@ -373,6 +361,23 @@ def looked_up(node: onnx.NodeProto, sides: Mapping[str, tuple[Dim, ...]]) -> tup
     known = attributes(node)
     start, end = known.get("start", 0), known.get("end", len(dims))
     return dims[start:end] if isinstance(start, int) and isinstance(end, int) else None
+
+
+def places(kind: str, count: int, operands: Sequence[Array | None]) -> Array | None:
+    """Which of a list of `count` numbers a Gather or a Slice takes; None where its operands do not tell.
+
+    A Slice before opset 10 has attributes instead, and is not followed.
+    """
+    known = [value for value in operands if value is not None]
+    if len(known) != len(operands) or not known:
+        return None
+    numbers = np.arange(count)
+    if kind == "Gather":
+        index = known[0].astype(np.int64)
+        return numbers[index] if bool(((index >= -count) & (index < count)).all()) else None
+    bounds = [int(value.reshape(-1)[0]) for value in known if value.size]  # starts, ends, axes, steps
+    step = bounds[3] if len(bounds) > 3 else 1
+    return numbers[bounds[0] : bounds[1] : step] if len(bounds) == len(known) > 1 and step else None
 
 
 def stored_number(node: onnx.NodeProto) -> Array | None:

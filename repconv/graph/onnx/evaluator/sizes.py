@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from ...core.dims import Dim, amount, over, symbol
 from ..nodes import attributes, nested
-from .constants import Array, Constants, looked_up
+from .constants import Array, Constants, looked_up, places
 
 _MOST = 64
 """Numbers in an operand that tells a size: a few for each axis."""
@@ -45,8 +45,7 @@ def complete(
             known = sides.get(name)
             if not made or (known is not None and len(known) != len(made)):
                 continue
-            named = [symbol(f"{name}#{axis}") for axis in range(len(made))]
-            pairs = zip(known or named, made, strict=True)
+            pairs = zip(known or [symbol(f"{name}#{axis}") for axis in range(len(made))], made, strict=True)
             merged = tuple(mine if isinstance(mine, int) or theirs is None else theirs for mine, theirs in pairs)
             if merged != known:
                 sides[name] = merged
@@ -101,8 +100,9 @@ class _Look:
             return self.numbers(node.input[0], steps - 1)
         if node is not None and kind in ("Gather", "Slice"):
             given = self.numbers(node.input[0], steps - 1)
-            if given is not None:
-                return _taken(kind, given, [self.constant(n) for n in node.input[1:]])
+            where = None if given is None else places(kind, len(given), [self.constant(n) for n in node.input[1:]])
+            if given is not None and where is not None:
+                return [given[place] for place in where.reshape(-1).tolist()]
         # A side of an input may be called as a tensor is.
         return [symbol(f"the number {name}")] if self.sides.get(name) in ((), (1,)) else None
 
@@ -121,19 +121,6 @@ class _Look:
             rest = _rest(known, [*wanted[:place], *wanted[place + 1 :]]) if known is not None else None
             wanted[place] = symbol(f"{made}#{place}") if rest is None else rest
         return wanted
-
-
-def _taken(kind: str, given: Sequence[Dim], operands: Sequence[Array | None]) -> list[Dim] | None:
-    """Those of a list of numbers that a Gather or a Slice takes; None where its operands do not tell which."""
-    known = [value.reshape(-1).tolist() for value in operands if value is not None and value.size]
-    if len(known) != len(operands) or not known:
-        return None
-    places: Sequence[int] = known[0]
-    if kind == "Slice":  # by starts, ends, axes and steps; those before opset 10 have attributes
-        step = known[3][0] if len(known) > 3 else 1
-        places = range(len(given))[known[0][0] : known[1][0] : step] if len(known) > 1 and step else ()
-    within = all(-len(given) <= place < len(given) for place in places)
-    return [given[place] for place in places] if places and within else None
 
 
 def _rest(whole: Sequence[Dim], others: Sequence[Dim]) -> Dim | None:
