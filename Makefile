@@ -55,10 +55,11 @@ test: $(BIN)/.installed-dev
 
 # In an environment of its own over .venv: packages come with these runtimes whose plugins would change pytest.
 EDGE := build/edge
+EDGE_TESTS = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(EDGE)/bin/python -P -m pytest -p xdist -n $(JOBS) --maxprocesses 4 \
+	--dist loadfile tests/export
 
 edge: $(EDGE)/.installed
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(EDGE)/bin/python -P -m pytest -p xdist -n $(JOBS) --maxprocesses 4 \
-		--dist loadfile -m edge tests/export
+	$(EDGE_TESTS) -m "edge and not exhaustive"
 
 $(EDGE)/.installed: $(BIN)/.installed-dev setup.cfg constraints.txt
 	$(BIN)/python -m venv --clear $(EDGE)
@@ -68,8 +69,9 @@ $(EDGE)/.installed: $(BIN)/.installed-dev setup.cfg constraints.txt
 		--editable ".[edge]"
 	touch $@
 
-test-slow: $(BIN)/.installed-dev
+test-slow: $(BIN)/.installed-dev $(EDGE)/.installed
 	$(BIN)/pytest
+	$(EDGE_TESTS) -m edge
 
 check: lint types test
 

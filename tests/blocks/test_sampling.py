@@ -315,7 +315,7 @@ def test_channels_last_stays_channels_last() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own doings
-@pytest.mark.parametrize("taken", [None, 64])
+@pytest.mark.parametrize("taken", [pytest.param(None, marks=pytest.mark.exhaustive), 64])
 def test_torch_compile_takes_it_whole(taken: int | None, randomise: Randomise) -> None:
     """One graph, and in it the same numbers."""
     block = randomise(RepBlock(4, 4, branches=SEARCHABLE)).double().train()

@@ -39,6 +39,16 @@ def checkpoint(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small_program(tmp_path_factory) -> Path:
+    """The program of a convolution and a norm, of images of 3x16x16."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    path = tmp_path_factory.mktemp("program") / "m.pt2"
+    torch.export.save(torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False), path)
+    return path
+
+
 class Theirs(nn.Module):
     """A network of others: nothing of it is a block of this package, its branches merge in the graph."""
 

@@ -72,6 +72,7 @@ def test_an_unfused_engine_shows_its_branches(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_rtx
 def test_engines_built_again_are_byte_identical(engine, tmp_path, monkeypatch) -> None:
     """Of an open batch, too, for which TensorRT-RTX 1.7 by itself gives one of two engines, whatever surrounds it."""

@@ -110,7 +110,7 @@ installed = pytest.mark.edge("executorch")
 
 
 @installed
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.exhaustive)])
 def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path) -> None:
     record = export(checkpoint, EXECUTORCH, tmp_path / "m.pte", BuildSettings(precision=precision))
     assert record.verified
@@ -215,10 +215,10 @@ def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path, the
 
 
 @installed
-def test_bench_times_it_and_doctor_finds_it(checkpoint, tmp_path) -> None:
+def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path) -> None:
     few = {"rounds": 2, "sessions": 1, "seconds": 0.01, "calls": 4, "warmup": 0, "threads": 1, "against": "unfused"}
     options = [word for option, value in few.items() for word in (f"--{option}", value)]
-    code, said = run("bench", checkpoint, "--backend", EXECUTORCH, *options, "--json", tmp_path / "b.json")
+    code, said = run("bench", small_program, "--backend", EXECUTORCH, *options, "--json", tmp_path / "b.json")
     assert code == 0, said
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert {row["form"]: row["evidence"]["passed"] for row in rows} == {"unfused": True, "fused": True}

@@ -69,7 +69,7 @@ installed = pytest.mark.edge("litert_torch", "ai_edge_quantizer")
 
 
 @installed
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.exhaustive)])
 def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path, run) -> None:
     record = export(checkpoint, LITERT, tmp_path / "m.tflite", BuildSettings(precision=precision))
     assert record.verified
@@ -216,14 +216,10 @@ def test_what_the_converter_says_is_not_shown_but_kept_where_it_is_asked_for(che
 
 
 @installed
-def test_bench_times_it_and_doctor_finds_it(tmp_path, run) -> None:
-    network = tmp_path / "m.pt2"
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    torch.export.save(torch.export.export(module, (torch.randn(1, 3, 16, 16),), strict=False), network)
+def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path, run) -> None:
     few = {"rounds": 2, "sessions": 1, "seconds": 0.01, "calls": 4, "warmup": 0, "threads": 2, "against": "unfused"}
     options = [word for option, value in few.items() for word in (f"--{option}", value)]
-    code, said = run("bench", network, "--backend", LITERT, *options, "--json", tmp_path / "b.json")
+    code, said = run("bench", small_program, "--backend", LITERT, *options, "--json", tmp_path / "b.json")
     assert code == 0, said
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert {row["form"]: row["evidence"]["passed"] for row in rows} == {"unfused": True, "fused": True}

@@ -99,7 +99,7 @@ NOISE = Data(calibration_images=16, random_calibration=True)
 
 
 @pytest.mark.parametrize("target", EDGE)
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("per_channel", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_every_convolution_is_int8_and_the_bytes_are_the_same(target, per_channel: bool, checkpoint, tmp_path) -> None:
     settings = BuildSettings(precision="int8", quantization=Quantization(per_channel=per_channel))
     suffix = TARGETS[target].suffix

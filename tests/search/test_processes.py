@@ -109,10 +109,10 @@ def launch(
     ("count", "architectures", "weighting", "strategy"),
     [
         (2, 5, "softmax", "des"),
-        (2, 1, "softmax", "darts-second"),
         *(
             pytest.param(*case, marks=pytest.mark.exhaustive)
             for case in (
+                (2, 1, "softmax", "darts-second"),
                 (3, 2, "literal", "des"),
                 (2, 2, "uniform", "des"),
                 (2, 1, "softmax", "des"),
@@ -154,6 +154,7 @@ def test_an_update_of_several_processes_is_that_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_accelerate_launch_is_the_run_of_torchrun(tmp_path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
