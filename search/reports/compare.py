@@ -121,8 +121,8 @@ def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
     kinds = sorted({one.kind for one in outcomes})
     if len(outcomes) < 2 or len(kinds) != 1:
         raise SearchError(
-            f"runs are compared with their like: expected two or more searches or two or more retrainings, got "
-            f"{len(outcomes)} of {' and '.join(kinds) or 'none'}"
+            f"runs are compared with their like: expected two or more searches or two or more retrainings, each in a "
+            f"folder of its own, got {len(outcomes)} of {' and '.join(kinds) or 'none'}"
         )
     groups: dict[str, list[RunOutcome]] = {}
     for one, label in zip(outcomes, labels([one.settings for one in outcomes]), strict=True):
@@ -139,10 +139,20 @@ def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each the settings in which they are not all alike, `key=value` with spaces between; "alike" where all are."""
+    """For each the settings in which they are not all alike, `key=value` with spaces between; "alike" where all are.
+
+    What differs reads otherwise: numbers have as many digits as that takes, four or more.
+    """
     keys = dict.fromkeys(key for one in settings for key in one)
-    differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
-    return [" ".join(f"{key}={_said(one[key])}" for key in differing if key in one) or "alike" for one in settings]
+    digits = {
+        key: _digits([one[key] for one in settings if key in one])
+        for key in keys
+        if len({repr(one.get(key)) for one in settings}) > 1
+    }
+    return [
+        " ".join(f"{key}={_said(one[key], count)}" for key, count in digits.items() if key in one) or "alike"
+        for one in settings
+    ]
 
 
 def estimate(values: Sequence[float]) -> WithInterval:
@@ -193,16 +203,23 @@ def _is_of_one_setting(difference: str) -> bool:
     return len(set(one.split()) ^ set(other.split())) == 2
 
 
-def _said(value: object) -> str:
+def _digits(values: Sequence[object]) -> int:
+    """The fewest significant digits by which different ones read otherwise."""
+    count = len({repr(value) for value in values})
+    return next((digits for digits in range(4, 17) if len({_said(value, digits) for value in values}) == count), 17)
+
+
+def _said(value: object, digits: int) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def opened(paths: Iterable[str]) -> list[RunOutcome]:
-    """The outcomes of the runs in these folders.
+    """The outcomes of the runs in these folders, each once, however often it is named.
 
     Raises:
         SearchError: see `outcome`.
     """
-    return [outcome(RunFolder.open(Path(path))) for path in paths]
+    folders = {path.resolve(): path for path in map(Path, paths)}
+    return [outcome(RunFolder.open(path)) for path in folders.values()]

@@ -109,9 +109,28 @@ def test_labels_name_what_differs_alone() -> None:
     assert labels([{"a": 1}, {"a": 1}]) == ["alike", "alike"]
 
 
+def test_numbers_that_differ_late_are_two_groups(tmp_path) -> None:
+    assert labels([{"a": 2 / 3}, {"a": 0.66666}, {"a": 0.5}]) == ["a=0.66667", "a=0.66666", "a=0.5"]
+    runs = [searched(tmp_path / str(ratio), [ratio], ratio=ratio) for ratio in (2 / 3, 0.66666)]
+    assert [group.count for group in compare(opened(map(str, runs))).groups.values()] == [1, 1]
+
+
+def test_a_run_counts_once_however_often_it_is_named(tmp_path, monkeypatch) -> None:
+    runs = [retrained(tmp_path / f"r{i}", i / 9, i / 8, strategy="des", seed=i) for i in range(3)]
+    monkeypatch.chdir(tmp_path)
+    again = [*map(str, runs), "r0", "./r1", "r2/../r2"]
+    assert compare(opened(again)).groups == compare(opened(map(str, runs))).groups
+    assert not compare(opened(again)).correlation  # of four
+    with pytest.raises(SearchError, match="each in a folder of its own, got 1 of retrain"):
+        compare(opened(["r0", "r0/"]))
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path) -> None:
     one = searched(tmp_path / "one", [0.5])
-    with pytest.raises(SearchError, match="two or more searches or two or more retrainings, got 1 of search"):
+    with pytest.raises(
+        SearchError,
+        match="two or more searches or two or more retrainings, each in a folder of its own, got 1 of search",
+    ):
         compare(opened([str(one)]))
     other = retrained(tmp_path / "other", 0.5, 0.6, strategy="des", seed=0)
     with pytest.raises(SearchError, match="got 2 of retrain and search"):
@@ -150,11 +169,21 @@ class TestCandidates:
             read_candidates(run, 3)
         with pytest.raises(SearchError, match=r"is of schema .*search-config/2.*; expected repconv.arch/1"):
             read_candidates(run / CONFIG)
+        (tmp_path / POPULATIONS).mkdir()
         (tmp_path / RESULT).write_text((run / RESULT).read_text())
         with pytest.raises(SearchError, match="names no network"):
             read_candidates(tmp_path / RESULT)
         with pytest.raises(SearchError, match="cannot read"):
             read_candidates(run / METRICS)
+        with pytest.raises(SearchError, match="holds no run"):
+            read_candidates(tmp_path / POPULATIONS)
+
+    def test_a_run_under_way_is_named_with_what_it_has(self, tmp_path) -> None:
+        run = searched(tmp_path / "run", [0.2, 0.9])
+        (run / RESULT).unlink()
+        with pytest.raises(SearchError, match=r"run is under way: .*search resume\), or name .*populations/0001.json"):
+            read_candidates(run)
+        assert read_candidates(run / POPULATIONS / "0001.json")[0].accuracy == 0.9
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from repconv import SearchError
 from repconv.search.config import SCHEMA
 from repconv.search.folder import RESULT, RunFolder
 from repconv.search.presets import PRESETS
@@ -137,3 +138,6 @@ def test_scores_stand_beside_accuracies_when_trained(finished) -> None:
     assert "Scores, and accuracies when trained" in text
     assert "tau of 0.67" in text
     assert "there are fewer" in report(finished, runs[:2])
+    searched = replace(runs[0], kind="search", score=None)
+    with pytest.raises(SearchError, match="0 is a search: it has no score to set beside its accuracy"):
+        report(finished, [searched, *runs])
