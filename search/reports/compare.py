@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from repconv.errors import SearchError
 
@@ -26,6 +27,7 @@ SEED = "seed"
 _RESAMPLES = 2000
 _MOST_SHOWN = 12
 _LESS = " - "
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,8 @@ class RunComparison:
 
     groups: of runs alike but for their seed, the accuracies' estimate by what the groups differ in; those of one seed,
     as the best few of one search, count as one, their mean. differences: of two groups over the seeds both have.
-    correlation: Kendall's tau-b of score and accuracy over retrained architectures, by group and over all, with a
-    bootstrap interval.
+    correlation: Kendall's tau-b of score and accuracy over retrained architectures of the same seeds, by group and over
+    all, with a bootstrap interval.
     """
 
     kind: str
@@ -182,20 +184,38 @@ def _by_seed(runs: Iterable[RunOutcome]) -> dict[tuple[int, ...], float]:
 
 
 def correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
-    """Kendall's tau-b of scores and accuracies with its 95 % bootstrap interval; None for fewer than four."""
-    from scipy.stats import kendalltau
+    """Kendall's tau-b of scores and accuracies over the pairs of runs of the same seeds, with a bootstrap interval.
 
-    pairs = np.array([(one.score, one.accuracy) for one in runs if one.score is not None])
-    if len(pairs) < 4:
+    Another seed is another supernet, judged by other images: all of its scores are higher or lower, which says nothing
+    of its architectures. None for fewer than four runs that have others of their seeds beside them, or where either is
+    all alike.
+    """
+    seeds: dict[tuple[int, ...], list[tuple[float, float]]] = {}
+    for one in runs:
+        if one.score is not None:
+            seeds.setdefault(one.seed, []).append((one.score, one.accuracy))
+    paired = [(number, *pair) for number, pairs in enumerate(seeds.values()) for pair in pairs if len(pairs) > 1]
+    if len(paired) < 4:
         return None
-    value = float(kendalltau(*pairs.T).statistic)
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(_RESAMPLES, len(pairs)))
-    taus = [float(kendalltau(*pairs[chosen].T).statistic) for chosen in drawn]
-    told = [tau for tau in taus if not math.isnan(tau)]  # not where one run alone was drawn
-    if math.isnan(value) or not told:
+    seed, score, accuracy = np.array(paired).T
+    together = seed[:, None] == seed
+    by_score, by_accuracy = (np.sign(values[:, None] - values) * together for values in (score, accuracy))
+
+    def tau(times: Array) -> Array:
+        """Of every run taken so many times, [..., n] -> [...]; not a number where nothing is told apart."""
+        agreeing, scored, trained = (
+            ((times @ pairs) * times).sum(-1) for pairs in (by_score * by_accuracy, abs(by_score), abs(by_accuracy))
+        )
+        with np.errstate(invalid="ignore"):
+            return np.asarray(agreeing / np.sqrt(scored * trained))
+
+    count = len(paired)
+    value = float(tau(np.ones(count)))
+    drawn = tau(np.random.default_rng(0).multinomial(count, [1 / count] * count, size=_RESAMPLES).astype(float))
+    if math.isnan(value):
         return None
-    low, high = np.quantile(told, (0.025, 0.975))
-    return WithInterval(value=value, interval=(float(low), float(high)), count=len(pairs))
+    low, high = np.nanquantile(drawn, (0.025, 0.975))  # nothing is told apart where one run alone was drawn
+    return WithInterval(value=value, interval=(float(low), float(high)), count=count)
 
 
 def _is_of_one_setting(difference: str) -> bool:
