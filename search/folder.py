@@ -150,12 +150,16 @@ class RunFolder:
         """Be the only one that writes in it; whoever ends holds it no longer. Nothing where locks are unknown.
 
         Raises:
-            OutputError: another process does.
+            OutputError: another process does, or nothing can be written there.
         """
         if sys.platform == "win32":
             yield
             return
-        with (self.path / LOCK).open("ab") as stream:
+        try:
+            stream = (self.path / LOCK).open("ab")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path / LOCK}: {error.strerror or error}") from error
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -263,7 +263,7 @@ class Session:
 
         def loss_of(architecture: Architecture) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                return self.task.loss(self.supernet(architecture, x), y)
+                return self.task.loss_of(self.supernet(architecture, x), y)
 
         losses = [partial(loss_of, architectures[number]) for number in duty.networks]
         return backward(

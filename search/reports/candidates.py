@@ -8,7 +8,7 @@ from typing import Any
 from repconv.errors import SearchError
 
 from ..config import config_from_dict
-from ..folder import CONFIG, POPULATIONS, RESULT
+from ..folder import CONFIG, POPULATIONS, RESULT, RunFolder
 from ..supernet.architecture import SCHEMA, Architecture, read_json
 from ..supernet.records import POPULATION, SEARCH, require
 from ..supernet.space import SearchSpace
@@ -23,9 +23,13 @@ def read_candidates(path: str | Path, top: int = 1) -> tuple[Found, ...]:
     network the run's `config.json` names, or the run's folder, for its result.
 
     Raises:
-        SearchError: it cannot be read, is of another kind, or holds fewer.
+        SearchError: it cannot be read, is of another kind, or holds fewer; a folder's search is not finished.
     """
     file = Path(path) / RESULT if Path(path).is_dir() else Path(path)
+    if Path(path).is_dir() and not file.exists():
+        last = max((RunFolder.open(Path(path)).path / POPULATIONS).glob("*.json"), default=None)
+        instead = "" if last is None else f", or name what it has until now: {last}"
+        raise SearchError(f"{path} is under way: it has no {RESULT}; go on with it first (search resume){instead}")
     content = read_json(file)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema == SCHEMA:

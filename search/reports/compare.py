@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from repconv.errors import SearchError
 
@@ -26,6 +27,7 @@ SEED = "seed"
 _RESAMPLES = 2000
 _MOST_SHOWN = 12
 _LESS = " - "
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,8 @@ class RunComparison:
 
     groups: of runs alike but for their seed, the accuracies' estimate by what the groups differ in; those of one seed,
     as the best few of one search, count as one, their mean. differences: of two groups over the seeds both have.
-    correlation: Kendall's tau-b of score and accuracy over retrained architectures, by group and over all, with a
-    bootstrap interval.
+    correlation: Kendall's tau-b of score and accuracy over retrained architectures of the same seeds, by group and over
+    all, with a bootstrap interval.
     """
 
     kind: str
@@ -121,8 +123,8 @@ def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
     kinds = sorted({one.kind for one in outcomes})
     if len(outcomes) < 2 or len(kinds) != 1:
         raise SearchError(
-            f"runs are compared with their like: expected two or more searches or two or more retrainings, got "
-            f"{len(outcomes)} of {' and '.join(kinds) or 'none'}"
+            f"runs are compared with their like: expected two or more searches or two or more retrainings, each in a "
+            f"folder of its own, got {len(outcomes)} of {' and '.join(kinds) or 'none'}"
         )
     groups: dict[str, list[RunOutcome]] = {}
     for one, label in zip(outcomes, labels([one.settings for one in outcomes]), strict=True):
@@ -139,10 +141,20 @@ def compare(outcomes: Sequence[RunOutcome]) -> RunComparison:
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each the settings in which they are not all alike, `key=value` with spaces between; "alike" where all are."""
+    """For each the settings in which they are not all alike, `key=value` with spaces between; "alike" where all are.
+
+    What differs reads otherwise: numbers have as many digits as that takes, four or more.
+    """
     keys = dict.fromkeys(key for one in settings for key in one)
-    differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
-    return [" ".join(f"{key}={_said(one[key])}" for key in differing if key in one) or "alike" for one in settings]
+    digits = {
+        key: _digits([one[key] for one in settings if key in one])
+        for key in keys
+        if len({repr(one.get(key)) for one in settings}) > 1
+    }
+    return [
+        " ".join(f"{key}={_said(one[key], count)}" for key, count in digits.items() if key in one) or "alike"
+        for one in settings
+    ]
 
 
 def estimate(values: Sequence[float]) -> WithInterval:
@@ -172,20 +184,38 @@ def _by_seed(runs: Iterable[RunOutcome]) -> dict[tuple[int, ...], float]:
 
 
 def correlation(runs: Sequence[RunOutcome]) -> WithInterval | None:
-    """Kendall's tau-b of scores and accuracies with its 95 % bootstrap interval; None for fewer than four."""
-    from scipy.stats import kendalltau
+    """Kendall's tau-b of scores and accuracies over the pairs of runs of the same seeds, with a bootstrap interval.
 
-    pairs = np.array([(one.score, one.accuracy) for one in runs if one.score is not None])
-    if len(pairs) < 4:
+    Another seed is another supernet, judged by other images: all of its scores are higher or lower, which says nothing
+    of its architectures. None for fewer than four runs that have others of their seeds beside them, or where either is
+    all alike.
+    """
+    seeds: dict[tuple[int, ...], list[tuple[float, float]]] = {}
+    for one in runs:
+        if one.score is not None:
+            seeds.setdefault(one.seed, []).append((one.score, one.accuracy))
+    paired = [(number, *pair) for number, pairs in enumerate(seeds.values()) for pair in pairs if len(pairs) > 1]
+    if len(paired) < 4:
         return None
-    value = float(kendalltau(*pairs.T).statistic)
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(_RESAMPLES, len(pairs)))
-    taus = [float(kendalltau(*pairs[chosen].T).statistic) for chosen in drawn]
-    told = [tau for tau in taus if not math.isnan(tau)]  # not where one run alone was drawn
-    if math.isnan(value) or not told:
+    seed, score, accuracy = np.array(paired).T
+    together = seed[:, None] == seed
+    by_score, by_accuracy = (np.sign(values[:, None] - values) * together for values in (score, accuracy))
+
+    def tau(times: Array) -> Array:
+        """Of every run taken so many times, [..., n] -> [...]; not a number where nothing is told apart."""
+        agreeing, scored, trained = (
+            ((times @ pairs) * times).sum(-1) for pairs in (by_score * by_accuracy, abs(by_score), abs(by_accuracy))
+        )
+        with np.errstate(invalid="ignore"):
+            return np.asarray(agreeing / np.sqrt(scored * trained))
+
+    count = len(paired)
+    value = float(tau(np.ones(count)))
+    drawn = tau(np.random.default_rng(0).multinomial(count, [1 / count] * count, size=_RESAMPLES).astype(float))
+    if math.isnan(value):
         return None
-    low, high = np.quantile(told, (0.025, 0.975))
-    return WithInterval(value=value, interval=(float(low), float(high)), count=len(pairs))
+    low, high = np.nanquantile(drawn, (0.025, 0.975))  # nothing is told apart where one run alone was drawn
+    return WithInterval(value=value, interval=(float(low), float(high)), count=count)
 
 
 def _is_of_one_setting(difference: str) -> bool:
@@ -193,16 +223,23 @@ def _is_of_one_setting(difference: str) -> bool:
     return len(set(one.split()) ^ set(other.split())) == 2
 
 
-def _said(value: object) -> str:
+def _digits(values: Sequence[object]) -> int:
+    """The fewest significant digits by which different ones read otherwise."""
+    count = len({repr(value) for value in values})
+    return next((digits for digits in range(4, 17) if len({_said(value, digits) for value in values}) == count), 17)
+
+
+def _said(value: object, digits: int) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def opened(paths: Iterable[str]) -> list[RunOutcome]:
-    """The outcomes of the runs in these folders.
+    """The outcomes of the runs in these folders, each once, however often it is named.
 
     Raises:
         SearchError: see `outcome`.
     """
-    return [outcome(RunFolder.open(Path(path))) for path in paths]
+    folders = {path.resolve(): path for path in map(Path, paths)}
+    return [outcome(RunFolder.open(path)) for path in folders.values()]

@@ -68,7 +68,7 @@ def scores_and_accuracies(retrained: Sequence[RunOutcome]) -> list[str]:
     if not points:
         return []
     tau = correlation(retrained)
-    said = "Four trainings give a rank correlation; there are fewer."
+    said = "Four trainings give a rank correlation, of seeds that others have too; there are fewer."
     if tau is not None:
         low, high = tau.interval or (math.nan, math.nan)
         said = f"They rank alike by a Kendall's tau of {tau.value:.2f} (95 % interval {low:.2f} to {high:.2f})."

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from repconv.errors import SearchError
 from repconv.pages.page import facts, figure, html_table, page
 
 from ..config import config_from_dict
@@ -26,8 +27,15 @@ def report(folder: RunFolder, retrained: Sequence[RunOutcome] = ()) -> str:
     retrained: trainings of what it found, whose accuracies are set beside its scores.
 
     Raises:
-        SearchError: a file of the run is damaged.
+        SearchError: a file of the run is damaged, or one of `retrained` is no training of what a search found.
     """
+    for one in retrained:
+        if one.score is None:
+            what = "a search" if one.kind == "search" else "a network trained by its name"
+            raise SearchError(
+                f"{one.path} is {what}: it has no score to set beside its accuracy; expected a retraining of what "
+                f"{folder.path} found"
+            )
     config = config_from_dict(folder.read_json(CONFIG), str(folder.path / CONFIG))
     records = folder.metrics()
     epochs = [r for r in records if r["kind"] == "epoch"]

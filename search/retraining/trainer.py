@@ -141,7 +141,7 @@ class Trainer:
 
         def loss() -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                return self.task.loss(self._forward(x, step), y)
+                return self.task.loss_of(self._forward(x, step), y)
 
         parameters = list(self.model.parameters())
         (value,) = backward(self.model, parameters, [loss], "uniform", self.processes, self.duty).losses

@@ -34,6 +34,26 @@ def top_1(output: object, targets: Tensor) -> Tensor:
     return output.argmax(1) == targets
 
 
+def in_words(value: object) -> str:
+    """What kind of value that is, a tensor with its shape."""
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def judged(correct: Correct, output: object, targets: Tensor) -> Tensor:
+    """Whether each answer is right, [n].
+
+    Raises:
+        SearchError: `correct` says something else.
+    """
+    found: object = correct(output, targets)
+    if not isinstance(found, Tensor) or found.numel() != len(targets):
+        raise SearchError(
+            f"the task's `correct` gives {in_words(found)} for {len(targets)} images; expected a tensor "
+            f"[{len(targets)}], true where the answer is right"
+        )
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What evaluating a population gave: one accuracy an architecture, and where the time went, in seconds.
@@ -58,10 +78,10 @@ def accuracy(net: nn.Module, batches: Batches, settings: EvaluationSettings, cor
     """The share of right answers of `net`, in evaluation.
 
     Raises:
-        SearchError: no images.
+        SearchError: no images, or `correct` does not say of each whether it is right.
     """
     with torch.inference_mode():
-        right = [(correct(net(settings.of(x)), y.to(settings.device)).sum(), len(y)) for x, y in batches]
+        right = [(judged(correct, net(settings.of(x)), y.to(settings.device)).sum(), len(y)) for x, y in batches]
         hits, seen = sum(int(n) for n, _ in right), sum(n for _, n in right)
     if not seen:
         raise SearchError("there are no images to measure accuracy on; the validation split is empty")

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from repconv.errors import SearchError, first_line
 
+from ..supernet.evaluate import in_words, judged
 from ..supernet.supernet import evaluating
 from .task import Task
 
@@ -23,10 +24,10 @@ def require_fitting(task: Task, model: nn.Module, name: str) -> None:
         name: its own.
 
     Raises:
-        SearchError: an image has another shape than `input_shape`, the network does not take it, or it answers fewer
-            numbers than there are classes.
+        SearchError: an image has another shape than `input_shape` or no label of a class, the network does not take it,
+            or it answers otherwise than with a number a class, or more; `correct` makes nothing of that.
     """
-    images = [task.train[i % len(task.train)][0] for i in range(2)]
+    images, labels = zip(*(task.labelled(task.train, i % len(task.train)) for i in range(2)), strict=True)
     with torch.random.fork_rng([]), torch.no_grad(), evaluating(model):
         _shaped(task, task.augment, images)
         seen = _shaped(task, task.prepare, images)
@@ -36,12 +37,16 @@ def require_fitting(task: Task, model: nn.Module, name: str) -> None:
             raise SearchError(
                 f"{name} does not take the task's images of {_by(task.input_shape)}: {first_line(error)}"
             ) from error
-    classes = len(task.class_names)
-    if task.loss is not functional.cross_entropy:
-        return
-    if not isinstance(answer, Tensor) or answer.dim() < 2:
+    if task.loss is functional.cross_entropy:
+        _require_classes(answer, len(task.class_names), name)
+    judged(task.correct, answer, torch.tensor(labels))
+
+
+def _require_classes(answer: object, classes: int, name: str) -> None:
+    if not isinstance(answer, Tensor) or answer.dim() != 2:
         raise SearchError(
-            f"{name} gives {_said(answer)} of two images, and cross entropy takes [2, {classes}]; give the task a loss"
+            f"{name} gives {in_words(answer)} of two images, and cross entropy takes [2, {classes}]; give the task a "
+            "loss"
         )
     if answer.shape[1] < classes:
         raise SearchError(
@@ -64,7 +69,3 @@ def _shaped(task: Task, way: Callable[[Tensor], Tensor], images: Sequence[Tensor
 
 def _by(shape: torch.Size | tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _said(answer: object) -> str:
-    return f"a tensor of {_by(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"

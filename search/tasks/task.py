@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import operator
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from repconv.errors import SearchError
 from repconv.files.held import temporary_folder
 from repconv.sources.checkpoint import Normalization
 
-from ..supernet.evaluate import Correct, top_1
+from ..supernet.evaluate import Correct, in_words, top_1
 from .images import LabelledImages
 
 _PRIME = 1_000_003
@@ -44,6 +45,35 @@ class Task:
     loss: Callable[[Any, Tensor], Tensor] = functional.cross_entropy
     correct: Correct = top_1
 
+    def labelled(self, images: LabelledImages, position: int) -> tuple[Tensor, Any]:
+        """One of its images and the target, which where the loss is cross entropy is the number of a class.
+
+        Raises:
+            SearchError: it is not.
+        """
+        image, label = images[position]
+        classes = len(self.class_names)
+        if self.loss is functional.cross_entropy and not _is_class(label, classes):
+            raise SearchError(
+                f"image {position} has the label {label!r}, and class_names names {classes} classes: expected a whole "
+                f"number from 0 to {classes - 1}; or give the task a loss that takes it"
+            )
+        return image, label
+
+    def loss_of(self, output: object, targets: Tensor) -> Tensor:
+        """The loss, one number.
+
+        Raises:
+            SearchError: it is something else.
+        """
+        found: object = self.loss(output, targets)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise SearchError(
+                f"the task's loss gives {in_words(found)} for {len(targets)} images; expected a tensor of one number, "
+                "their mean"
+            )
+        return found
+
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 [c, h, w] -> float32 with the training images' mean 0 and deviation 1."""
         mean, std = self._normalizing
@@ -54,6 +84,13 @@ class Task:
         """Mean and deviation, [c, 1, 1]."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.normalization.mean, self.normalization.std))
         return mean, std
+
+
+def _is_class(label: Any, classes: int) -> bool:  # noqa: ANN401  # whatever the user's images give
+    try:
+        return 0 <= operator.index(label) < classes
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -107,7 +144,7 @@ class _Keyed:
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, position = key
-        image, label = self.images[position]
+        image, label = self.task.labelled(self.images, position)
         before = torch.random.get_rng_state()
         torch.default_generator.manual_seed(((self.seed * _PRIME + epoch) * _PRIME + position) % 2**63)
         try:
@@ -204,7 +241,7 @@ class EvaluationBatches:
             return
         kept = []
         for start in range(0, len(self.positions), self.batch):
-            pairs = [self.images[p] for p in self.positions[start : start + self.batch]]
+            pairs = [self.task.labelled(self.images, p) for p in self.positions[start : start + self.batch]]
             x = torch.stack([self.task.normalize(self.task.prepare(image)) for image, _ in pairs])
             one = (x, torch.tensor([label for _, label in pairs]))
             if self._kept is not None:

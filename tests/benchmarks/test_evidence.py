@@ -6,17 +6,20 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import kendalltau, t
 
+from repconv.benchmarks.paper.searches import searches
 from repconv.benchmarks.studies.common import wrapped
 from repconv.benchmarks.studies.search.evidence import page
-from repconv.benchmarks.studies.search.evidence.findings import Findings, difference, over_seeds, said
+from repconv.benchmarks.studies.search.evidence.findings import Findings, attainable, difference, over_seeds, said
 from repconv.benchmarks.studies.search.evidence.job import KEPT
 from repconv.benchmarks.studies.search.evidence.protocol import (
     FIXED_SIZE,
     MIXED_SIZES,
     SEEDS,
+    SINGLE,
     VARIANTS,
     SearchJob,
     TrainingJob,
@@ -96,6 +99,43 @@ def test_numbers_are_those_of_the_files(kept: Findings) -> None:
     assert kept.tau("random", "own", FIXED_SIZE)(0) == pytest.approx(kendalltau(FIXED_SIZE, trained).statistic)
     assert kept.tau("random", "own", FIXED_SIZE)(2) is None
     assert over_seeds(kept.top("cars", 1)) is None
+    again = [math.sin(number + 1) for number in FIXED_SIZE]
+    assert kept.agreement(FIXED_SIZE) == (pytest.approx(kendalltau(trained, again).statistic), 1)
+
+
+def test_a_score_that_knows_the_worth_may_reach_more_than_two_trainings_agree() -> None:
+    draw = np.random.default_rng(0).normal(size=(3, 4000))
+    worth, one, other = draw[0], draw[0] + draw[1], draw[0] + draw[2]
+    agreement = kendalltau(one, other).statistic
+    assert attainable(agreement) == pytest.approx(kendalltau(worth, one).statistic, abs=0.02)
+    assert attainable(agreement) > agreement + 0.1
+    assert attainable(1) == pytest.approx(1)
+    assert attainable(0) == attainable(-0.1) == 0
+
+
+def test_the_page_of_a_done_protocol_leaves_nothing_open(tmp_path: Path) -> None:
+    """Of every job the least a folder holds: no number is missing, none is no number."""
+    for at, job in enumerate({job.name: job for job in jobs()}.values()):
+        folder, accuracy = tmp_path / job.name, 0.5 + math.sin(at) / 10
+        folder.mkdir(parents=True)
+        alone = isinstance(job, SearchJob) and (job.config.strategy in SINGLE or job.config.ratio == 1)
+        found = [{"accuracy": accuracy - rank / 100, "age": None} for rank in range(1 if alone else 12)]
+        files = {"result": {"fused_accuracy": accuracy, "architectures": found}}
+        if isinstance(job, SearchJob) and job.scored:
+            files["scores"] = {key: [math.cos(number) for number in range(45)] for key in ("own", "shared")}
+        files["environment"] = {"processor": f"P{at % 2}", "versions": {"torch": "2"}}
+        for file, content in files.items():
+            (folder / f"{file}.json").write_text(json.dumps(content))
+        lines = [{"kind": "accuracy", "epoch": epoch, "accuracy": accuracy * epoch / 12} for epoch in range(1, 13)]
+        lines.append({"kind": "generation", "parents": 12, "survivors": at % 12, "mean_age": 1 + accuracy})
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    findings = Findings(tmp_path)
+    for text in (page.page(findings), searches(findings)):
+        assert "not measured" not in text
+        assert "too few" not in text
+        assert "nan" not in text
+        assert "(2)" not in text
+    assert "357 of 357 are done on P0, torch 2; P1, torch 2." in " ".join(page.page(findings).split())
 
 
 def test_a_verdict_says_what_is_shown_alone(kept: Findings) -> None:

@@ -24,7 +24,7 @@ from repconv.search.strategies.evolution import first_population
 from repconv.search.supernet.space import SearchSpace
 from repconv.search.supernet.supernet import Gates
 
-pytest.importorskip("scipy.stats", reason="scipy is not installed")
+kendalltau = pytest.importorskip("scipy.stats", reason="scipy is not installed").kendalltau
 SMALL = SearchConfig(network="irep_resnet18", width=2, blocks=(1,), data="digits")
 SPACE = SearchSpace.of(create_model("irep_resnet18", width=2, blocks=(1,), in_channels=1))
 GATES = Gates((0.0,) * len(SPACE.slots), (0.0,) * len(SPACE.blocks))
@@ -84,7 +84,7 @@ def test_groups_differ_in_settings_and_are_paired_by_seed(tmp_path) -> None:
 def test_rank_correlation_of_score_and_retrained_accuracy(tmp_path) -> None:
     scores = {"des": [(0.5, 0.80), (0.6, 0.81), (0.7, 0.83), (0.8, 0.82)], "random": [(0.5, 0.79), (0.6, 0.78)]}
     runs = [
-        retrained(tmp_path / f"{strategy}{i}", score, accuracy, strategy=strategy, seed=i)
+        retrained(tmp_path / f"{strategy}{i}", score, accuracy, strategy=strategy, seed=0)
         for strategy, pairs in scores.items()
         for i, (score, accuracy) in enumerate(pairs)
     ]
@@ -94,6 +94,30 @@ def test_rank_correlation_of_score_and_retrained_accuracy(tmp_path) -> None:
     assert set(found.correlation) == {"search.strategy=des", "all"}  # two are too few
     low, high = found.correlation["all"].interval
     assert -1 <= low <= found.correlation["all"].value <= high <= 1
+    together = [pair for pairs in scores.values() for pair in pairs]
+    assert found.correlation["all"].value == pytest.approx(kendalltau(*zip(*together, strict=True)).statistic)
+
+
+def test_scores_are_ranked_within_a_seed(tmp_path) -> None:
+    """The second seed's supernet scores all higher, and its images are harder to learn from."""
+    runs = [
+        retrained(
+            tmp_path / f"{seed}-{i}", 0.5 + i / 100 + seed / 5, 0.8 + i / 100 - seed / 5, strategy="des", seed=seed
+        )
+        for seed in (0, 1)
+        for i in range(3)
+    ]
+    alone = retrained(tmp_path / "alone", 0.9, 0.1, strategy="des", seed=2)  # beside which there is no other
+    found = compare(opened([*map(str, runs), str(alone)])).correlation["alike"]
+    assert (found.value, found.interval, found.count) == (pytest.approx(1), pytest.approx((1, 1)), 6)
+    pairs = [(math.sin(i), math.cos(i)) for i in range(12)]
+    several = [retrained(tmp_path / f"a{i}", *pair, strategy="des", seed=i % 2) for i, pair in enumerate(pairs)]
+    found = compare(opened(map(str, several))).correlation["alike"]
+    # As many pairs in both seeds, none of equal values: the mean of theirs.
+    taus = [kendalltau(*zip(*pairs[seed::2], strict=True)).statistic for seed in (0, 1)]
+    assert found.value == pytest.approx(sum(taus) / 2)
+    low, high = found.interval
+    assert low < found.value < high
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9), st.floats(-1, 1))
@@ -109,9 +133,28 @@ def test_labels_name_what_differs_alone() -> None:
     assert labels([{"a": 1}, {"a": 1}]) == ["alike", "alike"]
 
 
+def test_numbers_that_differ_late_are_two_groups(tmp_path) -> None:
+    assert labels([{"a": 2 / 3}, {"a": 0.66666}, {"a": 0.5}]) == ["a=0.66667", "a=0.66666", "a=0.5"]
+    runs = [searched(tmp_path / str(ratio), [ratio], ratio=ratio) for ratio in (2 / 3, 0.66666)]
+    assert [group.count for group in compare(opened(map(str, runs))).groups.values()] == [1, 1]
+
+
+def test_a_run_counts_once_however_often_it_is_named(tmp_path, monkeypatch) -> None:
+    runs = [retrained(tmp_path / f"r{i}", i / 9, i / 8, strategy="des", seed=i) for i in range(3)]
+    monkeypatch.chdir(tmp_path)
+    again = [*map(str, runs), "r0", "./r1", "r2/../r2"]
+    assert compare(opened(again)).groups == compare(opened(map(str, runs))).groups
+    assert not compare(opened(again)).correlation  # of four
+    with pytest.raises(SearchError, match="each in a folder of its own, got 1 of retrain"):
+        compare(opened(["r0", "r0/"]))
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path) -> None:
     one = searched(tmp_path / "one", [0.5])
-    with pytest.raises(SearchError, match="two or more searches or two or more retrainings, got 1 of search"):
+    with pytest.raises(
+        SearchError,
+        match="two or more searches or two or more retrainings, each in a folder of its own, got 1 of search",
+    ):
         compare(opened([str(one)]))
     other = retrained(tmp_path / "other", 0.5, 0.6, strategy="des", seed=0)
     with pytest.raises(SearchError, match="got 2 of retrain and search"):
@@ -150,11 +193,21 @@ class TestCandidates:
             read_candidates(run, 3)
         with pytest.raises(SearchError, match=r"is of schema .*search-config/2.*; expected repconv.arch/1"):
             read_candidates(run / CONFIG)
+        (tmp_path / POPULATIONS).mkdir()
         (tmp_path / RESULT).write_text((run / RESULT).read_text())
         with pytest.raises(SearchError, match="names no network"):
             read_candidates(tmp_path / RESULT)
         with pytest.raises(SearchError, match="cannot read"):
             read_candidates(run / METRICS)
+        with pytest.raises(SearchError, match="holds no run"):
+            read_candidates(tmp_path / POPULATIONS)
+
+    def test_a_run_under_way_is_named_with_what_it_has(self, tmp_path) -> None:
+        run = searched(tmp_path / "run", [0.2, 0.9])
+        (run / RESULT).unlink()
+        with pytest.raises(SearchError, match=r"run is under way: .*search resume\), or name .*populations/0001.json"):
+            read_candidates(run)
+        assert read_candidates(run / POPULATIONS / "0001.json")[0].accuracy == 0.9
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from repconv import SearchError
 from repconv.search.config import SCHEMA
 from repconv.search.folder import RESULT, RunFolder
 from repconv.search.presets import PRESETS
@@ -130,10 +131,13 @@ def test_times_are_those_of_the_metrics() -> None:
 
 def test_scores_stand_beside_accuracies_when_trained(finished) -> None:
     runs = [
-        RunOutcome(path=str(i), kind="retrain", settings={}, seed=(i,), accuracy=accuracy, score=score)
+        RunOutcome(path=str(i), kind="retrain", settings={}, seed=(0, 0), accuracy=accuracy, score=score)
         for i, (score, accuracy) in enumerate([(0.5, 0.80), (0.6, 0.81), (0.7, 0.83), (0.8, 0.82)])
     ]
     text = report(finished, runs)
     assert "Scores, and accuracies when trained" in text
     assert "tau of 0.67" in text
     assert "there are fewer" in report(finished, runs[:2])
+    searched = replace(runs[0], kind="search", score=None)
+    with pytest.raises(SearchError, match="0 is a search: it has no score to set beside its accuracy"):
+        report(finished, [searched, *runs])

@@ -17,7 +17,7 @@ import torch
 from repconv import BuildError, OutputError, SearchError, load
 from repconv.progress import watched
 from repconv.search.config import SCHEMA, SearchConfig
-from repconv.search.folder import CHECKPOINT, CONFIG, METRICS, RESULT, RunFolder
+from repconv.search.folder import CHECKPOINT, CONFIG, LOCK, METRICS, RESULT, RunFolder
 from repconv.search.presets import PRESETS
 from repconv.search.reports.found import read_found
 from repconv.search.reports.history import measuring_left_s
@@ -384,6 +384,14 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path) -> None:
         raise ZeroDivisionError
     with folder.held():
         pass  # whoever held it has ended
+
+
+def test_where_no_lock_can_be_written_that_is_said(tmp_path) -> None:
+    folder = begun(tmp_path / "run")
+    (folder.path / LOCK).unlink(missing_ok=True)
+    (folder.path / LOCK).mkdir()  # a read-only folder would not stop the superuser
+    with pytest.raises(OutputError, match=r"cannot write .*\.lock: Is a directory"):
+        run(folder)
 
 
 def test_a_lock_ends_with_its_process(tmp_path) -> None:

@@ -13,9 +13,11 @@ from repconv import OutputError, SearchError
 from repconv.search.config import SearchConfig
 from repconv.search.folder import CONFIG, METRICS, RunFolder
 from repconv.search.retrain_config import RetrainConfig
+from repconv.search.supernet.bank import EvaluationSettings
+from repconv.search.supernet.evaluate import accuracy
 from repconv.search.tasks.fitting import require_fitting
 from repconv.search.tasks.images import HeldImages
-from repconv.search.tasks.task import Task
+from repconv.search.tasks.task import EvaluationBatches, Task, training_batches
 from repconv.sources.checkpoint import Normalization
 
 
@@ -58,6 +60,22 @@ REFUSED = {
         Pair(),
         r"a dict of two images, and cross entropy takes \[2, 4\]; give the task a loss",
     ),
+    "a map": (
+        {},
+        nn.Conv2d(3, 4, 3),
+        r"a tensor \[2, 4, 4, 4\] of two images, and cross entropy takes \[2, 4\]",
+    ),
+    "a metric that judges no image": (
+        {"correct": lambda answer, y: float((answer.argmax(1) == y).float().mean())},
+        head(4),
+        "`correct` gives a float for 2 images",
+    ),
+    "no metric for an answer": ({"loss": lambda *_: torch.zeros(())}, Pair(), "top-1 needs logits as one tensor"),
+    "labels that are words": (
+        {"train": [(torch.zeros(3, 6, 6, dtype=torch.uint8), "a")] * 2},
+        head(4),
+        "image 0 has the label 'a', and class_names names 4 classes: expected a whole number from 0 to 3",
+    ),
 }
 
 
@@ -72,10 +90,36 @@ def test_a_task_and_a_network_that_do_not_fit_are_refused(name: str) -> None:
 def test_a_loss_of_its_own_may_take_any_answer_and_nothing_is_changed() -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), Pair())
     kept, before = torch.get_rng_state(), {k: v.clone() for k, v in network.state_dict().items()}
-    require_fitting(dataclasses.replace(TASK, loss=lambda answer, y: answer["logits"].sum() + y.sum()), network, "net")
+    task = dataclasses.replace(
+        TASK,
+        loss=lambda answer, y: answer["logits"].sum() + y.sum(),
+        correct=lambda answer, y: answer["logits"][:, 0] > y,
+    )
+    require_fitting(task, network, "net")
     assert torch.equal(torch.get_rng_state(), kept)
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert all(module.training for module in network.modules())
+
+
+def test_a_label_beyond_the_classes_is_refused_where_it_is_read() -> None:
+    task = dataclasses.replace(TASK, class_names=("a", "b", "c"))  # images 3 and 7 are of class 3
+    says = "image 3 has the label 3, and class_names names 3 classes"
+    with pytest.raises(SearchError, match=says):
+        list(training_batches(task, range(7), batch=7, seed=0, epoch=0))
+    with pytest.raises(SearchError, match=says):
+        list(EvaluationBatches(task, task.train, range(8), batch=8, keep_bytes=0))
+    own = dataclasses.replace(task, loss=lambda answer, y: answer.mean() + y.sum())  # which may know what to do
+    assert len(list(EvaluationBatches(own, own.train, range(8), batch=8, keep_bytes=0))) == 1
+
+
+def test_a_loss_is_one_number_and_every_answer_is_judged() -> None:
+    each = dataclasses.replace(TASK, loss=lambda answer, y: (answer - y[:, None]).mean(1))
+    with pytest.raises(SearchError, match=r"loss gives a tensor \[2\] for 2 images; expected a tensor of one number"):
+        each.loss_of(torch.zeros(2, 4), torch.zeros(2))
+    images = [(torch.zeros(2, 3, 6, 6), torch.zeros(2))]
+    for found, says in ((0.5, "a float"), (torch.ones(2, 4), r"a tensor \[2, 4\]")):
+        with pytest.raises(SearchError, match=rf"`correct` gives {says} for 2 images; expected a tensor \[2\]"):
+            accuracy(head(4), images, EvaluationSettings(), lambda *_, found=found: found)
 
 
 @pytest.mark.parametrize("kind", [SearchConfig, RetrainConfig])

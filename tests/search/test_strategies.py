@@ -139,6 +139,15 @@ def test_populations_get_better(name: str) -> None:
     assert last > first or last == 1
 
 
+@pytest.mark.parametrize("name", ["des", "random", "aging", "aging-rescored", "cars"])
+def test_what_lives_on_is_a_generation_older_and_what_is_new_is_1(name: str) -> None:
+    states = searched(name, plan(generations=8))
+    ages = [{member.architecture: member.age for member in state.members} for state in states]
+    for before, now in itertools.pairwise(ages):
+        assert now == {architecture: 1 + before.get(architecture, 0) for architecture in now}
+    assert max(ages[-1].values()) > 1
+
+
 def test_learnt_gates_make_des_faster_than_random_search() -> None:
     mean = {
         name: sum(max(m.accuracy for m in searched(name, plan(), seed=s)[2].members) for s in range(10)) / 10

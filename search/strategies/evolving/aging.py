@@ -25,7 +25,8 @@ class Aging(Strategy):
 
     Every child is one mutation of the best of a random sample: an active branch is exchanged for another, so its size
     stays. Nothing is measured twice, as published. With shared weights, which learn on, that favours newborns: an
-    older member stays at what it was worth when the weights knew less. `rescored` measures all that live in every
+    older member stays at what it was worth when the weights knew less. So what is found is the best of those that live
+    at the end, measured anew; theirs is the best of all that ever lived. `rescored` measures all that live in every
     generation.
     """
 

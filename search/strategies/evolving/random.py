@@ -21,6 +21,7 @@ from ..protocol import (
     charged,
     generational,
     measured,
+    older,
 )
 
 
@@ -44,7 +45,7 @@ class Random(Strategy):
         # As many more as could turn out to live already.
         drawn = first_population(plan.space, plan.budget, wanted + len(living), generator)
         new = [architecture for architecture in drawn if architecture not in living][:wanted]
-        return asked(state, [*state.members, *map(Member, new)])
+        return asked(state, [*older(state.members), *map(Member, new)])
 
     def tell(self, state: State, scores: Sequence[float], gates: Gates) -> State:
         """The most accurate are kept, less what they cost."""

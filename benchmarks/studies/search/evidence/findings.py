@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,6 +40,15 @@ def difference(one: OfSeed, other: OfSeed) -> WithInterval | None:
         return None if first is None or second is None else first - second
 
     return over_seeds(of)
+
+
+def attainable(agreement: float) -> float:
+    """The tau of what an architecture is worth on average with one training of it, if two trainings agree by this tau.
+
+    Of accuracies that are a worth and an independent error, both normal: they correlate by `r = sin(pi tau / 2)` with
+    each other (Greiner's relation) and by `sqrt(r)` with the worth. 0 where trainings agree no better than by chance.
+    """
+    return 2 / math.pi * math.asin(math.sqrt(max(0.0, math.sin(math.pi * agreement / 2))))
 
 
 def said(value: WithInterval | None, unit: int = 100) -> str:
@@ -131,13 +141,15 @@ class Findings:
 
         return of
 
-    @cached_property
-    def agreement(self) -> WithInterval | None:
-        """Tau between two seeds' accuracies of the same architectures: what no score can do much better than."""
-        by_seed = [[self.accuracy(f"drawn-{number:02d}", seed) for number in FIXED_SIZE] for seed in SEEDS]
+    def agreement(self, sizes: Sequence[int]) -> tuple[float, int] | None:
+        """Tau-b between two seeds' accuracies of the same drawn architectures: the mean over pairs, and their number.
+
+        Pairs of three seeds are not independent, so there is no interval.
+        """
+        by_seed = [[self.accuracy(f"drawn-{number:02d}", seed) for number in sizes] for seed in SEEDS]
         whole = [found for found in by_seed if None not in found]
-        pairs = [(a, b) for i, a in enumerate(whole) for b in whole[:i]]
-        return estimate([float(kendalltau(a, b).statistic) for a, b in pairs]) if pairs else None
+        taus = [float(kendalltau(*pair).statistic) for pair in itertools.combinations(whole, 2)]
+        return (mean(taus), len(taus)) if taus else None
 
     def at_last(self, which: str) -> OfSeed:
         """The test accuracy of a trained network."""

@@ -15,6 +15,7 @@ from repconv.benchmarks.studies.search.evidence.findings import (
     SIZES,
     Findings,
     OfSeed,
+    attainable,
     difference,
     over_seeds,
     said,
@@ -74,8 +75,9 @@ def picture(findings: Findings) -> str | None:
 def _introduction(findings: Findings) -> str:
     every = {job.name: job for job in jobs()}.values()
     done = sum(findings.has(job.name) for job in every)
-    machine = next((found for job in every if (found := findings.environment_of(job.name))), None)
-    about = "" if machine is None else f" on {machine['processor']}, torch {machine['versions']['torch']}"
+    machines = [found for job in every if (found := findings.environment_of(job.name))]
+    on = dict.fromkeys(f"{one['processor']}, torch {one['versions']['torch']}" for one in machines)
+    about = f" on {'; '.join(on)}" if on else ""
     shown = round(SEARCH.train_images * SEARCH.validation_share)
     return f"""# What a search is worth: evidence
 
@@ -90,7 +92,8 @@ from scratch on {TRAINING.train_images:,} images for {TRAINING.epochs} epochs an
 that no search sees.
 
 Values are means over seeds (images, weights and draws differ) with a 95 % interval by Student's t, and the number of
-seeds. Differences are over the same seeds."""
+seeds. Differences are over the same seeds. An interval is of one value by itself: of twenty differences that are
+none, about one is shown by chance."""
 
 
 def _scores(findings: Findings) -> str:
@@ -109,8 +112,21 @@ thirds of the branches), or of sizes from a sixth to all of them.
 
 {markdown_table(("supernet", "statistics", "architectures", "tau"), rows)}
 
-Two trainings of the same architectures with different seeds agree by a tau of
-{said(findings.agreement, 1)} (one size): no score can do much better than that."""
+Chance in training limits what a score can reach: {"; ".join(_limit(findings, name) for name in SIZES)}. That
+is the tau of a score which knew the worth of an architecture, its accuracy averaged over trainings, if worth and chance
+are normally distributed."""
+
+
+def _limit(findings: Findings, sizes: str) -> str:
+    """How far two trainings agree, and what that leaves to a score."""
+    found = findings.agreement(SIZES[sizes])
+    if found is None:
+        return f"of {sizes} {NONE}"
+    tau, pairs = found
+    return (
+        f"of {sizes}, two trainings of the same architectures with different seeds agree by a tau of {tau:.2f} (mean "
+        f"of {pairs} {'pair' if pairs == 1 else 'pairs'} of seeds), which leaves a score about {attainable(tau):.2f}"
+    )
 
 
 def _strategies(findings: Findings) -> str:
@@ -175,13 +191,14 @@ def _ages(findings: Findings) -> str:
         "best, trained, %",
     )
     usual, without = (findings.top(name, FIGURE_4) for name in ("des", "no-age"))
+    less = difference(usual, without)
     return f"""## What does age do? (Figure 4)
 
 {markdown_table(heading, rows)}
 
-Ages are counted in generations, from 1 on. The paper's Figure 4: {FIGURE_4} architectures of each final
-population, trained: {said(over_seeds(usual))} % with the age term, {said(over_seeds(without))} % without, a
-difference of {said(difference(usual, without))} points{verdict({"age": difference(usual, without)})}"""
+Ages are counted in generations, from 1 on. The paper's Figure 4: the mean test accuracy, in %, of {FIGURE_4}
+architectures of each final population, trained. With the age term {said(over_seeds(usual))}, without
+{said(over_seeds(without))}; with less without {said(less)}{verdict({"age": less})}"""
 
 
 AGES_SAID: Mapping[str, str] = {
