@@ -110,6 +110,16 @@ class Findings:
 
         return of
 
+    def statistics_share(self, variant: str) -> OfSeed:
+        """The share of the time of measuring candidates that their own statistics take."""
+
+        def of(seed: int) -> float | None:
+            lines = [r for r in self.metrics(f"search/{variant}-{seed}") if r["kind"] == "generation"]
+            took = [sum(float(r[f"seconds_{part}"]) for r in lines) for part in ("reestimate", "fold", "write", "run")]
+            return took[0] / sum(took) if lines else None
+
+        return of
+
     def survivors(self, variant: str) -> OfSeed:
         """The share of parents that live on, over all generations."""
         alive, parents = (self.over_generations(variant, what) for what in ("survivors", "parents"))

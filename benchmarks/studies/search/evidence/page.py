@@ -114,7 +114,8 @@ thirds of the branches), or of sizes from a sixth to all of them.
 
 Chance in training limits what a score can reach: {"; ".join(_limit(findings, name) for name in SIZES)}. That
 is the tau of a score which knew the worth of an architecture, its accuracy averaged over trainings, if worth and chance
-are normally distributed."""
+are normally distributed. Statistics of its own take {said(over_seeds(findings.statistics_share("des")))} % of the time
+of measuring a candidate, fused, on {round(SEARCH.train_images * SEARCH.validation_share):,} images."""
 
 
 def _limit(findings: Findings, sizes: str) -> str:
@@ -174,11 +175,13 @@ Trained, beside two thirds of the branches{verdict({names[name]: gain for name, 
 
 def _ages(findings: Findings) -> str:
     says = {"des": "usual: in units of the spread, strength 1, two children", **AGES_SAID}
+    gains = {name: difference(findings.score(name), findings.score("des")) for name in AGES}
     rows = [
         (
             says[name], said(over_seeds(findings.over_generations(name, "mean_age")), 1),
             said(over_seeds(findings.survivors(name))), said(over_seeds(findings.age_of_best(name)), 1),
-            said(over_seeds(findings.score(name))), said(over_seeds(findings.top(name, 1))),
+            said(over_seeds(findings.score(name))), "" if name == "des" else said(gains[name]),
+            said(over_seeds(findings.top(name, 1))),
         )
         for name in ("des", *AGES)
     ]  # fmt: skip
@@ -188,6 +191,7 @@ def _ages(findings: Findings) -> str:
         "parents that live on, %",
         "age of the best",
         "score of the best, %",
+        "less the usual's",
         "best, trained, %",
     )
     usual, without = (findings.top(name, FIGURE_4) for name in ("des", "no-age"))
@@ -196,9 +200,18 @@ def _ages(findings: Findings) -> str:
 
 {markdown_table(heading, rows)}
 
-Ages are counted in generations, from 1 on. The paper's Figure 4: the mean test accuracy, in %, of {FIGURE_4}
-architectures of each final population, trained. With the age term {said(over_seeds(usual))}, without
-{said(over_seeds(without))}; with less without {said(less)}{verdict({"age": less})}"""
+Ages are counted in generations, from 1 on. Scores, beside the
+usual's{verdict({says[name]: gain for name, gain in gains.items()})}
+
+The paper's Figure 4: the mean test accuracy of {FIGURE_4} architectures of each final population, trained.
+
+| | test accuracy, % |
+|---|---|
+| with the age term | {said(over_seeds(usual))} |
+| without | {said(over_seeds(without))} |
+| difference | {said(less)} |
+
+Trained, beside none{verdict({"the age term": less})}"""
 
 
 AGES_SAID: Mapping[str, str] = {
