@@ -127,7 +127,8 @@ def test_the_page_of_a_done_protocol_leaves_nothing_open(tmp_path: Path) -> None
         for file, content in files.items():
             (folder / f"{file}.json").write_text(json.dumps(content))
         lines = [{"kind": "accuracy", "epoch": epoch, "accuracy": accuracy * epoch / 12} for epoch in range(1, 13)]
-        lines.append({"kind": "generation", "parents": 12, "survivors": at % 12, "mean_age": 1 + accuracy})
+        took = {f"seconds_{part}": 1.0 for part in ("fold", "reestimate", "write", "run")}
+        lines.append({"kind": "generation", "parents": 12, "survivors": at % 12, "mean_age": 1 + accuracy, **took})
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     findings = Findings(tmp_path)
     for text in (page.page(findings), searches(findings)):
