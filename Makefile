@@ -12,7 +12,7 @@
 #                     hour; `make paper KEEP=--keep` measures only what benchmarks/results/ does not hold)
 #   make search-evidence   do what is left of the searches and trainings of docs/evidence.md, and write that page and
 #                     docs/paper.md: TRAIN=cifar10-train.zip TEST=cifar10-test.zip; about 20 hours of a core in all,
-#                     stopped, it goes on
+#                     stopped, it goes on; without images it names what is left, and writes the pages
 #   make zoo          fuse and prove what is left of a network of every convolutional family, and write docs/zoo.md (a
 #                     few hours; stopped, it goes on; `make zoo LATENCY=--latency` times those that are done instead)
 #   make gpu          on a machine with an NVIDIA GPU: build, load, run, compare and time all that needs one, in under
@@ -114,7 +114,8 @@ paper: $(BIN)/.installed-dev
 	$(BIN)/python benchmarks/paper/document.py
 
 search-evidence: $(BIN)/.installed-dev
-	$(BIN)/python benchmarks/studies/search/evidence/measure.py --jobs $(JOBS) --train $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/studies/search/evidence/measure.py \
+		$(if $(TRAIN)$(TEST),--jobs $(JOBS) --train "$(TRAIN)" --test "$(TEST)",--list)
 	$(BIN)/python benchmarks/studies/search/evidence/page.py
 	$(BIN)/python benchmarks/paper/document.py
 

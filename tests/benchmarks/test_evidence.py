@@ -12,7 +12,7 @@ from scipy.stats import kendalltau, t
 
 from repconv.benchmarks.paper.searches import searches
 from repconv.benchmarks.studies.common import wrapped
-from repconv.benchmarks.studies.search.evidence import page
+from repconv.benchmarks.studies.search.evidence import measure, page
 from repconv.benchmarks.studies.search.evidence.findings import Findings, attainable, difference, over_seeds, said
 from repconv.benchmarks.studies.search.evidence.job import KEPT
 from repconv.benchmarks.studies.search.evidence.protocol import (
@@ -137,6 +137,17 @@ def test_the_page_of_a_done_protocol_leaves_nothing_open(tmp_path: Path) -> None
         assert "nan" not in text
         assert "(2)" not in text
     assert "357 of 357 are done on P0, torch 2; P1, torch 2." in " ".join(page.page(findings).split())
+
+
+def test_what_is_left_is_named_without_images_and_not_done_without(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(measure, "finished", lambda name: name != "training/drawn-07-1")
+    monkeypatch.setattr("sys.argv", ["measure.py", "--list"])
+    measure.main()
+    assert capsys.readouterr().out == "1 of 357 jobs are left\ntraining/drawn-07-1\n"
+    monkeypatch.setattr("sys.argv", ["measure.py"])
+    with pytest.raises(SystemExit, match="2"):
+        measure.main()
+    assert "give --train and --test" in capsys.readouterr().err
 
 
 def test_a_verdict_says_what_is_shown_alone(kept: Findings) -> None:

@@ -1,7 +1,8 @@
 """Do the jobs of the protocol that are not done yet, several at a time, each on one thread.
 
     python benchmarks/studies/search/evidence/measure.py --train cifar10-train.zip --test cifar10-test.zip \
-        [--jobs 2] [--only REGEX] [--minutes 120] [--list]
+        [--jobs 2] [--only REGEX] [--minutes 120]
+    python benchmarks/studies/search/evidence/measure.py --list [--only REGEX]
 
 Every finished job's files stay in benchmarks/results/evidence/, a folder each; a job that was interrupted goes on where
 it was, in build/evidence/. In all it takes about 18 hours of one core.
@@ -28,8 +29,8 @@ WORK = ROOT / "build" / "evidence"
 def main() -> None:
     """Do what is left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=existing, required=True, help="a zip of CIFAR-10's training images")
-    parser.add_argument("--test", type=existing, required=True, help="a zip of its test images")
+    parser.add_argument("--train", type=existing, help="a zip of CIFAR-10's training images")
+    parser.add_argument("--test", type=existing, help="a zip of its test images")
     parser.add_argument("--jobs", type=positive, default=1, help="at a time (%(default)s)")
     parser.add_argument("--only", default="", help="jobs whose name this regular expression finds")
     parser.add_argument("--minutes", type=positive, help="start none after so long")
@@ -39,8 +40,12 @@ def main() -> None:
     left = [job for name, job in named.items() if re.search(chosen.only, name) and not finished(name)]
     print(f"{len(left)} of {len(named)} jobs are left", flush=True)
     if chosen.list:
-        print("\n".join(job.name for job in left))
+        print("".join(f"{job.name}\n" for job in left), end="")
         return
+    if not left:
+        return
+    if not (chosen.train and chosen.test):
+        parser.error("they need the images of CIFAR-10: give --train and --test, a zip each (--list names them alone)")
     os.environ.update(MALLOC)  # of the processes to come
     WORK.mkdir(parents=True, exist_ok=True)
     for name, file in ((TRAIN, chosen.train), (TEST, chosen.test)):
