@@ -84,3 +84,9 @@ def _run(*arguments: object, before: str = "") -> tuple[int, str]:
 def run() -> Run:
     """The command line in a process of its own, perhaps after a line of code: exit code, all it says in one line."""
     return _run
+
+
+@pytest.fixture(scope="session")
+def doctor() -> str:
+    """What `doctor` says here, in one line; it imports every runtime, so once is enough."""
+    return _run("doctor")[1]

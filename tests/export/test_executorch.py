@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -27,14 +26,6 @@ EXECUTORCH = "executorch"
 
 
 SIZE = (Span.of(16), Span.of(16))
-
-
-def run(*arguments: object, before: str = "") -> tuple[int, str]:
-    """The command line in a process of its own: its exit code, and what it says in one line."""
-    code = f"{before}\nfrom repconv.cli import main\nmain()"
-    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
 # What needs no ExecuTorch
@@ -94,7 +85,7 @@ def test_an_onnx_model_is_no_program(checkpoint, tmp_path) -> None:
         export(tmp_path / "m.onnx", EXECUTORCH, tmp_path / "m.pte")
 
 
-def test_without_executorch_the_line_that_installs_it(checkpoint, tmp_path, monkeypatch) -> None:
+def test_without_executorch_the_line_that_installs_it(checkpoint, tmp_path, monkeypatch, run) -> None:
     missing = 'import sys; sys.modules["executorch.runtime"] = None'
     code, said = run("export", checkpoint, "--to", EXECUTORCH, "-o", tmp_path / "m.pte", before=missing)
     assert (code, "ExecuTorch is not installed; install it with: pip install executorch" in said) == (3, True), said
@@ -111,7 +102,7 @@ installed = pytest.mark.edge("executorch")
 
 @installed
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.exhaustive)])
-def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path) -> None:
+def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: str, checkpoint, tmp_path, run) -> None:
     record = export(checkpoint, EXECUTORCH, tmp_path / "m.pte", BuildSettings(precision=precision))
     assert record.verified
     assert record.runtime.startswith("ExecuTorch 1.")
@@ -129,7 +120,7 @@ def test_a_checkpoint_is_verified_in_one_delegate_of_the_precision(precision: st
 
 
 @installed
-def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_path) -> None:
+def test_open_sizes_hold_what_was_asked_and_run_at_both_ends(checkpoint, tmp_path, run) -> None:
     sides = (Span(16, 16, 24), Span(16, 16, 24))
     settings = BuildSettings(precision="fp16", batch=Span(1, 2, 20), image=sides, fp32_io=True)
     record = export(checkpoint, EXECUTORCH, tmp_path / "m.pte", settings)
@@ -176,7 +167,7 @@ def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path, thei
 
 
 @installed
-def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs) -> None:
+def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs, run) -> None:
     """A method alone does not keep its program, and reads what is written over it."""
     export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     run, x = open_artefact(str(tmp_path / "m.pte")).run, torch.randn(1, 3, 16, 16)
@@ -187,7 +178,7 @@ def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs) -> None:
 
 
 @installed
-def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch, theirs) -> None:
+def test_damaged_files_and_other_sizes_answer_in_words(tmp_path, monkeypatch, theirs, run) -> None:
     export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     content = (tmp_path / "m.pte").read_bytes()
     found = open_artefact(str(tmp_path / "m.pte"))
@@ -215,7 +206,7 @@ def test_half_precision_that_overflows_is_named_before_it_is_built(tmp_path, the
 
 
 @installed
-def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path) -> None:
+def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path, run, doctor) -> None:
     few = {"rounds": 2, "sessions": 1, "seconds": 0.01, "calls": 4, "warmup": 0, "threads": 1, "against": "unfused"}
     options = [word for option, value in few.items() for word in (f"--{option}", value)]
     code, said = run("bench", small_program, "--backend", EXECUTORCH, *options, "--json", tmp_path / "b.json")
@@ -223,5 +214,4 @@ def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path) -> None:
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert {row["form"]: row["evidence"]["passed"] for row in rows} == {"unfused": True, "fused": True}
     assert all(row["observed"]["threads"] == "1" for row in rows)
-    code, said = run("doctor")
-    assert re.search(r"ExecuTorch works 1\.\S+ .*XnnpackBackend", said), said
+    assert re.search(r"ExecuTorch works 1\.\S+ .*XnnpackBackend", doctor), doctor

@@ -216,7 +216,7 @@ def test_what_the_converter_says_is_not_shown_but_kept_where_it_is_asked_for(che
 
 
 @installed
-def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path, run) -> None:
+def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path, run, doctor) -> None:
     few = {"rounds": 2, "sessions": 1, "seconds": 0.01, "calls": 4, "warmup": 0, "threads": 2, "against": "unfused"}
     options = [word for option, value in few.items() for word in (f"--{option}", value)]
     code, said = run("bench", small_program, "--backend", LITERT, *options, "--json", tmp_path / "b.json")
@@ -224,6 +224,5 @@ def test_bench_times_it_and_doctor_finds_it(small_program, tmp_path, run) -> Non
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert {row["form"]: row["evidence"]["passed"] for row in rows} == {"unfused": True, "fused": True}
     assert all(row["observed"]["threads"] == "2" for row in rows)
-    code, said = run("doctor")
-    assert re.search(r"LiteRT works 2\.\S+ CPU \(XNNPACK\)", said), said
-    assert re.search(r"litert-torch works 0\.", said), said
+    assert re.search(r"LiteRT works 2\.\S+ CPU \(XNNPACK\)", doctor), doctor
+    assert re.search(r"litert-torch works 0\.", doctor), doctor
