@@ -23,8 +23,6 @@ from repconv.export.targets import TARGETS
 from repconv.fusing import fuse_network
 
 EXECUTORCH = "executorch"
-
-
 SIZE = (Span.of(16), Span.of(16))
 
 
@@ -167,7 +165,7 @@ def test_memory_in_another_order_is_brought_into_the_one_it_reads(tmp_path, thei
 
 
 @installed
-def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs, run) -> None:
+def test_a_program_outlives_whatever_else_is_let_go(tmp_path, theirs) -> None:
     """A method alone does not keep its program, and reads what is written over it."""
     export(theirs, EXECUTORCH, tmp_path / "m.pte", BuildSettings(image=SIZE))
     run, x = open_artefact(str(tmp_path / "m.pte")).run, torch.randn(1, 3, 16, 16)
