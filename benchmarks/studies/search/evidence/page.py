@@ -40,6 +40,8 @@ from repconv.search.reports.compare import WithInterval
 
 PAGE = ROOT / "docs" / "evidence.md"
 PICTURE = PICTURES / "evidence_branches.svg"
+JUDGING = round(SEARCH.train_images * SEARCH.validation_share)
+"""Images by which a search judges."""
 
 
 def main() -> None:
@@ -78,7 +80,6 @@ def _introduction(findings: Findings) -> str:
     machines = [found for job in every if (found := findings.environment_of(job.name))]
     on = dict.fromkeys(f"{one['processor']}, torch {one['versions']['torch']}" for one in machines)
     about = f" on {'; '.join(on)}" if on else ""
-    shown = round(SEARCH.train_images * SEARCH.validation_share)
     return f"""# What a search is worth: evidence
 
 Small searches and trainings that ask what each part of the method is worth. `make search-evidence` does
@@ -86,10 +87,10 @@ those that are left and writes this page; every number stands in a run's folder 
 which `repconv search report` and `repconv search compare` read. {done} of {len(every)} are done{about}.
 
 A ResNet of width {SEARCH.width} with three units of ten branches a convolution, CIFAR-10. A search
-learns from {SEARCH.train_images - shown:,} images for {SEARCH.epochs} epochs, of which {SEARCH.warmup_epochs} warm up,
-in generations of one, with a population of {SEARCH.population}; it judges by {shown:,} others. What is found is trained
-from scratch on {TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000 test images
-that no search sees.
+learns from {SEARCH.train_images - JUDGING:,} images for {SEARCH.epochs} epochs, of which {SEARCH.warmup_epochs} warm
+up, in generations of one, with a population of {SEARCH.population}; it judges by {JUDGING:,} others. What is found is
+trained from scratch on {TRAINING.train_images:,} images for {TRAINING.epochs} epochs and measured, fused, on 5,000
+test images that no search sees.
 
 Values are means over seeds (images, weights and draws differ) with a 95 % interval by Student's t, and the number of
 seeds. Differences are over the same seeds. An interval is of one value by itself: of twenty differences that are
@@ -115,7 +116,7 @@ thirds of the branches), or of sizes from a sixth to all of them.
 Chance in training limits what a score can reach: {"; ".join(_limit(findings, name) for name in SIZES)}. That
 is the tau of a score which knew the worth of an architecture, its accuracy averaged over trainings, if worth and chance
 are normally distributed. Statistics of its own take {said(over_seeds(findings.statistics_share("des")))} % of the time
-of measuring a candidate, fused, on {round(SEARCH.train_images * SEARCH.validation_share):,} images."""
+of measuring a candidate, fused, on {JUDGING:,} images."""
 
 
 def _limit(findings: Findings, sizes: str) -> str:
