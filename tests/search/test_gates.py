@@ -28,7 +28,8 @@ from repconv.search.strategies.training import Dropped, Training, perturbed_best
 from repconv.search.supernet.architecture import Architecture
 from repconv.search.supernet.space import SearchSpace
 from repconv.search.supernet.supernet import Gates, Supernet
-from repconv.search.tasks.task import halves, training_batches
+from repconv.search.tasks.task import Task, halves, training_batches
+from repconv.sources.checkpoint import Normalization
 
 TINY = dataclasses.replace(
     PRESETS["smoke"].config, width=2, blocks=(1,), train_images=125, epochs=3, warmup_epochs=1, generation_epochs=1,
@@ -148,7 +149,7 @@ class TestHalves:
     @settings(max_examples=60, deadline=None)
     def test_both_halves_fill_an_epochs_updates_and_share_no_image(self, count: int, batch: int, epoch: int) -> None:
         batch = min(batch, count)
-        task = _Numbered(count)
+        task = _numbered(count)
         steps, seen = count // batch, []
         for half in halves(range(count)):
             found = list(training_batches(task, half, batch=batch, seed=3, epoch=epoch, steps=steps))
@@ -167,7 +168,7 @@ class TestHalves:
         assert not set(seen[0]) & set(seen[1])
 
     def test_another_epoch_has_another_order_and_other_looks(self) -> None:
-        task = _Numbered(12)
+        task = _numbered(12)
         looks = set()
         for epoch in range(3):
             for x, y in training_batches(task, range(6), batch=6, seed=0, epoch=epoch, steps=2):
@@ -190,17 +191,17 @@ class TestHalves:
         assert not (seen["weights"] | seen["gates"]) & set(session.split.validation)
 
 
-class _Numbered:
-    """A task of as many images: each looks as torch's generator draws it, and its target is its position."""
-
-    def __init__(self, count: int) -> None:
-        self.train = [(torch.zeros(1), i) for i in range(count)]
-
-    def augment(self, image: Tensor) -> Tensor:
-        return image + torch.rand(1, dtype=torch.float64)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        return image
+def _numbered(count: int) -> Task:
+    """Of as many images: each looks as torch's generator draws it, and its target is its position."""
+    return Task(
+        train=[(torch.zeros(1, 1, 1), i) for i in range(count)],
+        test=None,
+        class_names=tuple(map(str, range(count))),
+        input_shape=(1, 1, 1),
+        normalization=Normalization(mean=(0.0,), std=(1.0,)),
+        augment=lambda image: image + torch.rand(1, dtype=torch.float64),
+        prepare=lambda image: image,
+    )
 
 
 class _Watched:
