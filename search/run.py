@@ -9,57 +9,35 @@ Started by `torchrun` or `accelerate launch`, several processes search as one, i
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from repconv.errors import CheckpointError
 from repconv.models.libraries import check_asked
-from repconv.sources.checkpoint import save
 
 from .config import SearchConfig, config_from_dict
 from .costs.prices import Prices
-from .folder import BEST, CONFIG, POPULATIONS, PRICES, RESULT, SUPERNET, TENSORBOARD, RunFolder
+from .folder import CONFIG, POPULATIONS, PRICES, RESULT, TENSORBOARD, RunFolder
 from .processes import joined
-from .reports.found import Found
 from .reports.history import measuring_left_s, of_children_alone, without_gain
-from .reports.picture import svg
-from .resuming import Pace, Position, Report, keep, kept, loaders_lost_in_words, rest_of_epoch
+from .resuming import Pace, Position, Report, loaders_lost_in_words, rest_of_epoch
+from .running.checkpoint import Progress, restored, write_checkpoint
+from .running.result import finish
 from .session import Session
-from .strategies import State, Strategy, state_from_dict
+from .strategies import State, Strategy
 from .strategies.evolution import random_architecture
 from .strategies.protocol import architectures_of
-from .strategies.training import Training, training_from_dict
+from .strategies.training import Training
 from .supernet.architecture import Architecture
 from .supernet.evaluate import Evaluation
 from .supernet.precision import TAU, agreed, measured_alike
 from .supernet.records import PRICED
-from .supernet.supernet import Gates
 from .tasks.data import is_own_data
 from .tasks.network import is_own_network
-
-FORMAT = "repconv.search-checkpoint/1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is.
-
-    train, measure: what the strategy asked for in this generation, None before it was asked; training: how.
-    """
-
-    state: State
-    at: Position = field(default_factory=Position)
-    train: tuple[Architecture, ...] | None = None
-    measure: tuple[Architecture, ...] = ()
-    training: Training = field(default_factory=Training)
-    generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 def run(
@@ -98,7 +76,7 @@ def run(
 
 def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[], float]) -> None:
     config, first = session.config, session.processes.first
-    progress = _restored(folder, session)
+    progress = restored(folder, session)
     session.prices = _prices(folder, session)
     strategy = session.strategy()
     writer = _tensorboard(folder, progress.at.epoch * session.steps_an_epoch + progress.at.step) if first else None
@@ -128,7 +106,7 @@ def _run(folder: RunFolder, session: Session, report: Report, clock: Callable[[]
                     report({"kind": "note", "note": _ended_early(config, progress.state)})
                 break
             progress = _epoch(folder, session, strategy, progress, tell, pace)
-    _finish(folder, session, strategy, progress)
+    finish(folder, session, strategy, progress)
 
 
 def _prices(folder: RunFolder, session: Session) -> Prices | None:
@@ -194,7 +172,7 @@ def _epoch(
     asked, training = progress, strategy.warm_up if progress.train is None else progress.training
 
     def save_at(there: Position) -> None:
-        _checkpoint(folder, session, replace(asked, at=there))
+        write_checkpoint(folder, session, replace(asked, at=there))
 
     position = at.epoch, at.step, _count(session, progress), training.gates
     with session.held_out(*position) as held_out:
@@ -211,7 +189,7 @@ def _epoch(
         state = _selected(folder, session, strategy, progress, tell)
         progress = replace(progress, state=state, train=None, measure=(), training=Training())
     progress = replace(progress, at=Position(at.epoch + 1))
-    _checkpoint(folder, session, progress)
+    write_checkpoint(folder, session, progress)
     return progress
 
 
@@ -301,109 +279,6 @@ _NOBODY_LIVED_ON = (
     f"apart, so age decides and accuracy does not; --set age_unit=spread weighs age by how far they are apart, and "
     f"--set offspring=2 leaves more to choose from"
 )
-
-
-def _checkpoint(folder: RunFolder, session: Session, progress: Progress) -> None:
-    content = {
-        "format": FORMAT,
-        **session.state(),
-        "initial": [list(session.initial.alpha), list(session.initial.beta)],
-        "state": json.dumps(progress.state.to_dict()),
-        "train": None if progress.train is None else [list(a.mask) for a in progress.train],
-        "measure": [list(a.mask) for a in progress.measure],
-        "training": json.dumps(progress.training.to_dict()),
-        "generator": progress.generator.get_state(),
-    }
-    keep(folder, session, progress.at, content)
-
-
-def _restored(folder: RunFolder, session: Session) -> Progress:
-    """Where the last checkpoint was, its numbers put into `session`; the start without one."""
-    generator = torch.Generator().manual_seed(session.config.seed)
-    found = kept(folder, session, FORMAT)
-    if found is None:
-        return Progress(state=State(gates=session.initial), generator=generator)
-    at, content = found
-    space = session.supernet.space
-    session.put_state(content)
-    session.initial = Gates(*map(tuple, content["initial"]))
-    generator.set_state(content["generator"])
-    asked = [
-        None if masks is None else tuple(Architecture(space, tuple(mask)) for mask in masks)
-        for masks in (content["train"], content["measure"])
-    ]
-    return Progress(
-        state=state_from_dict(json.loads(content["state"]), space),
-        at=at,
-        train=asked[0],
-        measure=asked[1] or (),
-        training=training_from_dict(json.loads(content["training"])) if "training" in content else Training(),
-        generator=generator,
-    )
-
-
-def _finish(folder: RunFolder, session: Session, strategy: Strategy, progress: Progress) -> None:
-    """Measure what was found with the final weights, rank it, and write it down."""
-    state = progress.state
-    outcome = strategy.outcome(state)
-    accuracies = session.measure(outcome).accuracies
-    if not session.processes.first:
-        return
-    ages = {member.architecture: member.age for member in state.members}
-    ranked = sorted(range(len(outcome)), key=lambda i: (-accuracies[i], i))
-    gates = session.supernet.gates()
-    config = session.config
-    best = outcome[ranked[0]]
-    found = Found(
-        architecture=best,
-        network=config.network_settings,
-        gates=gates,
-        accuracy=accuracies[ranked[0]],
-        searched=config.provenance,
-    )
-    try:
-        save(
-            session.supernet.model,
-            folder.path / SUPERNET,
-            class_names=session.task.class_names,
-            normalization=session.task.normalization,
-            input_shape=session.task.input_shape,
-        )
-        supernet = SUPERNET
-    except CheckpointError as error:
-        supernet = f"not written: {error}"
-    folder.write_json(BEST, found.to_dict())
-    folder.write_text("best.svg", svg(best, f"{config.strategy}, validation accuracy {found.accuracy:.4f}"))
-    # Last: a folder with it is a finished run.
-    folder.write_json(
-        RESULT,
-        {
-            "schema": "repconv.search/1",
-            "space": [dataclasses.asdict(block) for block in session.supernet.space.blocks],
-            "budget": session.budget,
-            "age_unit": config.age_unit if config.age else None,
-            "reestimated_statistics": bool(config.reestimation_images),
-            "ended_early": state.generation if progress.at.epoch < config.epochs else None,
-            "supernet": supernet,
-            "gates": {"alpha": gates.alpha, "beta": gates.beta},
-            "architectures": [
-                {
-                    "accuracy": accuracies[i],
-                    "age": ages.get(outcome[i]),
-                    **({} if session.prices is None else {"cost": session.prices.cost(outcome[i])}),
-                    "active": outcome[i].active,
-                }
-                for i in ranked
-            ],
-            **({} if session.prices is None else {"prices": session.prices.to_dict(session.supernet.space)}),
-            # Without the times, which are never twice the same.
-            "history": [
-                {key: value for key, value in record.items() if not key.startswith("seconds")}
-                for record in folder.metrics()
-                if record["kind"] == "generation"
-            ],
-        },
-    )
 
 
 def _tensorboard(folder: RunFolder, step: int) -> Any:  # noqa: ANN401  # an optional library
